@@ -1,0 +1,35 @@
+"""Names shared by every dataset, policy and environment. They are LeRobot's own keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+IMAGE = "observation.image"
+STATE = "observation.state"
+ENVIRONMENT_STATE = "observation.environment_state"
+ACTION = "action"
+ACTION_IS_PAD = "action_is_pad"
+TASK = "task"
+
+
+@dataclass
+class Episode:
+    """One recorded or generated episode of T steps.
+
+    images:   (T, H, W, 3) uint8, the picture seen before `actions[t]` is executed.
+    states:   (T, S) float32, the proprioceptive state at the same instant.
+    actions:  (T, A) float32.
+    task:     the instruction in natural language.
+    metadata: provenance, one scalar per key; stored as columns of the episode table.
+    """
+
+    images: np.ndarray
+    states: np.ndarray
+    actions: np.ndarray
+    task: str
+    metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.actions)

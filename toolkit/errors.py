@@ -1,0 +1,17 @@
+"""Errors a user can act on: one line that says what, where, what was expected and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake in the input, not in the code. The command line prints it as one line and exits with 2."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Sentence that names the closest valid name, or lists them all when none is close."""
+    names = sorted(valid)
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'?" if close else f"Valid: {', '.join(names)}."

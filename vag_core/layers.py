@@ -1,0 +1,60 @@
+"""Layers that more than one branch uses."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """Sine-cosine features of scalar positions or times. t: (...,) -> (..., width)."""
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(width // 2, device=t.device) / (width // 2))
+    angles = t[..., None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Flow time in [0, 1] -> condition vector. t: (B,) -> (B, width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(sinusoidal_embedding(1000.0 * t, self.width))
+
+
+class InstructionEncoder(nn.Module):
+    """Instruction -> one vector. Learned on bytes, so that no vocabulary and no download is needed.
+
+    `embedding` mode takes vectors computed outside (a sentence-transformer or T5) instead of strings.
+    """
+
+    def __init__(self, kind: str, width: int, length: int, embedding_width: int) -> None:
+        super().__init__()
+        self.kind, self.length, self.embedding_width = kind, length, embedding_width
+        self.null = nn.Parameter(torch.zeros(width))  # stands for "no instruction" in guidance
+        if kind == "bytes":
+            self.embedding = nn.Embedding(257, width, padding_idx=256)
+            self.position = nn.Parameter(0.02 * torch.randn(length, width))
+            self.convolution = nn.Conv1d(width, width, 5, padding=2)
+        self.out = nn.Linear(width if kind == "bytes" else embedding_width, width)
+
+    def forward(self, instruction: list[str] | Tensor) -> Tensor:
+        """Strings, or (B, embedding_width) in `embedding` mode -> (B, width). Raises ValueError on a mismatch."""
+        device = self.null.device
+        if isinstance(instruction, Tensor) != (self.kind == "embedding"):
+            expected = "strings" if self.kind == "bytes" else f"a (B, {self.embedding_width}) tensor"
+            raise ValueError(f"instruction: expected {expected} (instruction.kind = {self.kind})")
+        if isinstance(instruction, Tensor):
+            return self.out(instruction.to(device))
+        codes = [list(text.lower().strip().encode()[: self.length]) for text in instruction]
+        ids = torch.tensor([c + [256] * (self.length - len(c)) for c in codes], device=device)  # (B, L)
+        mask = (ids != 256)[..., None]
+        tokens = self.embedding(ids) + self.position
+        tokens = F.silu(self.convolution((tokens * mask).transpose(1, 2)).transpose(1, 2))  # (B, L, D)
+        return self.out((tokens * mask).sum(1) / mask.sum(1).clamp(min=1))
