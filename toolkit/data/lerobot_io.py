@@ -1,0 +1,234 @@
+"""LeRobotDataset v3 on disk: write episodes atomically, read them back in order, add episode columns.
+
+Writing goes through LeRobot itself. Reading a whole dataset goes through Parquet and one sequential video
+decode, which is far faster than LeRobot's random access and gives the same frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
+from toolkit.errors import UserError
+
+INFO = "meta/info.json"
+
+
+class EpisodeWriter:
+    """Context manager that writes a LeRobotDataset v3 under a temporary name and renames it when complete.
+
+    Video is H.264 in yuv444p: 51 dB on 64x64 pictures, where the usual yuv420p stops at 35 dB.
+    Leaving the block with an exception removes what was written.
+    """
+
+    def __init__(
+        self, directory: Path, fps: int, state_names: list[str], action_names: list[str], robot_type: str = "sawyer"
+    ) -> None:
+        self.directory, self.fps, self.robot_type = Path(directory), fps, robot_type
+        self.state_names, self.action_names = state_names, action_names
+        self.temporary = self.directory.with_name(f".{self.directory.name}.partial")
+        self.metadata: list[dict[str, Any]] = []
+        self._dataset: Any = None
+        self._values: dict[str, list[np.ndarray]] = {STATE: [], ACTION: []}
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def add(self, episode: Episode) -> None:
+        """Append one episode. Raises UserError if a value is not finite or a shape differs from the first."""
+        for key, values in ((STATE, episode.states), (ACTION, episode.actions)):
+            if not np.isfinite(values).all():
+                raise UserError(f"episode {len(self.metadata)}: '{key}' holds NaN or infinity; it was not written")
+        if self._dataset is None:
+            self._dataset = self._create(episode.images.shape[1:])
+        for image, state, action in zip(episode.images, episode.states, episode.actions, strict=True):
+            frame = {IMAGE: image, STATE: np.float32(state), ACTION: np.float32(action), "task": episode.task}
+            self._dataset.add_frame(frame)
+        self._dataset.save_episode()
+        self.metadata.append(episode.metadata)
+        self._values[STATE].append(episode.states)
+        self._values[ACTION].append(episode.actions)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self._dataset is not None:
+            self._dataset.finalize()
+        if kind is not None or self._dataset is None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            if kind is None:
+                raise UserError(f"{self.directory}: no episode to write; the dataset would be empty")
+            return
+        keys = sorted({key for row in self.metadata for key in row})
+        add_episode_columns(self.temporary, {key: [row.get(key) for row in self.metadata] for key in keys})
+        self._write_global_statistics()
+        shutil.rmtree(self.temporary / "images", ignore_errors=True)
+        os.replace(self.temporary, self.directory)
+
+    def _create(self, image_shape: tuple[int, ...]) -> Any:
+        from lerobot.configs.video import RGBEncoderConfig
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+        vector = {"dtype": "float32"}
+        features = {
+            IMAGE: {"dtype": "video", "shape": image_shape, "names": ["height", "width", "channels"]},
+            STATE: {**vector, "shape": (len(self.state_names),), "names": self.state_names},
+            ACTION: {**vector, "shape": (len(self.action_names),), "names": self.action_names},
+        }
+        return LeRobotDataset.create(
+            f"local/{self.directory.name}",
+            fps=self.fps,
+            features=features,
+            root=self.temporary,
+            robot_type=self.robot_type,
+            rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=10, pix_fmt="yuv444p", preset="veryfast"),
+            streaming_encoding=True,
+            encoder_threads=1,
+        )
+
+    def _write_global_statistics(self) -> None:
+        """Replace the averaged per-episode quantiles, which are wrong, by quantiles of all frames."""
+        path = self.temporary / "meta/stats.json"
+        statistics = json.loads(path.read_text())
+        for key, parts in self._values.items():
+            values = np.concatenate(parts)
+            for name in [name for name in statistics[key] if name[0] == "q"]:
+                statistics[key][name] = np.quantile(values, int(name[1:]) / 100, axis=0).tolist()
+        path.write_text(json.dumps(statistics, indent=4))
+
+
+def read_info(directory: Path) -> dict[str, Any]:
+    """`meta/info.json` of a LeRobotDataset v3. Raises UserError that names the file and what was expected."""
+    path = Path(directory) / INFO
+    if not path.is_file():
+        raise UserError(f"{directory}: not a LeRobotDataset (no {INFO})")
+    try:
+        info = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error})") from error
+    version = str(info.get("codebase_version", "unknown"))
+    if not version.startswith("v3"):
+        raise UserError(f"{path}: LeRobotDataset {version}; expected v3.x. Convert it with LeRobot's own script")
+    return info
+
+
+def check_features(directory: Path, info: dict[str, Any], image_key: str = IMAGE) -> None:
+    """Raise UserError for a missing feature key, listing the keys that exist."""
+    for key in (image_key, STATE, ACTION):
+        if key not in info["features"]:
+            names = ", ".join(k for k in info["features"] if k.startswith(("observation", "action")))
+            raise UserError(f"{directory}: no feature '{key}'; the dataset has: {names}")
+
+
+def read_episode_table(directory: Path) -> Any:
+    """The episode table (pandas), one row per episode, in order."""
+    return _read_parquet(Path(directory), "meta/episodes").sort_values("episode_index").reset_index(drop=True)
+
+
+def add_episode_columns(directory: Path, columns: dict[str, list[Any]]) -> None:
+    """Add or replace columns of the episode table; each file is rewritten under a temporary name, then renamed."""
+    import pandas as pd
+
+    for path in sorted((Path(directory) / "meta/episodes").rglob("*.parquet")):
+        table = pd.read_parquet(path)
+        for name, values in columns.items():
+            table[name] = [values[int(i)] for i in table["episode_index"]]
+        temporary = path.with_suffix(".partial")
+        table.to_parquet(temporary, index=False)
+        os.replace(temporary, path)
+
+
+def read_episodes(directory: Path, image_key: str = IMAGE) -> Iterator[Episode]:
+    """All episodes in order. Raises UserError for missing keys, damaged files, NaN, or too few video frames."""
+    directory = Path(directory)
+    info = read_info(directory)
+    check_features(directory, info, image_key)
+    table = read_episode_table(directory)
+    frames = _read_parquet(directory, "data").sort_values("index")
+    tasks = {int(row["task_index"]): name for name, row in _read_parquet(directory, "meta", "tasks").iterrows()}
+    states, actions = (np.stack(frames[key].to_numpy()).astype(np.float32) for key in (STATE, ACTION))
+    for key, values in ((STATE, states), (ACTION, actions)):
+        if not np.isfinite(values).all():
+            row = int(np.argmax(~np.isfinite(values).all(axis=1)))
+            episode = int(frames["episode_index"].iloc[row])
+            raise UserError(f"{directory}: '{key}' holds NaN or infinity (episode {episode}); remove that episode")
+    if info["features"][image_key]["dtype"] == "video":
+        pictures = _video_frames(directory, info, table, image_key)
+    else:
+        pictures = (_decode_picture(cell, directory) for cell in frames[image_key])
+    start = 0
+    reserved = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
+    for row in table.to_dict("records"):
+        stop = start + int(row["length"])
+        task = tasks[int(frames["task_index"].iloc[start])]
+        images = np.stack([_next_picture(pictures, directory, row) for _ in range(start, stop)])
+        metadata = {k: v for k, v in row.items() if not k.startswith(reserved)}
+        yield Episode(images, states[start:stop], actions[start:stop], task, metadata)
+        start = stop
+
+
+def dataset_id(directory: Path) -> str:
+    """SHA-256 over names and contents of all files, first 16 hex digits."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(directory).rglob("*") if p.is_file()):
+        digest.update(str(path.relative_to(directory)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _read_parquet(directory: Path, folder: str, stem: str = "*") -> Any:
+    import pandas as pd
+
+    paths = sorted((directory / folder).rglob(f"{stem}.parquet"))
+    if not paths:
+        raise UserError(f"{directory / folder}: no Parquet file; the dataset is incomplete")
+    tables = []
+    for path in paths:
+        try:
+            tables.append(pd.read_parquet(path))
+        except Exception as error:  # pyarrow raises several classes for a damaged file
+            raise UserError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+    return pd.concat(tables)
+
+
+def _video_frames(directory: Path, info: dict[str, Any], table: Any, key: str) -> Iterator[np.ndarray]:
+    import av
+
+    columns = [f"videos/{key}/chunk_index", f"videos/{key}/file_index"]
+    for chunk, file in table[columns].drop_duplicates().itertuples(index=False):
+        path = directory / info["video_path"].format(video_key=key, chunk_index=int(chunk), file_index=int(file))
+        if not path.is_file():
+            raise UserError(f"{path}: video file is missing")
+        try:
+            with av.open(str(path)) as container:
+                for frame in container.decode(video=0):
+                    yield frame.to_ndarray(format="rgb24")
+        except av.FFmpegError as error:
+            raise UserError(f"{path}: not readable as video ({error})") from error
+
+
+def _next_picture(pictures: Iterator[np.ndarray], directory: Path, row: dict[str, Any]) -> np.ndarray:
+    picture = next(pictures, None)
+    if picture is None:
+        raise UserError(f"{directory}: the video ends inside episode {row['episode_index']}; it is truncated")
+    return picture
+
+
+def _decode_picture(cell: Any, directory: Path) -> np.ndarray:
+    import io
+
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
+    except (UnidentifiedImageError, TypeError, KeyError) as error:
+        raise UserError(f"{directory}: a picture in the data table is not readable ({error})") from error

@@ -1,0 +1,103 @@
+"""Batches for the training loop. Batch k is a pure function of (seed, k), so resuming is exact by design."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolkit.data.clips import ClipStore
+from toolkit.errors import UserError
+
+
+class BatchSource(Protocol):
+    """What the training loop reads from."""
+
+    def batch(self, step: int) -> dict[str, Any]:
+        """The batch of a step, the same at every call."""
+
+
+def check_compatible(stores: Sequence[ClipStore]) -> None:
+    """Raise UserError if state, action or picture shapes differ between sources."""
+    for store in stores[1:]:
+        for name in ("states", "actions", "frames"):
+            ours, first = getattr(store, name).shape[1:], getattr(stores[0], name).shape[1:]
+            if ours != first:
+                raise UserError(f"{store.path}: {name} are {ours}; {stores[0].path} has {first}: they cannot be mixed")
+
+
+class Mixture:
+    """Policy batches from weighted sources: first a source is drawn, then an episode, then a step of it."""
+
+    def __init__(
+        self, stores: Sequence[ClipStore], weights: Sequence[float], batch_size: int, horizon: int, seed: int
+    ) -> None:
+        check_compatible(stores)
+        if not stores or min(weights) < 0 or sum(weights) <= 0:
+            raise UserError(f"mixture weights {list(weights)}: expected one non-negative number per source")
+        self.stores, self.batch_size, self.horizon, self.seed = stores, batch_size, horizon, seed
+        self.weights = np.array(weights) / sum(weights)
+        self.drawn = np.zeros(len(stores), dtype=np.int64)  # samples seen per source, for the log
+
+    def batch(self, step: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, step))
+        # One stratified draw instead of B independent ones: each batch holds the wanted fraction, up to rounding.
+        positions = (np.arange(self.batch_size) + rng.random()) / self.batch_size
+        sources = np.searchsorted(np.cumsum(self.weights)[:-1], positions, side="right")
+        parts = []
+        for index, store in enumerate(self.stores):
+            count = int((sources == index).sum())
+            self.drawn[index] += count
+            if count:
+                rows = rng.integers(len(store.frames), size=count)
+                episodes = np.searchsorted(store.episode_starts, rows, side="right") - 1
+                parts.append(store.policy_batch(episodes, rows - store.episode_starts[episodes], self.horizon))
+        return to_tensors({key: _concatenate([part[key] for part in parts]) for key in parts[0]})
+
+    def fractions(self) -> list[float]:
+        """Realised share of each source among the samples drawn so far."""
+        return (self.drawn / max(1, self.drawn.sum())).tolist()
+
+
+class GeneratorClips:
+    """Generator batches: windows from the start of an episode, or from anywhere in it (`random_start`)."""
+
+    def __init__(self, store: ClipStore, batch_size: int, num_frames: int, seed: int, random_start: bool) -> None:
+        self.store, self.batch_size, self.num_frames, self.seed = store, batch_size, num_frames, seed
+        self.random_start = random_start
+
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Episodes and starts of a step, each (B,)."""
+        rng = np.random.default_rng((self.seed, step))
+        episodes = rng.integers(self.store.num_episodes, size=self.batch_size)
+        room = np.maximum(self.store.episode_lengths[episodes] - self.num_frames, 0)
+        starts = rng.integers(room + 1) if self.random_start else np.zeros_like(room)
+        return episodes, starts
+
+    def batch(self, step: int) -> dict[str, Any]:
+        return to_tensors(self.store.generator_batch(*self.draw(step), self.num_frames))
+
+
+class LatentClips:
+    """Generator batches whose frames were encoded beforehand, one whole-episode window per episode."""
+
+    def __init__(self, clips: GeneratorClips, latents: Tensor) -> None:
+        self.clips, self.latents = clips, latents
+
+    def batch(self, step: int) -> dict[str, Any]:
+        episodes, starts = self.clips.draw(step)
+        batch = self.clips.store.generator_batch(episodes, starts, self.clips.num_frames)
+        del batch["frames"]
+        return {**to_tensors(batch), "latents": self.latents[torch.from_numpy(episodes)]}
+
+
+def to_tensors(batch: dict[str, Any]) -> dict[str, Any]:
+    """NumPy arrays as tensors that own their memory; everything else unchanged."""
+    return {k: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+
+
+def _concatenate(parts: list[Any]) -> Any:
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [item for part in parts for item in part]

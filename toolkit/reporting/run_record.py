@@ -1,0 +1,145 @@
+"""The output directory of a command and its `run.json`: what ran, on what, with which result."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from toolkit.errors import UserError
+
+PACKAGES = ("torch", "lerobot", "timm", "hydra-core", "h5py", "accelerate", "numpy", "mujoco", "metaworld")
+
+
+class Run:
+    """Context manager around one command.
+
+    Refuses a finished directory unless `overwrite`, and an unfinished one unless `resume` or `overwrite`.
+    `run.json` says "running" inside the block, "finished" after it, "failed" after an exception.
+    """
+
+    def __init__(
+        self, command: str, out: str | Path | None, config: dict[str, Any], *, overwrite: bool, resume: bool
+    ) -> None:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        self.directory = Path(out) if out else Path("outputs") / command / stamp
+        self.overwrite, self.resume = overwrite, resume
+        self.record: dict[str, Any] = {
+            "command": command,
+            "status": "running",
+            "config": config,
+            "git_sha": git_sha(),
+            "versions": versions(),
+            "hardware": hardware(),
+            "seed": config.get("seed"),
+            "data": [],
+            "started": datetime.now().isoformat(timespec="seconds"),
+            "wall_seconds": 0.0,
+            "result": {},
+        }
+
+    def __enter__(self) -> Self:
+        path = self.directory / "run.json"
+        status = read_record(self.directory)["status"] if path.exists() else None
+        if self.directory.is_file():
+            raise UserError(f"out={self.directory}: is a file; expected a directory")
+        if self.overwrite:
+            shutil.rmtree(self.directory, ignore_errors=True)
+        elif status == "finished":
+            raise UserError(f"out={self.directory}: holds a finished run; use overwrite=true or another out=")
+        elif status is not None and not self.resume:
+            raise UserError(
+                f"out={self.directory}: holds an unfinished run; use resume=true to go on or overwrite=true to restart"
+            )
+        elif status is None and self.directory.exists() and any(self.directory.iterdir()):
+            raise UserError(f"out={self.directory}: is not empty and holds no run.json; choose another out=")
+        self.started = time.perf_counter()
+        self._previous = read_record(self.directory)["wall_seconds"] if path.exists() else 0.0
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.write()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.record["status"] = "finished" if kind is None else "failed"
+        if error is not None:
+            self.record["error"] = str(error) or type(error).__name__
+        try:
+            self.write()
+        except OSError:
+            if kind is None:
+                raise
+
+    def write(self) -> None:
+        self.record["wall_seconds"] = round(self._previous + time.perf_counter() - self.started, 2)
+        write_json(self.directory / "run.json", self.record)
+
+    def add_data(self, path: str | Path, identity: str, episodes: int) -> None:
+        """Note a dataset that was read."""
+        self.record["data"].append({"path": str(path), "id": identity, "episodes": episodes})
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return self.record["result"]
+
+
+def read_record(directory: str | Path) -> dict[str, Any]:
+    """`run.json` of a run directory. Raises UserError if it is missing or damaged."""
+    path = Path(directory) / "run.json"
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; expected the output directory of a vag command") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: damaged ({error})") from error
+    if not isinstance(record, dict) or "command" not in record or "status" not in record:
+        raise UserError(f"{path}: damaged (no 'command' and 'status')")
+    return record
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    os.replace(temporary, path)
+
+
+def git_sha() -> str:
+    """Commit of the checkout this code runs from; 'unknown' when installed without one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> str:
+    """Cores and CPU model, and the GPU where there is one."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    text = f"{os.cpu_count()} x {model}"
+    import torch
+
+    return f"{text}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else text

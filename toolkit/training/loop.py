@@ -1,0 +1,116 @@
+"""The one training loop: generator, tokenizer and policies all train through it.
+
+It sees two Protocols only: `loss(batch) -> (loss, metrics)` and `batch(step) -> batch`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.data.mixture import BatchSource
+from toolkit.errors import UserError
+from toolkit.training.checkpoint import load_checkpoint, save_checkpoint
+from toolkit.training.logging import ScalarLog, progress
+from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
+from toolkit.training.runtime import RuntimeConfig, make_accelerator
+
+
+@dataclass
+class OptimConfig:
+    """Length and optimiser of one training stage."""
+
+    steps: int = 1000
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.995
+    log_every: int = 20
+    checkpoint_every: int = 500
+
+
+class LossModule(nn.Module):
+    """Makes `loss` the forward pass, so that wrappers for several processes see it."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return cast(Any, self.objective).loss(batch)
+
+
+def train(
+    objective: nn.Module,
+    data: BatchSource,
+    config: OptimConfig,
+    runtime: RuntimeConfig,
+    directory: Path,
+    description: str,
+    on_log: Callable[[ScalarLog, int], None] | None = None,
+) -> dict[str, float]:
+    """Train `objective` in place and leave its averaged weights in it; returns the last metrics.
+
+    Continues from `directory/checkpoints` where one is found; the result is then bit for bit that of an
+    uninterrupted run, since batch k depends on the seed and k alone and the random state is restored.
+    Raises UserError when the loss is not finite.
+    """
+    accelerator = make_accelerator(runtime)
+    objective.train()
+    trained = LossModule(objective).to(accelerator.device)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(objective, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95), fused=True
+    )
+    average = ExponentialMovingAverage(objective, config.ema_decay)
+    checkpoints = directory / "checkpoints"
+    first = load_checkpoint(checkpoints, objective, optimizer, average)
+    model, optimizer = accelerator.prepare(trained, optimizer)
+    log = ScalarLog(directory / "tensorboard", first)
+    metrics: dict[str, float] = {}
+    started, seen = time.perf_counter(), 0
+    bar = progress(description=description, total=config.steps, initial=first, unit="step")
+    for step in range(first, config.steps):
+        rate = config.learning_rate * warmup_cosine(step, config.steps, config.warmup_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for part in range(config.gradient_accumulation):
+            batch = data.batch(step * config.gradient_accumulation + part)
+            batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            with accelerator.autocast():
+                loss, values = model(batch)
+            accelerator.backward(loss / config.gradient_accumulation)
+        norm = accelerator.clip_grad_norm_(objective.parameters(), config.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(objective, step)
+        seen += config.batch_size * config.gradient_accumulation
+        bar.update()
+        done = step + 1
+        if done % config.log_every == 0 or done == config.steps:
+            metrics = {"loss": loss.item(), **{k: float(v) for k, v in values.items()}}
+            if not torch.isfinite(loss):
+                raise UserError(f"{description}: the loss is {loss.item()} at step {done}; try a lower learning rate")
+            bar.set_postfix(loss=f"{metrics['loss']:.4f}")
+            speed = seen / (time.perf_counter() - started)
+            log.scalars(
+                done, {**metrics, "learning_rate": rate, "gradient_norm": float(norm), "samples_per_second": speed}
+            )
+            if on_log is not None:
+                on_log(log, done)
+        if done % config.checkpoint_every == 0 and done < config.steps:
+            save_checkpoint(checkpoints, done, objective, optimizer.optimizer, average)
+    bar.close()
+    log.close()
+    save_checkpoint(checkpoints, config.steps, objective, optimizer.optimizer, average)
+    objective.load_state_dict(average.shadow)
+    objective.to("cpu").eval()
+    return metrics

@@ -1,0 +1,45 @@
+"""Device, dtype, threads and seed, through accelerate."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from toolkit.errors import UserError
+
+
+@dataclass
+class RuntimeConfig:
+    """Where and how to compute."""
+
+    device: str = "auto"  # auto | cpu | cuda
+    mixed_precision: str = "no"  # no | bf16 | fp16; bf16 on a CPU without AMX or AVX-512 is far slower
+    threads: int = 0  # CPU threads of torch; 0 = torch's default
+
+
+def make_accelerator(config: RuntimeConfig) -> Accelerator:
+    """An Accelerator on the device asked for. Raises UserError if it is not there."""
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"runtime.device = '{config.device}': expected auto, cpu or cuda")
+    if config.mixed_precision not in ("no", "bf16", "fp16"):
+        raise UserError(f"runtime.mixed_precision = '{config.mixed_precision}': expected no, bf16 or fp16")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("runtime.device = cuda: no CUDA device here; use runtime.device=cpu")
+    set_threads(config)
+    return Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision)
+
+
+def set_threads(config: RuntimeConfig) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
