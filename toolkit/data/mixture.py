@@ -81,6 +81,27 @@ class GeneratorClips:
         return to_tensors(self.store.generator_batch(*self.draw(step), self.num_frames))
 
 
+class TokenizerClips:
+    """Tokenizer batches: the first frame of a window and a few of its frame groups, chosen at random.
+
+    Few groups of many episodes teach more than all groups of few: neighbouring frames are nearly alike.
+    """
+
+    def __init__(self, clips: GeneratorClips, temporal_stride: int, groups: int) -> None:
+        self.clips, self.stride, self.groups = clips, temporal_stride, groups
+
+    def batch(self, step: int) -> dict[str, Any]:
+        episodes, starts = self.clips.draw(step)
+        store, clips = self.clips.store, self.clips
+        rng = np.random.default_rng((clips.seed, step, 1))
+        chosen = rng.integers((clips.num_frames - 1) // self.stride, size=(len(episodes), self.groups))
+        steps = 1 + chosen[..., None] * self.stride + np.arange(self.stride)  # (B, groups, stride)
+        steps = np.concatenate([np.zeros((len(episodes), 1), dtype=np.int64), steps.reshape(len(episodes), -1)], axis=1)
+        last = store.episode_lengths[episodes][:, None] - 1
+        rows = store.episode_starts[episodes][:, None] + np.minimum(starts[:, None] + steps, last)
+        return {"frames": torch.from_numpy(store.frames[rows])}
+
+
 class LatentClips:
     """Generator batches whose frames were encoded beforehand, one whole-episode window per episode."""
 

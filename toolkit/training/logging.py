@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 
@@ -30,13 +32,19 @@ class ScalarLog:
             self.writer.add_scalar(name, value, step)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
-        """frames: (B, F, H, W, 3) uint8, shown as one row of sample videos (GIF summaries)."""
-        picture = np.concatenate(list(frames), axis=2)  # (F, H, B * W, 3)
-        self.writer.add_image(f"{name}/last_frame", picture[-1], step, dataformats="HWC")
-        try:
-            self.writer.add_video(name, picture.transpose(0, 3, 1, 2)[None], step, fps=fps)
-        except (ImportError, AttributeError, TypeError):  # torch's GIF writer needs moviepy 1
-            pass
+        """Sample videos side by side as an animated GIF. frames: (B, F, H, W, 3) uint8.
+
+        Written as TensorBoard's own image summary, since torch's `add_video` needs an old moviepy.
+        """
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        pictures = [Image.fromarray(row) for row in np.concatenate(list(frames), axis=2)]  # F x (H, B * W, 3)
+        file = io.BytesIO()
+        pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=1000 / fps, loop=0)
+        image = Summary.Image(
+            height=pictures[0].height, width=pictures[0].width, colorspace=3, encoded_image_string=file.getvalue()
+        )
+        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def close(self) -> None:
         self.writer.close()

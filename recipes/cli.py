@@ -1,0 +1,190 @@
+"""The `vag` command: composes the config with Hydra, opens the run directory, runs the recipe.
+
+Exit codes: 0 done, 2 a mistake in the input (one line says which), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recipes.schema import SCHEMAS
+from toolkit.errors import UserError, nearest
+from toolkit.reporting.run_record import Run
+
+# In the order of the story.
+COMMANDS = {
+    "collect": "record teleoperation episodes (Meta-World stand-in) as a LeRobotDataset",
+    "train-generator": "train the video tokenizer, then the dual-stream generator",
+    "synthesize": "generate video, actions and states from new initial scenes",
+    "replay": "execute a dataset's actions open loop and note which succeed",
+    "pretrain": "train a policy on real and synthetic data",
+    "finetune": "go on from a policy checkpoint on few real episodes",
+    "evaluate": "roll a policy out on unseen scenes, with intervals",
+    "report": "write one self-contained HTML page about runs",
+    "demo": "the whole story at a size two CPU cores finish in minutes",
+}
+EXAMPLES = {
+    "collect": (
+        "vag collect out=outputs/real",
+        "vag collect tasks=[push,drawer-open] episodes_per_task=10 out=outputs/few",
+    ),
+    "train-generator": (
+        "vag train-generator dataset=outputs/real/dataset out=outputs/generator",
+        "vag train-generator dataset=clips.h5 generator=vag_published runtime.device=cuda",
+    ),
+    "synthesize": (
+        "vag synthesize generator=outputs/generator/generator out=outputs/synthetic",
+        "vag synthesize generator=outputs/generator/generator scenes_from=outputs/real/dataset",
+    ),
+    "replay": (
+        "vag replay dataset=outputs/synthetic/dataset",
+        "vag replay dataset=outputs/real/dataset system=recorded",
+    ),
+    "pretrain": (
+        "vag pretrain synthetic=[outputs/synthetic/dataset] out=outputs/pretrained",
+        "vag pretrain policy=diffusion real=[outputs/real/dataset] synthetic=[outputs/synthetic/dataset] "
+        "synthetic_fraction=0.5",
+    ),
+    "finetune": (
+        "vag finetune checkpoint=outputs/pretrained/pretrained_model real=[outputs/few/dataset]",
+        "vag finetune checkpoint=outputs/pretrained/pretrained_model real=[outputs/real/dataset] "
+        "episodes_per_task=2 refit_statistics=true",
+    ),
+    "evaluate": (
+        "vag evaluate checkpoint=outputs/pretrained/pretrained_model",
+        "vag evaluate checkpoint=outputs/pretrained/pretrained_model tasks=[push] episodes_per_task=50",
+    ),
+    "report": ("vag report outputs/demo", "vag report outputs/real outputs/generator out=outputs/page"),
+    "demo": ("vag demo out=outputs/demo", "vag demo experiment=smoke out=outputs/smoke"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return run_command(arguments)
+    except UserError as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command with resume=true goes on", 130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _complain(f"disk full while writing {error.filename or 'the output'}; free space, then resume=true", 2)
+        if error.errno in (errno.EACCES, errno.EROFS):
+            return _complain(f"no permission: {error.filename}", 2)
+        raise
+
+
+def run_command(arguments: list[str]) -> int:
+    """Parse, compose, run. Raises UserError for anything the user can mend."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print("usage: vag <command> [key=value ...]\n")
+        for name, line in COMMANDS.items():
+            print(f"  {name:<16} {line}")
+        print("\nvag <command> --help shows the config and two examples.")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        raise UserError(f"unknown command '{command}'. {nearest(command, COMMANDS)}")
+    if {"-h", "--help"} & set(rest):
+        print(_help(command))
+        return 0
+    if command == "report":  # run directories stand bare on this command line
+        runs = [word for word in rest if "=" not in word]
+        quoted = ",".join("'" + run.replace("'", "\\'") + "'" for run in runs)
+        rest = [word for word in rest if "=" in word] + ([f"runs=[{quoted}]"] if runs else [])
+    execute(command, rest)
+    return 0
+
+
+def execute(command: str, overrides: list[str]) -> dict[str, Any]:
+    """Compose the config of a command, run its recipe in a run directory and return the result."""
+    config = compose_config(command, overrides)
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{command}: {missing[0]}=... is required; see vag {command} --help")
+    typed: Any = OmegaConf.to_object(config)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    module = importlib.import_module(f"recipes.{command.replace('-', '_')}")
+    with Run(command, config.out, plain, overwrite=config.overwrite, resume=config.resume) as run:
+        module.run(typed, run)
+    print(f"{command}: {module.summary(run.result)}  [{run.directory}]", flush=True)
+    return run.result
+
+
+def compose_config(command: str, overrides: list[str]) -> DictConfig:
+    """The command's config with overrides. Raises UserError that names a wrong key, choice or type."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(f"{name.replace('-', '_')}_schema", node=schema)
+    with initialize_config_module("recipes.configs", version_base="1.3"):
+        primary = command.replace("-", "_")
+        parsed = _parse(overrides)
+        default = compose(primary)
+        choices: Any = compose(primary, return_hydra_config=True).hydra.runtime.choices
+        for override in parsed:
+            _check_key(command, override, default, choices)
+        try:
+            return compose(primary, overrides)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(f"{command}: {_first_line(error)}") from error
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(f"expected key=value, got: {_first_line(error)}") from error
+
+
+def _check_key(command: str, override: Override, default: DictConfig, choices: dict[str, str]) -> None:
+    key = override.key_or_group
+    groups = [name for name in choices if not name.startswith("hydra")]
+    if key in groups or override.is_add() or key.startswith("hydra"):
+        return
+    keys = _keys(OmegaConf.to_container(default))
+    if key not in keys:
+        raise UserError(f"{command}: unknown key '{key}'. {nearest(key, [*keys, *groups])}")
+
+
+def _keys(values: Any, prefix: str = "") -> list[str]:
+    found = []
+    for name, value in values.items():
+        found.append(prefix + name)
+        if isinstance(value, dict):
+            found += _keys(value, f"{prefix}{name}.")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.__cause__ or error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    where = next((line for line in lines if line.startswith("full_key:")), "")
+    return f"{lines[0]} ({where.replace('full_key: ', '')})" if where else lines[0]
+
+
+def _help(command: str) -> str:
+    config = compose_config(command, [])
+    lines = [f"vag {command}: {COMMANDS[command]}", "", OmegaConf.to_yaml(config), "Examples:"]
+    return "\n".join([*lines, *(f"  {example}" for example in EXAMPLES[command])])
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"vag: error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""`vag evaluate`: closed-loop rollouts of a policy on scenes it has not seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from policies.factory import PolicyObjective
+from recipes.common import pick_device
+from recipes.schema import EvaluateConfig
+from toolkit.errors import UserError
+from toolkit.evaluation.rollout import rollout
+from toolkit.evaluation.statistics import success_table
+from toolkit.reporting.media import grid, write_video
+from toolkit.reporting.run_record import Run
+from toolkit.training.runtime import seed_everything, set_threads
+
+SUITES = {"unseen": "new initial scenes of the same tasks"}
+
+
+def run(config: EvaluateConfig, run: Run) -> None:
+    """Roll the policy out on every suite; success with Wilson intervals and a video grid."""
+    if not config.tasks:
+        raise UserError("evaluate: tasks=[] is empty; name at least one, e.g. tasks=[push]")
+    for suite in config.suites:
+        if suite not in SUITES:
+            raise UserError(f"evaluate: unknown suite '{suite}'; expected one of {', '.join(SUITES)}")
+    set_threads(config.runtime)
+    seed_everything(config.seed)
+    policy = PolicyObjective.from_pretrained(config.checkpoint, device=pick_device(config.runtime.device))
+    seeds = list(range(config.first_seed, config.first_seed + config.episodes_per_task))
+    media, suites = [], {}
+    (run.directory / "media").mkdir(exist_ok=True)
+    for suite in config.suites:
+        rollouts = rollout(
+            policy, config.tasks, seeds, max_steps=config.max_steps, image_size=config.image_size, record_first=3
+        )
+        suites[suite] = success_table([r.task for r in rollouts], [r.success for r in rollouts])
+        suites[suite]["outcomes"] = [[r.task, r.seed, bool(r.success)] for r in rollouts]
+        videos = [r.frames for r in rollouts if r.frames is not None]
+        if videos:
+            path = f"media/{suite}.mp4"
+            write_video(run.directory / path, grid(videos, columns=6), fps=20)
+            media.append({"path": path, "caption": f"{suite}: the first rollouts of each task"})
+    run.result.update(policy=policy.policy.config.type, arm=config.arm, suites=suites, media=media)
+
+
+def summary(result: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{result['policy']} {result['arm']} {name}: {s['successes']}/{s['n']} [{s['low']:.2f}, {s['high']:.2f}]"
+        for name, s in result["suites"].items()
+    )

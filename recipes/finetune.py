@@ -1,0 +1,22 @@
+"""`vag finetune`: go on from a policy checkpoint, usually on the few real episodes."""
+
+from __future__ import annotations
+
+from policies.factory import PolicyObjective
+from recipes.pretrain import load_mixture, summary, train_policy
+from recipes.schema import FinetuneConfig
+from toolkit.data.normalizer import compute_statistics
+from toolkit.reporting.run_record import Run
+from toolkit.training.runtime import seed_everything
+
+__all__ = ["run", "summary"]
+
+
+def run(config: FinetuneConfig, run: Run) -> None:
+    """Fine-tune and write `pretrained_model/`; pretraining's statistics are kept unless `refit_statistics`."""
+    stores, weights = load_mixture(config, run)
+    seed_everything(config.seed)
+    objective = PolicyObjective.from_pretrained(config.checkpoint)
+    if config.refit_statistics:
+        objective.refit_statistics(compute_statistics(stores))
+    train_policy(config, run, objective, stores, weights)

@@ -1,0 +1,38 @@
+"""`vag replay`: execute the actions of a dataset open loop from its initial scenes and note which succeed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recipes.schema import ReplayConfig
+from toolkit.data.lerobot_io import add_episode_columns, dataset_id, read_actions
+from toolkit.errors import UserError
+from toolkit.evaluation.replay import replay_episodes
+from toolkit.evaluation.statistics import success_table
+from toolkit.reporting.run_record import Run
+
+
+def run(config: ReplayConfig, run: Run) -> None:
+    """Replay every episode; the outcome becomes the column `replay_success` of the dataset."""
+    dataset = Path(config.dataset)
+    episodes = list(read_actions(dataset))
+    for index, (metadata, _) in enumerate(episodes):
+        for key in ("task_name", "seed"):
+            if metadata.get(key) is None:
+                raise UserError(
+                    f"{dataset}: episode {index} has no '{key}' in the episode table, so its initial scene is unknown; "
+                    "only episodes of `vag collect` and `vag synthesize` can be replayed"
+                )
+    run.add_data(dataset, dataset_id(dataset), len(episodes))
+    items = [(str(metadata["task_name"]), int(metadata["seed"]), actions) for metadata, actions in episodes]
+    outcomes = [result["success"] for result in replay_episodes(items, workers=config.workers)]
+    add_episode_columns(dataset, {"replay_success": outcomes})
+    run.result["systems"] = {config.system: success_table([item[0] for item in items], outcomes)}
+
+
+def summary(result: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{name}: {s['successes']}/{s['n']} succeed [{s['low']:.2f}, {s['high']:.2f}]"
+        for name, s in result["systems"].items()
+    )

@@ -1,0 +1,156 @@
+"""Typed configuration of every command: a wrong key or type fails before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from toolkit.training.loop import OptimConfig
+from toolkit.training.runtime import RuntimeConfig
+from vag_core.config import GeneratorConfig
+
+
+@dataclass
+class CommonConfig:
+    """What every command takes."""
+
+    out: str | None = None  # default outputs/<command>/<timestamp>
+    overwrite: bool = False  # replace a finished out
+    resume: bool = False  # go on with an unfinished out
+    seed: int = 0
+
+
+@dataclass
+class CollectConfig(CommonConfig):
+    tasks: list[str] = MISSING
+    episodes_per_task: int = 50
+    num_steps: int = 100
+    image_size: int = 64
+    noise_scale: float = 0.1  # operator noise, deviation of the Ornstein-Uhlenbeck process
+    first_seed: int = 0  # initial scenes are first_seed, first_seed + 1, ...
+    workers: int = 2
+
+
+@dataclass
+class TokenizerTraining(OptimConfig):
+    groups: int = 3  # frame groups per clip in a batch
+
+
+@dataclass
+class TrainGeneratorConfig(CommonConfig):
+    dataset: str = MISSING  # LeRobotDataset v3 directory or clip file
+    image_key: str = "observation.image"
+    random_start: bool = False  # windows from anywhere in the episode, not only from its start
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    instruction_encoder: str | None = None  # directory of a sentence-transformer or T5; null = learned on bytes
+    tokenizer_optim: TokenizerTraining = field(default_factory=TokenizerTraining)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
+class SamplerConfig:
+    num_inference_steps: int = 10
+    guidance_scale: float = 1.0
+    method: str = "euler"
+
+
+@dataclass
+class SynthesizeConfig(CommonConfig):
+    generator: str = MISSING  # directory written by train-generator
+    tasks: list[str] = MISSING
+    episodes_per_task: int = 50
+    first_seed: int = 100_000
+    scenes_from: str | None = None  # take first pictures from this dataset instead of the simulator
+    image_key: str = "observation.image"
+    instruction_encoder: str | None = None
+    batch_size: int = 20
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    workers: int = 2
+
+
+@dataclass
+class ReplayConfig(CommonConfig):
+    dataset: str = MISSING
+    system: str = "vag"  # the name in tables
+    workers: int = 2
+
+
+@dataclass
+class PolicyConfig:
+    type: str = MISSING
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PolicyTrainingConfig(CommonConfig):
+    real: list[str] = field(default_factory=list)
+    synthetic: list[str] = field(default_factory=list)
+    synthetic_fraction: float | None = None  # of all sampled clips; null = in proportion to the frames
+    episodes_per_task: int | None = None  # use only the first so many real episodes of each task
+    image_key: str = "observation.image"
+    image_size: int = 64
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
+class PretrainConfig(PolicyTrainingConfig):
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+
+
+@dataclass
+class FinetuneConfig(PolicyTrainingConfig):
+    checkpoint: str = MISSING  # pretrained_model directory
+    refit_statistics: bool = False  # replace the normalisation statistics of pretraining
+
+
+@dataclass
+class EvaluateConfig(CommonConfig):
+    checkpoint: str = MISSING  # pretrained_model directory
+    tasks: list[str] = MISSING
+    suites: list[str] = field(default_factory=lambda: ["unseen"])
+    arm: str = "policy"  # the name in tables
+    episodes_per_task: int = 20
+    first_seed: int = 500_000
+    max_steps: int = 100
+    image_size: int = 64
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
+class ReportConfig(CommonConfig):
+    runs: list[str] = MISSING
+
+
+@dataclass
+class DemoConfig(CommonConfig):
+    """Overrides handed to each command of the story."""
+
+    tasks: list[str] = MISSING
+    policies: list[str] = MISSING
+    collect: list[str] = MISSING
+    collect_held_out: list[str] = MISSING
+    train_generator: list[str] = MISSING
+    synthesize: list[str] = MISSING
+    few: int = MISSING  # real episodes per task that the policies get
+    real_only: list[str] = MISSING
+    pretrain: list[str] = MISSING
+    finetune: list[str] = MISSING
+    evaluate: list[str] = MISSING
+
+
+SCHEMAS: dict[str, type[CommonConfig]] = {
+    "collect": CollectConfig,
+    "train-generator": TrainGeneratorConfig,
+    "synthesize": SynthesizeConfig,
+    "replay": ReplayConfig,
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+    "demo": DemoConfig,
+}
