@@ -8,10 +8,12 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -72,9 +74,14 @@ EXAMPLES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if arguments is None else arguments
+    return guarded(lambda: run_command(words))
+
+
+def guarded(function: Callable[[], int]) -> int:
+    """Call `function`; an error that the user can mend becomes one line and an exit code."""
     try:
-        return run_command(arguments)
+        return function()
     except UserError as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
@@ -152,7 +159,12 @@ def _parse(overrides: list[str]) -> list[Override]:
 def _check_key(command: str, override: Override, default: DictConfig, choices: dict[str, str]) -> None:
     key = override.key_or_group
     groups = [name for name in choices if not name.startswith("hydra")]
-    if key in groups or override.is_add() or key.startswith("hydra"):
+    if key in groups:
+        options = GlobalHydra.instance().config_loader().get_group_options(key)
+        if override.value() not in options:
+            raise UserError(f"{command}: {key}={override.value()} does not exist. {nearest(str(override.value()), options)}")
+        return
+    if override.is_add() or key.startswith("hydra"):
         return
     keys = _keys(OmegaConf.to_container(default))
     if key not in keys:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -128,11 +129,6 @@ def check_features(directory: Path, info: dict[str, Any], image_key: str = IMAGE
             raise UserError(f"{directory}: no feature '{key}'; the dataset has: {names}")
 
 
-def read_episode_table(directory: Path) -> Any:
-    """The episode table (pandas), one row per episode, in order."""
-    return _read_parquet(Path(directory), "meta/episodes").sort_values("episode_index").reset_index(drop=True)
-
-
 def add_episode_columns(directory: Path, columns: dict[str, list[Any]]) -> None:
     """Add or replace columns of the episode table; each file is rewritten under a temporary name, then renamed."""
     import pandas as pd
@@ -146,32 +142,66 @@ def add_episode_columns(directory: Path, columns: dict[str, list[Any]]) -> None:
         os.replace(temporary, path)
 
 
+@dataclass
+class Table:
+    """Everything but the pictures: the episode table and the rows of all frames, in order."""
+
+    episodes: list[dict[str, Any]]  # columns of the episode table
+    lengths: np.ndarray  # (E,)
+    states: np.ndarray  # (N, S) float32
+    actions: np.ndarray  # (N, A) float32
+    tasks: list[str]  # (E,) instructions
+    frames: Any  # the pandas table of all rows
+
+    def metadata(self, episode: int) -> dict[str, Any]:
+        """Provenance columns of one episode, LeRobot's own bookkeeping left out."""
+        own = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
+        return {key: value for key, value in self.episodes[episode].items() if not key.startswith(own)}
+
+
+def read_table(directory: Path) -> Table:
+    """States, actions, tasks and episode columns. Raises UserError for missing keys, damaged files, NaN."""
+    directory = Path(directory)
+    check_features(directory, read_info(directory))
+    episodes = _read_parquet(directory, "meta/episodes").sort_values("episode_index")
+    frames = _read_parquet(directory, "data").sort_values("index")
+    names = {int(row["task_index"]): name for name, row in _read_parquet(directory, "meta", "tasks").iterrows()}
+    states, actions = (np.stack(frames[key].to_numpy()).astype(np.float32) for key in (STATE, ACTION))
+    lengths = episodes["length"].to_numpy(np.int64)
+    if lengths.sum() != len(frames):
+        raise UserError(f"{directory}: {len(frames)} rows of data; the episode table says {lengths.sum()}")
+    for key, values in ((STATE, states), (ACTION, actions)):
+        if not np.isfinite(values).all():
+            episode = int(frames["episode_index"].iloc[int(np.argmax(~np.isfinite(values).all(axis=1)))])
+            raise UserError(f"{directory}: '{key}' holds NaN or infinity (episode {episode}); remove that episode")
+    tasks = [names[int(i)] for i in frames["task_index"].to_numpy()[np.cumsum(lengths) - lengths]]
+    return Table(episodes.to_dict("records"), lengths, states, actions, tasks, frames)
+
+
+def read_actions(directory: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """Metadata and actions (T, A) of each episode, without decoding a picture."""
+    table = read_table(directory)
+    parts = np.split(table.actions, np.cumsum(table.lengths)[:-1])
+    return [(table.metadata(i), part) for i, part in enumerate(parts)]
+
+
 def read_episodes(directory: Path, image_key: str = IMAGE) -> Iterator[Episode]:
-    """All episodes in order. Raises UserError for missing keys, damaged files, NaN, or too few video frames."""
+    """All episodes in order. Raises UserError as `read_table`, and for too few or unreadable pictures."""
     directory = Path(directory)
     info = read_info(directory)
     check_features(directory, info, image_key)
-    table = read_episode_table(directory)
-    frames = _read_parquet(directory, "data").sort_values("index")
-    tasks = {int(row["task_index"]): name for name, row in _read_parquet(directory, "meta", "tasks").iterrows()}
-    states, actions = (np.stack(frames[key].to_numpy()).astype(np.float32) for key in (STATE, ACTION))
-    for key, values in ((STATE, states), (ACTION, actions)):
-        if not np.isfinite(values).all():
-            row = int(np.argmax(~np.isfinite(values).all(axis=1)))
-            episode = int(frames["episode_index"].iloc[row])
-            raise UserError(f"{directory}: '{key}' holds NaN or infinity (episode {episode}); remove that episode")
+    table = read_table(directory)
     if info["features"][image_key]["dtype"] == "video":
-        pictures = _video_frames(directory, info, table, image_key)
+        pictures = _video_frames(directory, info, table.episodes, image_key)
     else:
-        pictures = (_decode_picture(cell, directory) for cell in frames[image_key])
+        pictures = (_decode_picture(cell, directory) for cell in table.frames[image_key])
     start = 0
-    reserved = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
-    for row in table.to_dict("records"):
-        stop = start + int(row["length"])
-        task = tasks[int(frames["task_index"].iloc[start])]
-        images = np.stack([_next_picture(pictures, directory, row) for _ in range(start, stop)])
-        metadata = {k: v for k, v in row.items() if not k.startswith(reserved)}
-        yield Episode(images, states[start:stop], actions[start:stop], task, metadata)
+    for index, length in enumerate(table.lengths):
+        stop = start + int(length)
+        images = np.stack([_next_picture(pictures, directory, index) for _ in range(start, stop)])
+        yield Episode(
+            images, table.states[start:stop], table.actions[start:stop], table.tasks[index], table.metadata(index)
+        )
         start = stop
 
 
@@ -200,12 +230,12 @@ def _read_parquet(directory: Path, folder: str, stem: str = "*") -> Any:
     return pd.concat(tables)
 
 
-def _video_frames(directory: Path, info: dict[str, Any], table: Any, key: str) -> Iterator[np.ndarray]:
+def _video_frames(directory: Path, info: dict, episodes: list[dict], key: str) -> Iterator[np.ndarray]:
     import av
 
-    columns = [f"videos/{key}/chunk_index", f"videos/{key}/file_index"]
-    for chunk, file in table[columns].drop_duplicates().itertuples(index=False):
-        path = directory / info["video_path"].format(video_key=key, chunk_index=int(chunk), file_index=int(file))
+    files = dict.fromkeys((int(e[f"videos/{key}/chunk_index"]), int(e[f"videos/{key}/file_index"])) for e in episodes)
+    for chunk, file in files:
+        path = directory / info["video_path"].format(video_key=key, chunk_index=chunk, file_index=file)
         if not path.is_file():
             raise UserError(f"{path}: video file is missing")
         try:
@@ -216,10 +246,10 @@ def _video_frames(directory: Path, info: dict[str, Any], table: Any, key: str) -
             raise UserError(f"{path}: not readable as video ({error})") from error
 
 
-def _next_picture(pictures: Iterator[np.ndarray], directory: Path, row: dict[str, Any]) -> np.ndarray:
+def _next_picture(pictures: Iterator[np.ndarray], directory: Path, episode: int) -> np.ndarray:
     picture = next(pictures, None)
     if picture is None:
-        raise UserError(f"{directory}: the video ends inside episode {row['episode_index']}; it is truncated")
+        raise UserError(f"{directory}: the video ends inside episode {episode}; it is truncated")
     return picture
 
 

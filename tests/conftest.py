@@ -1,0 +1,54 @@
+"""Fixtures: small episodes whose video, states and actions agree, and datasets made of them."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import numpy as np
+import pytest
+
+from toolkit.data.clips import ClipStore, write_clips
+from toolkit.data.lerobot_io import EpisodeWriter
+from toolkit.data.schema import Episode
+
+
+def moving_square(seed: int, length: int = 17, size: int = 32) -> Episode:
+    """A square that its actions move: state = its place, action = where it goes next."""
+    rng = np.random.default_rng(seed)
+    actions = rng.uniform(-1, 1, (length, 2)).astype(np.float32)
+    states = np.clip(np.cumsum(np.vstack([rng.uniform(8, 20, (1, 2)), actions[:-1]]), axis=0), 2, size - 8)
+    images = np.full((length, size, size, 3), 90, np.uint8)
+    for image, (y, x) in zip(images, states.astype(int), strict=True):
+        image[y : y + 6, x : x + 6] = (220, 40, 30)
+    task = ("push the square", "pull the square")[seed % 2]
+    return Episode(images, states.astype(np.float32), actions, task, {"seed": seed, "task_name": task[:4]})
+
+
+@pytest.fixture
+def episodes() -> list[Episode]:
+    return [moving_square(seed, length=17 + seed % 3) for seed in range(6)]
+
+
+@pytest.fixture
+def store(tmp_path: Path, episodes: list[Episode]) -> ClipStore:
+    path = tmp_path / "clips.h5"
+    write_clips(path, episodes, sum(map(len, episodes)), 20, "test")
+    return ClipStore.open(path)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeRobotDataset v3 of four episodes; do not change it."""
+    path = tmp_path_factory.mktemp("data") / "dataset"
+    with EpisodeWriter(path, 20, ["y", "x"], ["dy", "dx"]) as writer:
+        for seed in range(4):
+            writer.add(moving_square(seed))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("VAG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

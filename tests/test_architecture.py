@@ -1,0 +1,56 @@
+"""The packages import in one direction only, and the generator needs nothing but torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HOUSE = {"toolkit", "vag_core", "policies", "recipes"}
+ALLOWED = {
+    "toolkit": {"toolkit"},
+    "vag_core": {"vag_core"},
+    "policies": {"policies", "toolkit.data", "toolkit.errors", "vag_core.flow_matching"},
+    "recipes": HOUSE,
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports anywhere, with `from a import b` as both `a` and `a.b`."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(str(node.module))
+    return names
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_imports_follow_the_arrows(package: str) -> None:
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files
+        for name in imported(path)
+        if name.split(".")[0] in HOUSE
+        and not any(name == allowed or name.startswith(allowed + ".") for allowed in ALLOWED[package])
+        and path.name != "lerobot_policy_vag"
+    ]
+    assert not wrong
+
+
+def test_generator_and_its_training_import_without_robot_packages() -> None:
+    """What a GPU image with the core dependencies alone can import."""
+    code = (
+        "import sys\n"
+        "for name in ('lerobot', 'mujoco', 'metaworld', 'av', 'pandas', 'pyarrow', 'matplotlib', 'scipy', 'diffusers'):\n"
+        "    sys.modules[name] = None\n"
+        "import vag_core, recipes.cli, recipes.train_generator\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
