@@ -41,7 +41,7 @@ def run(config: EvaluateConfig, run: Run) -> None:
             path = f"media/{suite}.mp4"
             write_video(run.directory / path, grid(videos, columns=6), fps=20)
             media.append({"path": path, "caption": f"{suite}: the first rollouts of each task"})
-    run.result.update(policy=policy.policy.config.type, arm=config.arm, suites=suites, media=media)
+    run.result.update(policy=policy.policy_type, arm=config.arm, suites=suites, media=media)
 
 
 def summary(result: dict[str, Any]) -> str:

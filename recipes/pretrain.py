@@ -87,10 +87,8 @@ def train_policy(
     config: PolicyTrainingConfig, run: Run, objective: PolicyObjective, stores: list[ClipStore], weights: list[float]
 ) -> None:
     """Train through the one loop, write the checkpoint, fill in the result."""
-    mixture = Mixture(stores, weights, config.optim.batch_size, objective.action_horizon, config.seed)
-    objective.check_batch(mixture.batch(0))
-    mixture.drawn[:] = 0
-    name = objective.policy.config.type
+    mixture = Mixture(stores, weights, config.optim.batch_size, objective.horizon, config.seed)
+    name = objective.policy_type
     metrics = train(objective, mixture, config.optim, config.runtime, run.directory, f"{run.record['command']} {name}")
     target, temporary = run.directory / "pretrained_model", run.directory / ".pretrained_model.partial"
     shutil.rmtree(temporary, ignore_errors=True)

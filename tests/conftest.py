@@ -1,6 +1,7 @@
 """Fixtures: small episodes whose video, states and actions agree, and datasets made of them."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,7 +15,7 @@ from toolkit.data.lerobot_io import EpisodeWriter
 from toolkit.data.schema import Episode
 
 
-def moving_square(seed: int, length: int = 17, size: int = 32) -> Episode:
+def make_square(seed: int, length: int = 17, size: int = 32) -> Episode:
     """A square that its actions move: state = its place, action = where it goes next."""
     rng = np.random.default_rng(seed)
     actions = rng.uniform(-1, 1, (length, 2)).astype(np.float32)
@@ -26,9 +27,14 @@ def moving_square(seed: int, length: int = 17, size: int = 32) -> Episode:
     return Episode(images, states.astype(np.float32), actions, task, {"seed": seed, "task_name": task[:4]})
 
 
+@pytest.fixture(name="moving_square")
+def _moving_square() -> Callable[..., Episode]:
+    return make_square
+
+
 @pytest.fixture
 def episodes() -> list[Episode]:
-    return [moving_square(seed, length=17 + seed % 3) for seed in range(6)]
+    return [make_square(seed, length=17 + seed % 3) for seed in range(6)]
 
 
 @pytest.fixture
@@ -44,7 +50,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "dataset"
     with EpisodeWriter(path, 20, ["y", "x"], ["dy", "dx"]) as writer:
         for seed in range(4):
-            writer.add(moving_square(seed))
+            writer.add(make_square(seed))
     return path
 
 

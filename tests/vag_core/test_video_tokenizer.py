@@ -51,7 +51,7 @@ def test_training_reconstructs_motion_and_calibration_gives_unit_variance(
     clips = GeneratorClips(store, 4, 17, seed=0, random_start=False)
     data = TokenizerClips(clips, temporal_stride=4, groups=2)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=3e-3)
-    for step in range(80):
+    for step in range(160):
         loss, metrics = tokenizer.loss(data.batch(step))
         optimizer.zero_grad()
         loss.backward()

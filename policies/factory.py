@@ -1,0 +1,382 @@
+"""One way to build, train, run, save and load a policy, whichever of the two it is.
+
+`pi05_compact` is ours; `diffusion` is LeRobot's own, at CPU size, told the instruction through its
+`observation.environment_state`. B samples, T action steps in a chunk, A action width, S state width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.processor import AddBatchDimensionProcessorStep, DeviceProcessorStep, PolicyProcessorPipeline
+from lerobot.processor.normalize_processor import hotswap_stats
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from policies.instruction_embedding import InstructionEmbeddingProcessorStep
+from policies.pi05_compact import Pi05CompactConfig
+from toolkit.data.schema import ACTION, ACTION_IS_PAD, ENVIRONMENT_STATE, IMAGE, STATE, TASK
+from toolkit.errors import UserError, nearest
+
+Statistics = dict[str, dict[str, np.ndarray]]
+
+CONFIGS: dict[str, type[PreTrainedConfig]] = {"pi05_compact": Pi05CompactConfig, "diffusion": DiffusionConfig}
+
+# LeRobot's defaults ask for a download, two observations and 260 M parameters. No random crop: at 64x64 a pixel
+# is about a centimetre, and a shifted picture is another scene.
+DIFFUSION_DEFAULTS: dict[str, Any] = {
+    "n_obs_steps": 1,
+    "horizon": 16,
+    "n_action_steps": 8,
+    "drop_n_last_frames": 0,
+    "pretrained_backbone_weights": None,
+    "use_group_norm": True,
+    "crop_shape": None,
+    "crop_is_random": False,
+    "spatial_softmax_num_keypoints": 64,
+    "down_dims": (64, 128),
+    "noise_scheduler_type": "DDIM",
+    "num_inference_steps": 10,
+    "do_mask_loss_for_padding": True,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {"pi05_compact": {}, "diffusion": DIFFUSION_DEFAULTS}
+
+# Set by the factory from the data, so they are not options.
+FEATURE_FIELDS = ("input_features", "output_features")
+
+# Statistics that each normalisation mode divides by; without them LeRobot silently leaves a feature as it is.
+NEEDED = {
+    NormalizationMode.MEAN_STD: ("mean", "std"),
+    NormalizationMode.MIN_MAX: ("min", "max"),
+    NormalizationMode.QUANTILES: ("q01", "q99"),
+    NormalizationMode.QUANTILE10: ("q10", "q90"),
+}
+SMALLEST_RANGE = 1e-3
+LAYOUT = "config.json, model.safetensors, policy_preprocessor.json, policy_postprocessor.json"
+
+
+class PolicyObjective(nn.Module):
+    """A policy with its processors: physical units in, physical units out, `loss` for the training loop.
+
+    Only the policy's weights are in `state_dict`; the normalisation statistics live in the processors.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedPolicy,
+        preprocessor: PolicyProcessorPipeline,
+        postprocessor: PolicyProcessorPipeline,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.preprocessor = preprocessor
+        self.postprocessor = postprocessor
+
+    # -------------------------------------------------------------------------------------------- sizes
+
+    @property
+    def config(self) -> Any:
+        """The policy's own configuration."""
+        return self.policy.config
+
+    @property
+    def policy_type(self) -> str:
+        return str(self.config.type)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(3, H, W)."""
+        return tuple(self.config.input_features[IMAGE].shape)
+
+    @property
+    def state_dim(self) -> int:
+        return int(self.config.input_features[STATE].shape[0])
+
+    @property
+    def action_dim(self) -> int:
+        return int(self.config.output_features[ACTION].shape[0])
+
+    @property
+    def horizon(self) -> int:
+        """T: action steps of a training sample."""
+        return len(self.config.action_delta_indices)
+
+    @property
+    def n_action_steps(self) -> int:
+        """Steps of a predicted chunk that are executed."""
+        return int(self.config.n_action_steps)
+
+    # ---------------------------------------------------------------------------------------------- use
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        """Training loss of the policy, and what else it reports.
+
+        batch: observation.image (B, 3, H, W) float in [0, 1], observation.state (B, S), action (B, T, A),
+        action_is_pad (B, T) bool, task (B strings). Raises UserError if a size is not the policy's.
+        """
+        self._check(batch, with_action=True)
+        loss, report = self.policy.forward(self._prepare(batch))
+        return loss, {key: float(value) for key, value in (report or {}).items() if key != "loss"}
+
+    @torch.no_grad()
+    def predict_action_chunk(self, observation: dict[str, Any]) -> Tensor:
+        """Actions to execute next, (B, n_action_steps, A) in physical units on the CPU.
+
+        observation: as a batch of `loss`, without actions. Nothing is remembered between calls; the noise comes
+        from torch's global generator. Raises UserError if a size is not the policy's.
+        """
+        self._check(observation, with_action=False)
+        was_training = self.policy.training
+        self.policy.eval()
+        self.policy.reset()
+        kept = {key: observation[key] for key in (IMAGE, STATE, TASK)}
+        chunk = cast(Any, self.policy).predict_action_chunk(self._prepare(kept))
+        self.policy.train(was_training)
+        return self.postprocessor(chunk[:, : self.n_action_steps])
+
+    def refit_statistics(self, stats: Statistics) -> None:
+        """Replace the normalisation statistics; by default fine-tuning keeps those of pretraining."""
+        stats = usable_statistics(stats, self.config)
+        self.preprocessor = hotswap_stats(self.preprocessor, stats)
+        self.postprocessor = hotswap_stats(self.postprocessor, stats)
+
+    def _prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        device = next(self.policy.parameters()).device
+        for step in self.preprocessor.steps:
+            if isinstance(step, DeviceProcessorStep) and step.tensor_device != device:
+                step.device, step.tensor_device, step.non_blocking = device.type, device, device.type == "cuda"
+        prepared = self.preprocessor(batch)
+        if self.config.observation_delta_indices is not None:  # the policy expects (B, n_obs_steps, ...)
+            for key in (IMAGE, STATE, ENVIRONMENT_STATE):
+                if key in prepared:
+                    prepared[key] = prepared[key][:, None]
+        return prepared
+
+    def _check(self, batch: dict[str, Any], with_action: bool) -> None:
+        keys = (IMAGE, STATE, TASK, *((ACTION, ACTION_IS_PAD) if with_action else ()))
+        missing = [key for key in keys if key not in batch]
+        if missing:
+            raise UserError(f"batch: no '{missing[0]}'; expected {', '.join(keys)}")
+        size = len(batch[TASK])
+        expected: dict[str, tuple[int, ...]] = {IMAGE: (size, *self.image_shape), STATE: (size, self.state_dim)}
+        if with_action:
+            expected[ACTION] = (size, self.horizon, self.action_dim)
+            expected[ACTION_IS_PAD] = (size, self.horizon)
+        for key, shape in expected.items():
+            got = tuple(batch[key].shape)
+            if got != shape:
+                raise UserError(
+                    f"{key}: got shape {got}, expected {shape} ({self.policy_type} policy, {size} instructions)"
+                )
+        if not batch[IMAGE].is_floating_point():
+            raise UserError(f"{IMAGE}: got {batch[IMAGE].dtype}, expected floating point in [0, 1]")
+
+    # --------------------------------------------------------------------------------------------- disk
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write LeRobot's `pretrained_model` layout, complete or not at all; an older one there is replaced.
+
+        Raises UserError if `directory` holds something that is not a policy checkpoint.
+        """
+        directory = Path(directory)
+        occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
+        if occupied and not (directory / "config.json").is_file():
+            raise UserError(f"{directory}: exists and is not a policy checkpoint; it is left as it is")
+        partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            self.policy.save_pretrained(partial)
+            self.preprocessor.save_pretrained(partial)
+            self.postprocessor.save_pretrained(partial)
+            if directory.exists():
+                shutil.rmtree(directory)
+            os.replace(partial, directory)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, device: str = "cpu") -> PolicyObjective:
+        """Load a checkpoint written by `save_pretrained`, in evaluation mode.
+
+        Only JSON and safetensors are read. Raises UserError if the directory is missing or holds something else,
+        or if a weight is missing, unexpected or of another shape.
+        """
+        directory = Path(directory)
+        config = _read_config(directory)
+        config.device = device
+        policy = get_policy_class(config.type)(config)
+        _load_weights(policy, directory / "model.safetensors")
+        try:
+            preprocessor, postprocessor = make_pre_post_processors(
+                config,
+                pretrained_path=str(directory),
+                preprocessor_overrides={"device_processor": {"device": device}},
+            )
+        except (OSError, ImportError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{directory}: cannot load the processors ({_first_line(error)}); expected {LAYOUT}") from error
+        return cls(policy.to(device).eval(), preprocessor, postprocessor)
+
+
+def build_policy(
+    policy_type: str,
+    *,
+    image_shape: tuple[int, int, int],
+    state_dim: int,
+    action_dim: int,
+    stats: Statistics,
+    options: dict[str, Any],
+    text_encoder: str | Path | None = None,
+) -> PolicyObjective:
+    """A new policy with random weights.
+
+    policy_type: `pi05_compact` or `diffusion`. stats: LeRobot's statistics per feature key. options: keywords of the
+    policy's configuration. text_encoder: directory of a sentence-transformer or T5, for a policy that takes the
+    instruction as a vector (`diffusion`). Raises UserError for an unknown type or option, a value or a picture
+    size the policy refuses, or missing statistics.
+    """
+    if policy_type not in CONFIGS:
+        raise UserError(f"policy type '{policy_type}' is unknown. {nearest(policy_type, CONFIGS)}")
+    config_class = CONFIGS[policy_type]
+    valid = {field.name for field in fields(config_class)} - set(FEATURE_FIELDS)
+    for name in options:
+        if name not in valid:
+            raise UserError(f"{policy_type} has no option '{name}'. {nearest(name, valid)}")
+    inputs = {
+        IMAGE: PolicyFeature(FeatureType.VISUAL, tuple(image_shape)),
+        STATE: PolicyFeature(FeatureType.STATE, (state_dim,)),
+    }
+    step = None
+    if policy_type == "diffusion":
+        step = InstructionEmbeddingProcessorStep(path=None if text_encoder is None else str(text_encoder))
+        inputs[ENVIRONMENT_STATE] = PolicyFeature(FeatureType.ENV, (step.width,))
+    elif text_encoder is not None:
+        raise UserError(f"{policy_type} reads the words themselves; a text encoder is for diffusion")
+    try:
+        config = config_class(
+            **{
+                "device": "cpu",
+                "push_to_hub": False,
+                **DEFAULTS[policy_type],
+                **options,
+                "input_features": inputs,
+                "output_features": {ACTION: PolicyFeature(FeatureType.ACTION, (action_dim,))},
+            }
+        )
+        if config.n_obs_steps != 1:
+            raise ValueError(f"n_obs_steps is {config.n_obs_steps}; batches hold one observation")
+        policy = get_policy_class(policy_type)(config)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{policy_type}: {_first_line(error)}") from error
+    preprocessor, postprocessor = make_pre_post_processors(
+        config, dataset_stats=cast(Any, usable_statistics(stats, config))
+    )
+    if step is not None:
+        steps = list(preprocessor.steps)
+        after_batching = 1 + next(i for i, s in enumerate(steps) if isinstance(s, AddBatchDimensionProcessorStep))
+        preprocessor.steps = [*steps[:after_batching], step, *steps[after_batching:]]
+    return PolicyObjective(policy, preprocessor, postprocessor)
+
+
+def usable_statistics(stats: Statistics, config: PreTrainedConfig) -> Statistics:
+    """The statistics this policy normalises with, as float32, with no range or deviation of zero.
+
+    Raises UserError if one is missing, has another width than the feature, or is not finite.
+    """
+    features = {**(config.input_features or {}), **(config.output_features or {})}
+    modes = {str(getattr(kind, "value", kind)): mode for kind, mode in cast(Any, config).normalization_mapping.items()}
+    result: Statistics = {}
+    for key, feature in features.items():
+        needed = NEEDED.get(modes.get(feature.type.value, NormalizationMode.IDENTITY), ())
+        values = {name: np.asarray(value, dtype=np.float32) for name, value in stats.get(key, {}).items()}
+        width = (feature.shape[0], 1, 1) if feature.type is FeatureType.VISUAL else feature.shape
+        for name in needed:
+            if name not in values:
+                raise UserError(f"statistics of '{key}': no '{name}'; expected {' and '.join(needed)}")
+            if values[name].shape != tuple(width):
+                raise UserError(f"statistics of '{key}': '{name}' has shape {values[name].shape}, expected {tuple(width)}")
+            if not np.isfinite(values[name]).all():
+                raise UserError(f"statistics of '{key}': '{name}' is not finite")
+        if values:
+            result[key] = _with_width(values)
+    return result
+
+
+def _with_width(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Ranges and deviations widened to SMALLEST_RANGE: LeRobot would divide a constant dimension by 1e-8."""
+    values = dict(values)
+    for low, high in (("q01", "q99"), ("q10", "q90"), ("min", "max")):
+        if low in values and high in values:
+            middle, half = (values[low] + values[high]) / 2, (values[high] - values[low]) / 2
+            half = np.maximum(half, SMALLEST_RANGE / 2)
+            values[low], values[high] = middle - half, middle + half
+    if {"q01", "q99", "min", "max"} <= values.keys():  # whoever computed them put the floor on the quantiles
+        values["min"] = np.minimum(values["min"], values["q01"])
+        values["max"] = np.maximum(values["max"], values["q99"])
+    if "std" in values:
+        values["std"] = np.maximum(values["std"], SMALLEST_RANGE)
+    return values
+
+
+def _read_config(directory: Path) -> PreTrainedConfig:
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise UserError(f"{directory}: not a directory; expected a policy checkpoint ({LAYOUT})")
+    if not path.is_file():
+        raise UserError(f"{directory}: no config.json; expected a policy checkpoint ({LAYOUT})")
+    try:
+        payload = json.loads(path.read_text())
+        kind = payload.get("type") if isinstance(payload, dict) else None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({_first_line(error)})") from error
+    if kind is None:
+        raise UserError(f"{path}: no 'type'; this is the checkpoint of something else, expected a policy")
+    if kind not in CONFIGS:
+        raise UserError(f"{path}: checkpoint of type '{kind}', expected a policy. {nearest(str(kind), CONFIGS)}")
+    try:
+        config = PreTrainedConfig.from_pretrained(directory)
+    except Exception as error:  # draccus raises its own family of errors
+        raise UserError(f"{path}: not a valid {kind} configuration ({_first_line(error)})") from error
+    missing = [key for key in (IMAGE, STATE) if key not in (config.input_features or {})]
+    missing += [ACTION] if ACTION not in (config.output_features or {}) else []
+    if missing:
+        raise UserError(f"{path}: the policy has no feature '{missing[0]}'; expected {IMAGE}, {STATE}, {ACTION}")
+    return config
+
+
+def _load_weights(policy: PreTrainedPolicy, path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: not found; weights are read from safetensors only")
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: truncated or not a safetensors file ({_first_line(error)})") from error
+    own = policy.state_dict()
+    for what, names in (
+        ("missing", own.keys() - weights.keys()),
+        ("unexpected", weights.keys() - own.keys()),
+        ("of another shape", {k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape}),
+    ):
+        if names:
+            raise UserError(
+                f"{path}: {len(names)} weights {what} for a {policy.name} policy, first '{min(names)}'; "
+                f"was it written by another version?"
+            )
+    policy.load_state_dict(weights, strict=True)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

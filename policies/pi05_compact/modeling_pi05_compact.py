@@ -1,0 +1,363 @@
+"""pi0.5 (arXiv 2504.16054) in small: a prefix that sees, and an action expert that flow-matches a chunk.
+
+Read top to bottom: layers -> prefix -> suffix -> loss -> sampler -> LeRobot's policy interface.
+B samples, N prefix tokens (image, words, state), T action steps, A action width, S state width, D stream width,
+h query heads, g key-value heads, d head width. Time: t = 0 is data, t = 1 is noise.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.common.flow_matching import euler_integrate, sample_noise, sample_time_beta
+from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding, pad_vector
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from timm.layers import SwiGLU
+from torch import Tensor, nn
+
+from policies.observation_encoder import ObservationEncoder
+from policies.pi05_compact.configuration_pi05_compact import Pi05CompactConfig
+from toolkit.data.schema import ACTION_IS_PAD
+from vag_core.flow_matching import interpolate, velocity
+
+KeysValues = tuple[Tensor, Tensor]  # (B, g, N, d) each
+
+# ------------------------------------------------------------------------------------------------- layers
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x / rms(x). Written out because torch's own takes three times as long on a CPU."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
+class RMSNorm(nn.Module):
+    """RMS norm with a learned scale, for the prefix."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x) * self.weight
+
+
+class AdaptiveRMSNorm(nn.Module):
+    """adaRMS: scale, shift and residual gate from the time condition; zero at the start, so a layer is idle."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, T, D), condition (B, D) -> normalised x (B, T, D), gate (B, 1, D)."""
+        scale, shift, gate = self.modulation(condition)[:, None].chunk(3, dim=-1)
+        return rms_norm(x) * (1 + scale) + shift, gate
+
+
+class Projections(nn.Module):
+    """Query, key, value and output maps of one stream; both streams meet in the same heads."""
+
+    def __init__(self, config: Pi05CompactConfig, width: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.query = nn.Linear(width, self.heads * self.head_dim, bias=False)
+        self.key_value = nn.Linear(width, 2 * self.kv_heads * self.head_dim, bias=False)
+        self.output = nn.Linear(self.heads * self.head_dim, width, bias=False)
+
+    def keys_values(self, x: Tensor) -> KeysValues:
+        """x (B, N, D) -> keys and values (B, g, N, d)."""
+        kv = self.key_value(x).unflatten(-1, (2, self.kv_heads, self.head_dim))  # (B, N, 2, g, d)
+        keys, values = kv.permute(2, 0, 3, 1, 4).unbind(0)
+        return keys, values
+
+    def attend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """x (B, N, D) asks; keys, values (B, g, M, d) answer where mask (B, M) is true."""
+        query = self.query(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # (B, h, N, d)
+        answer = F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask[:, None, None], enable_gqa=self.heads != self.kv_heads
+        )
+        return self.output(answer.transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+class PrefixLayer(nn.Module):
+    """Pre-norm transformer layer over the prefix. Of the last one, the expert needs keys and values only."""
+
+    def __init__(self, config: Pi05CompactConfig, is_last: bool) -> None:
+        super().__init__()
+        self.is_last = is_last
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = Projections(config, config.width)
+        if is_last:
+            del self.attention.query, self.attention.output
+        else:
+            self.mlp_norm = RMSNorm(config.width)
+            self.mlp = SwiGLU(config.width, config.mlp_width, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, KeysValues]:
+        """x (B, N, D), mask (B, N) -> the same after the layer, and what the expert attends to."""
+        normed = self.attention_norm(x)
+        keys, values = self.attention.keys_values(normed)
+        if not self.is_last:
+            x = x + self.attention.attend(normed, keys, values, mask)
+            x = x + self.mlp(self.mlp_norm(x))
+        return x, (keys, values)
+
+
+class ExpertLayer(nn.Module):
+    """The layer of the action expert that matches a prefix layer: one attention over prefix and actions."""
+
+    def __init__(self, config: Pi05CompactConfig) -> None:
+        super().__init__()
+        self.attention_norm = AdaptiveRMSNorm(config.expert_width)
+        self.attention = Projections(config, config.expert_width)
+        self.mlp_norm = AdaptiveRMSNorm(config.expert_width)
+        self.mlp = SwiGLU(config.expert_width, config.expert_mlp_width, bias=False)
+
+    def forward(self, x: Tensor, condition: Tensor, prefix: KeysValues, mask: Tensor) -> Tensor:
+        """x (B, T, D), condition (B, D), prefix keys and values (B, g, N, d), mask (B, N + T)."""
+        normed, gate = self.attention_norm(x, condition)
+        keys, values = self.attention.keys_values(normed)
+        keys = torch.cat([prefix[0], keys], dim=2)  # (B, g, N + T, d)
+        values = torch.cat([prefix[1], values], dim=2)
+        x = x + gate * self.attention.attend(normed, keys, values, mask)
+        normed, gate = self.mlp_norm(x, condition)
+        return x + gate * self.mlp(normed)
+
+
+class StateEmbedding(nn.Module):
+    """One token per state dimension: its value, cut into bins, through an embedding of that dimension.
+
+    pi0.5 writes the bins as numbers into the prompt and relies on a language model that knows numbers. Trained
+    from scratch, a free vector per bin would know nothing of a bin it has not seen, so the table is factorised:
+    a fixed sine-cosine code of the bin times a learned matrix per dimension, and neighbours share.
+    """
+
+    def __init__(self, dimensions: int, bins: int, width: int, features: int = 32) -> None:
+        super().__init__()
+        self.bins = bins
+        centres = (torch.arange(bins) + 0.5) / bins
+        code = create_sinusoidal_pos_embedding(centres, features, 4 / bins, 4.0, device=centres.device)
+        self.register_buffer("code", code.float(), persistent=False)
+        self.weight = nn.Parameter(torch.randn(dimensions, features, width) / features**0.5)
+        self.bias = nn.Parameter(0.02 * torch.randn(dimensions, width))
+
+    def forward(self, state: Tensor) -> Tensor:
+        """state (B, S), normalised to about [-1, 1] -> (B, S, D)."""
+        size = state.shape[1]
+        bins = ((state + 1) * (self.bins / 2)).floor().clamp(0, self.bins - 1).long()
+        return torch.einsum("bsf,sfd->bsd", self.code[bins], self.weight[:size]) + self.bias[:size]
+
+
+# -------------------------------------------------------------------------------------------------- model
+
+
+class Pi05Compact(nn.Module):
+    """The network. Actions enter and leave at their real width; the padding to `max_action_dim` stays inside."""
+
+    def __init__(self, config: Pi05CompactConfig) -> None:
+        super().__init__()
+        assert config.input_features is not None
+        self.config = config
+        image_shape = config.input_features[config.image_key].shape
+        self.image_encoder = ObservationEncoder(
+            (image_shape[0], image_shape[1], image_shape[2]), config.width, config.vision_backbone, config.vision_weights
+        )
+        self.word_embedding = nn.Embedding(config.tokenizer_buckets, config.width)
+        self.word_position = nn.Parameter(torch.empty(config.tokenizer_max_length, config.width))
+        self.state_embedding = StateEmbedding(config.max_state_dim, config.state_bins, config.width)
+        self.prefix_layers = nn.ModuleList(
+            PrefixLayer(config, is_last=i == config.depth - 1) for i in range(config.depth)
+        )
+
+        self.action_in = nn.Linear(config.max_action_dim, config.expert_width)
+        self.action_position = nn.Parameter(torch.empty(config.chunk_size, config.expert_width))
+        self.time_in = nn.Linear(config.expert_width, config.expert_width)
+        self.time_out = nn.Linear(config.expert_width, config.expert_width)
+        self.expert_layers = nn.ModuleList(ExpertLayer(config) for _ in range(config.depth))
+        self.final_norm = AdaptiveRMSNorm(config.expert_width)
+        self.action_out = nn.Linear(config.expert_width, config.max_action_dim)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        # Learned positions in place of Gemma's rotary ones: every token has a fixed seat here.
+        for table in (self.word_embedding.weight, self.word_position, self.action_position):
+            nn.init.normal_(table, std=0.02)
+        for module in self.modules():
+            if isinstance(module, AdaptiveRMSNorm):  # adaRMS-Zero
+                nn.init.zeros_(module.modulation.weight)
+                nn.init.zeros_(module.modulation.bias)
+
+    # ------------------------------------------------------------------------------------------- prefix
+
+    def embed_prefix(self, image: Tensor, words: Tensor, word_mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """image (B, 3, H, W) in [0, 1], words (B, L) ids, word_mask (B, L), state (B, S) -> tokens, mask (B, N)."""
+        longest = int(word_mask.any(0).sum())  # columns without a single word cost time and change nothing
+        prompt = self.word_embedding(words[:, :longest]) + self.word_position[:longest]
+        tokens = torch.cat([self.image_encoder(image), prompt, self.state_embedding(state)], dim=1)  # (B, N, D)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        first = self.image_encoder.num_tokens
+        mask[:, first : first + longest] = word_mask[:, :longest]
+        return tokens, mask
+
+    def encode_prefix(
+        self, image: Tensor, words: Tensor, word_mask: Tensor, state: Tensor
+    ) -> tuple[list[KeysValues], Tensor]:
+        """Bidirectional pass over the prefix, which no action can reach -> keys and values per layer, mask (B, N)."""
+        tokens, mask = self.embed_prefix(image, words, word_mask, state)
+        cache = []
+        for layer in self.prefix_layers:
+            tokens, keys_values = layer(tokens, mask)
+            cache.append(keys_values)
+        return cache, mask
+
+    # ------------------------------------------------------------------------------------------- suffix
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """t (B,) -> condition (B, D) of every adaRMS."""
+        waves = create_sinusoidal_pos_embedding(
+            t, self.time_in.in_features, self.config.min_period, self.config.max_period, device=t.device
+        )
+        return F.silu(self.time_out(F.silu(self.time_in(waves.to(t.dtype)))))
+
+    def denoise(
+        self, x_t: Tensor, t: Tensor, prefix: list[KeysValues], prefix_mask: Tensor, step_is_pad: Tensor | None = None
+    ) -> Tensor:
+        """Velocity at x_t (B, T, A), t (B,). Steps marked in step_is_pad (B, T) are not attended to."""
+        width = x_t.shape[-1]
+        condition = self.embed_time(t)
+        steps = torch.ones(x_t.shape[:2], dtype=torch.bool, device=x_t.device) if step_is_pad is None else ~step_is_pad
+        mask = torch.cat([prefix_mask, steps], dim=1)  # (B, N + T)
+        x = self.action_in(pad_vector(x_t, self.config.max_action_dim)) + self.action_position  # (B, T, D)
+        for layer, keys_values in zip(self.expert_layers, prefix, strict=True):
+            x = layer(x, condition, keys_values, mask)
+        x, _ = self.final_norm(x, condition)
+        return self.action_out(x)[..., :width]  # (B, T, A)
+
+    # --------------------------------------------------------------------------------------------- loss
+
+    def sample_time(self, batch_size: int, device: torch.device) -> Tensor:
+        """t = 0.999 * Beta(1.5, 1) + 0.001, (B,): more weight on the noisy end (arXiv 2410.24164, appendix B)."""
+        config = self.config
+        return sample_time_beta(
+            batch_size,
+            device,
+            alpha=config.time_sampling_beta_alpha,
+            beta=config.time_sampling_beta_beta,
+            scale=config.time_sampling_scale,
+            offset=config.time_sampling_offset,
+        )
+
+    def flow_matching_loss(
+        self,
+        prefix: list[KeysValues],
+        prefix_mask: Tensor,
+        actions: Tensor,
+        step_is_pad: Tensor,
+        noise: Tensor,
+        t: Tensor,
+    ) -> Tensor:
+        """Mean squared error of the velocity over real steps (arXiv 2410.24164, eq. 1); actions, noise (B, T, A)."""
+        predicted = self.denoise(interpolate(actions, noise, t), t, prefix, prefix_mask, step_is_pad)
+        error = (predicted - velocity(actions, noise)).square().mean(-1)  # (B, T)
+        real = (~step_is_pad).to(error.dtype)
+        return (error * real).sum() / real.sum().clamp(min=1)
+
+    # ------------------------------------------------------------------------------------------ sampler
+
+    @torch.no_grad()
+    def sample(self, prefix: list[KeysValues], prefix_mask: Tensor, noise: Tensor) -> Tensor:
+        """Euler steps from noise (B, T, A) to actions; the prefix was computed once."""
+        return euler_integrate(
+            lambda x_t, t: self.denoise(x_t, t, prefix, prefix_mask), noise, self.config.num_inference_steps
+        )
+
+
+# ------------------------------------------------------------------------------------------------- policy
+
+
+class Pi05CompactPolicy(PreTrainedPolicy):
+    """LeRobot's interface to the network. Batches arrive through the policy's own preprocessor."""
+
+    config_class = Pi05CompactConfig
+    name = "pi05_compact"
+
+    def __init__(self, config: Pi05CompactConfig, **kwargs: Any) -> None:
+        super().__init__(config)
+        config.validate_features()
+        self.config: Pi05CompactConfig = config
+        self.model = Pi05Compact(config)
+        config.vision_weights = None  # now part of the policy's own weights; a checkpoint must not need the file
+        self.reset()
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> Pi05CompactPolicy:
+        """As LeRobot's, but strict unless told otherwise: a missing weight is an error, not a random number."""
+        return super().from_pretrained(pretrained_name_or_path, config=config, strict=strict, **kwargs)
+
+    def get_optim_params(self) -> Any:
+        return self.parameters()
+
+    def reset(self) -> None:
+        """Forget queued actions; called when an environment resets."""
+        self._queue: deque[Tensor] = deque(maxlen=self.config.n_action_steps)
+
+    def encode_prefix(self, batch: dict[str, Tensor]) -> tuple[list[KeysValues], Tensor]:
+        """Prefix of a preprocessed batch."""
+        return self.model.encode_prefix(
+            batch[self.config.image_key],
+            batch[OBS_LANGUAGE_TOKENS],
+            batch[OBS_LANGUAGE_ATTENTION_MASK],
+            batch[OBS_STATE],
+        )
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Training loss. Raises ValueError if the chunk is not `chunk_size` long."""
+        actions = batch[ACTION]  # (B, T, A)
+        if actions.shape[1] != self.config.chunk_size:
+            raise ValueError(f"{actions.shape[1]} action steps in the batch: expected {self.config.chunk_size}")
+        step_is_pad = batch.get(ACTION_IS_PAD)
+        if step_is_pad is None:
+            step_is_pad = torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device)
+        prefix, prefix_mask = self.encode_prefix(batch)
+        draws = self.config.flow_samples
+        if draws > 1:
+            prefix = [(k.repeat(draws, 1, 1, 1), v.repeat(draws, 1, 1, 1)) for k, v in prefix]
+            prefix_mask, step_is_pad = prefix_mask.repeat(draws, 1), step_is_pad.repeat(draws, 1)
+            actions = actions.repeat(draws, 1, 1)
+        noise = sample_noise(actions.shape, actions.device)
+        t = self.model.sample_time(actions.shape[0], actions.device)
+        loss = self.model.flow_matching_loss(prefix, prefix_mask, actions, step_is_pad, noise, t)
+        return loss, {"loss": loss.item()}
+
+    @torch.no_grad()
+    def predict_action_chunk(self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """(B, chunk_size, A) normalised actions; the state of the random generator decides unless noise is given."""
+        self.eval()
+        prefix, prefix_mask = self.encode_prefix(batch)
+        action = self.config.action_feature
+        assert action is not None
+        if noise is None:
+            shape = (prefix_mask.shape[0], self.config.chunk_size, action.shape[0])
+            noise = sample_noise(shape, prefix_mask.device)
+        return self.model.sample(prefix, prefix_mask, noise)
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:
+        """Next action (B, A); predicts a new chunk every `n_action_steps` calls."""
+        if not self._queue:
+            chunk = self.predict_action_chunk(batch, **kwargs)[:, : self.config.n_action_steps]
+            self._queue.extend(chunk.transpose(0, 1))
+        return self._queue.popleft()

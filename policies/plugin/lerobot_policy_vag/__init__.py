@@ -1,0 +1,4 @@
+"""LeRobot imports this module by the distribution's name; importing it registers the policy and its steps."""
+
+import policies.instruction_embedding
+import policies.pi05_compact  # noqa: F401

@@ -1,0 +1,192 @@
+"""Datasets on disk, the clip file and the mixture: what goes in comes out, and damage is named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from toolkit.data import lerobot_io
+from toolkit.data.cache import open_clips
+from toolkit.data.clips import ClipStore, write_clips
+from toolkit.data.lerobot_io import EpisodeWriter
+from toolkit.data.mixture import Mixture, TokenizerClips, GeneratorClips
+from toolkit.data.normalizer import ACTION_FLOOR, compute_statistics, describe
+from toolkit.data.schema import ACTION, ACTION_IS_PAD, IMAGE, STATE, Episode
+from toolkit.errors import UserError
+
+MakeEpisode = Callable[..., Episode]
+
+
+def test_dataset_round_trip(dataset: Path, moving_square: MakeEpisode) -> None:
+    for seed, episode in enumerate(lerobot_io.read_episodes(dataset)):
+        wanted = moving_square(seed)
+        assert np.array_equal(episode.actions, wanted.actions)
+        assert np.array_equal(episode.states, wanted.states)
+        assert episode.task == wanted.task
+        assert episode.metadata == {"seed": seed, "task_name": wanted.metadata["task_name"]}
+        error = np.square(episode.images.astype(float) - wanted.images).mean()
+        assert 10 * np.log10(255**2 / error) > 40
+    assert seed == 3
+
+
+def test_lerobot_reads_the_dataset(dataset: Path, moving_square: MakeEpisode) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    loaded = LeRobotDataset("local/dataset", root=dataset, delta_timestamps={ACTION: [0.0, 0.05]})
+    assert loaded.num_episodes == 4
+    item = loaded[1]
+    wanted = moving_square(0)
+    assert item["task"] == wanted.task
+    np.testing.assert_array_equal(item[ACTION].numpy(), wanted.actions[1:3])
+    assert item[IMAGE].shape == (3, 32, 32)
+    statistics = loaded.meta.stats[ACTION]
+    every = np.concatenate([moving_square(s).actions for s in range(4)])
+    np.testing.assert_allclose(statistics["q99"], np.quantile(every, 0.99, axis=0), rtol=1e-5)
+
+
+def test_columns_are_added_in_place(dataset: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    lerobot_io.add_episode_columns(copy, {"replay_success": [True, False, True, False]})
+    assert [m["replay_success"] for m, _ in lerobot_io.read_actions(copy)] == [True, False, True, False]
+    assert not list(copy.rglob("*.partial"))
+
+
+def test_writer_leaves_nothing_behind_after_an_error(tmp_path: Path, moving_square: MakeEpisode) -> None:
+    target = tmp_path / "dataset"
+    broken = moving_square(1)
+    broken.actions[3, 0] = np.nan
+    with pytest.raises(UserError, match=r"episode 1: 'action' holds NaN"), EpisodeWriter(target, 20, ["y", "x"], ["a", "b"]) as writer:
+        writer.add(moving_square(0))
+        writer.add(broken)
+    assert list(tmp_path.iterdir()) == []
+
+
+def damaged(dataset: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "damaged"
+    shutil.copytree(dataset, copy)
+    return copy
+
+
+def test_missing_key_lists_what_exists(dataset: Path) -> None:
+    with pytest.raises(UserError, match=r"no feature 'observation.wrist'; the dataset has: .*observation.image"):
+        open_clips(dataset, 32, "observation.wrist")
+
+
+@pytest.mark.parametrize("pattern", ["data/**/*.parquet", "videos/**/*.mp4", "meta/episodes/**/*.parquet"])
+def test_truncated_files_are_named(dataset: Path, tmp_path: Path, pattern: str) -> None:
+    copy = damaged(dataset, tmp_path)
+    path = next(copy.glob(pattern))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"{path.name}|truncated"):
+        open_clips(copy, 32)
+
+
+def test_nan_and_wrong_version_are_named(dataset: Path, tmp_path: Path) -> None:
+    copy = damaged(dataset, tmp_path)
+    path = next(copy.glob("data/**/*.parquet"))
+    table = pd.read_parquet(path)
+    table.at[20, "action"] = np.array([np.nan, 0.0], dtype=np.float32)
+    table.to_parquet(path)
+    with pytest.raises(UserError, match=r"'action' holds NaN or infinity \(episode 1\)"):
+        open_clips(copy, 32)
+    info = json.loads((copy / "meta/info.json").read_text())
+    (copy / "meta/info.json").write_text(json.dumps({**info, "codebase_version": "v2.1"}))
+    with pytest.raises(UserError, match=r"LeRobotDataset v2.1; expected v3"):
+        open_clips(copy, 32)
+    with pytest.raises(UserError, match="not found"):
+        open_clips(tmp_path / "nowhere", 32)
+
+
+def test_clips_of_a_dataset_are_decoded_once_and_resized(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_clips(dataset, 16)
+    assert first.frames.shape == (68, 16, 16, 3)
+    monkeypatch.setattr(lerobot_io, "read_episodes", lambda *_: pytest.fail("decoded again"))
+    again = open_clips(dataset, 16)
+    assert np.array_equal(first.frames, again.frames)
+    with pytest.raises(UserError, match="pictures are 16x16; expected 32x32"):
+        open_clips(first.path, 32)
+
+
+def test_clip_file_damage_is_named(store: ClipStore) -> None:
+    path = store.path
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="complete clip file|truncated"):
+        ClipStore.open(path)
+    with h5py.File(path, "w") as file:
+        file["frames"] = np.zeros((3, 4, 4, 3), np.uint8)
+    with pytest.raises(UserError, match="no array 'states'"):
+        ClipStore.open(path)
+
+
+def test_a_failed_build_leaves_no_file(tmp_path: Path, episodes: list[Episode]) -> None:
+    with pytest.raises(UserError, match="its metadata says 1000"):
+        write_clips(tmp_path / "x.h5", episodes, 1000, 20, "test")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generator_windows_repeat_and_mask_past_the_end(store: ClipStore, episodes: list[Episode]) -> None:
+    batch = store.generator_batch(np.array([1, 2]), np.array([10, 0]), 9)
+    wanted = episodes[1]  # 18 rows: the window 10..18 goes one past the end
+    assert np.array_equal(batch["frames"][0, :8], wanted.images[10:])
+    assert np.array_equal(batch["frames"][0, 8], wanted.images[-1])
+    assert np.array_equal(batch["actions"][0], wanted.actions[10:])
+    assert batch["is_pad"][0].tolist() == [False] * 7 + [True]
+    assert not batch["is_pad"][1].any()
+    assert batch["instruction"] == [episodes[1].task, episodes[2].task]
+
+
+def test_policy_batches_hold_the_actions_after_the_picture(store: ClipStore, episodes: list[Episode]) -> None:
+    batch = store.policy_batch(np.array([3]), np.array([15]), 4)
+    wanted = episodes[3]  # 17 rows
+    np.testing.assert_allclose(batch[IMAGE][0].transpose(1, 2, 0) * 255, wanted.images[15], atol=1e-3)
+    np.testing.assert_array_equal(batch[STATE][0], wanted.states[15])
+    np.testing.assert_array_equal(batch[ACTION][0], wanted.actions[[15, 16, 16, 16]])
+    assert batch[ACTION_IS_PAD][0].tolist() == [False, False, True, True]
+
+
+def test_mixture_realises_the_fraction_and_is_a_function_of_the_step(store: ClipStore) -> None:
+    mixture = Mixture([store, store], [0.7, 0.3], batch_size=20, horizon=4, seed=3)
+    for step in range(200):
+        mixture.batch(step)
+    assert mixture.fractions() == pytest.approx([0.7, 0.3], abs=0.01)
+    again = Mixture([store, store], [0.7, 0.3], batch_size=20, horizon=4, seed=3)
+    for key, value in mixture.batch(17).items():
+        other = again.batch(17)[key]
+        assert value == other if isinstance(value, list) else bool((value == other).all())
+    assert not (mixture.batch(17)[STATE] == mixture.batch(18)[STATE]).all()
+
+
+def test_sources_that_do_not_fit_are_refused(store: ClipStore) -> None:
+    wider = replace(store, actions=np.zeros((len(store.actions), 7), np.float32))
+    with pytest.raises(UserError, match=r"actions are \(7,\)"):
+        Mixture([store, wider], [1, 1], 4, 4, 0)
+    with pytest.raises(UserError, match="mixture weights"):
+        Mixture([store], [-1], 4, 4, 0)
+
+
+def test_tokenizer_batches_are_a_first_frame_and_whole_groups(store: ClipStore, episodes: list[Episode]) -> None:
+    clips = GeneratorClips(store, 5, 17, seed=0, random_start=False)
+    frames = TokenizerClips(clips, temporal_stride=4, groups=2).batch(0)["frames"].numpy()
+    assert frames.shape == (5, 9, 32, 32, 3)
+    chosen, _ = clips.draw(0)
+    for picture, index in zip(frames, chosen, strict=True):
+        images = episodes[index].images
+        assert np.array_equal(picture[0], images[0])
+        assert any(np.array_equal(picture[1:5], images[1 + 4 * g : 5 + 4 * g]) for g in range(4))
+
+
+def test_statistics_have_floors(store: ClipStore) -> None:
+    statistics = compute_statistics([store])
+    np.testing.assert_allclose(statistics[STATE]["mean"], store.states.mean(0), rtol=1e-5)
+    assert statistics[IMAGE]["mean"].shape == (3, 1, 1)
+    still = describe(np.ones((50, 2)), ACTION_FLOOR)
+    assert still["std"] == pytest.approx([ACTION_FLOOR] * 2)
+    assert (still["q99"] - still["q01"]).min() > 0

@@ -1,0 +1,147 @@
+"""The loop: schedules, averages, and a resume that changes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolkit.errors import UserError
+from toolkit.training.loop import OptimConfig, train
+from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
+from toolkit.training.runtime import RuntimeConfig, make_accelerator, seed_everything
+
+
+class Regression(nn.Module):
+    """Fits noise, with dropout and fresh noise in the loss, so that random state matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 16), nn.Dropout(0.3), nn.SiLU(), nn.BatchNorm1d(16), nn.Linear(16, 1))
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        error = (self.layers(batch["x"]) - batch["y"] + 0.1 * torch.randn(1)).square().mean()
+        return error, {"error": error.detach()}
+
+
+class Numbers:
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.fail_at = fail_at
+
+    def batch(self, step: int) -> dict[str, Tensor]:
+        if step == self.fail_at:
+            raise KeyboardInterrupt
+        rng = torch.Generator().manual_seed(step)
+        x = torch.randn(8, 3, generator=rng)
+        return {"x": x, "y": x.sum(1, keepdim=True)}
+
+
+CPU = RuntimeConfig(device="cpu", threads=1)
+
+
+def fit(directory: Path, data: Numbers, **changes: Any) -> Regression:
+    seed_everything(0)
+    model = Regression()
+    config = OptimConfig(**{"steps": 12, "checkpoint_every": 4, "log_every": 5, "warmup_steps": 2, **changes})
+    train(model, data, config, CPU, directory, "test")
+    return model
+
+
+@pytest.mark.parametrize("fail_at", [3, 4, 7, 11])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resume_is_bit_exact(tmp_path: Path, fail_at: int, accumulation: int) -> None:
+    options = {"gradient_accumulation": accumulation}
+    whole = fit(tmp_path / "whole", Numbers(), **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", Numbers(fail_at * accumulation), **options)
+    torch.rand(5)  # whatever happens between
+    resumed = fit(tmp_path / "cut", Numbers(), **options)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == ["step_000012"]
+
+
+def test_accumulation_equals_a_larger_batch() -> None:
+    """Two half batches of a mean loss give the gradient of the whole batch."""
+
+    class Line(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3, 1))
+
+        def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+            return (batch["x"] @ self.weight - batch["y"]).square().mean(), {}
+
+    class Halves(Numbers):
+        def batch(self, step: int) -> dict[str, Tensor]:
+            whole = super().batch(step // 2)
+            return {k: v.chunk(2)[step % 2] for k, v in whole.items()}
+
+    import tempfile
+
+    weights = []
+    for data, accumulation in ((Numbers(), 1), (Halves(), 2)):
+        model = Line()
+        with tempfile.TemporaryDirectory() as folder:
+            train(
+                model,
+                data,
+                OptimConfig(steps=5, gradient_accumulation=accumulation, warmup_steps=1),
+                CPU,
+                Path(folder),
+                "x",
+            )
+        weights.append(model.weight.detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-7)
+
+
+def test_changed_config_cannot_resume(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, Numbers(5))
+    path = next((tmp_path / "checkpoints").iterdir()) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot resume"):
+        fit(tmp_path, Numbers())
+
+
+def test_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path) -> None:
+    class Broken(Numbers):
+        def batch(self, step: int) -> dict[str, Tensor]:
+            return {k: v * float("nan") for k, v in super().batch(step).items()}
+
+    with pytest.raises(UserError, match="the loss is nan at step 5"):
+        fit(tmp_path, Broken())
+
+
+def test_schedule_warms_up_and_decays() -> None:
+    values = [warmup_cosine(step, 100, 10) for step in range(100)]
+    assert values[0] == pytest.approx(0.1)
+    assert max(values) == values[10] == pytest.approx(1.0)
+    assert values[10:] == sorted(values[10:], reverse=True)
+    assert values[-1] == pytest.approx(0.05, abs=0.001)
+
+
+def test_average_follows_the_weights_and_keeps_constants() -> None:
+    model = nn.Linear(2, 2)
+    average = ExponentialMovingAverage(model, 0.9)
+    before = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    average.update(model, step=10_000)
+    torch.testing.assert_close(average.shadow["weight"], before + 0.1)
+    assert torch.equal(average.shadow["bias"], model.bias)
+
+
+def test_only_matrices_decay() -> None:
+    decayed, plain = parameter_groups(Regression(), 0.1)
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert {p.ndim for p in plain["params"]} == {1}
+    assert plain["weight_decay"] == 0
+
+
+def test_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match=r"runtime\.device = 'tpu'"):
+        make_accelerator(RuntimeConfig(device="tpu"))
+    with pytest.raises(UserError, match="mixed_precision"):
+        make_accelerator(RuntimeConfig(device="cpu", mixed_precision="int8"))

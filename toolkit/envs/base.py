@@ -1,0 +1,31 @@
+"""What the rest of the toolkit expects of an environment and of a policy."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Env(Protocol):
+    """A robot in a scene. States and actions are float32 vectors in physical units."""
+
+    task: str
+    instruction: str
+    fps: int
+    state_names: list[str]
+    action_names: list[str]
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Put the scene of this seed; returns the state (S,)."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Execute one action (A,); returns the state after it and whether the task is solved at this instant."""
+
+    def render(self) -> np.ndarray:
+        """Picture of the present instant, (H, W, 3) uint8."""
+
+
+class Policy(Protocol):
+    def predict_action_chunk(self, observation: dict[str, Any]) -> Any:
+        """Observation batch in LeRobot's keys -> the next actions (B, n, A) in physical units."""

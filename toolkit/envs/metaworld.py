@@ -1,0 +1,212 @@
+"""Meta-World with fast rendering, and its scripted experts as a stand-in for a teleoperator.
+
+Pictures differ from stock Meta-World on purpose: a narrower camera (at the stock field of view a goal is two
+pixels wide), no shadows, reflections or sky, and visual meshes thinned to what a small picture can show.
+Software rendering then takes a few milliseconds instead of a hundred. Physics is untouched.
+
+This module imports neither torch nor LeRobot, so that worker processes start fast.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import warnings
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.data.schema import Episode
+from toolkit.errors import UserError, nearest
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+STATE_NAMES = ["hand_x", "hand_y", "hand_z", "gripper"]
+ACTION_NAMES = ["delta_x", "delta_y", "delta_z", "gripper"]
+FPS = 80  # Meta-World's control rate: 5 physics steps of 2.5 ms
+CAMERA, CAMERA_POSITION, CAMERA_FOVY = "corner2", (0.75, 0.075, 0.7), 36.0
+MESH_CELL_M = 0.008  # visual meshes are thinned to this grid; one pixel of 64 shows about one centimetre
+NOISE_PULL = 0.15  # share of the operator noise that is lost per step
+
+
+@cache
+def instructions() -> dict[str, str]:
+    """Instruction of every task (`push`, without version), as LeRobot words them."""
+    spec = find_spec("lerobot")
+    if spec is None or spec.origin is None:
+        raise UserError("Meta-World needs the robot extras: pip install 'lerobot_policy_vag[robot]'")
+    table = json.loads((Path(spec.origin).parent / "envs/metaworld_config.json").read_text())
+    return {name.removesuffix("-v3"): text for name, text in table["TASK_DESCRIPTIONS"].items()}
+
+
+def thin_meshes(model: Any, cell: float, min_faces: int = 1000) -> Any:
+    """A copy of a MuJoCo model, for rendering only, whose large meshes are clustered on a grid of `cell` metres.
+
+    Vertices of one cell collapse to the one nearest their mean; faces that lose a corner or stand twice go.
+    Rendering in software is bound by vertices, not by pixels: this is what makes it fast.
+    """
+    model = copy.copy(model)
+    for mesh in range(model.nmesh):
+        start, count = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
+        if count < min_faces:
+            continue
+        first_vertex = model.mesh_vertadr[mesh]
+        vertices = model.mesh_vert[first_vertex : first_vertex + model.mesh_vertnum[mesh]]
+        faces = model.mesh_face[start : start + count].copy()
+        _, cluster = np.unique(np.floor(vertices / cell).astype(np.int64), axis=0, return_inverse=True)
+        cluster = cluster.ravel()
+        size = np.bincount(cluster)
+        mean = np.stack([np.bincount(cluster, vertices[:, k]) for k in range(3)], axis=1) / size[:, None]
+        distance = np.square(vertices - mean[cluster]).sum(1)
+        order = np.lexsort((distance, cluster))
+        representative = order[np.unique(cluster[order], return_index=True)[1]]
+        faces = representative[cluster[faces]]
+        a, b, c = faces.T
+        kept = np.flatnonzero((a != b) & (b != c) & (a != c))
+        kept = kept[np.sort(np.unique(np.sort(faces[kept], axis=1), axis=0, return_index=True)[1])]
+        stop = start + len(kept)
+        model.mesh_face[start:stop] = faces[kept]
+        model.mesh_facenormal[start:stop] = model.mesh_facenormal[start + kept]
+        model.mesh_facetexcoord[start:stop] = model.mesh_facetexcoord[start + kept]
+        model.mesh_facenum[mesh] = len(kept)
+    return model
+
+
+class MetaWorldEnv:
+    """One task. The same seed and actions give the same states bit for bit, in any process and order.
+
+    Raises UserError for an unknown task, or when no OpenGL library can render.
+    """
+
+    fps, state_names, action_names = FPS, STATE_NAMES, ACTION_NAMES
+
+    def __init__(
+        self, task: str, image_size: int = 64, supersample: int = 2, mesh_cell_m: float = MESH_CELL_M
+    ) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as CLASSES
+
+        self.task = task.removesuffix("-v3")
+        known = instructions()
+        if self.task not in known:
+            raise UserError(f"unknown Meta-World task '{task}'. {nearest(self.task, known)}")
+        self.instruction = known[self.task]
+        self.image_size, self.supersample, self.mesh_cell_m = image_size, supersample, mesh_cell_m
+        self._env = CLASSES[f"{self.task}-v3-goal-observable"]()
+        self._env._freeze_rand_vec = False
+        self._env.seeded_rand_vec = True
+        self._env.max_path_length = 1_000_000
+        self._renderer: Any = None
+        self.observation = np.zeros(0)
+
+    def reset(self, seed: int) -> np.ndarray:
+        self._env.seed(seed)
+        self.observation, _ = self._env.reset(seed=seed)
+        return self._state()
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
+        action = np.clip(np.asarray(action, dtype=np.float32), -1, 1)
+        self.observation, _, _, _, info = self._env.step(action)
+        return self._state(), bool(info["success"])
+
+    def render(self) -> np.ndarray:
+        import mujoco
+
+        if self._renderer is None:
+            self._renderer = self._make_renderer()
+        renderer = self._renderer
+        renderer.update_scene(self._env.data, camera=CAMERA)
+        for flag in ("SHADOW", "REFLECTION", "SKYBOX"):
+            renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
+        picture = renderer.render()[::-1, ::-1]
+        s, size = self.supersample, self.image_size
+        if s == 1:
+            return picture.copy()
+        return picture.reshape(size, s, size, s, 3).mean(axis=(1, 3), dtype=np.float32).round().astype(np.uint8)
+
+    def close(self) -> None:
+        """Free the OpenGL context; a later `render` makes a new one."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _state(self) -> np.ndarray:
+        return self.observation[:4].astype(np.float32)
+
+    def _make_renderer(self) -> Any:
+        import mujoco
+
+        model = copy.copy(self._env.model)
+        if self.mesh_cell_m:
+            model = thin_meshes(model, self.mesh_cell_m)
+        camera = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, CAMERA)
+        model.cam_pos[camera], model.cam_fovy[camera] = CAMERA_POSITION, CAMERA_FOVY
+        model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
+        side = self.image_size * self.supersample
+        model.vis.global_.offwidth = model.vis.global_.offheight = side
+        # The data holds the camera's place from the last step: kinematics must see the moved camera.
+        self._env.model.cam_pos[camera] = CAMERA_POSITION
+        mujoco.mj_camlight(self._env.model, self._env.data)
+        try:
+            return mujoco.Renderer(model, side, side)
+        except Exception as error:  # the GL loaders raise many classes
+            raise UserError(
+                f"cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']} ({error}); on Debian: apt-get install "
+                "libegl1 libgl1 libgl1-mesa-dri libosmesa6, then MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+            ) from error
+
+
+class ScriptedTeleoperator:
+    """Meta-World's scripted expert with Ornstein-Uhlenbeck noise, like an operator's unsteady hand.
+
+    noise_scale: stationary deviation of the noise on the three translation actions.
+    """
+
+    def __init__(self, task: str, seed: int, noise_scale: float = 0.1) -> None:
+        from metaworld.policies import ENV_POLICY_MAP
+
+        self._expert = ENV_POLICY_MAP[f"{task.removesuffix('-v3')}-v3"]()  # may hold state: one per episode
+        self._rng = np.random.default_rng(seed)
+        self._noise, self._scale = np.zeros(3), noise_scale
+
+    def action(self, observation: np.ndarray) -> np.ndarray:
+        """The action to execute, clipped to [-1, 1], float32 (4,). observation: Meta-World's own (39,)."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "Constant(s) may be too high": the environment clips, so do we
+            action = np.array(self._expert.get_action(observation), dtype=np.float64)
+        fresh = np.sqrt(1 - (1 - NOISE_PULL) ** 2) * self._scale * self._rng.standard_normal(3)
+        self._noise = (1 - NOISE_PULL) * self._noise + fresh
+        action[:3] += self._noise
+        return np.clip(action, -1, 1).astype(np.float32)
+
+
+def record_episode(env: MetaWorldEnv, seed: int, num_steps: int, noise_scale: float = 0.1) -> tuple[Episode, bool]:
+    """One episode of `num_steps` steps by the scripted teleoperator; success = solved at any step."""
+    state = env.reset(seed)
+    teleoperator = ScriptedTeleoperator(env.task, seed, noise_scale)
+    images, states, actions, success = [], [], [], False
+    for _ in range(num_steps):
+        images.append(env.render())
+        states.append(state)
+        actions.append(teleoperator.action(env.observation))
+        state, solved = env.step(actions[-1])
+        success |= solved
+    metadata = {"seed": seed, "task_name": env.task, "success": success, "source": "teleoperation"}
+    return Episode(np.stack(images), np.stack(states), np.stack(actions), env.instruction, metadata), success
+
+
+def initial_scene(env: MetaWorldEnv, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Picture (H, W, 3) and state (S,) of a scene before anything moved."""
+    state = env.reset(seed)
+    return env.render(), state
+
+
+@cache
+def cached_env(task: str, image_size: int) -> MetaWorldEnv:
+    """The process's own environment for a task: building one takes about a second."""
+    return MetaWorldEnv(task, image_size)

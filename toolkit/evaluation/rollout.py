@@ -1,0 +1,113 @@
+"""Closed-loop rollouts of a policy, several scenes of a task in step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from toolkit.data.schema import IMAGE, STATE, TASK
+from toolkit.envs.base import Policy
+from toolkit.envs.metaworld import MetaWorldEnv
+from toolkit.errors import UserError
+from toolkit.training.logging import progress
+
+FRAME_EVERY = 4  # environment steps per recorded frame
+
+
+@dataclass
+class Rollout:
+    """frames: (T, H, W, 3) uint8, every fourth step, where they were asked for."""
+
+    task: str
+    seed: int
+    success: bool
+    steps: int
+    frames: np.ndarray | None = None
+
+
+class _Slot:
+    """One environment that works through scenes of its task, one after the other."""
+
+    def __init__(self, env: MetaWorldEnv, seeds: list[int], recorded: set[int]) -> None:
+        self.env, self.waiting, self.recorded = env, seeds, recorded
+        self.active = self._next_scene()
+
+    def _next_scene(self) -> bool:
+        if not self.waiting:
+            self.env.close()
+            return False
+        self.seed = self.waiting.pop(0)
+        self.state, self.step, self.frames = self.env.reset(self.seed), 0, []
+        return True
+
+    def execute(self, actions: np.ndarray, max_steps: int) -> Rollout | None:
+        """Execute a chunk (n, A); the rollout if it ended, and the next scene is set."""
+        solved = False
+        for action in actions[: max_steps - self.step]:
+            if self.seed in self.recorded and self.step % FRAME_EVERY == 0:
+                self.frames.append(self.env.render())
+            self.state, solved = self.env.step(action)
+            self.step += 1
+            if solved:
+                break
+        if not solved and self.step < max_steps:
+            return None
+        if self.seed in self.recorded:
+            self.frames.append(self.env.render())
+        frames = np.stack(self.frames) if self.frames else None
+        ended = Rollout(self.env.task, self.seed, solved, self.step, frames)
+        self.active = self._next_scene()
+        return ended
+
+
+def rollout(
+    policy: Policy,
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    max_steps: int,
+    image_size: int,
+    record_first: int = 0,
+    num_envs: int = 4,
+) -> list[Rollout]:
+    """Roll the policy out on every task and seed; a rollout ends when the task is solved or after `max_steps`.
+
+    About `num_envs` environments share each prediction. A picture is rendered only for a new chunk, and where
+    frames are recorded (the first `record_first` seeds). Results are in the order of tasks and seeds. Raises
+    UserError if the policy returns actions of another width, or NaN.
+    """
+    per_task = min(max(1, num_envs // len(tasks)), len(seeds))
+    recorded = set(seeds[:record_first])
+    slots = [
+        _Slot(MetaWorldEnv(task, image_size), list(seeds[k::per_task]), recorded)
+        for task in tasks
+        for k in range(per_task)
+    ]
+    results: dict[tuple[str, int], Rollout] = {}
+    bar = progress(description="evaluate", total=len(tasks) * len(seeds), unit="ep")
+    while active := [slot for slot in slots if slot.active]:
+        images = np.stack([slot.env.render() for slot in active])
+        observation = {
+            IMAGE: torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,
+            STATE: torch.from_numpy(np.stack([slot.state for slot in active])),
+            TASK: [slot.env.instruction for slot in active],
+        }
+        chunk = np.asarray(policy.predict_action_chunk(observation))  # (B, n, A)
+        _check(chunk, active[0].env)
+        for slot, actions in zip(active, chunk, strict=True):
+            if (ended := slot.execute(actions, max_steps)) is not None:
+                results[ended.task, ended.seed] = ended
+                bar.update()
+    bar.close()
+    return [results[slot_task.removesuffix("-v3"), seed] for slot_task in tasks for seed in seeds]
+
+
+def _check(chunk: np.ndarray, env: MetaWorldEnv) -> None:
+    width = len(env.action_names)
+    if chunk.ndim != 3 or chunk.shape[2] != width:
+        raise UserError(f"the policy gives actions {chunk.shape}; {env.task} expects width {width}")
+    if not np.isfinite(chunk).all():
+        raise UserError(f"the policy gave NaN or infinite actions on {env.task}")
