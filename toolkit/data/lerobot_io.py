@@ -42,6 +42,7 @@ class EpisodeWriter:
 
     def __enter__(self) -> Self:
         shutil.rmtree(self.temporary, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)  # of an earlier, unfinished run
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         return self
 

@@ -127,7 +127,11 @@ class MetaWorldEnv:
         s, size = self.supersample, self.image_size
         if s == 1:
             return picture.copy()
-        return picture.reshape(size, s, size, s, 3).mean(axis=(1, 3), dtype=np.float32).round().astype(np.uint8)
+        total = np.zeros((size, size, 3), np.uint16)
+        for row in range(s):
+            for column in range(s):
+                total += picture[row::s, column::s]
+        return ((total + s * s // 2) // (s * s)).astype(np.uint8)
 
     def close(self) -> None:
         """Free the OpenGL context; a later `render` makes a new one."""

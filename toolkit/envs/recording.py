@@ -1,0 +1,53 @@
+"""Attempts of the scripted teleoperator, each kept as a file, so that a killed collection goes on where it stopped."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.data.schema import Episode
+from toolkit.envs.metaworld import cached_env, instructions, record_episode
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One episode to record. `path` holds the outcome afterwards."""
+
+    task: str
+    seed: int
+    num_steps: int
+    image_size: int
+    noise_scale: float
+    path: Path
+
+
+def record_attempt(attempt: Attempt) -> bool:
+    """Record into the attempt's file, unless that is there already; True if the expert succeeded."""
+    if not attempt.path.exists():
+        env = cached_env(attempt.task, attempt.image_size)
+        episode, success = record_episode(env, attempt.seed, attempt.num_steps, attempt.noise_scale)
+        arrays = {"success": np.array(success)}
+        if success:
+            arrays |= {"images": episode.images, "states": episode.states, "actions": episode.actions}
+        temporary = attempt.path.with_suffix(f".{os.getpid()}.partial")
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, attempt.path)
+        return success
+    with np.load(attempt.path, allow_pickle=False) as saved:
+        return bool(saved["success"])
+
+
+def load_attempt(attempt: Attempt) -> Episode:
+    """The recorded episode of a successful attempt."""
+    with np.load(attempt.path, allow_pickle=False) as saved:
+        return Episode(
+            images=saved["images"],
+            states=saved["states"],
+            actions=saved["actions"],
+            task=instructions()[attempt.task],
+            metadata={"seed": attempt.seed, "task_name": attempt.task, "success": True, "source": "teleoperation"},
+        )

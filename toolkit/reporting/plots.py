@@ -1,0 +1,236 @@
+"""Figures as inline SVG: matplotlib draws, the page's style sheet colours them for light and dark.
+
+Every colour of a figure is a CSS variable with the light value as fallback (`--ink`, `--muted`, `--line`, `--c0`
+to `--c5`), text stays text in the font of the page, and the background is transparent.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import logging
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+INK, MUTED, LINE = "#1c1f23", "#626a75", "#dcdfe3"
+# Okabe and Ito's palette, which people with any colour vision can tell apart.
+PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
+VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {c: f"--c{i}" for i, c in enumerate(PALETTE)}
+
+WIDTH = 5.8  # inches: half of the page, and still legible when a phone shrinks it
+ROW, HEADER = 0.44, 0.34  # inches
+SETTINGS = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a task may be called "$"
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "axes.axisbelow": True,
+}
+
+Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
+
+
+def success_bars(rows: Sequence[Mapping[str, Any]], title: str = "Success rate") -> str:
+    """Bars with asymmetric intervals, one row each, in groups.
+
+    rows: `label`, `rate` in [0, 1], optionally `group`, `successes`, `n`, `low`, `high`. A label has the same
+    colour in every group. Returns SVG.
+    """
+    labels = list(dict.fromkeys(str(row["label"]) for row in rows))
+    with _style():
+        items = [
+            (str(row.get("group", "")), str(row["label"]), _rate_text(row), labels.index(str(row["label"])), row)
+            for row in rows
+        ]
+        figure, axes, places = _rows([(group, label, text) for group, label, text, _, _ in items])
+        for y, (_, _, _, colour, row) in zip(places, items, strict=True):
+            rate, low, high = row["rate"], row.get("low"), row.get("high")
+            axes.barh(y, rate, height=0.13, color=PALETTE[colour % len(PALETTE)], linewidth=0)
+            if low is not None and high is not None:
+                error = [[max(0.0, rate - low)], [max(0.0, high - rate)]]
+                axes.errorbar(rate, y, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3.5, capthick=1.2)
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+        axes.grid(axis="x")
+        return _svg(figure, title)
+
+
+def duration_bars(stages: Sequence[tuple[str, float]], title: str = "Time per stage") -> str:
+    """One bar per (name, seconds). Returns SVG."""
+    with _style():
+        figure, axes, places = _rows([("", name, duration(seconds)) for name, seconds in stages], row=0.36)
+        for y, (_, seconds) in zip(places, stages, strict=True):
+            axes.barh(y, seconds, height=0.07, color=PALETTE[0], linewidth=0)
+        axes.set_xlim(0, max([seconds for _, seconds in stages] or [1]) or 1)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        return _svg(figure, title)
+
+
+def curves(lines: Mapping[str, Curve], title: str, unit: str = "") -> str:
+    """One line per name against the training step; above 40 points also its running mean. Returns SVG.
+
+    The value axis is logarithmic when all values are positive and span more than a factor of 30.
+    """
+    with _style():
+        figure = Figure(figsize=(WIDTH, 2.9))
+        axes = figure.add_axes((0.105, 0.155, 0.875, 0.72 - 0.075 * _legend_rows(lines)))
+        values = np.array([v for _, points in lines.values() for v in points if math.isfinite(v)])
+        if len(values) and values.min() > 0 and values.max() / values.min() > 30:
+            axes.set_yscale("log")
+        for index, (name, (steps, points)) in enumerate(lines.items()):
+            colour, mean = PALETTE[index % len(PALETTE)], running_mean(points)
+            if len(points) > 40:
+                axes.plot(steps, points, color=colour, linewidth=0.8, alpha=0.3)
+            axes.plot(steps, mean if len(points) > 40 else points, color=colour, linewidth=1.8, label=_clean(name, 46))
+        axes.grid(axis="y")
+        axes.margins(x=0.01)
+        axes.set_xlabel("training step", loc="right", fontsize=9.5)
+        figure.text(0.02, 0.985, _clean(f"{title} [{unit}]" if unit else title, 60), weight="bold", va="top")
+        if len(lines) > 1:
+            figure.legend(
+                loc="upper left", bbox_to_anchor=(0.0, 0.93), ncols=1 + (_longest(lines) < 26), frameon=False, fontsize=9.5
+            )
+        return _svg(figure, title)
+
+
+def read_scalars(directory: str | Path) -> dict[str, Curve]:
+    """Scalars of the TensorBoard event files in a directory: tag -> (steps, values), in order of steps.
+
+    Files that are cut short give what they hold; a directory without events gives {}.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 1000, "images": 1, "tensors": 1})
+    events.Reload()
+    found = {}
+    for tag in sorted(events.Tags()["scalars"]):
+        points = sorted((event.step, event.value) for event in events.Scalars(tag))
+        found[tag] = ([step for step, _ in points], [value for _, value in points])
+    return found
+
+
+def running_mean(values: Sequence[float], share: float = 0.05) -> np.ndarray:
+    """Centred mean over `share` of the values, narrower at both ends; not-finite values are left out."""
+    values = np.asarray(values, dtype=float)
+    half = int(len(values) * share / 2)
+    means = np.full(len(values), np.nan)
+    for i in range(len(values)):
+        reach = min(half, i, len(values) - 1 - i)
+        window = values[i - reach : i + reach + 1]
+        if np.isfinite(window).any():
+            means[i] = window[np.isfinite(window)].mean()
+    return means
+
+
+def duration(seconds: float) -> str:
+    """`8.4 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(rate: float) -> str:
+    """A share as a percentage, with a decimal only where there is one."""
+    return f"{100 * rate:.1f}".removesuffix(".0")
+
+
+def _rate_text(row: Mapping[str, Any]) -> str:
+    text = f"{percent(row['rate'])} %"
+    if row.get("n") is not None:
+        text += f"  ·  {row['successes']}/{row['n']}" if row.get("successes") is not None else f"  ·  n = {row['n']}"
+    if row.get("low") is not None and row.get("high") is not None:
+        text += f"  ·  [{percent(row['low'])}, {percent(row['high'])}]"
+    return text
+
+
+def _rows(rows: Sequence[tuple[str, str, str]], row: float = ROW) -> tuple[Figure, Axes, list[float]]:
+    """Rows of (group, label, value text), text above the place of each bar; returns the places in inches.
+
+    The text stands above the bar instead of beside it, so that long names fit on a phone.
+    """
+    places, headers, y, previous = [], [], 0.0, ""
+    for group, _, _ in rows:
+        if group and group != previous:
+            y += HEADER
+            headers.append((y - 0.06, group))
+        previous = group
+        y += row
+        places.append(y - 0.1)
+    bottom, height = 0.3, y + 0.36
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((0.012, bottom / height, 0.964, y / height))
+    axes.set_ylim(y, 0)
+    axes.set_yticks([])
+    for place, (_, label, text) in zip(places, rows, strict=True):
+        above = {"transform": axes.get_yaxis_transform(), "va": "center"}
+        axes.text(0, place - 0.185, _clean(label, 44), **above)
+        axes.text(1, place - 0.185, text, ha="right", color=MUTED, **above)
+    for place, group in headers:
+        axes.text(0, place, _clean(group, 60), weight="bold", transform=axes.get_yaxis_transform())
+    return figure, axes, places
+
+
+def _style() -> Any:
+    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **SETTINGS})
+
+
+def _svg(figure: Figure, title: str) -> str:
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": title}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # glyphs that matplotlib's font lacks; the browser's has them
+        FigureCanvasSVG(figure).print_svg(file, metadata=nothing, transparent=True)
+    text = file.getvalue()
+    box = re.search(r'viewBox="([^"]+)"', text)
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r"font: ([\w ]*?)([\d.]+px) [^;\"]+", r"font: \1\2 var(--font, sans-serif)", body)
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var({variable}, {colour})")
+    used = set(re.findall(r"#(\w+)", body))  # several figures share a page: only ids that are referred to stay
+    body = re.sub(r' id="(\w+)"', lambda match: match[0] if match[1] in used else "", body)
+    body = body.replace("xlink:href", "href")
+    label = html.escape(title)
+    return f'<svg viewBox="{box[1] if box else "0 0 1 1"}" role="img" aria-label="{label}">{body.strip()}'
+
+
+def _clean(text: str, limit: int) -> str:
+    text = " ".join(str(text).split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _longest(names: Mapping[str, Any]) -> int:
+    return max(map(len, names), default=0)
+
+
+def _legend_rows(lines: Mapping[str, Any]) -> int:
+    if len(lines) < 2:
+        return 0
+    return math.ceil(len(lines) / (1 + (_longest(lines) < 26)))
