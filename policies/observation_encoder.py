@@ -36,7 +36,7 @@ class CompactBackbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = ByobNet(COMPACT_CONFIG, num_classes=0, in_chans=12, global_pool="")
+        self.network = ByobNet(COMPACT_CONFIG, num_classes=0, in_chans=12, global_pool="", zero_init_last=False)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.network.forward_features(F.pixel_unshuffle(image, 2))
@@ -85,7 +85,7 @@ class ObservationEncoder(nn.Module):
             features = self.backbone(torch.zeros(1, *image_shape)).shape[1]
         self.num_tokens = (height // (2 * STRIDE)) * (image_width // (2 * STRIDE))
         self.project = nn.Linear(4 * features, width)
-        self.position = nn.Parameter(0.02 * torch.randn(self.num_tokens, width))
+        self.position = nn.Parameter(0.5 * torch.randn(self.num_tokens, width))
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, 3, H, W) in [0, 1]. Returns (B, N, D). Raises ValueError on another size."""

@@ -47,8 +47,8 @@ EXAMPLES = {
         "vag train-generator dataset=clips.h5 generator=vag_published runtime.device=cuda",
     ),
     "synthesize": (
-        "vag synthesize generator=outputs/generator/generator out=outputs/synthetic",
-        "vag synthesize generator=outputs/generator/generator scenes_from=outputs/real/dataset",
+        "vag synthesize checkpoint=outputs/generator/generator out=outputs/synthetic",
+        "vag synthesize checkpoint=outputs/generator/generator scenes_from=outputs/real/dataset",
     ),
     "replay": (
         "vag replay dataset=outputs/synthetic/dataset",

@@ -37,7 +37,7 @@ def run(config: DemoConfig, run: Run) -> None:
     execute("collect", "collect", [tasks, *config.collect])
     execute("collect_held_out", "collect", [tasks, *config.collect_held_out])
     execute("train_generator", "train-generator", [f"dataset={real}", *config.train_generator])
-    generator = f"generator={root / 'train_generator/generator'}"
+    generator = f"checkpoint={root / 'train_generator/generator'}"
     execute("synthesize", "synthesize", [generator, tasks, *config.synthesize])
     metrics = execute("synthesize_held_out", "synthesize", [generator, tasks, f"scenes_from={held_out}"])
     generated = f"dataset={root / 'synthesize_held_out/dataset'}"

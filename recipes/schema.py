@@ -59,7 +59,7 @@ class SamplerConfig:
 
 @dataclass
 class SynthesizeConfig(CommonConfig):
-    generator: str = MISSING  # directory written by train-generator
+    checkpoint: str = MISSING  # generator directory written by train-generator
     tasks: list[str] = MISSING
     episodes_per_task: int = 50
     first_seed: int = 100_000

@@ -38,9 +38,9 @@ class Scene:
 def run(config: SynthesizeConfig, run: Run) -> None:
     """Generate one episode per scene and write `dataset`, with provenance in the episode table."""
     set_threads(config.runtime)
-    generator = load_generator(config.generator, pick_device(config.runtime.device))
+    generator = load_generator(config.checkpoint, pick_device(config.runtime.device))
     encode = instruction_encoder(config.instruction_encoder)
-    identity = hashlib.sha256((Path(config.generator) / "model.safetensors").read_bytes()).hexdigest()[:16]
+    identity = hashlib.sha256((Path(config.checkpoint) / "model.safetensors").read_bytes()).hexdigest()[:16]
     sampler = config.sampler
     description = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}"
     scenes, layout = simulated_scenes(config, generator) if config.scenes_from is None else recorded_scenes(

@@ -145,7 +145,7 @@ class StateEmbedding(nn.Module):
         code = create_sinusoidal_pos_embedding(centres, features, 4 / bins, 4.0, device=centres.device)
         self.register_buffer("code", code.float(), persistent=False)
         self.weight = nn.Parameter(torch.randn(dimensions, features, width) / features**0.5)
-        self.bias = nn.Parameter(0.02 * torch.randn(dimensions, width))
+        self.bias = nn.Parameter(0.5 * torch.randn(dimensions, width))
 
     def forward(self, state: Tensor) -> Tensor:
         """state (B, S), normalised to about [-1, 1] -> (B, S, D)."""
@@ -187,7 +187,7 @@ class Pi05Compact(nn.Module):
     def _initialise(self) -> None:
         # Learned positions in place of Gemma's rotary ones: every token has a fixed seat here.
         for table in (self.word_embedding.weight, self.word_position, self.action_position):
-            nn.init.normal_(table, std=0.02)
+            nn.init.normal_(table, std=0.5)
         for module in self.modules():
             if isinstance(module, AdaptiveRMSNorm):  # adaRMS-Zero
                 nn.init.zeros_(module.modulation.weight)

@@ -32,6 +32,8 @@ ROW, HEADER = 0.44, 0.34  # inches
 SETTINGS = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a task may be called "$"
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "font.size": 10.5,
     "text.color": INK,
     "axes.edgecolor": LINE,
@@ -198,7 +200,7 @@ def _rows(rows: Sequence[tuple[str, str, str]], row: float = ROW) -> tuple[Figur
 
 
 def _style() -> Any:
-    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **SETTINGS})
+    return matplotlib.rc_context(SETTINGS)
 
 
 def _svg(figure: Figure, title: str) -> str:
@@ -206,7 +208,7 @@ def _svg(figure: Figure, title: str) -> str:
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.hashsalt": title}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glyphs that matplotlib's font lacks; the browser's has them
-        FigureCanvasSVG(figure).print_svg(file, metadata=nothing, transparent=True)
+        FigureCanvasSVG(figure).print_svg(file, metadata=nothing)
     text = file.getvalue()
     box = re.search(r'viewBox="([^"]+)"', text)
     body = text[text.index(">", text.index("<svg")) + 1 :]

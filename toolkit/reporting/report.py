@@ -1,0 +1,541 @@
+"""One self-contained HTML page about runs, in the order of the story: from recorded episodes to a tested policy."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from PIL import Image
+
+from toolkit.reporting import media, plots
+from toolkit.reporting.run_record import read_record
+
+PAPER = '<a href="https://arxiv.org/abs/2604.09330">VAG (arXiv 2604.09330)</a>'
+MAX_MEDIA_BYTES = 64 * 2**20
+INTERVALS = (
+    "Square brackets hold 95 % Wilson score intervals, in per cent: the success rates that the counted trials are "
+    "compatible with. Where two intervals overlap, the trials do not tell the two apart, whichever bar is longer."
+)
+
+# command -> title, what the step does, clauses of the sentence about one run (a clause without its value is left out)
+STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "demo": ("Summary", "The whole story once, at a size that two CPU cores finish in minutes.", ()),
+    "collect": (
+        "Collect",
+        "A scripted operator with human-like noise records episodes; only those that succeed are kept.",
+        ("{episodes} episodes", "kept from {attempts} attempts", "{frames} frames", "{episodes_per_minute} a minute"),
+    ),
+    "import-data": ("Import", "Recorded episodes become a dataset.", ("{episodes} episodes", "{frames} frames")),
+    "train-generator": (
+        "Train the generator",
+        "First a video tokenizer, then one model with two streams that denoises video and actions together.",
+        (
+            "tokenizer trained for {tokenizer.steps} steps",
+            "reconstruction PSNR {tokenizer.psnr} dB",
+            "both streams trained for {generator.steps} steps",
+            "last loss {generator.loss}",
+            "{generator.parameters} parameters",
+        ),
+    ),
+    "synthesize": (
+        "Synthesize",
+        "One picture, one state and an instruction go in; a video with matching actions and states comes out.",
+        ("{episodes} episodes", "{seconds_per_episode} s each", "{function_evaluations} model evaluations per episode"),
+    ),
+    "replay": (
+        "Replay",
+        "The actions of each episode run open loop in the simulator, from the scene the episode starts in.",
+        (),
+    ),
+    "pretrain": (
+        "Pretrain",
+        "A new policy learns from recorded episodes, generated ones or a mixture.",
+        (
+            "{policy}",
+            "{steps} steps",
+            "last loss {loss}",
+            "synthetic fraction {synthetic_fraction}",
+            "{parameters} parameters",
+        ),
+    ),
+    "finetune": (
+        "Fine-tune",
+        "A pretrained policy goes on learning, usually from the few recorded episodes.",
+        ("{policy}", "{steps} steps", "last loss {loss}", "synthetic fraction {synthetic_fraction}"),
+    ),
+    "evaluate": ("Evaluate", "Policies act in closed loop on scenes they have not seen.", ("{policy}", "arm {arm}")),
+}
+ARMS = {
+    "real_few": "trained on the few recorded episodes only",
+    "real_few_augmented": "the few recorded episodes with image augmentation",
+    "synthetic_only": "trained on generated episodes only",
+    "pretrain_finetune": "pretrained on generated episodes, then fine-tuned on the few recorded ones",
+    "cotrain": "trained on recorded and generated episodes together",
+    "real_all": "trained on all recorded episodes",
+    "shuffled_actions": "generated videos with the actions of other episodes, a control",
+    "vag": "video and actions generated together",
+    "recorded": "the operator's own actions: what open-loop replay can reach",
+}
+SHOWN = {  # keys of a result that the page already tells; the rest goes into a generic table
+    *("dataset", "checkpoint", "media", "tasks", "metrics", "systems", "suites", "stages", "policies", "runs"),
+    *("generator", "tokenizer", "steps", "loss", "generator_id"),
+}
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """One run directory: its name on the page and its record."""
+
+    name: str
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def command(self) -> str:
+        return str(self.record["command"])
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return _dict(self.record.get("result"))
+
+
+def write_report(run_dirs: Iterable[str | Path], output_html: str | Path) -> None:
+    """Write one HTML page about the runs; those that a demo names in `runs` are taken along.
+
+    The page needs no network and no other file. It appears under its name only when complete.
+    Raises UserError when a directory holds no `run.json` or a damaged one.
+    """
+    runs = _find(run_dirs)
+    sections, links = [], []
+    unknown = sorted({run.command for run in runs} - set(STORY))
+    for command in [*STORY, *unknown]:
+        chosen = [run for run in runs if run.command == command]
+        if not chosen:
+            continue
+        title = STORY[command][0] if command in STORY else command.capitalize()
+        number = f"<span>{len(links)}</span>" if command != "demo" and "demo" in {r.command for r in runs} else ""
+        links.append(f'<li><a href="#{_text(command)}">{_text(title)}</a></li>')
+        body = _section(command, chosen, has_demo=any(run.command == "demo" for run in runs))
+        sections.append(f'<section id="{_text(command)}">\n<h2>{number}{_text(title)}</h2>\n{body}\n</section>')
+    template = Template(files("toolkit.reporting").joinpath("report.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        title="Video-action generation: run report" if runs else "Video-action generation: no runs",
+        header=_header(runs) + f"<nav><ol>{''.join(links)}</ol></nav>",
+        main="\n".join(sections),
+        footer=f"Method: {PAPER}, rebuilt from its published description. Every number on this page is read from "
+        "the records of the runs.",
+    )
+    with media.atomic(output_html) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+
+
+def _find(run_dirs: Iterable[str | Path]) -> list[RunPage]:
+    """Runs in the order given, each once, a demo followed by its parts."""
+    found: dict[Path, RunPage] = {}
+
+    def add(path: Path) -> None:
+        if path.resolve() in found:
+            return
+        run = RunPage(path.resolve().name, path, read_record(path))
+        found[path.resolve()] = run
+        if run.command == "demo":
+            parts = run.result.get("runs")
+            if not isinstance(parts, list):  # an unfinished demo: whatever is there
+                parts = sorted(child.parent.name for child in path.glob("*/run.json"))
+            for name in parts:
+                add(path / str(name))
+
+    for path in run_dirs:
+        add(Path(path))
+    names = [run.name for run in found.values()]
+    return [
+        run if names.count(run.name) == 1 else RunPage(f"{path.parent.name}/{run.name}", run.path, run.record)
+        for path, run in found.items()
+    ]
+
+
+def _header(runs: Sequence[RunPage]) -> str:
+    """What the method is, where and when it ran, and a row of key numbers."""
+    records = [run.record for run in runs]
+    top = [run for run in runs if run.command == "demo"] or runs
+    facts = [
+        f"code <code>{_text(sha)}</code>" for sha in _distinct(record.get("git_sha") for record in records)
+    ] + [_text(value) for value in _distinct(record.get("hardware") for record in records)]
+    facts += [f"seed {_text(value)}" for value in _distinct(record.get("seed") for record in records)]
+    facts += [_text(str(min(map(str, _distinct(r.get("started") for r in records)), default="")).replace("T", " "))]
+    seconds = sum(value for run in top if (value := _number(run.record.get("wall_seconds"))) is not None)
+    tiles = [_tile(plots.duration(seconds), "wall time", "")]
+    for command, label in (("collect", "episodes recorded"), ("synthesize", "episodes generated")):
+        counts = [run.result.get("episodes") for run in runs if run.command == command]
+        if counts := [count for count in counts if _number(count) is not None]:
+            tiles.append(_tile(_value(sum(counts)), label, f"in {len(counts)} datasets" if len(counts) > 1 else ""))
+    replayed = [row for run in runs if run.command == "replay" for row in _systems(run)]
+    for row in _only_rates(replayed)[:2]:
+        tiles.append(_tile(f"{plots.percent(row['rate'])} %", f"replay success, {row['system']}", _counts(row)))
+    tested = _only_rates(row for run in runs if run.command == "evaluate" for row in _suites(run))
+    if tested:
+        best = max(tested, key=lambda row: row["rate"])
+        name = f"highest policy success: {best['policy']}, {best['arm']}"
+        tiles.append(_tile(f"{plots.percent(best['rate'])} %", name, _counts(best)))
+    return (
+        f'<p class="lead">One model imagines a robot episode from a picture and an instruction, as video and actions '
+        f"together; the imagined episodes then train robot policies. The method is {PAPER}.</p>\n"
+        f'<p class="facts">{" &nbsp;·&nbsp; ".join(filter(None, facts))}</p>\n<dl class="tiles">{"".join(tiles)}</dl>\n'
+    )
+
+
+def _section(command: str, runs: list[RunPage], has_demo: bool) -> str:
+    _, purpose, clauses = STORY.get(command, ("", "", ()))
+    parts = [f'<p class="lead">{purpose}</p>'] if purpose else []
+    parts.append(f'<ul class="runs">{"".join(_sentence(run, clauses) for run in runs)}</ul>')
+    parts += PARTS.get(command, lambda runs, has_demo: [])(runs, has_demo)
+    parts.append(_pair(_media(run, name, caption) for run in runs for name, caption in _media_of(run)))
+    parts += _training_curves(runs)
+    parts.append(f'<div class="folded">{"".join(_provenance(run) for run in runs)}</div>')
+    return "\n".join(filter(None, parts))
+
+
+def _sentence(run: RunPage, clauses: Sequence[str]) -> str:
+    """One run in one line: name, key numbers, wall time, and its status unless it finished."""
+    flat = dict(_flatten(run.result))
+    told = []
+    for clause in clauses:
+        key = re.findall(r"\{(.+?)\}", clause)[0]
+        if key in flat:
+            told.append(clause.replace(f"{{{key}}}", f"<b>{_value(flat[key])}</b>"))
+    if run.command == "replay":
+        told = [f"{_text(row['system'])} {_told_rate(row)}" for row in _only_rates(_systems(run))]
+    if run.command == "evaluate":
+        told += [f"{_text(row['suite'])} {_told_rate(row)}" for row in _only_rates(_suites(run))]
+    status = run.record["status"]
+    # The demo writes its page as its last act, so its own record still says "running" then.
+    unfinished = status != "finished" and not (run.command == "demo" and "policies" in run.result)
+    badge = f' <span class="badge">{_text(status)}</span> {_text(run.record.get("error", ""))}' if unfinished else ""
+    seconds = _number(run.record.get("wall_seconds"))
+    time = f" <time>{plots.duration(seconds)}</time>" if seconds is not None else ""
+    return f"<li><code>{_text(run.name)}</code>{': ' if told else ''}{', '.join(told)}.{time}{badge}</li>\n"
+
+
+def _demo(runs: list[RunPage], has_demo: bool) -> list[str]:
+    parts = []
+    for run in runs:
+        policies = [_dict(row) for row in _list(run.result.get("policies"))]
+        parts += _success(policies, ("policy", "arm"), "Policies on unseen scenes")
+        systems = [_dict(row) for row in _list(_dict(run.result.get("generator")).get("systems"))]
+        rows = [{**row, **_dict(row.get("replay_success"))} for row in systems]
+        measured = _distinct(k for row in rows for k, v in row.items() if _number(v) is not None and k not in COUNTS)
+        if rows:
+            parts.append("<h3>Generator on held-out scenes</h3>")
+            parts.append(_success_table(rows, ("system",), measured))
+            parts.append(_verdicts(rows, ("system",)) + _glossary(rows))
+        stages = [(str(s.get("name")), _number(s.get("seconds"))) for s in map(_dict, _list(run.result.get("stages")))]
+        if timed := [(name, seconds) for name, seconds in stages if seconds is not None]:
+            caption = "Stages of different policies may run side by side, so the whole takes less than their sum."
+            parts.append("<h3>Time per stage</h3>" + _figure(plots.duration_bars(timed), caption))
+    return parts
+
+
+def _collect(runs: list[RunPage], has_demo: bool) -> list[str]:
+    rows = []
+    for run in runs:
+        for task, counts in _dict(run.result.get("tasks")).items():
+            rows.append({"run": run.name, "task": task, **_dict(counts)})
+    return [_table(rows)] if rows else []
+
+
+def _synthesize(runs: list[RunPage], has_demo: bool) -> list[str]:
+    rows = [{"run": run.name, **run.result["metrics"]} for run in runs if _dict(run.result.get("metrics"))]
+    return [
+        "<h3>Generated against recorded, same first picture</h3>" + _table(rows) if rows else "",
+    ]
+
+
+def _replay(runs: list[RunPage], has_demo: bool) -> list[str]:
+    return _success([row for run in runs for row in _systems(run)], ("system",), "Replay success")
+
+
+def _evaluate(runs: list[RunPage], has_demo: bool) -> list[str]:
+    parts = []
+    rows = [row for run in runs for row in _suites(run)]
+    for suite in _distinct(row["suite"] for row in rows):
+        chosen = [row for row in rows if row["suite"] == suite]
+        # The summary of a demo already shows this figure.
+        parts += _success(chosen, ("policy", "arm"), f"Policy success, {suite} scenes", figure=not has_demo)
+    return parts
+
+
+PARTS: dict[str, Callable[[list[RunPage], bool], list[str]]] = {
+    "demo": _demo,
+    "collect": _collect,
+    "synthesize": _synthesize,
+    "replay": _replay,
+    "evaluate": _evaluate,
+}
+
+
+COUNTS = ("n", "successes", "rate", "low", "high")
+
+
+def _systems(run: RunPage) -> list[dict[str, Any]]:
+    return [{"system": name, **_dict(row)} for name, row in _dict(run.result.get("systems")).items()]
+
+
+def _suites(run: RunPage) -> list[dict[str, Any]]:
+    who = {"policy": run.result.get("policy", run.name), "arm": run.result.get("arm", "")}
+    return [{**who, "suite": name, **_dict(row)} for name, row in _dict(run.result.get("suites")).items()]
+
+
+def _only_rates(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that have a rate, or counts to compute it from."""
+    kept = []
+    for row in rows:
+        rate, n, successes = (_number(row.get(key)) for key in ("rate", "n", "successes"))
+        if rate is None and n and successes is not None:
+            rate = successes / n
+        if rate is not None:
+            kept.append({**row, "rate": rate})
+    return kept
+
+
+def _success(rows: list[dict[str, Any]], keys: tuple[str, ...], title: str, figure: bool = True) -> list[str]:
+    """Figure, table with every task, and what the intervals allow to say."""
+    if not (bars := _only_rates(rows)):
+        return []
+    table = _success_table(rows, keys) + _verdicts(rows, keys) + _glossary(rows)
+    if not figure:
+        return [f"<h3>{_text(title)}</h3>", table]
+    drawn = [{**row, "group": row[keys[0]] if len(keys) > 1 else "", "label": row[keys[-1]]} for row in bars]
+    return [f"<h3>{_text(title)}</h3>", _pair([_figure(plots.success_bars(drawn, title), ""), f"<div>{table}</div>"])]
+
+
+def _success_table(rows: list[dict[str, Any]], keys: tuple[str, ...], more: Sequence[str] = ()) -> str:
+    head = "".join(f"<th>{_text(_words(key))}</th>" for key in keys)
+    head += "".join(f'<th class="number">{_text(_words(key))}</th>' for key in more)
+    head += '<th class="number">success</th><th class="number">rate</th><th class="number">95 % interval</th>'
+    lines = []
+    for row in rows:
+        tasks = [{**_dict(part), keys[0]: name} for name, part in _dict(row.get("tasks")).items()]
+        for part, kind in [(row, ' class="total"' if tasks else ""), *((task, ' class="part"') for task in tasks)]:
+            rated = (_only_rates([part]) or [part])[0]
+            rate = f"{plots.percent(rated['rate'])} %" if _number(rated.get("rate")) is not None else "–"
+            cells = [f"<td>{_text(part.get(key, ''))}</td>" for key in keys]
+            cells += [f'<td class="number">{_value(part.get(key))}</td>' for key in more]
+            cells += [f'<td class="number">{cell}</td>' for cell in (_fraction(part), rate, _interval(part) or "–")]
+            lines.append(f"<tr{kind}>{''.join(cells)}</tr>")
+    note = f'<p class="note">{INTERVALS}</p>'
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>{note}'
+
+
+def _verdicts(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
+    """Which pairs the intervals tell apart; pairs are formed inside each group, against its first row."""
+    lines = []
+    bounded = [r for r in _only_rates(rows) if _number(r.get("low")) is not None and _number(r.get("high")) is not None]
+    for group in _distinct(row.get(keys[0]) for row in bounded) if len(keys) > 1 else [None]:
+        members = [row for row in bounded if group is None or row.get(keys[0]) == group]
+        prefix = f"<b>{_text(group)}</b>: " if group is not None else ""
+        for other in members[1:]:
+            low, high = sorted((members[0], other), key=lambda row: row["rate"])
+            names = [f"<code>{_text(row.get(keys[-1], ''))}</code> {_interval(row)}" for row in (low, high)]
+            if low["high"] >= high["low"]:
+                lines.append(
+                    f'<li class="unclear">{prefix}{names[0]} and {names[1]} are not distinguishable: their intervals '
+                    "overlap.</li>"
+                )
+            else:
+                lines.append(f"<li>{prefix}{names[1]} is above {names[0]}: their intervals do not overlap.</li>")
+    return f'<ul class="verdicts">{"".join(lines)}</ul>' if lines else ""
+
+
+def _glossary(rows: list[dict[str, Any]]) -> str:
+    names = _distinct(row.get(key) for row in rows for key in ("arm", "system"))
+    known = []
+    for name in map(str, names):
+        base = name.removesuffix("_filtered")
+        if base in ARMS:
+            known.append(f"<code>{_text(name)}</code> {ARMS[base]}{', after filtering' if base != name else ''}")
+    return f'<p class="note">{"; ".join(known)}.</p>' if known else ""
+
+
+def _media_of(run: RunPage) -> list[tuple[str, str]]:
+    """(path, caption) of the listed media, then of what else lies in `media/`."""
+    listed = {}
+    for item in _list(run.result.get("media")):
+        entry = _dict(item) or {"path": item}
+        listed[str(entry.get("path"))] = str(entry.get("caption", ""))
+    for path in sorted(run.path.glob("media/*")):
+        if path.suffix.lower() in media.MIME and not path.name.startswith("."):
+            listed.setdefault(f"media/{path.name}", "")
+    return list(listed.items())
+
+
+def _media(run: RunPage, name: str, caption: str) -> str:
+    """A video or picture inside the page; a line of text where that is not possible."""
+    path = run.path / name
+    caption = f"<code>{_text(run.name)}</code> {_text(caption or _words(Path(name).stem))}"
+    inside = path.resolve().is_relative_to(run.path.resolve())
+    if not inside or not path.is_file() or path.suffix.lower() not in media.MIME:
+        return f'<p class="note">{caption}: <code>{_text(name)}</code> is not a video or picture in this run.</p>'
+    if path.stat().st_size > MAX_MEDIA_BYTES:
+        return f'<p class="note">{caption}: <code>{_text(name)}</code> is larger than 64 MiB and left out.</p>'
+    address = media.data_uri(path)
+    if address.startswith("data:video"):
+        shown = f'<video src="{address}" autoplay loop muted playsinline controls></video>'
+    else:
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except OSError:
+            return f'<p class="note">{caption}: <code>{_text(name)}</code> is damaged.</p>'
+        kind = ' class="pixels"' if width < 768 else ""
+        shown = f'<img src="{address}" alt="{_text(_words(Path(name).stem))}" width="{width}" height="{height}"{kind}>'
+    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+
+
+def _training_curves(runs: list[RunPage]) -> list[str]:
+    """Loss of every run, grouped by what may share an axis; all other scalars folded away."""
+    groups: dict[str, dict[str, dict[str, plots.Curve]]] = {}  # group -> tag -> run -> curve
+    for run in runs:
+        for directory in sorted({path.parent for path in run.path.glob("**/events.out.tfevents.*")}):
+            below = directory.relative_to(run.path).parts
+            if any((run.path.joinpath(*below[: i + 1]) / "run.json").exists() for i in range(len(below))):
+                continue  # belongs to another run, whose directory lies in this one
+            part = " ".join(name for name in below if name != "tensorboard")
+            group = part or str(run.result.get("policy", ""))
+            for tag, curve in plots.read_scalars(directory).items():
+                groups.setdefault(group, {}).setdefault(tag, {})[run.name] = curve
+    first, other = [], []
+    for group, tags in groups.items():
+        for tag, lines in tags.items():
+            figure = _figure(plots.curves(lines, " ".join(filter(None, (group, _words(tag))))), "")
+            (first if tag == "loss" or len(tags) == 1 else other).append(figure)
+    parts = []
+    if first:
+        note = '<p class="note">Faint: values as logged. Solid: running mean over 5 % of them.</p>'
+        parts.append(f"<h3>Training curves</h3>{_pair(first)}{note}")
+    if other:
+        parts.append(f'<div class="folded"><details><summary>More training curves</summary>{_pair(other)}</details></div>')
+    return parts
+
+
+def _provenance(run: RunPage) -> str:
+    """Everything else in the record, folded away: other results, provenance, configuration."""
+    record = run.record
+    sentence = " ".join(STORY.get(run.command, ("", "", ()))[2])
+    other = {k: v for k, v in run.result.items() if k not in SHOWN and f"{{{k}}}" not in sentence}
+    where = {
+        **{key: record[key] for key in ("status", "git_sha", "hardware", "seed", "started") if key in record},
+        "wall time": plots.duration(_number(record.get("wall_seconds")) or 0),
+        "versions": ", ".join(f"{name} {version}" for name, version in _dict(record.get("versions")).items()),
+        "directory": str(run.path),
+    }
+    parts = [f"<h3>More results</h3>{_pairs(other)}" if other else "", f"<h3>Provenance</h3>{_pairs(where)}"]
+    if data := [_dict(entry) for entry in _list(record.get("data"))]:
+        parts.append(f"<h3>Data</h3>{_table(data)}")
+    if config := _dict(record.get("config")):
+        parts.append(f"<h3>Configuration</h3>{_pairs(config)}")
+    raw = _text(json.dumps(run.result, ensure_ascii=False))
+    parts.append(f"<h3>Result as recorded</h3><pre>{raw}</pre>")
+    name = f"<code>{_text(run.name)}</code>"
+    return f"<details><summary>{name}: configuration and provenance</summary>{''.join(parts)}</details>\n"
+
+
+def _pairs(mapping: Mapping[str, Any]) -> str:
+    rows = "".join(f"<tr><td><code>{_text(key)}</code></td><td>{_value(value)}</td></tr>" for key, value in _flatten(mapping))
+    return f'<div class="scroll"><table><tr><th>key</th><th>value</th></tr>{rows}</table></div>'
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Any rows as a table: numbers to the right, columns in order of appearance."""
+    flat = [dict(_flatten(row)) for row in rows]
+    keys = _distinct(key for row in flat for key in row)
+    kinds = {k: ' class="number"' if any(_number(row.get(k)) is not None for row in flat) else "" for k in keys}
+    head = "".join(f"<th{kinds[key]}>{_text(_words(key))}</th>" for key in keys)
+    body = "".join(f"<tr>{''.join(f'<td{kinds[k]}>{_value(row.get(k))}</td>' for k in keys)}</tr>" for row in flat)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _pair(blocks: Iterable[str]) -> str:
+    found = [block for block in blocks if block]
+    return f'<div class="pair">{"".join(found)}</div>' if found else ""
+
+
+def _figure(content: str, caption: str) -> str:
+    return f"<figure>{content}{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
+
+
+def _tile(value: str, label: str, small: str) -> str:
+    return f"<div><dt>{_text(label)}</dt><dd>{_text(value)}<small>{_text(small)}</small></dd></div>"
+
+
+def _counts(row: Mapping[str, Any]) -> str:
+    return " ".join(filter(None, (_fraction(row), _interval(row))))
+
+
+def _told_rate(row: Mapping[str, Any]) -> str:
+    return f"<b>{plots.percent(row['rate'])} %</b> ({_counts(row)})"
+
+
+def _fraction(row: Mapping[str, Any]) -> str:
+    successes, n = row.get("successes"), row.get("n")
+    return f"{_value(successes)}/{_value(n)}" if n is not None else "–"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    low, high = _number(row.get("low")), _number(row.get("high"))
+    return f"[{plots.percent(low)}, {plots.percent(high)}]" if low is not None and high is not None else ""
+
+
+def _value(value: Any) -> str:
+    """A value as escaped text: four significant digits, thousands set apart, lists with commas."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) < 10_000_000 else f"{value / 1e6:,.1f} M"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return _text(value if not isinstance(value, dict) else "–")
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ").replace("/", " ").strip()
+
+
+def _number(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if number else None
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(value for value in values if value not in (None, "")))
