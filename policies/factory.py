@@ -156,7 +156,11 @@ class PolicyObjective(nn.Module):
         device = next(self.policy.parameters()).device
         for step in self.preprocessor.steps:
             if isinstance(step, DeviceProcessorStep) and step.tensor_device != device:
-                step.device, step.tensor_device, step.non_blocking = device.type, device, device.type == "cuda"
+                step.device, step.tensor_device, step.non_blocking = (
+                    device.type,
+                    device,
+                    device.type == "cuda",
+                )
         prepared = self.preprocessor(batch)
         if self.config.observation_delta_indices is not None:  # the policy expects (B, n_obs_steps, ...)
             for key in (IMAGE, STATE, ENVIRONMENT_STATE):
@@ -170,7 +174,10 @@ class PolicyObjective(nn.Module):
         if missing:
             raise UserError(f"batch: no '{missing[0]}'; expected {', '.join(keys)}")
         size = len(batch[TASK])
-        expected: dict[str, tuple[int, ...]] = {IMAGE: (size, *self.image_shape), STATE: (size, self.state_dim)}
+        expected: dict[str, tuple[int, ...]] = {
+            IMAGE: (size, *self.image_shape),
+            STATE: (size, self.state_dim),
+        }
         if with_action:
             expected[ACTION] = (size, self.horizon, self.action_dim)
             expected[ACTION_IS_PAD] = (size, self.horizon)
@@ -226,7 +233,9 @@ class PolicyObjective(nn.Module):
                 preprocessor_overrides={"device_processor": {"device": device}},
             )
         except (OSError, ImportError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"{directory}: cannot load the processors ({_first_line(error)}); expected {LAYOUT}") from error
+            raise UserError(
+                f"{directory}: cannot load the processors ({_first_line(error)}); expected {LAYOUT}"
+            ) from error
         return cls(policy.to(device).eval(), preprocessor, postprocessor)
 
 
@@ -306,7 +315,9 @@ def usable_statistics(stats: Statistics, config: PreTrainedConfig) -> Statistics
             if name not in values:
                 raise UserError(f"statistics of '{key}': no '{name}'; expected {' and '.join(needed)}")
             if values[name].shape != tuple(width):
-                raise UserError(f"statistics of '{key}': '{name}' has shape {values[name].shape}, expected {tuple(width)}")
+                raise UserError(
+                    f"statistics of '{key}': '{name}' has shape {values[name].shape}, expected {tuple(width)}"
+                )
             if not np.isfinite(values[name]).all():
                 raise UserError(f"statistics of '{key}': '{name}' is not finite")
         if values:

@@ -52,5 +52,8 @@ class InstructionEmbeddingProcessorStep(ProcessorStep):
         self, features: dict[PipelineFeatureType, dict[str, PolicyFeature]]
     ) -> dict[PipelineFeatureType, dict[str, PolicyFeature]]:
         added = {ENVIRONMENT_STATE: PolicyFeature(FeatureType.ENV, (self.width,))}
-        features[PipelineFeatureType.OBSERVATION] = {**features.get(PipelineFeatureType.OBSERVATION, {}), **added}
+        features[PipelineFeatureType.OBSERVATION] = {
+            **features.get(PipelineFeatureType.OBSERVATION, {}),
+            **added,
+        }
         return features

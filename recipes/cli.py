@@ -1,6 +1,7 @@
 """The `vag` command: composes the config with Hydra, opens the run directory, runs the recipe.
 
-Exit codes: 0 done, 2 a mistake in the input (one line says which), 130 interrupted.
+Exit codes: 0 done, 2 a mistake in the input (one line says which), 130 interrupted. Heavy imports wait until a
+command runs: worker processes import this module again.
 """
 
 from __future__ import annotations
@@ -12,18 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from recipes.schema import SCHEMAS
 from toolkit.errors import UserError, nearest
-from toolkit.reporting.run_record import Run
 
 # In the order of the story.
 COMMANDS = {
@@ -90,7 +80,9 @@ def guarded(function: Callable[[], int]) -> int:
         return _complain("interrupted; the same command with resume=true goes on", 130)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _complain(f"disk full while writing {error.filename or 'the output'}; free space, then resume=true", 2)
+            return _complain(
+                f"disk full while writing {error.filename or 'the output'}; free space, then resume=true", 2
+            )
         if error.errno in (errno.EACCES, errno.EROFS):
             return _complain(f"no permission: {error.filename}", 2)
         raise
@@ -120,6 +112,11 @@ def run_command(arguments: list[str]) -> int:
 
 def execute(command: str, overrides: list[str]) -> dict[str, Any]:
     """Compose the config of a command, run its recipe in a run directory and return the result."""
+    from omegaconf import OmegaConf
+
+    from recipes.compose import compose_config
+    from toolkit.reporting.run_record import Run
+
     config = compose_config(command, overrides)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
@@ -133,63 +130,11 @@ def execute(command: str, overrides: list[str]) -> dict[str, Any]:
     return run.result
 
 
-def compose_config(command: str, overrides: list[str]) -> DictConfig:
-    """The command's config with overrides. Raises UserError that names a wrong key, choice or type."""
-    store = ConfigStore.instance()
-    for name, schema in SCHEMAS.items():
-        store.store(f"{name.replace('-', '_')}_schema", node=schema)
-    with initialize_config_module("recipes.configs", version_base="1.3"):
-        primary = command.replace("-", "_")
-        parsed = _parse(overrides)
-        default = compose(primary)
-        choices: Any = compose(primary, return_hydra_config=True).hydra.runtime.choices
-        for override in parsed:
-            _check_key(command, override, default, choices)
-        try:
-            return compose(primary, overrides)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(f"{command}: {_first_line(error)}") from error
-
-
-def _parse(overrides: list[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise UserError(f"expected key=value, got: {_first_line(error)}") from error
-
-
-def _check_key(command: str, override: Override, default: DictConfig, choices: dict[str, str]) -> None:
-    key = override.key_or_group
-    groups = [name for name in choices if not name.startswith("hydra")]
-    if key in groups:
-        options = GlobalHydra.instance().config_loader().get_group_options(key)
-        if override.value() not in options:
-            raise UserError(f"{command}: {key}={override.value()} does not exist. {nearest(str(override.value()), options)}")
-        return
-    if override.is_add() or key.startswith("hydra"):
-        return
-    keys = _keys(OmegaConf.to_container(default))
-    if key not in keys:
-        raise UserError(f"{command}: unknown key '{key}'. {nearest(key, [*keys, *groups])}")
-
-
-def _keys(values: Any, prefix: str = "") -> list[str]:
-    found = []
-    for name, value in values.items():
-        found.append(prefix + name)
-        if isinstance(value, dict):
-            found += _keys(value, f"{prefix}{name}.")
-    return found
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.__cause__ or error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    where = next((line for line in lines if line.startswith("full_key:")), "")
-    return f"{lines[0]} ({where.replace('full_key: ', '')})" if where else lines[0]
-
-
 def _help(command: str) -> str:
+    from omegaconf import OmegaConf
+
+    from recipes.compose import compose_config
+
     config = compose_config(command, [])
     lines = [f"vag {command}: {COMMANDS[command]}", "", OmegaConf.to_yaml(config), "Examples:"]
     return "\n".join([*lines, *(f"  {example}" for example in EXAMPLES[command])])

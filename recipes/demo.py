@@ -81,7 +81,13 @@ def policy_lane(config: DemoConfig, root: Path, policy: str, tasks: str, seed: s
     lane.append((names["finetune"], "finetune", [checkpoint, *real, *config.finetune, *single]))
     for arm, name in (("real_few", names["real_few"]), ("pretrain_finetune", names["finetune"])):
         checkpoint = f"checkpoint={root / name / 'pretrained_model'}"
-        lane.append((f"evaluate_{policy}_{arm}", "evaluate", [checkpoint, f"arm={arm}", tasks, *config.evaluate, *single]))
+        lane.append(
+            (
+                f"evaluate_{policy}_{arm}",
+                "evaluate",
+                [checkpoint, f"arm={arm}", tasks, *config.evaluate, *single],
+            )
+        )
     return lane
 
 

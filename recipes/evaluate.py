@@ -32,7 +32,12 @@ def run(config: EvaluateConfig, run: Run) -> None:
     (run.directory / "media").mkdir(exist_ok=True)
     for suite in config.suites:
         rollouts = rollout(
-            policy, config.tasks, seeds, max_steps=config.max_steps, image_size=config.image_size, record_first=3
+            policy,
+            config.tasks,
+            seeds,
+            max_steps=config.max_steps,
+            image_size=config.image_size,
+            record_first=3,
         )
         suites[suite] = success_table([r.task for r in rollouts], [r.success for r in rollouts])
         suites[suite]["outcomes"] = [[r.task, r.seed, bool(r.success)] for r in rollouts]

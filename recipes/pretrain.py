@@ -65,8 +65,12 @@ def load_mixture(config: PolicyTrainingConfig, run: Run) -> tuple[list[ClipStore
 
 def first_episodes(store: ClipStore, per_task: int) -> ClipStore:
     """The first `per_task` episodes of each task, as a store of their own (copied; few by intention)."""
-    chosen = np.sort(np.concatenate([np.flatnonzero(store.episode_tasks == t)[:per_task] for t in range(len(store.tasks))]))
-    rows = np.concatenate([np.arange(s, s + n) for s, n in zip(store.episode_starts[chosen], store.episode_lengths[chosen], strict=True)])
+    chosen = np.sort(
+        np.concatenate([np.flatnonzero(store.episode_tasks == t)[:per_task] for t in range(len(store.tasks))])
+    )
+    rows = np.concatenate(
+        [np.arange(s, s + n) for s, n in zip(store.episode_starts[chosen], store.episode_lengths[chosen], strict=True)]
+    )
     lengths = store.episode_lengths[chosen]
     return ClipStore(
         path=store.path,
@@ -84,7 +88,11 @@ def first_episodes(store: ClipStore, per_task: int) -> ClipStore:
 
 
 def train_policy(
-    config: PolicyTrainingConfig, run: Run, objective: PolicyObjective, stores: list[ClipStore], weights: list[float]
+    config: PolicyTrainingConfig,
+    run: Run,
+    objective: PolicyObjective,
+    stores: list[ClipStore],
+    weights: list[float],
 ) -> None:
     """Train through the one loop, write the checkpoint, fill in the result."""
     mixture = Mixture(stores, weights, config.optim.batch_size, objective.horizon, config.seed)

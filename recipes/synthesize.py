@@ -43,8 +43,8 @@ def run(config: SynthesizeConfig, run: Run) -> None:
     identity = hashlib.sha256((Path(config.checkpoint) / "model.safetensors").read_bytes()).hexdigest()[:16]
     sampler = config.sampler
     description = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}"
-    scenes, layout = simulated_scenes(config, generator) if config.scenes_from is None else recorded_scenes(
-        config, run, generator
+    scenes, layout = (
+        simulated_scenes(config, generator) if config.scenes_from is None else recorded_scenes(config, run, generator)
     )
     metrics: dict[str, list[float]] = {}
     shown: list[np.ndarray] = []
@@ -138,7 +138,10 @@ def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple
     assert config.scenes_from is not None
     shape = generator.config
     store = load_clips(run, config.scenes_from, shape.image_size, config.image_key)
-    for name, values, expected in (("state", store.states, shape.state_dim), ("action", store.actions, shape.action_dim)):
+    for name, values, expected in (
+        ("state", store.states, shape.state_dim),
+        ("action", store.actions, shape.action_dim),
+    ):
         if values.shape[1] != expected:
             raise UserError(f"{config.scenes_from}: {name} width {values.shape[1]}; the generator has {expected}")
     scenes = []

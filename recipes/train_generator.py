@@ -66,12 +66,18 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
 
     def log_samples(log: ScalarLog, step: int) -> None:
         if step % config.optim.checkpoint_every == 0 or step == config.optim.steps:
-            batch = to_tensors(store.generator_batch(np.arange(min(2, store.num_episodes)), np.zeros(2, int)[:store.num_episodes], num_frames))
+            batch = to_tensors(
+                store.generator_batch(
+                    np.arange(min(2, store.num_episodes)), np.zeros(2, int)[: store.num_episodes], num_frames
+                )
+            )
             device = generator.mean.device
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 sample = generator.sample(
-                    batch["frames"][:, 0].to(device), batch["states"][:, 0].to(device), encode(batch["instruction"])
+                    batch["frames"][:, 0].to(device),
+                    batch["states"][:, 0].to(device),
+                    encode(batch["instruction"]),
                 )
             pairs = np.concatenate([batch["frames"].numpy(), sample.frames.cpu().numpy()], axis=2)
             log.video(step, "real_above_generated", pairs[:, :: max(1, num_frames // 20)], 10)

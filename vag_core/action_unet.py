@@ -44,7 +44,10 @@ class ActionUNet(nn.Module):
 
         def pair(inputs: int, outputs: int) -> nn.ModuleList:
             return nn.ModuleList(
-                [ResidualFiLM(inputs, outputs, condition, config), ResidualFiLM(outputs, outputs, condition, config)]
+                [
+                    ResidualFiLM(inputs, outputs, condition, config),
+                    ResidualFiLM(outputs, outputs, condition, config),
+                ]
             )
 
         self.down = nn.ModuleList(pair(i, o) for i, o in zip([width, *channels[:-1]], channels, strict=True))

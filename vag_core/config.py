@@ -83,7 +83,12 @@ class GeneratorConfig:
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, T, h, w) of one clip's latents."""
         size = self.image_size // self.tokenizer.spatial_stride
-        return self.tokenizer.latent_channels, 1 + self.action_horizon // self.tokenizer.temporal_stride, size, size
+        return (
+            self.tokenizer.latent_channels,
+            1 + self.action_horizon // self.tokenizer.temporal_stride,
+            size,
+            size,
+        )
 
     def validate(self) -> None:
         """Raise ValueError that names the field whose value does not fit the others."""

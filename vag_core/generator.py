@@ -208,9 +208,7 @@ class Generator(nn.Module):
         )
 
     @torch.no_grad()
-    def pair_score(
-        self, latents: Tensor, trajectory: Tensor, state: Tensor, instruction: list[str] | Tensor
-    ) -> Tensor:
+    def pair_score(self, latents: Tensor, trajectory: Tensor, state: Tensor, instruction: list[str] | Tensor) -> Tensor:
         """Flow-matching loss of given pairs, averaged over fixed times and fixed noise: comparable, (B,)."""
         times = (0.1, 0.3, 0.5, 0.7, 0.9)
         total = torch.zeros(len(latents), device=latents.device)
@@ -242,9 +240,7 @@ class Generator(nn.Module):
         with torch.no_grad():
             return self.tokenizer.encode(to_float_frames(frames))
 
-    def _check_inputs(
-        self, image: Tensor, state: Tensor, instruction: list[str] | Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _check_inputs(self, image: Tensor, state: Tensor, instruction: list[str] | Tensor) -> tuple[Tensor, Tensor]:
         config, device = self.config, self.mean.device
         expected = (config.image_size, config.image_size, 3)
         if tuple(image.shape[1:]) != expected or image.dtype != torch.uint8:

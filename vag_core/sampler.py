@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,7 +26,7 @@ def integrate(velocity: VelocityFunction, noise: Sequence[Tensor], num_steps: in
         raise ValueError(f"num_inference_steps = {num_steps}: expected at least 1")
     times = torch.linspace(1.0, 0.0, num_steps + 1).tolist()
     streams: Streams = tuple(noise)
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in itertools.pairwise(times):
         slope = velocity(streams, t)
         step = t_next - t
         if method == "heun" and t_next > 0:

@@ -131,7 +131,10 @@ class VideoTokenizer(nn.Module):
         context = _unshuffle(2 * first - 1, stride).expand(-1, groups, -1, -1, -1)
         tokens = torch.cat([rearrange(latents[:, :, 1:], "b c g h w -> b g c h w"), context], dim=2).flatten(0, 1)
         change = rearrange(
-            self.group_decoder(tokens), "(b g) (s c) h w -> b (g s) c h w", g=groups, s=self.config.temporal_stride
+            self.group_decoder(tokens),
+            "(b g) (s c) h w -> b (g s) c h w",
+            g=groups,
+            s=self.config.temporal_stride,
         )
         return torch.cat([first, first + _shuffle(change, stride) / 2], dim=2)
 

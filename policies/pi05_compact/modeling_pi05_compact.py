@@ -166,7 +166,10 @@ class Pi05Compact(nn.Module):
         self.config = config
         image_shape = config.input_features[config.image_key].shape
         self.image_encoder = ObservationEncoder(
-            (image_shape[0], image_shape[1], image_shape[2]), config.width, config.vision_backbone, config.vision_weights
+            (image_shape[0], image_shape[1], image_shape[2]),
+            config.width,
+            config.vision_backbone,
+            config.vision_weights,
         )
         self.word_embedding = nn.Embedding(config.tokenizer_buckets, config.width)
         self.word_position = nn.Parameter(torch.empty(config.tokenizer_max_length, config.width))
@@ -226,7 +229,12 @@ class Pi05Compact(nn.Module):
         return F.silu(self.time_out(F.silu(self.time_in(waves.to(t.dtype)))))
 
     def denoise(
-        self, x_t: Tensor, t: Tensor, prefix: list[KeysValues], prefix_mask: Tensor, step_is_pad: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        prefix: list[KeysValues],
+        prefix_mask: Tensor,
+        step_is_pad: Tensor | None = None,
     ) -> Tensor:
         """Velocity at x_t (B, T, A), t (B,). Steps marked in step_is_pad (B, T) are not attended to."""
         width = x_t.shape[-1]

@@ -60,12 +60,19 @@ class InstructionTokenizerProcessorStep(ProcessorStep):
 def make_pi05_compact_pre_post_processors(
     config: Pi05CompactConfig, dataset_stats: dict[str, dict[str, torch.Tensor]] | None = None
 ) -> tuple[
-    PolicyProcessorPipeline[dict[str, Any], dict[str, Any]], PolicyProcessorPipeline[PolicyAction, PolicyAction]
+    PolicyProcessorPipeline[dict[str, Any], dict[str, Any]],
+    PolicyProcessorPipeline[PolicyAction, PolicyAction],
 ]:
     """Rename, batch, normalise, tokenise, to device; and back: unnormalise, to CPU. LeRobot finds it by name."""
     steps = make_default_policy_processor_steps(config, dataset_stats)
     tokenize = InstructionTokenizerProcessorStep(config.tokenizer_max_length, config.tokenizer_buckets)
     return make_policy_processor_pipelines(
-        input_steps=[steps.rename_observations, steps.add_batch_dim, steps.normalize, tokenize, steps.to_device],
+        input_steps=[
+            steps.rename_observations,
+            steps.add_batch_dim,
+            steps.normalize,
+            tokenize,
+            steps.to_device,
+        ],
         output_steps=[steps.unnormalize, steps.to_cpu],
     )

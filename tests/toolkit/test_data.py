@@ -15,7 +15,7 @@ from toolkit.data import lerobot_io
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore, write_clips
 from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.data.mixture import Mixture, TokenizerClips, GeneratorClips
+from toolkit.data.mixture import GeneratorClips, Mixture, TokenizerClips
 from toolkit.data.normalizer import ACTION_FLOOR, compute_statistics, describe
 from toolkit.data.schema import ACTION, ACTION_IS_PAD, IMAGE, STATE, Episode
 from toolkit.errors import UserError
@@ -62,7 +62,10 @@ def test_writer_leaves_nothing_behind_after_an_error(tmp_path: Path, moving_squa
     target = tmp_path / "dataset"
     broken = moving_square(1)
     broken.actions[3, 0] = np.nan
-    with pytest.raises(UserError, match=r"episode 1: 'action' holds NaN"), EpisodeWriter(target, 20, ["y", "x"], ["a", "b"]) as writer:
+    with (
+        pytest.raises(UserError, match=r"episode 1: 'action' holds NaN"),
+        EpisodeWriter(target, 20, ["y", "x"], ["a", "b"]) as writer,
+    ):
         writer.add(moving_square(0))
         writer.add(broken)
     assert list(tmp_path.iterdir()) == []

@@ -1,25 +1,15 @@
 """The report: one page that stands alone, tells the story in order and never shows a rate without its trials."""
 
-import base64
 import io
 import json
-import re
-import signal
-import subprocess
-import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-import pytest
-from PIL import Image
 
-from toolkit.errors import UserError
-from toolkit.evaluation.statistics import success_rate, success_table
-from toolkit.reporting import media, plots
-from toolkit.reporting.report import write_report
+from toolkit.evaluation.statistics import success_table
+from toolkit.reporting import media
 
 EVIL = "<script>alert('push & $x$')</script>"
 VOID = {"meta", "img", "br", "hr", "link", "input", "source"}
@@ -45,7 +35,12 @@ def write_run(path: Path, command: str, result: dict[str, Any], **record: Any) -
     content = {
         "command": command,
         "status": "finished",
-        "config": {"seed": 0, "out": str(path.name), "optim": {"steps": 300, "learning_rate": 3e-4}, "tasks": ["push", EVIL]},
+        "config": {
+            "seed": 0,
+            "out": str(path.name),
+            "optim": {"steps": 300, "learning_rate": 3e-4},
+            "tasks": ["push", EVIL],
+        },
         "git_sha": "0123456789ab",
         "versions": {"python": "3.12.9", "torch": "2.11.0"},
         "hardware": "2 x Some <CPU>",
@@ -134,7 +129,12 @@ def write_demo(root: Path) -> Path:
         for arm, (first, second) in arms.items():
             suite = table_of(("push", first, 30), (EVIL, second, 30))
             name = f"evaluate_{policy}_{arm}"
-            result = {"policy": policy, "arm": arm, "suites": {"unseen": suite}, "media": ["media/unseen.mp4"]}
+            result = {
+                "policy": policy,
+                "arm": arm,
+                "suites": {"unseen": suite},
+                "media": ["media/unseen.mp4"],
+            }
             run = write_run(root / name, "evaluate", result)
             media.write_video(run / "media/unseen.mp4", media.grid([frames(i) for i in range(6)], 6), 20)
             names.append(name)

@@ -103,7 +103,7 @@ def test_sample_shapes_seed_and_units(generator: Generator, batch: dict) -> None
     generator.set_statistics([0.0, 0.0, 15.0, 15.0], [1.0, 1.0, 5.0, 5.0])
     image, state, instruction = batch["frames"][:, 0], batch["states"][:, 0], batch["instruction"]
 
-    def draw(seed: int, **options: object):  # noqa: ANN202
+    def draw(seed: int, **options: object):
         rng = torch.Generator().manual_seed(seed)
         return generator.sample(image, state, instruction, num_inference_steps=3, rng=rng, **options)
 

@@ -38,7 +38,10 @@ def open_clips(source: str | Path, image_size: int, image_key: str = IMAGE) -> C
         path = default_cache_directory() / f"{key}-{image_key.replace('.', '_')}-{image_size}.h5"
         if not path.exists():
             bar = tqdm(
-                lerobot_io.read_episodes(source, image_key), f"decode {source.name}", info["total_episodes"], unit="ep"
+                lerobot_io.read_episodes(source, image_key),
+                f"decode {source.name}",
+                info["total_episodes"],
+                unit="ep",
             )
             write_clips(path, _resized(bar, image_size), info["total_frames"], info["fps"], key)
         store = ClipStore.open(path)

@@ -31,7 +31,12 @@ class EpisodeWriter:
     """
 
     def __init__(
-        self, directory: Path, fps: int, state_names: list[str], action_names: list[str], robot_type: str = "sawyer"
+        self,
+        directory: Path,
+        fps: int,
+        state_names: list[str],
+        action_names: list[str],
+        robot_type: str = "sawyer",
     ) -> None:
         self.directory, self.fps, self.robot_type = Path(directory), fps, robot_type
         self.state_names, self.action_names = state_names, action_names
@@ -76,9 +81,11 @@ class EpisodeWriter:
         os.replace(self.temporary, self.directory)
 
     def _create(self, image_shape: tuple[int, ...]) -> Any:
+        import av
         from lerobot.configs.video import RGBEncoderConfig
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+        av.logging.set_libav_level(av.logging.ERROR)  # the encoder tells its statistics per episode
         vector = {"dtype": "float32"}
         features = {
             IMAGE: {"dtype": "video", "shape": image_shape, "names": ["height", "width", "channels"]},
@@ -201,7 +208,11 @@ def read_episodes(directory: Path, image_key: str = IMAGE) -> Iterator[Episode]:
         stop = start + int(length)
         images = np.stack([_next_picture(pictures, directory, index) for _ in range(start, stop)])
         yield Episode(
-            images, table.states[start:stop], table.actions[start:stop], table.tasks[index], table.metadata(index)
+            images,
+            table.states[start:stop],
+            table.actions[start:stop],
+            table.tasks[index],
+            table.metadata(index),
         )
         start = stop
 

@@ -5,6 +5,7 @@ B strings, L tokens, D features. The same string gives the same numbers in every
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from pathlib import Path
@@ -56,7 +57,7 @@ def hashed_features(text: str, width: int) -> Tensor:
     """Signed feature hashing of words and bigrams, unit length, (width,) (arXiv 0902.2206, eq. 1)."""
     words = split_words(text)
     vector = torch.zeros(width)
-    for feature in words + [" ".join(pair) for pair in zip(words, words[1:], strict=False)]:
+    for feature in words + [" ".join(pair) for pair in itertools.pairwise(words)]:
         code = _stable_hash(feature)
         vector[(code >> 1) % width] += 1.0 if code & 1 else -1.0
     return F.normalize(vector, dim=0)

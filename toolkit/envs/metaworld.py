@@ -84,9 +84,7 @@ class MetaWorldEnv:
 
     fps, state_names, action_names = FPS, STATE_NAMES, ACTION_NAMES
 
-    def __init__(
-        self, task: str, image_size: int = 64, supersample: int = 2, mesh_cell_m: float = MESH_CELL_M
-    ) -> None:
+    def __init__(self, task: str, image_size: int = 64, supersample: int = 2, mesh_cell_m: float = MESH_CELL_M) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as CLASSES

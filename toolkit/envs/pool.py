@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-def parallel_map(
+def parallel_map[Item, Result](
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, description: str
 ) -> Iterator[Result]:
     """Results of `function` over `items`, in order, as they become ready, with a progress bar.

@@ -49,5 +49,10 @@ def load_attempt(attempt: Attempt) -> Episode:
             states=saved["states"],
             actions=saved["actions"],
             task=instructions()[attempt.task],
-            metadata={"seed": attempt.seed, "task_name": attempt.task, "success": True, "source": "teleoperation"},
+            metadata={
+                "seed": attempt.seed,
+                "task_name": attempt.task,
+                "success": True,
+                "source": "teleoperation",
+            },
         )

@@ -39,4 +39,7 @@ def success_table(tasks: Sequence[str], outcomes: Sequence[bool]) -> dict[str, A
     by_task: dict[str, list[bool]] = {}
     for task, outcome in zip(tasks, outcomes, strict=True):
         by_task.setdefault(task, []).append(bool(outcome))
-    return {**success_rate(outcomes), "tasks": {task: success_rate(part) for task, part in sorted(by_task.items())}}
+    return {
+        **success_rate(outcomes),
+        "tasks": {task: success_rate(part) for task, part in sorted(by_task.items())},
+    }

@@ -20,7 +20,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 MIN_SIDE = 640  # the longer side of a written video is at least this many pixels
 SEPARATOR = 96  # grey level between tiles: visible on light and on dark pages
-MIME = {".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif"}
+MIME = {
+    ".mp4": "video/mp4",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+}
 
 
 @contextmanager
@@ -50,7 +56,10 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     _, height, width, _ = frames.shape
     scale = max(1, math.ceil(MIN_SIDE / max(height, width)))
     odd = (0, height * scale % 2), (0, width * scale % 2), (0, 0)
-    with atomic(path) as temporary, av.open(str(temporary), "w", "mp4", {"movflags": "faststart"}) as container:
+    with (
+        atomic(path) as temporary,
+        av.open(str(temporary), "w", "mp4", {"movflags": "faststart"}) as container,
+    ):
         rate = Fraction(fps).limit_denominator(1000)
         stream = container.add_stream("libx264", rate, {"crf": "18", "preset": "fast"})
         stream.height, stream.width = height * scale + odd[0][1], width * scale + odd[1][1]
@@ -63,9 +72,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             container.mux(
                 stream.encode(
-                    frame.reformat(
-                        format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-                    )
+                    frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
                 )
             )
         container.mux(stream.encode())

@@ -65,7 +65,13 @@ def success_bars(rows: Sequence[Mapping[str, Any]], title: str = "Success rate")
     labels = list(dict.fromkeys(str(row["label"]) for row in rows))
     with _style():
         items = [
-            (str(row.get("group", "")), str(row["label"]), _rate_text(row), labels.index(str(row["label"])), row)
+            (
+                str(row.get("group", "")),
+                str(row["label"]),
+                _rate_text(row),
+                labels.index(str(row["label"])),
+                row,
+            )
             for row in rows
         ]
         figure, axes, places = _rows([(group, label, text) for group, label, text, _, _ in items])
@@ -108,14 +114,24 @@ def curves(lines: Mapping[str, Curve], title: str, unit: str = "") -> str:
             colour, mean = PALETTE[index % len(PALETTE)], running_mean(points)
             if len(points) > 40:
                 axes.plot(steps, points, color=colour, linewidth=0.8, alpha=0.3)
-            axes.plot(steps, mean if len(points) > 40 else points, color=colour, linewidth=1.8, label=_clean(name, 46))
+            axes.plot(
+                steps,
+                mean if len(points) > 40 else points,
+                color=colour,
+                linewidth=1.8,
+                label=_clean(name, 46),
+            )
         axes.grid(axis="y")
         axes.margins(x=0.01)
         axes.set_xlabel("training step", loc="right", fontsize=9.5)
         figure.text(0.02, 0.985, _clean(f"{title} [{unit}]" if unit else title, 60), weight="bold", va="top")
         if len(lines) > 1:
             figure.legend(
-                loc="upper left", bbox_to_anchor=(0.0, 0.93), ncols=1 + (_longest(lines) < 26), frameon=False, fontsize=9.5
+                loc="upper left",
+                bbox_to_anchor=(0.0, 0.93),
+                ncols=1 + (_longest(lines) < 26),
+                frameon=False,
+                fontsize=9.5,
             )
         return _svg(figure, title)
 

@@ -31,9 +31,18 @@ STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "collect": (
         "Collect",
         "A scripted operator with human-like noise records episodes; only those that succeed are kept.",
-        ("{episodes} episodes", "kept from {attempts} attempts", "{frames} frames", "{episodes_per_minute} a minute"),
+        (
+            "{episodes} episodes",
+            "kept from {attempts} attempts",
+            "{frames} frames",
+            "{episodes_per_minute} a minute",
+        ),
     ),
-    "import-data": ("Import", "Recorded episodes become a dataset.", ("{episodes} episodes", "{frames} frames")),
+    "import-data": (
+        "Import",
+        "Recorded episodes become a dataset.",
+        ("{episodes} episodes", "{frames} frames"),
+    ),
     "train-generator": (
         "Train the generator",
         "First a video tokenizer, then one model with two streams that denoises video and actions together.",
@@ -48,7 +57,11 @@ STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "synthesize": (
         "Synthesize",
         "One picture, one state and an instruction go in; a video with matching actions and states comes out.",
-        ("{episodes} episodes", "{seconds_per_episode} s each", "{function_evaluations} model evaluations per episode"),
+        (
+            "{episodes} episodes",
+            "{seconds_per_episode} s each",
+            "{function_evaluations} model evaluations per episode",
+        ),
     ),
     "replay": (
         "Replay",
@@ -71,7 +84,11 @@ STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "A pretrained policy goes on learning, usually from the few recorded episodes.",
         ("{policy}", "{steps} steps", "last loss {loss}", "synthetic fraction {synthetic_fraction}"),
     ),
-    "evaluate": ("Evaluate", "Policies act in closed loop on scenes they have not seen.", ("{policy}", "arm {arm}")),
+    "evaluate": (
+        "Evaluate",
+        "Policies act in closed loop on scenes they have not seen.",
+        ("{policy}", "arm {arm}"),
+    ),
 }
 ARMS = {
     "real_few": "trained on the few recorded episodes only",
@@ -85,7 +102,18 @@ ARMS = {
     "recorded": "the operator's own actions: what open-loop replay can reach",
 }
 SHOWN = {  # keys of a result that the page already tells; the rest goes into a generic table
-    *("dataset", "checkpoint", "media", "tasks", "metrics", "systems", "suites", "stages", "policies", "runs"),
+    *(
+        "dataset",
+        "checkpoint",
+        "media",
+        "tasks",
+        "metrics",
+        "systems",
+        "suites",
+        "stages",
+        "policies",
+        "runs",
+    ),
     *("generator", "tokenizer", "steps", "loss", "generator_id"),
 }
 
@@ -166,9 +194,9 @@ def _header(runs: Sequence[RunPage]) -> str:
     """What the method is, where and when it ran, and a row of key numbers."""
     records = [run.record for run in runs]
     top = [run for run in runs if run.command == "demo"] or runs
-    facts = [
-        f"code <code>{_text(sha)}</code>" for sha in _distinct(record.get("git_sha") for record in records)
-    ] + [_text(value) for value in _distinct(record.get("hardware") for record in records)]
+    facts = [f"code <code>{_text(sha)}</code>" for sha in _distinct(record.get("git_sha") for record in records)] + [
+        _text(value) for value in _distinct(record.get("hardware") for record in records)
+    ]
     facts += [f"seed {_text(value)}" for value in _distinct(record.get("seed") for record in records)]
     facts += [_text(str(min(map(str, _distinct(r.get("started") for r in records)), default="")).replace("T", " "))]
     seconds = sum(value for run in top if (value := _number(run.record.get("wall_seconds"))) is not None)
@@ -313,7 +341,10 @@ def _success(rows: list[dict[str, Any]], keys: tuple[str, ...], title: str, figu
     if not figure:
         return [f"<h3>{_text(title)}</h3>", table]
     drawn = [{**row, "group": row[keys[0]] if len(keys) > 1 else "", "label": row[keys[-1]]} for row in bars]
-    return [f"<h3>{_text(title)}</h3>", _pair([_figure(plots.success_bars(drawn, title), ""), f"<div>{table}</div>"])]
+    return [
+        f"<h3>{_text(title)}</h3>",
+        _pair([_figure(plots.success_bars(drawn, title), ""), f"<div>{table}</div>"]),
+    ]
 
 
 def _success_table(rows: list[dict[str, Any]], keys: tuple[str, ...], more: Sequence[str] = ()) -> str:
@@ -323,7 +354,10 @@ def _success_table(rows: list[dict[str, Any]], keys: tuple[str, ...], more: Sequ
     lines = []
     for row in rows:
         tasks = [{**_dict(part), keys[0]: name} for name, part in _dict(row.get("tasks")).items()]
-        for part, kind in [(row, ' class="total"' if tasks else ""), *((task, ' class="part"') for task in tasks)]:
+        for part, kind in [
+            (row, ' class="total"' if tasks else ""),
+            *((task, ' class="part"') for task in tasks),
+        ]:
             rated = (_only_rates([part]) or [part])[0]
             rate = f"{plots.percent(rated['rate'])} %" if _number(rated.get("rate")) is not None else "–"
             cells = [f"<td>{_text(part.get(key, ''))}</td>" for key in keys]
@@ -421,7 +455,9 @@ def _training_curves(runs: list[RunPage]) -> list[str]:
         note = '<p class="note">Faint: values as logged. Solid: running mean over 5 % of them.</p>'
         parts.append(f"<h3>Training curves</h3>{_pair(first)}{note}")
     if other:
-        parts.append(f'<div class="folded"><details><summary>More training curves</summary>{_pair(other)}</details></div>')
+        parts.append(
+            f'<div class="folded"><details><summary>More training curves</summary>{_pair(other)}</details></div>'
+        )
     return parts
 
 
@@ -448,7 +484,9 @@ def _provenance(run: RunPage) -> str:
 
 
 def _pairs(mapping: Mapping[str, Any]) -> str:
-    rows = "".join(f"<tr><td><code>{_text(key)}</code></td><td>{_value(value)}</td></tr>" for key, value in _flatten(mapping))
+    rows = "".join(
+        f"<tr><td><code>{_text(key)}</code></td><td>{_value(value)}</td></tr>" for key, value in _flatten(mapping)
+    )
     return f'<div class="scroll"><table><tr><th>key</th><th>value</th></tr>{rows}</table></div>'
 
 

@@ -67,7 +67,9 @@ class Run:
         self.write()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.record["status"] = "finished" if kind is None else "failed"
         if error is not None:
             self.record["error"] = str(error) or type(error).__name__

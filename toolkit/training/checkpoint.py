@@ -23,7 +23,11 @@ from toolkit.training.optim import ExponentialMovingAverage
 
 
 def save_checkpoint(
-    directory: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, average: ExponentialMovingAverage
+    directory: Path,
+    step: int,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: ExponentialMovingAverage,
 ) -> None:
     """Write `directory/step_XXXXXX`, then remove older ones."""
     target = directory / f"step_{step:06d}"
@@ -38,7 +42,10 @@ def save_checkpoint(
         ("optimizer", moments),
         ("random", _random_tensors()),
     ):
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary / f"{name}.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            temporary / f"{name}.safetensors",
+        )
     version, internal, gauss = random.getstate()
     (temporary / "state.json").write_text(json.dumps({"step": step, "python_random": [version, internal, gauss]}))
     shutil.rmtree(target, ignore_errors=True)

@@ -16,7 +16,15 @@ from tqdm import tqdm
 def progress(items: Iterable[Any] | None = None, *, description: str, total: int | None = None, **options: Any) -> tqdm:
     """A tqdm bar with an ETA; $VAG_PROGRESS_POSITION gives parallel processes a line each."""
     position = int(os.environ.get("VAG_PROGRESS_POSITION", "0"))
-    return tqdm(items, desc=description, total=total, position=position, mininterval=1.0, dynamic_ncols=True, **options)
+    return tqdm(
+        items,
+        desc=description,
+        total=total,
+        position=position,
+        mininterval=1.0,
+        dynamic_ncols=True,
+        **options,
+    )
 
 
 class ScalarLog:
@@ -42,7 +50,10 @@ class ScalarLog:
         file = io.BytesIO()
         pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=1000 / fps, loop=0)
         image = Summary.Image(
-            height=pictures[0].height, width=pictures[0].width, colorspace=3, encoded_image_string=file.getvalue()
+            height=pictures[0].height,
+            width=pictures[0].width,
+            colorspace=3,
+            encoded_image_string=file.getvalue(),
         )
         self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 

@@ -68,7 +68,10 @@ def train(
     objective.train()
     trained = LossModule(objective).to(accelerator.device)
     optimizer = torch.optim.AdamW(
-        parameter_groups(objective, config.weight_decay), lr=config.learning_rate, betas=(0.9, 0.95), fused=True
+        parameter_groups(objective, config.weight_decay),
+        lr=config.learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
     )
     average = ExponentialMovingAverage(objective, config.ema_decay)
     checkpoints = directory / "checkpoints"
@@ -102,7 +105,8 @@ def train(
             bar.set_postfix(loss=f"{metrics['loss']:.4f}")
             speed = seen / (time.perf_counter() - started)
             log.scalars(
-                done, {**metrics, "learning_rate": rate, "gradient_norm": float(norm), "samples_per_second": speed}
+                done,
+                {**metrics, "learning_rate": rate, "gradient_norm": float(norm), "samples_per_second": speed},
             )
             if on_log is not None:
                 on_log(log, done)
