@@ -82,9 +82,11 @@ class EpisodeWriter:
 
     def _create(self, image_shape: tuple[int, ...]) -> Any:
         import av
+        import datasets
         from lerobot.configs.video import RGBEncoderConfig
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+        datasets.disable_progress_bars()  # one bar of ours instead of one per episode
         av.logging.set_libav_level(av.logging.ERROR)  # the encoder tells its statistics per episode
         vector = {"dtype": "float32"}
         features = {
@@ -101,6 +103,7 @@ class EpisodeWriter:
             rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=10, pix_fmt="yuv444p", preset="veryfast"),
             streaming_encoding=True,
             encoder_threads=1,
+            encoder_queue_maxsize=1_000_000,  # at its default LeRobot drops frames when the encoder falls behind
         )
 
     def _write_global_statistics(self) -> None:
@@ -246,6 +249,13 @@ def _video_frames(directory: Path, info: dict, episodes: list[dict], key: str) -
     import av
 
     files = dict.fromkeys((int(e[f"videos/{key}/chunk_index"]), int(e[f"videos/{key}/file_index"])) for e in episodes)
+    for episode in episodes:
+        seconds = episode[f"videos/{key}/to_timestamp"] - episode[f"videos/{key}/from_timestamp"]
+        if round(seconds * info["fps"]) != episode["length"]:
+            raise UserError(
+                f"{directory}: episode {episode['episode_index']} has {round(seconds * info['fps'])} video frames "
+                f"and {episode['length']} rows; frames were dropped when it was recorded"
+            )
     for chunk, file in files:
         path = directory / info["video_path"].format(video_key=key, chunk_index=chunk, file_index=file)
         if not path.is_file():

@@ -2,17 +2,25 @@
 
 Pictures differ from stock Meta-World on purpose: a narrower camera (at the stock field of view a goal is two
 pixels wide), no shadows, reflections or sky, and visual meshes thinned to what a small picture can show.
-Software rendering then takes a few milliseconds instead of a hundred. Physics is untouched.
+Software rendering then takes a few milliseconds instead of a hundred. Physics is untouched: all of this happens
+in a copy of the model that only the renderer sees.
+
+The first picture of an episode differs too: stock Meta-World moves goals and furniture after its last pass of
+kinematics, so right after a reset more than half of the tasks show (and tell their expert) a scene that is not
+the one simulated, with the goal up to 24 cm off. Here the scene is settled before anyone looks at it.
 
 This module imports neither torch nor LeRobot, so that worker processes start fast.
 """
 
 from __future__ import annotations
 
+import atexit
 import copy
 import json
 import os
+import sys
 import warnings
+import weakref
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +38,11 @@ ACTION_NAMES = ["delta_x", "delta_y", "delta_z", "gripper"]
 FPS = 80  # Meta-World's control rate: 5 physics steps of 2.5 ms
 CAMERA, CAMERA_POSITION, CAMERA_FOVY = "corner2", (0.75, 0.075, 0.7), 36.0
 MESH_CELL_M = 0.008  # visual meshes are thinned to this grid; one pixel of 64 shows about one centimetre
+CYLINDER_SLICES = 12  # corners of a cylinder or sphere; less than a millimetre off on what the robot handles
+FLOOR_GRID_M = 1.0  # the floor's plane comes as 6,400 tiles of 10 cm, all of one colour
 NOISE_PULL = 0.15  # share of the operator noise that is lost per step
+
+_rendering: weakref.WeakSet[MetaWorldEnv] = weakref.WeakSet()
 
 
 @cache
@@ -85,17 +97,13 @@ class MetaWorldEnv:
     fps, state_names, action_names = FPS, STATE_NAMES, ACTION_NAMES
 
     def __init__(self, task: str, image_size: int = 64, supersample: int = 2, mesh_cell_m: float = MESH_CELL_M) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as CLASSES
-
         self.task = task.removesuffix("-v3")
         known = instructions()
         if self.task not in known:
             raise UserError(f"unknown Meta-World task '{task}'. {nearest(self.task, known)}")
         self.instruction = known[self.task]
         self.image_size, self.supersample, self.mesh_cell_m = image_size, supersample, mesh_cell_m
-        self._env = CLASSES[f"{self.task}-v3-goal-observable"]()
+        self._env = _environment_classes()[f"{self.task}-v3-goal-observable"]()
         self._env._freeze_rand_vec = False
         self._env.seeded_rand_vec = True
         self._env.max_path_length = 1_000_000
@@ -103,16 +111,32 @@ class MetaWorldEnv:
         self.observation = np.zeros(0)
 
     def reset(self, seed: int) -> np.ndarray:
-        self._env.seed(seed)
-        self.observation, _ = self._env.reset(seed=seed)
+        """Put the scene of this seed; returns the state (4,): hand x, y, z [m] and gripper opening [0, 1]."""
+        import mujoco
+
+        env = self._env
+        env.seed(seed)
+        env.reset(seed=seed)
+        # See the module's note on the first picture. Kinematics alone changes nothing that physics starts from.
+        mujoco.mj_kinematics(env.model, env.data)
+        mujoco.mj_camlight(env.model, env.data)
+        env._prev_obs = env._get_curr_obs_combined_no_goal()
+        self.observation = env._get_obs()
         return self._state()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
-        action = np.clip(np.asarray(action, dtype=np.float32), -1, 1)
-        self.observation, _, _, _, info = self._env.step(action)
+        """Execute an action (4,), clipped to [-1, 1]; returns the state after it and if the task is solved now.
+
+        Raises UserError if the action has another width or is not finite.
+        """
+        action = np.asarray(action, dtype=np.float32)
+        if action.shape != (len(ACTION_NAMES),) or not np.isfinite(action).all():
+            raise UserError(f"{self.task}: an action is {len(ACTION_NAMES)} finite numbers, got {action}")
+        self.observation, _, _, _, info = self._env.step(np.clip(action, -1, 1))
         return self._state(), bool(info["success"])
 
     def render(self) -> np.ndarray:
+        """Picture of the present instant, (image_size, image_size, 3) uint8. Raises UserError without OpenGL."""
         import mujoco
 
         if self._renderer is None:
@@ -149,18 +173,51 @@ class MetaWorldEnv:
         camera = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, CAMERA)
         model.cam_pos[camera], model.cam_fovy[camera] = CAMERA_POSITION, CAMERA_FOVY
         model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
+        model.vis.quality.numslices, model.vis.quality.numstacks = CYLINDER_SLICES, CYLINDER_SLICES // 2
+        planes = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+        model.geom_size[planes, 2] = np.maximum(model.geom_size[planes, 2], FLOOR_GRID_M)
         side = self.image_size * self.supersample
         model.vis.global_.offwidth = model.vis.global_.offheight = side
         # The data holds the camera's place from the last step: kinematics must see the moved camera.
         self._env.model.cam_pos[camera] = CAMERA_POSITION
         mujoco.mj_camlight(self._env.model, self._env.data)
         try:
-            return mujoco.Renderer(model, side, side)
+            renderer = mujoco.Renderer(model, side, side)
         except Exception as error:  # the GL loaders raise many classes
-            raise UserError(
-                f"cannot render with MUJOCO_GL={os.environ['MUJOCO_GL']} ({error}); on Debian: apt-get install "
-                "libegl1 libgl1 libgl1-mesa-dri libosmesa6, then MUJOCO_GL=egl or MUJOCO_GL=osmesa"
-            ) from error
+            raise _no_opengl(error) from error
+        if not _rendering:
+            atexit.register(_close_all)  # after MuJoCo's own hook, hence before it: contexts die before the display
+        _rendering.add(self)
+        return renderer
+
+
+def _close_all() -> None:
+    for env in list(_rendering):
+        env.close()
+
+
+def _environment_classes() -> dict[str, Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+    except ModuleNotFoundError as error:
+        raise UserError(f"no module '{error.name}': pip install 'lerobot_policy_vag[robot]'") from error
+    except Exception as error:  # without its libraries, importing MuJoCo fails in PyOpenGL
+        raise _no_opengl(error) from error
+    return ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+
+
+def _no_opengl(error: Exception) -> UserError:
+    chosen, module = os.environ.get("MUJOCO_GL", ""), sys.modules.get("mujoco.gl_context")
+    loaded = getattr(getattr(module, "GLContext", None), "__module__", f"mujoco.{chosen}")
+    if not loaded.startswith(f"mujoco.{chosen}"):
+        return UserError(f"mujoco was imported before MUJOCO_GL was set; set MUJOCO_GL={chosen} in the shell")
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"cannot render with MUJOCO_GL={chosen} ({reason}); "
+        "on Debian: apt-get install libegl1 libgl1 libgl1-mesa-dri libosmesa6, then MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+    )
 
 
 class ScriptedTeleoperator:
@@ -172,8 +229,10 @@ class ScriptedTeleoperator:
     def __init__(self, task: str, seed: int, noise_scale: float = 0.1) -> None:
         from metaworld.policies import ENV_POLICY_MAP
 
-        self._expert = ENV_POLICY_MAP[f"{task.removesuffix('-v3')}-v3"]()  # may hold state: one per episode
-        self._rng = np.random.default_rng(seed)
+        expert: Any = ENV_POLICY_MAP[f"{task.removesuffix('-v3')}-v3"]
+        self._expert = expert()  # may hold state: one per episode
+        # Not default_rng(seed): Meta-World draws the scene from that stream, and the noise would give it away.
+        self._rng = np.random.default_rng((seed, 1))
         self._noise, self._scale = np.zeros(3), noise_scale
 
     def action(self, observation: np.ndarray) -> np.ndarray:
@@ -198,7 +257,12 @@ def record_episode(env: MetaWorldEnv, seed: int, num_steps: int, noise_scale: fl
         actions.append(teleoperator.action(env.observation))
         state, solved = env.step(actions[-1])
         success |= solved
-    metadata = {"seed": seed, "task_name": env.task, "success": success, "source": "teleoperation"}
+    metadata: dict[str, str | int | float | bool] = {
+        "seed": seed,
+        "task_name": env.task,
+        "success": success,
+        "source": "teleoperation",
+    }
     return Episode(np.stack(images), np.stack(states), np.stack(actions), env.instruction, metadata), success
 
 

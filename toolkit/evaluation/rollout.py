@@ -33,6 +33,7 @@ class _Slot:
 
     def __init__(self, env: MetaWorldEnv, seeds: list[int], recorded: set[int]) -> None:
         self.env, self.waiting, self.recorded = env, seeds, recorded
+        self.frames: list[np.ndarray] = []
         self.active = self._next_scene()
 
     def _next_scene(self) -> bool:

@@ -1,0 +1,172 @@
+"""The command line: every mistake is one line with exit code 2, and every shipped config composes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from recipes import cli
+from recipes.compose import compose_config
+from recipes.schema import SCHEMAS
+from toolkit.errors import UserError
+from toolkit.reporting.run_record import Run
+from vag_core import Generator
+
+CONFIGS = Path(cli.__file__).parent / "configs"
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that a failing command prints; asserts exit code 2."""
+    assert cli.main(list(words)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("vag: error: ")
+    return lines[0]
+
+
+def test_bare_command_lists_the_story_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    places = [out.index(f"  {name} ") for name in SCHEMAS]
+    assert places == sorted(places)
+    assert list(cli.COMMANDS) == list(SCHEMAS) == list(cli.EXAMPLES)
+
+
+@pytest.mark.parametrize("command", list(SCHEMAS))
+def test_help_shows_config_and_examples_that_compose(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "overwrite: false" in out
+    for example in cli.EXAMPLES[command]:
+        assert example in out
+        words = example.split()
+        assert words[:2] == ["vag", command]
+        compose_config(command, [word for word in words[2:] if "=" in word])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["colect"], "unknown command 'colect'. Did you mean 'collect'?"),
+        (["collect", "episodes_per_tsk=3"], "unknown key 'episodes_per_tsk'. Did you mean 'episodes_per_task'?"),
+        (["train-generator", "optim.stepz=3"], "Did you mean 'optim.steps'?"),
+        (["train-generator", "generator.video.widht=3"], "Did you mean 'generator.video.width'?"),
+        (["train-generator", "optim.steps=many"], "'many'"),
+        (["train-generator", "generator=vagg"], "generator=vagg does not exist. Did you mean 'vag'?"),
+        (["pretrain", "policy=difusion"], "Did you mean 'diffusion'?"),
+        (["train-generator"], "dataset=... is required"),
+        (["collect", "tasks"], "expected key=value"),
+        (["report"], "runs=... is required"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expected in complaint(capsys, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["collect", "tasks=[]"], "tasks=[] is empty"),
+        (["collect", "tasks=[pushh]"], "unknown Meta-World task 'pushh'. Did you mean 'push'?"),
+        (["train-generator", "dataset=nowhere"], "nowhere: not found"),
+        (["synthesize", "checkpoint=nowhere"], "config.json: not found"),
+        (["replay", "dataset=nowhere"], "not a LeRobotDataset"),
+        (["pretrain"], "no data"),
+        (["pretrain", "real=[x]", "synthetic_fraction=1.5"], "expected a number from 0 to 1"),
+        (["pretrain", "real=[x]", "synthetic_fraction=0.5"], "needs synthetic="),
+        (["finetune", "checkpoint=nowhere", "real=[nowhere]"], "nowhere: not found"),
+        (["evaluate", "checkpoint=nowhere"], "nowhere"),
+        (["evaluate", "checkpoint=nowhere", "suites=[seen]"], "unknown suite 'seen'"),
+        (["report", "nowhere"], "run.json: not found"),
+    ],
+)
+def test_mistakes_in_the_input(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expected in complaint(capsys, *words, "out=run")
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.name not in ("media", ".spool")] == ["run.json"]
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["status"] == "failed"
+
+
+def test_data_that_does_not_fit_is_named(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"out={tmp_path / 'run'}"
+    line = complaint(capsys, "train-generator", f"dataset={dataset}", "generator.num_frames=18", out)
+    assert "num_frames = 18: expected 1 + a multiple of" in line
+    line = complaint(capsys, "train-generator", f"dataset={dataset}", "image_key=observation.wrist", out, "overwrite=true")
+    assert "no feature 'observation.wrist'" in line
+    line = complaint(capsys, "replay", f"dataset={dataset}", out, "overwrite=true")
+    assert "unknown Meta-World task" in line
+
+
+def test_generator_and_policy_checkpoints_are_not_mixed_up(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compose = compose_config("train-generator", ["dataset=x"])
+    config = OmegaConf.to_object(compose).generator  # type: ignore[union-attr]
+    Generator(config).save_pretrained(tmp_path / "generator")
+    line = complaint(capsys, "evaluate", f"checkpoint={tmp_path / 'generator'}", f"out={tmp_path / 'a'}")
+    assert "vag_generator" in line
+    # Action and state widths of this generator are those of Meta-World, not of the data.
+    words = (f"checkpoint={tmp_path / 'generator'}", f"scenes_from={dataset}", f"out={tmp_path / 'b'}")
+    assert "state width 2; the generator has 4" in complaint(capsys, "synthesize", *words)
+
+
+def test_finished_and_unfinished_directories_are_protected(tmp_path: Path) -> None:
+    def start(**options: bool) -> Run:
+        return Run("collect", tmp_path / "run", {}, **{"overwrite": False, "resume": False, **options})
+
+    with pytest.raises(KeyError), start():
+        raise KeyError
+    with pytest.raises(UserError, match="unfinished run; use resume=true"), start():
+        pass
+    with start(resume=True) as run:
+        run.result["number"] = 3
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["result"] == {"number": 3}
+    assert record["versions"]["torch"]
+    for options in ({}, {"resume": True}):
+        with pytest.raises(UserError, match="finished run; use overwrite=true"), start(**options):
+            pass
+    with start(overwrite=True):
+        pass
+    (tmp_path / "run/run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json: damaged"), start():
+        pass
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/letter.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty"), Run("x", tmp_path / "other", {}, overwrite=False, resume=True):
+        pass
+
+
+def test_interrupt_and_full_disk_have_their_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    def full() -> int:
+        raise OSError(28, "No space left on device", "model.safetensors")
+
+    assert cli.guarded(interrupted) == 130
+    assert "resume=true" in capsys.readouterr().err
+    assert cli.guarded(full) == 2
+    assert "disk full while writing model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("generator/*.yaml")), ids=lambda path: path.stem)
+def test_every_generator_config_builds(path: Path) -> None:
+    config = OmegaConf.to_object(compose_config("train-generator", ["dataset=x", f"generator={path.stem}"]))
+    Generator(config.generator)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("experiment/*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_composes(path: Path) -> None:
+    assert compose_config("demo", [f"experiment={path.stem}"])
