@@ -236,7 +236,7 @@ class PolicyObjective(nn.Module):
             raise UserError(
                 f"{directory}: cannot load the processors ({_first_line(error)}); expected {LAYOUT}"
             ) from error
-        return cls(policy.to(device).eval(), preprocessor, postprocessor)
+        return cls(policy.to(device), preprocessor, postprocessor).eval()
 
 
 def build_policy(

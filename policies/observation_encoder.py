@@ -6,6 +6,7 @@ B pictures of H x W pixels, stride S, N = (H / 2S) * (W / 2S) tokens of width D.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -49,7 +50,8 @@ class TimmBackbone(nn.Module):
         super().__init__()
         if name not in timm.list_models():
             raise UserError(f"vision_backbone: unknown '{name}'. {nearest(name, [COMPACT, *timm.list_models()])}")
-        strides = timm.create_model(name, features_only=True).feature_info.reduction()
+        whole: Any = timm.create_model(name, features_only=True)
+        strides = whole.feature_info.reduction()
         if STRIDE not in strides:
             raise UserError(f"vision_backbone: '{name}' has no features at stride {STRIDE} (it has {strides})")
         self.network = timm.create_model(name, features_only=True, out_indices=(strides.index(STRIDE),))

@@ -48,7 +48,7 @@ def test_generator_and_its_training_import_without_robot_packages() -> None:
     """What a GPU image with the core dependencies alone can import."""
     code = (
         "import sys\n"
-        "for name in ('lerobot', 'mujoco', 'metaworld', 'av', 'pandas', 'pyarrow', 'matplotlib', 'scipy', 'diffusers'):\n"
+        "for name in 'lerobot mujoco metaworld av pandas pyarrow matplotlib scipy diffusers'.split():\n"
         "    sys.modules[name] = None\n"
         "import vag_core, recipes.cli, recipes.train_generator\n"
     )

@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
 
 def _tower(inputs: int, width: int, depth: int, outputs: int) -> nn.Sequential:
     blocks = [ResidualBlock(width) for _ in range(depth)]
-    return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), *blocks, nn.SiLU(), nn.Conv2d(width, outputs, 1))
+    return nn.Sequential(nn.Conv2d(inputs, width, 1), *blocks, nn.SiLU(), nn.Conv2d(width, outputs, 1))
 
 
 class VideoTokenizer(nn.Module):

@@ -138,6 +138,8 @@ class StateEmbedding(nn.Module):
     a fixed sine-cosine code of the bin times a learned matrix per dimension, and neighbours share.
     """
 
+    code: Tensor
+
     def __init__(self, dimensions: int, bins: int, width: int, features: int = 32) -> None:
         super().__init__()
         self.bins = bins
@@ -188,7 +190,8 @@ class Pi05Compact(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        # Learned positions in place of Gemma's rotary ones: every token has a fixed seat here.
+        # Learned positions in place of Gemma's rotary ones: every token has a fixed seat here. As large as what
+        # they are added to; at the usual 0.02 the first thousand steps cannot tell one place from another.
         for table in (self.word_embedding.weight, self.word_position, self.action_position):
             nn.init.normal_(table, std=0.5)
         for module in self.modules():
@@ -304,7 +307,7 @@ class Pi05CompactPolicy(PreTrainedPolicy):
         self.reset()
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_name_or_path: str | Path,
         *,

@@ -95,13 +95,13 @@ def test_mistakes_in_the_input(
     assert record["status"] == "failed"
 
 
-def test_data_that_does_not_fit_is_named(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_that_does_not_fit_is_named(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = f"out={tmp_path / 'run'}"
     line = complaint(capsys, "train-generator", f"dataset={dataset}", "generator.num_frames=18", out)
     assert "num_frames = 18: expected 1 + a multiple of" in line
-    line = complaint(capsys, "train-generator", f"dataset={dataset}", "image_key=observation.wrist", out, "overwrite=true")
+    line = complaint(
+        capsys, "train-generator", f"dataset={dataset}", "image_key=observation.wrist", out, "overwrite=true"
+    )
     assert "no feature 'observation.wrist'" in line
     line = complaint(capsys, "replay", f"dataset={dataset}", out, "overwrite=true")
     assert "unknown Meta-World task" in line

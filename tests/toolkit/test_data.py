@@ -62,12 +62,14 @@ def test_writer_leaves_nothing_behind_after_an_error(tmp_path: Path, moving_squa
     target = tmp_path / "dataset"
     broken = moving_square(1)
     broken.actions[3, 0] = np.nan
-    with (
-        pytest.raises(UserError, match=r"episode 1: 'action' holds NaN"),
-        EpisodeWriter(target, 20, ["y", "x"], ["a", "b"]) as writer,
-    ):
-        writer.add(moving_square(0))
-        writer.add(broken)
+
+    def write() -> None:
+        with EpisodeWriter(target, 20, ["y", "x"], ["a", "b"]) as writer:
+            writer.add(moving_square(0))
+            writer.add(broken)
+
+    with pytest.raises(UserError, match="episode 1: 'action' holds NaN"):
+        write()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -25,6 +25,9 @@ class Env(Protocol):
     def render(self) -> np.ndarray:
         """Picture of the present instant, (H, W, 3) uint8."""
 
+    def close(self) -> None:
+        """Free what rendering holds."""
+
 
 class Policy(Protocol):
     def predict_action_chunk(self, observation: dict[str, Any]) -> Any:

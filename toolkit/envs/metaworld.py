@@ -181,8 +181,12 @@ class MetaWorldEnv:
         # The data holds the camera's place from the last step: kinematics must see the moved camera.
         self._env.model.cam_pos[camera] = CAMERA_POSITION
         mujoco.mj_camlight(self._env.model, self._env.data)
+
+        class Renderer(mujoco.Renderer):
+            _gl_context = _mjr_context = None  # so that one whose construction failed can still be deleted
+
         try:
-            renderer = mujoco.Renderer(model, side, side)
+            renderer = Renderer(model, side, side)
         except Exception as error:  # the GL loaders raise many classes
             raise _no_opengl(error) from error
         if not _rendering:

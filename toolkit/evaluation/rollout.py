@@ -73,10 +73,12 @@ def rollout(
     image_size: int,
     record_first: int = 0,
     num_envs: int = 4,
+    n_action_steps: int | None = None,
 ) -> list[Rollout]:
     """Roll the policy out on every task and seed; a rollout ends when the task is solved or after `max_steps`.
 
-    About `num_envs` environments share each prediction. A picture is rendered only for a new chunk, and where
+    About `num_envs` environments share each prediction. `n_action_steps` of every chunk are executed, by default
+    all of it. A picture is rendered only for a new chunk, and where
     frames are recorded (the first `record_first` seeds). Results are in the order of tasks and seeds. Raises
     UserError if the policy returns actions of another width, or NaN.
     """
@@ -96,10 +98,10 @@ def rollout(
             STATE: torch.from_numpy(np.stack([slot.state for slot in active])),
             TASK: [slot.env.instruction for slot in active],
         }
-        chunk = np.asarray(policy.predict_action_chunk(observation))  # (B, n, A)
+        chunk = torch.as_tensor(policy.predict_action_chunk(observation)).detach().cpu().numpy()  # (B, n, A)
         _check(chunk, active[0].env)
         for slot, actions in zip(active, chunk, strict=True):
-            if (ended := slot.execute(actions, max_steps)) is not None:
+            if (ended := slot.execute(actions[:n_action_steps], max_steps)) is not None:
                 results[ended.task, ended.seed] = ended
                 bar.update()
     bar.close()

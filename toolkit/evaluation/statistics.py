@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a success rate (Wilson 1927). Raises ValueError unless 0 <= successes <= n, n > 0."""
     interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact (conservative) interval of a success rate (Clopper and Pearson 1934). Raises like `wilson_interval`."""
+    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="exact")
     return float(interval.low), float(interval.high)
 
 
@@ -25,6 +32,78 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     if only_first + only_second == 0:
         return 1.0
     return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+
+
+def paired_bootstrap(
+    first: Sequence[float], second: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> dict[str, float]:
+    """Mean of first - second on the same scenes, with its percentile interval (Efron 1979) over scenes.
+
+    Returns difference, low, high. Raises ValueError if the lengths differ or nothing is given.
+    """
+    differences = np.array([float(a) - float(b) for a, b in zip(first, second, strict=True)])
+    if len(differences) == 0:
+        raise ValueError("paired_bootstrap: no outcomes")
+    rng = np.random.default_rng(seed)
+    means = [differences[rng.integers(len(differences), size=len(differences))].mean() for _ in range(resamples)]
+    return _difference(differences.mean(), means, confidence)
+
+
+def hierarchical_bootstrap(
+    first: Sequence[Sequence[float]],
+    second: Sequence[Sequence[float]],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Mean of first - second when each was trained with several seeds and evaluated on the same scenes.
+
+    first, second: (training seeds, scenes) outcomes; the numbers of training seeds may differ. Training seeds are
+    drawn for each side alone, scenes for both together, so the interval covers both sources of chance (Davison and
+    Hinkley 1997, section 3.8). Two or three training seeds say little about their spread: read it as a lower bound.
+    Returns difference, low, high. Raises ValueError unless both are matrices over equally many scenes.
+    """
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.size == 0 or b.size == 0:
+        raise ValueError(f"expected (training seeds, scenes) over the same scenes, got {a.shape} and {b.shape}")
+    rng, scenes = np.random.default_rng(seed), a.shape[1]
+    means = []
+    for _ in range(resamples):
+        drawn = rng.integers(scenes, size=scenes)
+        rows_a, rows_b = rng.integers(len(a), size=len(a)), rng.integers(len(b), size=len(b))
+        means.append(a[rows_a].mean(0)[drawn].mean() - b[rows_b].mean(0)[drawn].mean())
+    return _difference(a.mean() - b.mean(), means, confidence)
+
+
+def two_proportion_power(p: float, q: float, n: int, significance: float = 0.05) -> float:
+    """Chance that a two-sided z-test on n outcomes a side tells the rates p and q apart.
+
+    Normal approximation with the arcsine effect size (Cohen 1988, chapter 6).
+    """
+    shift = abs(_effect_size(p, q)) * np.sqrt(n / 2)
+    critical = stats.norm.isf(significance / 2)
+    return float(stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift))
+
+
+def two_proportion_sample_size(p: float, q: float, power: float = 0.8, significance: float = 0.05) -> int:
+    """Outcomes a side that a two-sided z-test needs to tell the rates p and q apart (Cohen 1988, chapter 6).
+
+    Raises ValueError if p equals q: no number suffices.
+    """
+    if p == q:
+        raise ValueError(f"equal rates {p} cannot be told apart")
+    needed = stats.norm.isf(significance / 2) + stats.norm.isf(1 - power)
+    return int(np.ceil(2 * (needed / _effect_size(p, q)) ** 2))
+
+
+def _effect_size(p: float, q: float) -> float:
+    return float(2 * (np.arcsin(np.sqrt(p)) - np.arcsin(np.sqrt(q))))
+
+
+def _difference(value: float, means: Sequence[float], confidence: float) -> dict[str, float]:
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return {"difference": float(value), "low": float(low), "high": float(high)}
 
 
 def success_rate(outcomes: Sequence[bool]) -> dict[str, Any]:

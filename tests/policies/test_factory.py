@@ -1,0 +1,262 @@
+"""Build, check, train, save and load, for both policies, with LeRobot's own loader as a witness."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from safetensors.torch import load_file, save_file
+from small_policies import BOTH, SIZES
+
+from policies.factory import PolicyObjective, Statistics, build_policy
+from toolkit.errors import UserError
+
+Batch = dict[str, Any]
+Make = Callable[..., PolicyObjective]
+
+
+def chunk(objective: PolicyObjective, batch: Batch) -> torch.Tensor:
+    torch.manual_seed(11)
+    return objective.predict_action_chunk(batch)
+
+
+def test_sizes_and_a_training_step(objective: PolicyObjective, batch: Batch) -> None:
+    assert (objective.horizon, objective.n_action_steps) == (8, 4)
+    assert (objective.image_shape, objective.state_dim, objective.action_dim) == ((3, 32, 32), 4, 3)
+    before = {k: v.clone() for k, v in batch.items() if isinstance(v, torch.Tensor)}
+    loss, metrics = objective.loss(batch)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(isinstance(value, float) for value in metrics.values())
+    assert all(torch.equal(before[k], batch[k]) for k in before), "the caller's batch was changed"
+    assert not any("normal" in name for name in objective.state_dict())
+
+
+def test_prediction_is_physical_stateless_and_keeps_the_mode(objective: PolicyObjective, batch: Batch) -> None:
+    objective.train()
+    first = chunk(objective, batch)
+    assert first.shape == (4, 4, 3)
+    assert objective.policy.training
+    assert torch.equal(first, chunk(objective, batch))
+    observation = {k: v for k, v in batch.items() if not k.startswith("action")}
+    assert torch.equal(first, chunk(objective, observation))
+
+
+def test_diffusion_predictions_lie_in_the_range_of_the_actions(make_policy: Make, batch: Batch) -> None:
+    actions = chunk(make_policy("diffusion"), batch)
+    assert actions.min() >= -1 - 1e-5
+    assert actions.max() <= 3 + 1e-5
+    assert actions.max() > 1.5  # clipped noise fills the range: it was unnormalised
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_instruction_matters(make_policy: Make, batch: Batch, kind: str) -> None:
+    objective = make_policy(kind)
+    if kind == "pi05_compact":  # at the start adaRMS keeps the expert from looking at the prefix
+        for name, parameter in objective.named_parameters():
+            if "modulation" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    assert not torch.equal(chunk(objective, batch), chunk(objective, {**batch, "task": batch["task"][::-1]}))
+
+
+def test_padded_steps_do_not_enter_the_diffusion_loss(make_policy: Make, batch: Batch) -> None:
+    objective = make_policy("diffusion")
+    batch["action_is_pad"][:] = True
+    assert objective.loss(batch)[0] == 0
+
+
+# ---------------------------------------------------------------------------------------------- save and load
+
+
+def test_round_trip_is_exact(objective: PolicyObjective, batch: Batch, tmp_path: Path) -> None:
+    objective.save_pretrained(tmp_path / "policy")
+    names = {path.name for path in (tmp_path / "policy").iterdir()}
+    assert {"config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json"} <= names
+    assert all(name.endswith((".json", ".safetensors")) for name in names)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    loaded = PolicyObjective.from_pretrained(tmp_path / "policy")
+    assert not loaded.training
+    assert torch.equal(chunk(loaded, batch), chunk(objective, batch))
+    loaded.save_pretrained(tmp_path / "policy")  # over an older checkpoint
+    assert torch.equal(chunk(PolicyObjective.from_pretrained(tmp_path / "policy"), batch), chunk(objective, batch))
+
+
+def test_lerobot_loads_the_checkpoint_and_acts_alike(objective: PolicyObjective, batch: Batch, tmp_path: Path) -> None:
+    objective.save_pretrained(tmp_path / "policy")
+    config = PreTrainedConfig.from_pretrained(tmp_path / "policy")
+    policy = get_policy_class(config.type).from_pretrained(tmp_path / "policy", config=config)
+    preprocessor, postprocessor = make_pre_post_processors(config, pretrained_path=str(tmp_path / "policy"))
+    expected = chunk(objective, batch)
+    torch.manual_seed(11)
+    observation = {k: v for k, v in batch.items() if not k.startswith("action")}
+    for step in range(4):
+        action = postprocessor(policy.select_action(preprocessor(dict(observation))))
+        assert torch.equal(action, expected[:, step])
+
+
+def test_removed_weight_is_an_error(objective: PolicyObjective, tmp_path: Path) -> None:
+    objective.save_pretrained(tmp_path / "policy")
+    path = tmp_path / "policy" / "model.safetensors"
+    weights = load_file(path)
+    removed = sorted(weights)[0]
+    save_file({k: v for k, v in weights.items() if k != removed}, path)
+    with pytest.raises(UserError, match=f"1 weights missing .*{removed}"):
+        PolicyObjective.from_pretrained(tmp_path / "policy")
+    save_file({**weights, "extra": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"1 weights unexpected .*extra"):
+        PolicyObjective.from_pretrained(tmp_path / "policy")
+    save_file({**weights, removed: torch.zeros(1, 2, 3)}, path)
+    with pytest.raises(UserError, match="of another shape"):
+        PolicyObjective.from_pretrained(tmp_path / "policy")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match="truncated"):
+        PolicyObjective.from_pretrained(tmp_path / "policy")
+    path.unlink()
+    with pytest.raises(UserError, match="safetensors only"):
+        PolicyObjective.from_pretrained(tmp_path / "policy")
+
+
+def test_lerobots_own_loader_is_strict_for_ours(make_policy: Make, tmp_path: Path) -> None:
+    make_policy("pi05_compact").save_pretrained(tmp_path / "policy")
+    path = tmp_path / "policy" / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.action_out.weight"]
+    save_file(weights, path)
+    with pytest.raises(RuntimeError, match=r"action_out\.weight"):
+        get_policy_class("pi05_compact").from_pretrained(tmp_path / "policy")
+
+
+def test_what_is_no_policy_checkpoint(make_policy: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a directory"):
+        PolicyObjective.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no config\.json"):
+        PolicyObjective.from_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        PolicyObjective.from_pretrained(tmp_path)
+    config.write_text(json.dumps({"model": {}}))
+    with pytest.raises(UserError, match="something else"):
+        PolicyObjective.from_pretrained(tmp_path)
+    config.write_text(json.dumps({"type": "difusion"}))
+    with pytest.raises(UserError, match=r"Did you mean 'diffusion'"):
+        PolicyObjective.from_pretrained(tmp_path)
+    config.write_text(json.dumps({"type": "diffusion", "horizont": 8}))
+    with pytest.raises(UserError, match="not a valid diffusion configuration"):
+        PolicyObjective.from_pretrained(tmp_path)
+
+
+def test_save_does_not_overwrite_something_else(make_policy: Make, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a policy checkpoint"):
+        make_policy("pi05_compact").save_pretrained(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_missing_processor_is_a_user_error(objective: PolicyObjective, tmp_path: Path) -> None:
+    objective.save_pretrained(tmp_path / "policy")
+    (tmp_path / "policy" / "policy_preprocessor.json").unlink()
+    with pytest.raises(UserError, match="processors"):
+        PolicyObjective.from_pretrained(tmp_path / "policy")
+
+
+# ------------------------------------------------------------------------------------------------- statistics
+
+
+def test_refit_replaces_the_statistics(
+    objective: PolicyObjective, batch: Batch, statistics: Statistics, tmp_path: Path
+) -> None:
+    before = chunk(objective, batch)
+    statistics["action"] = {name: 10 * value for name, value in statistics["action"].items()}
+    objective.refit_statistics(statistics)
+    after = chunk(objective, batch)
+    torch.testing.assert_close(after, 10 * before, rtol=1e-4, atol=1e-4)
+    objective.save_pretrained(tmp_path / "policy")
+    assert torch.equal(chunk(PolicyObjective.from_pretrained(tmp_path / "policy"), batch), after)
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_constant_dimension_does_not_blow_up(
+    make_policy: Make, statistics: Statistics, batch: Batch, kind: str
+) -> None:
+    for name in ("min", "max", "q01", "q99"):
+        statistics["action"][name][0] = 0.5
+    objective = make_policy(kind)
+    objective.refit_statistics(statistics)
+    batch["action"][..., 0] = 0.501
+    action = objective.preprocessor(batch)["action"]
+    assert action[..., 0].abs().max() < 10
+
+
+def test_bad_statistics(statistics: Statistics) -> None:
+    def build(**changes: Any) -> None:
+        build_policy("pi05_compact", **SIZES, stats={**statistics, **changes}, options={})
+
+    with pytest.raises(UserError, match=r"'observation\.state': no 'q01'"):
+        build(**{"observation.state": {"mean": np.zeros(4)}})
+    with pytest.raises(UserError, match=r"'action': 'q01' has shape \(7,\), expected \(3,\)"):
+        build(action={"q01": np.zeros(7), "q99": np.ones(7)})
+    with pytest.raises(UserError, match="not finite"):
+        build(action={"q01": np.full(3, np.nan), "q99": np.ones(3)})
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_unknown_names(make_policy: Make, statistics: Statistics, kind: str) -> None:
+    with pytest.raises(UserError, match=r"Did you mean 'num_inference_steps'"):
+        make_policy(kind, num_inference_step=5)
+    with pytest.raises(UserError, match="no option 'input_features'"):
+        make_policy(kind, input_features={})
+    with pytest.raises(UserError, match=r"Did you mean 'pi05_compact'"):
+        build_policy("pi05_compat", **SIZES, stats=statistics, options={})
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("pi05_compact", {"n_action_steps": 9}, "n_action_steps is 9"),
+        ("pi05_compact", {"max_action_dim": 2}, "max_action_dim is 2, but the data is 3 wide"),
+        ("pi05_compact", {"num_heads": 3, "num_kv_heads": 2}, "multiple of num_kv_heads"),
+        ("diffusion", {"vision_backbone": "vgg"}, "ResNet"),
+        ("diffusion", {"n_obs_steps": 2}, "one observation"),
+        ("diffusion", {"horizon": 6}, "horizon"),
+    ],
+)
+def test_refused_options(make_policy: Make, kind: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_policy(kind, **options)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("action", torch.zeros(4, 8, 7), r"action: got shape \(4, 8, 7\), expected \(4, 8, 3\)"),
+        ("action", torch.zeros(4, 5, 3), r"action: got shape \(4, 5, 3\), expected \(4, 8, 3\)"),
+        ("observation.state", torch.zeros(4, 6), r"state: got shape \(4, 6\), expected \(4, 4\)"),
+        ("observation.image", torch.zeros(4, 3, 64, 64), r"image: got shape \(4, 3, 64, 64\), expected"),
+        ("observation.image", torch.zeros(4, 3, 32, 32, dtype=torch.uint8), "floating point"),
+        ("task", ["one"], "1 instructions"),
+    ],
+)
+def test_wrong_batches(objective: PolicyObjective, batch: Batch, key: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        objective.loss({**batch, key: value})
+
+
+def test_missing_key(objective: PolicyObjective, batch: Batch) -> None:
+    del batch["observation.state"]
+    with pytest.raises(UserError, match=r"no 'observation\.state'"):
+        objective.predict_action_chunk(batch)
+
+
+def test_text_encoder_is_for_diffusion(statistics: Statistics, tmp_path: Path) -> None:
+    for kind, message in (("pi05_compact", "for diffusion"), ("diffusion", "directory not found")):
+        with pytest.raises(UserError, match=message):
+            build_policy(kind, **SIZES, stats=statistics, options={}, text_encoder=tmp_path / "nowhere")

@@ -1,0 +1,105 @@
+"""Instruction encoding: the same everywhere, order-insensitive where it should be, and no network."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from toolkit.data.text import PAD, InstructionEmbedder, InstructionTokenizer, split_words
+from toolkit.errors import UserError
+
+
+def test_words_are_lower_case_and_without_punctuation() -> None:
+    assert split_words("Push the  PUCK, to_the goal!") == ["push", "the", "puck", "to", "the", "goal"]
+
+
+def test_tokens_are_padded_masked_and_truncated() -> None:
+    ids, mask = InstructionTokenizer(length=4, buckets=128).encode(["push", "a b c d e f", ""])
+    assert ids.shape == mask.shape == (3, 4)
+    assert ids.dtype == torch.int64
+    assert mask.dtype == torch.bool
+    assert mask.tolist() == [[True, False, False, False], [True] * 4, [False] * 4]
+    assert (ids[~mask] == PAD).all()
+    assert (ids[mask] != PAD).all()
+    assert ids.max() < 128
+
+
+def test_tokens_follow_the_words() -> None:
+    ids, _ = InstructionTokenizer(length=8).encode(["open the door", "Open the door.", "door the open"])
+    assert torch.equal(ids[0], ids[1])
+    assert not torch.equal(ids[0], ids[2])
+    assert torch.equal(ids[0, :3].sort().values, ids[2, :3].sort().values)
+
+
+def test_tokenizer_refuses_empty_sizes() -> None:
+    with pytest.raises(UserError, match="length 0"):
+        InstructionTokenizer(length=0)
+
+
+def test_embedding_is_a_unit_vector_and_tells_instructions_apart() -> None:
+    vectors = InstructionEmbedder().embed(["push the puck", "pull the puck", "open the faucet", ""])
+    assert vectors.shape == (4, 64)
+    assert vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors[:3].norm(dim=1), torch.ones(3))
+    assert vectors[3].norm() == 0
+    near, far = vectors[0] @ vectors[1], vectors[0] @ vectors[2]
+    assert far < near < 1 - 1e-3
+
+
+def test_embedding_knows_word_order() -> None:
+    vectors = InstructionEmbedder(width=256).embed(["red on blue", "blue on red"])
+    assert vectors[0] @ vectors[1] < 0.9
+
+
+def test_same_numbers_in_another_process() -> None:
+    text = "Pick up the puck and place it"
+    code = (
+        "from toolkit.data.text import InstructionEmbedder, InstructionTokenizer as T;"
+        f"print(T().encode([{text!r}])[0].tolist(), InstructionEmbedder().embed([{text!r}]).tolist())"
+    )
+    # A fixed hash seed would hide a use of Python's own hash().
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    here = f"{InstructionTokenizer().encode([text])[0].tolist()} {InstructionEmbedder().embed([text]).tolist()}\n"
+    assert runs == [here, here]
+
+
+def test_missing_text_model_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="directory not found"):
+        InstructionEmbedder(path=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no config\.json"):
+        InstructionEmbedder(path=tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(UserError, match="safetensors"):
+        InstructionEmbedder(path=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_text_model_on_disk(tmp_path: Path, kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["[PAD]", "[UNK]", "push", "pull", "the", "puck"]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(tmp_path)
+    if kind == "bert":
+        config = transformers.BertConfig(
+            vocab_size=6, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
+        transformers.BertModel(config).save_pretrained(tmp_path)
+    else:
+        config = transformers.T5Config(vocab_size=6, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        transformers.T5EncoderModel(config).save_pretrained(tmp_path)
+    embedder = InstructionEmbedder(path=tmp_path)
+    together = embedder.embed(["push the puck", "pull"])
+    assert together.shape == (2, embedder.width) == (2, 16)
+    assert torch.equal(InstructionEmbedder(path=tmp_path).embed(["pull"])[0], together[1])
