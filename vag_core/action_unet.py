@@ -5,6 +5,9 @@ Shapes: trajectory (B, N, A); condition (B, D); inside, channels first (B, c, N)
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -64,7 +67,7 @@ class ActionUNet(nn.Module):
         x = trajectory.transpose(1, 2)
         skips = []
         for level, blocks in enumerate(self.down):
-            for block in blocks:
+            for block in cast(Iterable[nn.Module], blocks):
                 x = block(x, condition)
             if level < len(self.shrink):
                 skips.append(x)
@@ -73,6 +76,6 @@ class ActionUNet(nn.Module):
             x = block(x, condition)
         for grow, blocks in zip(self.grow, self.up, strict=True):
             x = torch.cat([grow(x), skips.pop()], dim=1)
-            for block in blocks:
+            for block in cast(Iterable[nn.Module], blocks):
                 x = block(x, condition)
         return self.out(x).transpose(1, 2)

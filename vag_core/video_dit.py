@@ -8,6 +8,8 @@ Shapes: latents (B, C, T, h, w); tokens (B, N, D) with N = T * (h / p) * (w / p)
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -88,8 +90,8 @@ class VideoDiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for modulation in [self.modulation, *(block.modulation for block in self.blocks)]:
-            nn.init.zeros_(modulation[-1].weight)
+        for modulation in [self.modulation, *(cast(Block, block).modulation for block in self.blocks)]:
+            nn.init.zeros_(cast(nn.Linear, modulation[-1]).weight)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, noisy: Tensor, first: Tensor, t: Tensor, condition: Tensor) -> Tensor:

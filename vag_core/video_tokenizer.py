@@ -12,6 +12,8 @@ Shapes: frames (B, 3, F, H, W) in [0, 1]; latents (B, C, T, h, w), unit variance
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -31,7 +33,7 @@ class ResidualBlock(nn.Module):
             nn.SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
         )
-        nn.init.zeros_(self.layers[-1].weight)  # the block starts as the identity
+        nn.init.zeros_(cast(nn.Conv2d, self.layers[-1]).weight)  # the block starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
@@ -57,7 +59,7 @@ class VideoTokenizer(nn.Module):
         self.frame_decoder = _tower(channels, config.width, config.depth, pixels)
         self.group_encoder = _tower(group + pixels, config.width, config.depth, 2 * channels)
         self.group_decoder = _tower(channels + pixels, config.width, config.depth, group)
-        nn.init.zeros_(self.group_decoder[-1].weight)  # a new decoder repeats the first frame
+        nn.init.zeros_(cast(nn.Conv2d, self.group_decoder[-1]).weight)  # a new decoder repeats the first frame
         # Two rows: the first-frame latent and the group latents have different statistics.
         self.register_buffer("latent_mean", torch.zeros(2, channels))
         self.register_buffer("latent_std", torch.ones(2, channels))

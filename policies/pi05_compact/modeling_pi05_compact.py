@@ -144,7 +144,8 @@ class StateEmbedding(nn.Module):
         super().__init__()
         self.bins = bins
         centres = (torch.arange(bins) + 0.5) / bins
-        code = create_sinusoidal_pos_embedding(centres, features, 4 / bins, 4.0, device=centres.device)
+        # Shortest wave: 32 bins, so that neighbours are alike and still distinct.
+        code = create_sinusoidal_pos_embedding(centres, features, 32 / bins, 4.0, device=centres.device)
         self.register_buffer("code", code.float(), persistent=False)
         self.weight = nn.Parameter(torch.randn(dimensions, features, width) / features**0.5)
         self.bias = nn.Parameter(0.5 * torch.randn(dimensions, width))

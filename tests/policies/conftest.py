@@ -1,37 +1,102 @@
-"""Fixtures of the policy tests; the objects themselves come from `small_policies`."""
+"""A tiny policy of each kind and a batch that fits both."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import small_policies
+import torch
 
-from policies.factory import PolicyObjective, Statistics
+from policies.factory import PolicyObjective, Statistics, build_policy
+
+SMALL: dict[str, dict[str, Any]] = {
+    "pi05_compact": {
+        "chunk_size": 8,
+        "n_action_steps": 4,
+        "depth": 2,
+        "width": 32,
+        "mlp_width": 64,
+        "expert_width": 32,
+        "expert_mlp_width": 64,
+        "num_heads": 2,
+        "head_dim": 16,
+        "tokenizer_buckets": 64,
+    },
+    "diffusion": {"horizon": 8, "n_action_steps": 4, "down_dims": (16, 32), "diffusion_step_embed_dim": 16},
+}
+
+
+def make_statistics() -> Statistics:
+    def of(shape: tuple[int, ...], low: float, high: float) -> dict[str, np.ndarray]:
+        values = {"mean": (low + high) / 2, "std": (high - low) / 4, "min": low, "max": high, "q01": low, "q99": high}
+        return {name: np.full(shape, value, np.float32) for name, value in values.items()}
+
+    return {
+        "observation.state": of((4,), -2, 2),
+        "action": of((3,), -1, 3),
+        "observation.image": of((3, 1, 1), 0, 1),
+    }
+
+
+def make_batch(size: int = 4, seed: int = 0) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "observation.image": torch.rand(size, 3, 32, 32, generator=generator),
+        "observation.state": torch.rand(size, 4, generator=generator) * 4 - 2,
+        "action": torch.rand(size, 8, 3, generator=generator) * 4 - 1,
+        "action_is_pad": torch.zeros(size, 8, dtype=torch.bool),
+        "task": [("push the puck", "open the small door")[i % 2] for i in range(size)],
+    }
+
+
+def build_small(
+    kind: str, stats: Statistics | None = None, text_encoder: Path | None = None, **options: Any
+) -> PolicyObjective:
+    torch.manual_seed(0)
+    return build_policy(
+        kind,
+        image_shape=(3, 32, 32),
+        state_dim=4,
+        action_dim=3,
+        stats=stats or make_statistics(),
+        options={**SMALL.get(kind, {}), **options},
+        text_encoder=text_encoder,
+    )
+
+
+def wake(objective: PolicyObjective) -> None:
+    """Give the zero-initialised adaRMS weights values, as training does."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, parameter in objective.named_parameters():
+            if "modulation" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.fixture
 def statistics() -> Statistics:
-    return small_policies.make_statistics()
+    return make_statistics()
 
 
 @pytest.fixture
 def batch() -> dict[str, Any]:
-    return small_policies.make_batch()
+    return make_batch()
 
 
-@pytest.fixture(name="make_policy")
-def _make_policy() -> Callable[..., PolicyObjective]:
-    return small_policies.make_policy
+@pytest.fixture
+def make_policy() -> Callable[..., PolicyObjective]:
+    return build_small
 
 
-@pytest.fixture(params=small_policies.BOTH)
+@pytest.fixture(params=sorted(SMALL))
 def objective(request: pytest.FixtureRequest) -> PolicyObjective:
-    return small_policies.make_policy(request.param)
+    return build_small(request.param)
 
 
 @pytest.fixture
 def pi05() -> PolicyObjective:
     """Weights as if trained a little, so that every path carries something."""
-    objective = small_policies.make_policy("pi05_compact")
-    small_policies.wake(objective)
+    objective = build_small("pi05_compact")
+    wake(objective)
     return objective.eval()

@@ -3,9 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from small_policies import make_batch, make_policy
+import torch
+
+from policies.factory import PolicyObjective
 
 SCRIPT = """
 import sys
@@ -27,10 +31,10 @@ for path in sys.argv[2:]:
 """
 
 
-def test_discovery_in_a_fresh_process(tmp_path: Path) -> None:
-    import torch
-
-    batch = {k: v for k, v in make_batch().items() if not k.startswith("action")}
+def test_discovery_in_a_fresh_process(
+    tmp_path: Path, make_policy: Callable[..., PolicyObjective], batch: dict[str, Any]
+) -> None:
+    batch = {k: v for k, v in batch.items() if not k.startswith("action")}
     torch.save(batch, tmp_path / "observation.pt")
     expected = ""
     for kind in ("pi05_compact", "diffusion"):

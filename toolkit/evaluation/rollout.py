@@ -78,9 +78,9 @@ def rollout(
     """Roll the policy out on every task and seed; a rollout ends when the task is solved or after `max_steps`.
 
     About `num_envs` environments share each prediction. `n_action_steps` of every chunk are executed, by default
-    all of it. A picture is rendered only for a new chunk, and where
-    frames are recorded (the first `record_first` seeds). Results are in the order of tasks and seeds. Raises
-    UserError if the policy returns actions of another width, or NaN.
+    all of it. A picture is rendered only for a new chunk, and where frames are recorded (the first `record_first`
+    seeds). Results are in the order of tasks and seeds. Raises UserError if the policy returns actions of another
+    shape, or NaN.
     """
     per_task = min(max(1, num_envs // len(tasks)), len(seeds))
     recorded = set(seeds[:record_first])
@@ -91,26 +91,30 @@ def rollout(
     ]
     results: dict[tuple[str, int], Rollout] = {}
     bar = progress(description="evaluate", total=len(tasks) * len(seeds), unit="ep")
-    while active := [slot for slot in slots if slot.active]:
-        images = np.stack([slot.env.render() for slot in active])
-        observation = {
-            IMAGE: torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,
-            STATE: torch.from_numpy(np.stack([slot.state for slot in active])),
-            TASK: [slot.env.instruction for slot in active],
-        }
-        chunk = torch.as_tensor(policy.predict_action_chunk(observation)).detach().cpu().numpy()  # (B, n, A)
-        _check(chunk, active[0].env)
-        for slot, actions in zip(active, chunk, strict=True):
-            if (ended := slot.execute(actions[:n_action_steps], max_steps)) is not None:
-                results[ended.task, ended.seed] = ended
-                bar.update()
-    bar.close()
+    try:
+        while active := [slot for slot in slots if slot.active]:
+            images = np.stack([slot.env.render() for slot in active])
+            observation = {
+                IMAGE: torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,
+                STATE: torch.from_numpy(np.stack([slot.state for slot in active])),
+                TASK: [slot.env.instruction for slot in active],
+            }
+            chunk = torch.as_tensor(policy.predict_action_chunk(observation)).detach().cpu().numpy()  # (B, n, A)
+            _check(chunk, len(active), active[0].env)
+            for slot, actions in zip(active, chunk, strict=True):
+                if (ended := slot.execute(actions[:n_action_steps], max_steps)) is not None:
+                    results[ended.task, ended.seed] = ended
+                    bar.update()
+    finally:
+        for slot in slots:
+            slot.env.close()
+        bar.close()
     return [results[slot_task.removesuffix("-v3"), seed] for slot_task in tasks for seed in seeds]
 
 
-def _check(chunk: np.ndarray, env: MetaWorldEnv) -> None:
+def _check(chunk: np.ndarray, batch: int, env: MetaWorldEnv) -> None:
     width = len(env.action_names)
-    if chunk.ndim != 3 or chunk.shape[2] != width:
-        raise UserError(f"the policy gives actions {chunk.shape}; {env.task} expects width {width}")
+    if chunk.ndim != 3 or chunk.shape[0] != batch or chunk.shape[1] == 0 or chunk.shape[2] != width:
+        raise UserError(f"the policy gives actions {chunk.shape}; {env.task} expects ({batch}, at least 1, {width})")
     if not np.isfinite(chunk).all():
         raise UserError(f"the policy gave NaN or infinite actions on {env.task}")

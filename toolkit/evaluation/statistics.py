@@ -11,14 +11,12 @@ from scipy import stats
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a success rate (Wilson 1927). Raises ValueError unless 0 <= successes <= n, n > 0."""
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    return _interval(successes, n, confidence, "wilson")
 
 
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Exact (conservative) interval of a success rate (Clopper and Pearson 1934). Raises like `wilson_interval`."""
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="exact")
-    return float(interval.low), float(interval.high)
+    return _interval(successes, n, confidence, "exact")
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
@@ -95,6 +93,13 @@ def two_proportion_sample_size(p: float, q: float, power: float = 0.8, significa
         raise ValueError(f"equal rates {p} cannot be told apart")
     needed = stats.norm.isf(significance / 2) + stats.norm.isf(1 - power)
     return int(np.ceil(2 * (needed / _effect_size(p, q)) ** 2))
+
+
+def _interval(successes: int, n: int, confidence: float, method: str) -> tuple[float, float]:
+    if n <= 0:  # scipy answers NaN
+        raise ValueError(f"a rate needs at least one outcome, got n = {n}")
+    interval = stats.binomtest(successes, n).proportion_ci(confidence, method=method)
+    return float(interval.low), float(interval.high)
 
 
 def _effect_size(p: float, q: float) -> float:

@@ -29,7 +29,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {c: f"--c{i}" for
 
 WIDTH = 5.8  # inches: half of the page, and still legible when a phone shrinks it
 ROW, HEADER = 0.44, 0.34  # inches
-SETTINGS = {
+SETTINGS: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a task may be called "$"
     "figure.facecolor": "none",
@@ -146,7 +146,7 @@ def read_scalars(directory: str | Path) -> dict[str, Curve]:
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     events = EventAccumulator(str(directory), size_guidance={"scalars": 1000, "images": 1, "tensors": 1})
     events.Reload()
-    found = {}
+    found: dict[str, Curve] = {}
     for tag in sorted(events.Tags()["scalars"]):
         points = sorted((event.step, event.value) for event in events.Scalars(tag))
         found[tag] = ([step for step, _ in points], [value for _, value in points])
@@ -155,12 +155,12 @@ def read_scalars(directory: str | Path) -> dict[str, Curve]:
 
 def running_mean(values: Sequence[float], share: float = 0.05) -> np.ndarray:
     """Centred mean over `share` of the values, narrower at both ends; not-finite values are left out."""
-    values = np.asarray(values, dtype=float)
-    half = int(len(values) * share / 2)
-    means = np.full(len(values), np.nan)
-    for i in range(len(values)):
-        reach = min(half, i, len(values) - 1 - i)
-        window = values[i - reach : i + reach + 1]
+    numbers = np.asarray(values, dtype=float)
+    half = int(len(numbers) * share / 2)
+    means = np.full(len(numbers), np.nan)
+    for i in range(len(numbers)):
+        reach = min(half, i, len(numbers) - 1 - i)
+        window = numbers[i - reach : i + reach + 1]
         if np.isfinite(window).any():
             means[i] = window[np.isfinite(window)].mean()
     return means
@@ -207,7 +207,7 @@ def _rows(rows: Sequence[tuple[str, str, str]], row: float = ROW) -> tuple[Figur
     axes.set_ylim(y, 0)
     axes.set_yticks([])
     for place, (_, label, text) in zip(places, rows, strict=True):
-        above = {"transform": axes.get_yaxis_transform(), "va": "center"}
+        above: Any = {"transform": axes.get_yaxis_transform(), "va": "center"}
         axes.text(0, place - 0.185, _clean(label, 44), **above)
         axes.text(1, place - 0.185, text, ha="right", color=MUTED, **above)
     for place, group in headers:

@@ -142,7 +142,8 @@ def write_report(run_dirs: Iterable[str | Path], output_html: str | Path) -> Non
     Raises UserError when a directory holds no `run.json` or a damaged one.
     """
     runs = _find(run_dirs)
-    sections, links = [], []
+    sections: list[str] = []
+    links: list[str] = []
     unknown = sorted({run.command for run in runs} - set(STORY))
     for command in [*STORY, *unknown]:
         chosen = [run for run in runs if run.command == command]
@@ -445,7 +446,8 @@ def _training_curves(runs: list[RunPage]) -> list[str]:
             group = part or str(run.result.get("policy", ""))
             for tag, curve in plots.read_scalars(directory).items():
                 groups.setdefault(group, {}).setdefault(tag, {})[run.name] = curve
-    first, other = [], []
+    first: list[str] = []
+    other: list[str] = []
     for group, tags in groups.items():
         for tag, lines in tags.items():
             figure = _figure(plots.curves(lines, " ".join(filter(None, (group, _words(tag))))), "")
@@ -466,7 +468,7 @@ def _provenance(run: RunPage) -> str:
     record = run.record
     sentence = " ".join(STORY.get(run.command, ("", "", ()))[2])
     other = {k: v for k, v in run.result.items() if k not in SHOWN and f"{{{k}}}" not in sentence}
-    where = {
+    where: dict[str, Any] = {
         **{key: record[key] for key in ("status", "git_sha", "hardware", "seed", "started") if key in record},
         "wall time": plots.duration(_number(record.get("wall_seconds")) or 0),
         "versions": ", ".join(f"{name} {version}" for name, version in _dict(record.get("versions")).items()),

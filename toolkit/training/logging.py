@@ -55,7 +55,7 @@ class ScalarLog:
             colorspace=3,
             encoded_image_string=file.getvalue(),
         )
-        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        self.writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def close(self) -> None:
         self.writer.close()
