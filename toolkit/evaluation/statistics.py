@@ -96,8 +96,8 @@ def two_proportion_sample_size(p: float, q: float, power: float = 0.8, significa
 
 
 def _interval(successes: int, n: int, confidence: float, method: str) -> tuple[float, float]:
-    if n <= 0:  # scipy answers NaN
-        raise ValueError(f"a rate needs at least one outcome, got n = {n}")
+    if n <= 0 or not 0 <= successes <= n:  # scipy answers NaN
+        raise ValueError(f"no success rate: {successes} of {n}")
     interval = stats.binomtest(successes, n).proportion_ci(confidence, method=method)
     return float(interval.low), float(interval.high)
 
