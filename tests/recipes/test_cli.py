@@ -20,9 +20,10 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """The one line that a failing command prints; asserts exit code 2."""
     assert cli.main(list(words)) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("vag: error: ")
-    return lines[0]
+    complaints = [line for line in lines if "it/s" not in line and "ep/s" not in line]  # progress bars may stand above
+    assert len(complaints) == 1
+    assert complaints[0].startswith("vag: error: ")
+    return complaints[0]
 
 
 def test_bare_command_lists_the_story_in_order(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +105,7 @@ def test_data_that_does_not_fit_is_named(dataset: Path, tmp_path: Path, capsys: 
     )
     assert "no feature 'observation.wrist'" in line
     line = complaint(capsys, "replay", f"dataset={dataset}", out, "overwrite=true")
-    assert "unknown Meta-World task" in line
+    assert "an action is 4 finite numbers" in line
 
 
 def test_generator_and_policy_checkpoints_are_not_mixed_up(
