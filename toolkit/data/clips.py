@@ -80,7 +80,9 @@ class ClipStore:
     def instruction(self, episode: int) -> str:
         return self.tasks[int(self.episode_tasks[episode])]
 
-    def generator_batch(self, episodes: np.ndarray, starts: np.ndarray, num_frames: int) -> dict[str, Any]:
+    def generator_batch(
+        self, episodes: np.ndarray, starts: np.ndarray, num_frames: int, with_frames: bool = True
+    ) -> dict[str, Any]:
         """Windows of `num_frames` frames and the actions between them; past the end the last row repeats.
 
         episodes, starts: (B,), a start counts from the episode's first row. Returns frames (B, F, H, W, 3)
@@ -90,7 +92,7 @@ class ClipStore:
         last = self.episode_lengths[episodes][:, None] - 1
         rows = self.episode_starts[episodes][:, None] + np.minimum(steps, last)
         return {
-            "frames": self.frames[rows],
+            **({"frames": self.frames[rows]} if with_frames else {}),
             "states": self.states[rows],
             "actions": self.actions[rows[:, :-1]],
             "is_pad": steps[:, 1:] > last,

@@ -110,8 +110,7 @@ class LatentClips:
 
     def batch(self, step: int) -> dict[str, Any]:
         episodes, starts = self.clips.draw(step)
-        batch = self.clips.store.generator_batch(episodes, starts, self.clips.num_frames)
-        del batch["frames"]
+        batch = self.clips.store.generator_batch(episodes, starts, self.clips.num_frames, with_frames=False)
         return {**to_tensors(batch), "latents": self.latents[torch.from_numpy(episodes)]}
 
 
