@@ -1,18 +1,30 @@
 """The report: one page that stands alone, tells the story in order and never shows a rate without its trials."""
 
+import base64
 import io
 import json
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from html import escape
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import pytest
+from av.video.reformatter import ColorRange, Colorspace
+from PIL import Image
 
+from toolkit.errors import UserError
 from toolkit.evaluation.statistics import success_table
-from toolkit.reporting import media
+from toolkit.reporting import media, plots
+from toolkit.reporting.report import write_report
 
 EVIL = "<script>alert('push & $x$')</script>"
-VOID = {"meta", "img", "br", "hr", "link", "input", "source"}
 
 
 def frames(seed: int = 0, length: int = 12, size: int = 32) -> np.ndarray:
@@ -25,8 +37,16 @@ def frames(seed: int = 0, length: int = 12, size: int = 32) -> np.ndarray:
 
 
 def decoded(path: Path | io.BytesIO) -> np.ndarray:
+    """RGB as a browser shows it: BT.709, limited range (PyAV converts as BT.601, whatever the tag says)."""
+    films = []
     with av.open(path if isinstance(path, io.BytesIO) else str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        for frame in container.decode(video=0):
+            assert (frame.colorspace, frame.color_range) == (Colorspace.ITU709, ColorRange.MPEG)
+            planes = frame.reformat(format="yuv444p").to_ndarray().astype(float)
+            y, u, v = (planes[0] - 16) / 219, (planes[1] - 128) / 224, (planes[2] - 128) / 224
+            rgb = np.stack([y + 1.5748 * v, y - 0.1873 * u - 0.4681 * v, y + 1.8556 * u], axis=-1)
+            films.append(np.clip(rgb * 255, 0, 255).round().astype(int))
+    return np.stack(films)
 
 
 def write_run(path: Path, command: str, result: dict[str, Any], **record: Any) -> Path:
@@ -148,3 +168,255 @@ def write_demo(root: Path) -> Path:
     record |= {"command": "demo", "status": "running", "result": result, "wall_seconds": 612.0}
     (root / "run.json").write_text(json.dumps(record))
     return root
+
+
+@dataclass
+class Page:
+    """What a browser would find in the page."""
+
+    text: str
+    tags: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    words: str = ""
+
+    def __post_init__(self) -> None:
+        parser = HTMLParser()
+        parser.handle_starttag = lambda tag, attrs: self.tags.append((tag, {k: v or "" for k, v in attrs}))  # type: ignore[method-assign]
+        seen: list[str] = []
+        parser.handle_data = seen.append  # type: ignore[method-assign]
+        parser.feed(self.text)
+        self.words = " ".join(seen)
+
+    def of(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page_of(*runs: Path) -> Page:
+    write_report(runs, runs[0] / "page.html")
+    return Page((runs[0] / "page.html").read_text())
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_demo(tmp_path_factory.mktemp("runs") / "demo")
+
+
+@pytest.fixture(scope="module")
+def page(demo: Path) -> Page:
+    return page_of(demo)
+
+
+def test_sections_tell_the_story_in_order(page: Page) -> None:
+    commands = [section["id"] for section in page.of("section")]
+    story = ["collect", "train-generator", "synthesize", "replay", "pretrain", "finetune", "evaluate"]
+    assert commands == ["demo", *story]
+    assert [link["href"] for link in page.of("a") if link["href"].startswith("#")] == [f"#{name}" for name in commands]
+
+
+def test_needs_no_network_and_runs_no_script(page: Page) -> None:
+    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") or name in ("srcset", "xmlns") for name in attributes)
+        assert attributes.get("src", "data:").startswith("data:")
+        if not attributes.get("href", "#").startswith("#"):
+            assert (tag, attributes["href"]) == ("a", "https://arxiv.org/abs/2604.09330")
+    assert not re.search(r"@import|url\((?!#)", page.text)
+    assert set(re.findall(r"https?://[^\"<\s]+", page.text)) == {"https://arxiv.org/abs/2604.09330"}
+
+
+def test_ids_are_unique_and_references_lead_somewhere(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([\w-]+)', page.text)) <= set(ids)
+
+
+def test_every_rate_comes_with_its_trials_and_interval(demo: Path, page: Page) -> None:
+    percent = lambda value: f"{100 * value:.1f}".removesuffix(".0")  # noqa: E731
+    checked = 0
+    for path in demo.glob("*/run.json"):
+        result = json.loads(path.read_text())["result"]
+        for total in [*result.get("systems", {}).values(), *result.get("suites", {}).values()]:
+            for row in [total, *total["tasks"].values()]:
+                cells = [f"{row['successes']}/{row['n']}", f"{percent(row['rate'])} %"]
+                cells.append(f"[{percent(row['low'])}, {percent(row['high'])}]")
+                assert "".join(f'<td class="number">{cell}</td>' for cell in cells) in page.text
+                checked += 1
+    assert checked == 18
+    for number in ("40", "54", "4,000", "151.2", "28.31", "0.1234", "3,456,789", "0.532", "0.0712"):
+        assert f"<b>{number}</b>" in page.text
+    for policy in ("pi05_compact", "diffusion"):
+        assert policy in page.words
+
+
+def test_says_which_intervals_overlap(page: Page) -> None:
+    assert "95 % Wilson score intervals" in page.words
+    plain = re.sub("<.*?>", "", page.text)
+    assert "pi05_compact: pretrain_finetune [28.6, 52.6] is above real_few [6.9, 24.2]" in plain
+    assert "diffusion: real_few [10.6, 29.9] and pretrain_finetune [15.8, 37.2] are not distinguishable" in plain
+
+
+def test_text_of_records_is_escaped(page: Page) -> None:
+    assert "<script" not in page.text
+    assert escape(EVIL) in page.text
+    assert "2 x Some <CPU>" in page.words
+    assert "surprise.nested" in page.words  # an unknown key is shown, not dropped
+
+
+def test_holds_its_videos_pictures_and_curves(page: Page) -> None:
+    videos = page.of("video")
+    assert len(videos) == 5
+    assert all({"autoplay", "loop", "muted", "playsinline", "controls"} <= set(video) for video in videos)
+    file = io.BytesIO(base64.b64decode(videos[0]["src"].removeprefix("data:video/mp4;base64,")))
+    assert decoded(file).shape == (12, 4 * 64, 4 * (6 * 33 - 1), 3)
+    (picture,) = page.of("img")
+    Image.open(io.BytesIO(base64.b64decode(picture["src"].removeprefix("data:image/png;base64,")))).verify()
+    assert (picture["width"], picture["height"]) == ("192", "32")
+    labels = [svg["aria-label"] for svg in page.of("svg")]
+    assert {"Policies on unseen scenes", "Time per stage", "Replay success"} <= set(labels)
+    assert {"tokenizer loss", "streams loss", "streams loss video", "diffusion loss"} <= set(labels)
+
+
+def test_bad_run_directories_are_named_and_leave_no_page(tmp_path: Path) -> None:
+    good = write_run(tmp_path / "good", "collect", {})
+    damaged = write_run(tmp_path / "damaged", "collect", {})
+    (damaged / "run.json").write_text('{"command": "coll')
+    demo = write_run(tmp_path / "demo", "demo", {"runs": ["gone"]})
+    for runs, name in (
+        ([good, tmp_path / "none"], "none/run.json"),
+        ([damaged], "damaged/run.json"),
+        ([demo], "gone/run.json"),
+    ):
+        with pytest.raises(UserError, match=name):
+            write_report(runs, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_odd_records_still_give_a_page(tmp_path: Path) -> None:
+    strange = {"media": ["../secret.png", "media/none.mp4", {"caption": 3}, "media/bad.png"], "loss": float("nan")}
+    (tmp_path / "secret.png").write_bytes(b"")
+    runs = [
+        write_run(tmp_path / "a/x", "pretrain", strange, data=None, config=[1], wall_seconds=None, versions="?"),
+        write_run(tmp_path / "b/x", "polish <b>", {"policies": 3, "systems": {"s": None}, "list": [{"k": "<i>"}]}),
+        write_run(tmp_path / "e", "evaluate", {"suites": {"unseen": {"n": 4, "successes": 1}, "far": {"rate": "?"}}}),
+        write_run(tmp_path / "f", "demo", {"policies": [7], "stages": [None], "generator": []}),
+        write_run(tmp_path / "g", "collect", {}, status="failed", error="disk <full>"),
+    ]
+    (tmp_path / "f/run.json").write_text(json.dumps({"command": "demo", "status": "running", "result": None}))
+    (tmp_path / "a/x/media").mkdir()
+    (tmp_path / "a/x/media/bad.png").write_bytes(b"not a picture")
+    (tmp_path / "a/x/tensorboard").mkdir()
+    (tmp_path / "a/x/tensorboard/events.out.tfevents.0").write_bytes(b"not events")
+    page = page_of(*runs, runs[0])
+    assert next(section["id"] for section in page.of("section")) == "demo"
+    assert page.words.count("is not a video or picture in this run") == 3
+    for words in ("is damaged", "a/x", "b/x", "1/4", "disk <full>", "failed"):
+        assert words in page.words
+    assert not page.of("i")
+
+
+def test_damaged_and_cut_event_files_give_what_they_hold(tmp_path: Path) -> None:
+    write_curves(tmp_path / "whole", 0)
+    (file,) = (tmp_path / "whole").iterdir()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / file.name).write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    whole, cut = plots.read_scalars(tmp_path / "whole"), plots.read_scalars(tmp_path / "cut")
+    assert list(whole) == ["learning_rate", "loss"]
+    steps, values = whole["loss"]
+    assert list(steps) == list(range(5, 301, 5))
+    assert np.allclose(values[: len(cut["loss"][1])], cut["loss"][1])
+    assert 10 < len(cut["loss"][0]) < 60
+    (tmp_path / "none").mkdir()
+    assert plots.read_scalars(tmp_path / "none") == {}
+
+
+def test_figures_keep_any_name_as_text() -> None:
+    names = ["$\\frac{", "<b>&", "任务", "x" * 200]
+    rows = [{"group": "g", "label": n, "successes": 1, "n": 3, "rate": 1 / 3, "low": 0.06, "high": 0.79} for n in names]
+    figures = [
+        plots.success_bars(rows, "<title>"),
+        plots.duration_bars([(name, 61.0) for name in names]),
+        plots.curves({name: ([1, 2, 3], [100.0, float("nan"), 0.1]) for name in names}, "$"),
+        plots.curves({}, "empty"),
+        plots.duration_bars([]),
+    ]
+    for figure in figures:
+        assert figure.startswith("<svg viewBox")
+        assert "http" not in figure
+    for figure in figures[:3]:
+        words = Page(figure).words
+        assert "var(--" in figure
+        assert all(name in words for name in names[:3])
+    assert plots.duration(61) == "61 s"
+    assert plots.duration(3725) == "1 h 02 min"
+
+
+def test_running_mean_keeps_a_line_and_both_ends() -> None:
+    line = np.arange(100.0)
+    assert np.allclose(plots.running_mean(list(line), 0.1), line)
+    assert np.isfinite(plots.running_mean([1.0, float("nan"), 3.0] * 20, 0.1)).all()
+
+
+@pytest.mark.parametrize(("size", "expected"), [((32, 32), (640, 640)), ((33, 65), (330, 650)), ((641, 7), (642, 8))])
+def test_videos_decode_sharp_and_whole(tmp_path: Path, size: tuple[int, int], expected: tuple[int, int]) -> None:
+    images = np.full((5, *size, 3), (200, 60, 30), np.uint8)
+    images[:, : size[0] // 2] = (20, 90, 180)
+    media.write_video(tmp_path / "a.mp4", images, 12.5)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (float(stream.average_rate or 0), float(stream.duration * stream.time_base)) == (12.5, 0.4)  # type: ignore[operator]
+    film = decoded(tmp_path / "a.mp4")
+    assert film.shape == (5, *expected, 3)
+    for row, colour in ((0.25, (20, 90, 180)), (0.75, (200, 60, 30))):
+        assert np.abs(film[-1, int(row * expected[0]), expected[1] // 2] - np.array(colour, int)).max() <= 3
+
+
+def test_grids_and_strips() -> None:
+    long, short = frames(0, 6), frames(1, 3)
+    tiled = media.grid([long, short, long], columns=2)
+    assert tiled.shape == (6, 65, 65, 3)
+    assert np.array_equal(tiled[5, :32, 33:], short[-1])
+    assert np.array_equal(tiled[4, 33:, :32], long[4])
+    assert np.unique(tiled[:, 33:, 33:]).size == 1
+    assert media.grid([long], columns=6, gap=0).shape == long.shape
+    strip = media.filmstrip(long, 3)
+    assert strip.shape == (32, 96, 3)
+    assert np.array_equal(strip[:, 64:], long[-1])
+    pair = media.side_by_side({"recorded": long, "generated by a long name": short})
+    assert pair.shape == (6, 46, 66, 3)
+    assert np.array_equal(pair[3, 14:, :32], long[3])
+    assert pair[0, :14].max() > 200
+    for wrong in (lambda: media.grid([], 2), lambda: media.grid([long, frames(size=16)], 2)):
+        with pytest.raises(ValueError, match="one picture size"):
+            wrong()
+    with pytest.raises(ValueError, match="uint8"):
+        media.filmstrip(long.astype(float), 2)
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupt)
+    for write in (
+        lambda: write_report([demo / "collect"], tmp_path / "page.html"),
+        lambda: media.write_video(tmp_path / "a.mp4", frames(), 20),
+        lambda: media.write_image(tmp_path / "a.png", frames()[0]),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "page.html"
+    target.write_text("old")
+    code = (
+        "import os, signal, sys\n"
+        "from toolkit.reporting.media import atomic\n"
+        "with atomic(sys.argv[1]) as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(target)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert target.read_text() == "old"

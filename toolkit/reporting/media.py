@@ -6,7 +6,6 @@ Legend: T frames, H x W pixels, three channels, always uint8 RGB.
 from __future__ import annotations
 
 import base64
-import html
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,6 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 
 MIN_SIDE = 640  # the longer side of a written video is at least this many pixels
-MAX_BYTES = 64 * 2**20  # the page holds a file as text, a third larger
 SEPARATOR = 96  # grey level between tiles: visible on light and on dark pages
 MIME = {
     ".mp4": "video/mp4",
@@ -132,24 +130,12 @@ def side_by_side(videos: Mapping[str, np.ndarray], gap: int = 2) -> np.ndarray:
     return np.concatenate([np.broadcast_to(np.asarray(band), (len(row), 14, row.shape[2], 3)), row], axis=1)
 
 
-def element(path: str | Path, alt: str) -> str:
-    """A video or picture as an HTML element that holds the file itself.
-
-    Raises ValueError for a kind that browsers do not show or more than 64 MiB, OSError for a damaged picture.
-    """
+def data_uri(path: str | Path) -> str:
+    """A file as `data:` address. Raises ValueError for a kind that browsers do not show."""
     path = Path(path)
-    kind = MIME.get(path.suffix.lower())
-    if kind is None:
-        raise ValueError(f"expected one of {', '.join(MIME)}")
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError("larger than 64 MiB")
-    address = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
-    if kind.startswith("video"):
-        return f'<video src="{address}" autoplay loop muted playsinline controls></video>'
-    with Image.open(path) as image:
-        width, height = image.size
-    sharp = ' class="pixels"' if width < MIN_SIDE else ""
-    return f'<img src="{address}" alt="{html.escape(alt)}" width="{width}" height="{height}"{sharp}>'
+    if path.suffix.lower() not in MIME:
+        raise ValueError(f"{path}: expected one of {', '.join(MIME)}")
+    return f"data:{MIME[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _check(frames: np.ndarray) -> None:

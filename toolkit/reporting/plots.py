@@ -12,7 +12,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,14 @@ INK, MUTED, LINE = "#1c1f23", "#626a75", "#dcdfe3"
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {c: f"--c{i}" for i, c in enumerate(PALETTE)}
 
-WIDTH = 5.0  # inches: half of the page, and still legible when a phone shrinks it
-ROW, HEADER = 0.43, 0.36  # inches
+WIDTH = 5.8  # inches: half of the page, and still legible when a phone shrinks it
+ROW, HEADER = 0.44, 0.34  # inches
 SETTINGS: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a task may be called "$"
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "font.size": 10,
+    "font.size": 10.5,
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
@@ -57,28 +57,33 @@ Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
 
 
 def success_bars(rows: Sequence[Mapping[str, Any]], title: str = "Success rate") -> str:
-    """Bars with asymmetric intervals on a track from 0 to 100 %, one row each, in groups.
+    """Bars with asymmetric intervals, one row each, in groups.
 
     rows: `label`, `rate` in [0, 1], optionally `group`, `successes`, `n`, `low`, `high`. A label has the same
-    colour in every group; a row without a rate is left out. Returns SVG.
+    colour in every group. Returns SVG.
     """
-    rows = rated(rows)
     labels = list(dict.fromkeys(str(row["label"]) for row in rows))
     with _style():
-        figure, axes, places = _rows([(str(row.get("group", "")), str(row["label"]), _rate_text(row)) for row in rows])
-        for y, row in zip(places, rows, strict=True):
-            colour = PALETTE[labels.index(str(row["label"])) % len(PALETTE)]
-            rate, low, high = row["rate"], number(row.get("low")), number(row.get("high"))
-            axes.barh(y, 1, height=0.12, color=LINE, alpha=0.55, linewidth=0)
-            axes.barh(y, rate, height=0.12, color=colour, linewidth=0)
+        items = [
+            (
+                str(row.get("group", "")),
+                str(row["label"]),
+                _rate_text(row),
+                labels.index(str(row["label"])),
+                row,
+            )
+            for row in rows
+        ]
+        figure, axes, places = _rows([(group, label, text) for group, label, text, _, _ in items])
+        for y, (_, _, _, colour, row) in zip(places, items, strict=True):
+            rate, low, high = row["rate"], row.get("low"), row.get("high")
+            axes.barh(y, rate, height=0.13, color=PALETTE[colour % len(PALETTE)], linewidth=0)
             if low is not None and high is not None:
                 error = [[max(0.0, rate - low)], [max(0.0, high - rate)]]
-                axes.errorbar(rate, y, xerr=error, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3.2, capthick=1.1)
+                axes.errorbar(rate, y, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3.5, capthick=1.2)
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
-        axes.spines["bottom"].set_visible(False)
-        axes.get_xticklabels()[0].set_ha("left")
-        axes.get_xticklabels()[-1].set_ha("right")
+        axes.grid(axis="x")
         return _svg(figure, title)
 
 
@@ -100,8 +105,8 @@ def curves(lines: Mapping[str, Curve], title: str, unit: str = "") -> str:
     The value axis is logarithmic when all values are positive and span more than a factor of 30.
     """
     with _style():
-        figure = Figure(figsize=(WIDTH, 2.7))
-        axes = figure.add_axes((0.115, 0.16, 0.865, 0.71 - 0.08 * _legend_rows(lines)))
+        figure = Figure(figsize=(WIDTH, 2.9))
+        axes = figure.add_axes((0.105, 0.155, 0.875, 0.72 - 0.075 * _legend_rows(lines)))
         values = np.array([v for _, points in lines.values() for v in points if math.isfinite(v)])
         if len(values) and values.min() > 0 and values.max() / values.min() > 30:
             axes.set_yscale("log")
@@ -118,7 +123,7 @@ def curves(lines: Mapping[str, Curve], title: str, unit: str = "") -> str:
             )
         axes.grid(axis="y")
         axes.margins(x=0.01)
-        axes.set_xlabel("training step", loc="right", fontsize=9)
+        axes.set_xlabel("training step", loc="right", fontsize=9.5)
         figure.text(0.02, 0.985, _clean(f"{title} [{unit}]" if unit else title, 60), weight="bold", va="top")
         if len(lines) > 1:
             figure.legend(
@@ -126,7 +131,7 @@ def curves(lines: Mapping[str, Curve], title: str, unit: str = "") -> str:
                 bbox_to_anchor=(0.0, 0.93),
                 ncols=1 + (_longest(lines) < 26),
                 frameon=False,
-                fontsize=9,
+                fontsize=9.5,
             )
         return _svg(figure, title)
 
@@ -169,42 +174,18 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def number(value: Any) -> float | None:
-    """The value if it is a finite number, else None: records come from files that anybody may have edited."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
-
-
-def rated(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows that have a success rate, or the counts to compute it from."""
-    kept = []
-    for row in rows:
-        rate, n, successes = (number(row.get(key)) for key in ("rate", "n", "successes"))
-        if rate is None and n and successes is not None:
-            rate = successes / n
-        if rate is not None:
-            kept.append({**row, "rate": rate})
-    return kept
-
-
 def percent(rate: float) -> str:
     """A share as a percentage, with a decimal only where there is one."""
     return f"{100 * rate:.1f}".removesuffix(".0")
 
 
-def fraction(row: Mapping[str, Any]) -> str:
-    """`11/60`, `n = 60` without successes, or nothing."""
-    successes, n = row.get("successes"), row.get("n")
-    return "" if n is None else f"{successes}/{n}" if successes is not None else f"n = {n}"
-
-
-def interval(row: Mapping[str, Any]) -> str:
-    """`[10.6, 29.9]` in per cent, or nothing."""
-    low, high = number(row.get("low")), number(row.get("high"))
-    return f"[{percent(low)}, {percent(high)}]" if low is not None and high is not None else ""
-
-
 def _rate_text(row: Mapping[str, Any]) -> str:
-    return "  ·  ".join(filter(None, (f"{percent(row['rate'])} %", fraction(row), interval(row))))
+    text = f"{percent(row['rate'])} %"
+    if row.get("n") is not None:
+        text += f"  ·  {row['successes']}/{row['n']}" if row.get("successes") is not None else f"  ·  n = {row['n']}"
+    if row.get("low") is not None and row.get("high") is not None:
+        text += f"  ·  [{percent(row['low'])}, {percent(row['high'])}]"
+    return text
 
 
 def _rows(rows: Sequence[tuple[str, str, str]], row: float = ROW) -> tuple[Figure, Axes, list[float]]:
@@ -227,7 +208,7 @@ def _rows(rows: Sequence[tuple[str, str, str]], row: float = ROW) -> tuple[Figur
     axes.set_yticks([])
     for place, (_, label, text) in zip(places, rows, strict=True):
         above: Any = {"transform": axes.get_yaxis_transform(), "va": "center"}
-        axes.text(0, place - 0.185, _clean(label, max(12, 62 - len(text))), **above)
+        axes.text(0, place - 0.185, _clean(label, 44), **above)
         axes.text(1, place - 0.185, text, ha="right", color=MUTED, **above)
     for place, group in headers:
         axes.text(0, place, _clean(group, 60), weight="bold", transform=axes.get_yaxis_transform())
@@ -252,7 +233,7 @@ def _svg(figure: Figure, title: str) -> str:
     for colour, variable in VARIABLES.items():
         body = body.replace(colour, f"var({variable}, {colour})")
     used = set(re.findall(r"#(\w+)", body))  # several figures share a page: only ids that are referred to stay
-    body = re.sub(r' id="(\w+)"', lambda match: match[0] if match[1] in used else "", body)
+    body = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", body)
     body = body.replace("xlink:href", "href")
     label = html.escape(title)
     return f'<svg viewBox="{box[1] if box else "0 0 1 1"}" role="img" aria-label="{label}">{body.strip()}'
