@@ -35,7 +35,8 @@ Statistics = dict[str, dict[str, np.ndarray]]
 CONFIGS: dict[str, type[PreTrainedConfig]] = {"pi05_compact": Pi05CompactConfig, "diffusion": DiffusionConfig}
 
 # LeRobot's defaults ask for a download, two observations and 260 M parameters. No random crop: at 64x64 a pixel
-# is about a centimetre, and a shifted picture is another scene.
+# is about a centimetre, and a shifted picture is another scene. It predicts actions instead of noise: on "find the
+# dot" it is 3 pixels off after 100 steps of batch 16; predicting noise, 30 after 200 steps of batch 32.
 DIFFUSION_DEFAULTS: dict[str, Any] = {
     "n_obs_steps": 1,
     "horizon": 16,
@@ -48,6 +49,7 @@ DIFFUSION_DEFAULTS: dict[str, Any] = {
     "spatial_softmax_num_keypoints": 64,
     "down_dims": (64, 128),
     "noise_scheduler_type": "DDIM",
+    "prediction_type": "sample",
     "num_inference_steps": 10,
     "do_mask_loss_for_padding": True,
 }

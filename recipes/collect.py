@@ -9,10 +9,11 @@ from typing import Any
 from recipes.schema import CollectConfig
 from toolkit.data.lerobot_io import EpisodeWriter
 from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES, instructions
-from toolkit.envs.pool import parallel_map
+from toolkit.envs.pool import parallel_feed
 from toolkit.envs.recording import Attempt, load_attempt, record_attempt
 from toolkit.errors import UserError, nearest
 from toolkit.reporting.run_record import Run
+from toolkit.training.logging import progress
 
 MAX_ATTEMPTS = 8  # times the episodes asked for
 
@@ -28,36 +29,50 @@ def run(config: CollectConfig, run: Run) -> None:
     started = time.perf_counter()
     spool = run.directory / ".spool"
     spool.mkdir(exist_ok=True)
-    kept, attempts = dict.fromkeys(tasks, 0), dict.fromkeys(tasks, 0)
+    wanted = config.episodes_per_task
+    attempts, pending = dict.fromkeys(tasks, 0), dict.fromkeys(tasks, 0)
+    successes: dict[str, list[Attempt]] = {task: [] for task in tasks}
+
+    def next_attempt() -> Attempt | None:
+        """The task that is furthest behind gets the next seed; None while all have enough, or at work."""
+        task = min(tasks, key=lambda task: len(successes[task]) + pending[task])
+        if len(successes[task]) + pending[task] >= wanted:
+            return None
+        if attempts[task] >= MAX_ATTEMPTS * wanted:
+            raise UserError(
+                f"collect: '{task}' succeeded {len(successes[task])} times in {attempts[task] - pending[task]} "
+                f"attempts of {config.num_steps} steps; raise num_steps, lower noise_scale or drop the task"
+            )
+        seed = config.first_seed + attempts[task]
+        attempts[task] += 1
+        pending[task] += 1
+        return Attempt(
+            task, seed, config.num_steps, config.image_size, config.noise_scale, spool / f"{task}-{seed}.npz"
+        )
+
+    # Tasks in turn, so that any prefix is balanced; the order does not depend on who finishes first.
+    order = iter([(task, k) for k in range(wanted) for task in tasks])
+    bar = progress(description="collect", total=wanted * len(tasks), unit="ep")
+    outcomes = parallel_feed(record_attempt, next_attempt, workers=config.workers, description="collect")
     with EpisodeWriter(run.directory / "dataset", FPS, STATE_NAMES, ACTION_NAMES) as writer:
-        while pending := [task for task in tasks if kept[task] < config.episodes_per_task]:
-            items = []
-            for k in range(config.episodes_per_task):  # tasks in turn, so that a prefix of the dataset is balanced
-                for task in pending:
-                    if k < config.episodes_per_task - kept[task]:
-                        seed = config.first_seed + attempts[task]
-                        attempts[task] += 1
-                        path = spool / f"{task}-{seed}.npz"
-                        items.append(Attempt(task, seed, config.num_steps, config.image_size, config.noise_scale, path))
-            outcomes = parallel_map(record_attempt, items, workers=config.workers, description="collect")
-            for attempt, success in zip(items, outcomes, strict=True):
-                if success:
-                    writer.add(load_attempt(attempt))
-                    kept[attempt.task] += 1
-            for task in pending:
-                if kept[task] < config.episodes_per_task and attempts[task] >= MAX_ATTEMPTS * config.episodes_per_task:
-                    raise UserError(
-                        f"collect: '{task}' succeeded {kept[task]} times in {attempts[task]} attempts of "
-                        f"{config.num_steps} steps; raise num_steps, lower noise_scale or drop the task"
-                    )
+        task, k = next(order)
+        for attempt, success in outcomes:
+            pending[attempt.task] -= 1
+            if success:
+                successes[attempt.task].append(attempt)
+                bar.update()
+            while k < len(successes[task]):
+                writer.add(load_attempt(successes[task][k]))
+                task, k = next(order, (task, wanted))
+    bar.close()
     shutil.rmtree(spool)
-    episodes = sum(kept.values())
+    episodes = wanted * len(tasks)
     run.result.update(
         episodes=episodes,
         attempts=sum(attempts.values()),
         frames=episodes * config.num_steps,
         episodes_per_minute=round(60 * episodes / (time.perf_counter() - started), 1),
-        tasks={task: {"episodes": kept[task], "attempts": attempts[task]} for task in tasks},
+        tasks={task: {"episodes": wanted, "attempts": attempts[task]} for task in tasks},
         dataset="dataset",
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from recipes import cli
 from recipes.schema import DemoConfig
+from toolkit.envs.pool import die_with_parent
 from toolkit.errors import UserError
 from toolkit.reporting.report import write_report
 from toolkit.reporting.run_record import Run, read_record, write_json
@@ -121,6 +122,7 @@ def run_lanes(root: Path, lanes: dict[str, Lane]) -> None:
 
 
 def _run_lane(position: int, root: Path, lane: Lane) -> None:
+    die_with_parent()
     os.environ["VAG_PROGRESS_POSITION"] = str(position)
 
     def stages() -> int:

@@ -46,7 +46,7 @@ class Pi05CompactConfig(PreTrainedConfig):
     head_dim: int = 32
 
     num_inference_steps: int = 10
-    flow_samples: int = 1
+    flow_samples: int = 2
     time_sampling_beta_alpha: float = 1.5
     time_sampling_beta_beta: float = 1.0
     time_sampling_scale: float = 0.999

@@ -50,6 +50,21 @@ def test_lerobot_reads_the_dataset(dataset: Path, moving_square: MakeEpisode) ->
     np.testing.assert_allclose(statistics["q99"], np.quantile(every, 0.99, axis=0), rtol=1e-5)
 
 
+def test_picture_statistics_are_exact(dataset: Path, moving_square: MakeEpisode) -> None:
+    pixels = np.concatenate([moving_square(0).images[:, :, ::2], np.zeros((2, 32, 16, 3), np.uint8)])
+    counts = np.stack([np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(3)])
+    found = lerobot_io.level_statistics(counts, {"q01": 0.01, "q50": 0.5, "q99": 0.99})
+    flat = pixels.reshape(-1, 3)
+    for name in ("mean", "std", "min", "max"):
+        np.testing.assert_allclose(found[name], getattr(np, name)(flat, axis=0), atol=1e-9)
+    for name, q in (("q01", 0.01), ("q50", 0.5), ("q99", 0.99)):
+        np.testing.assert_array_equal(found[name], np.quantile(flat, q, axis=0, method="inverted_cdf"))
+    saved = json.loads((dataset / "meta/stats.json").read_text())[IMAGE]
+    every = np.concatenate([moving_square(s).images.reshape(-1, 3) for s in range(4)]) / 255
+    for name in ("mean", "min", "max"):
+        np.testing.assert_allclose(np.ravel(saved[name]), getattr(np, name)(every, axis=0), atol=1e-6)
+
+
 def test_columns_are_added_in_place(dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)

@@ -83,6 +83,22 @@ def test_fast_rendering_leaves_physics_alone_and_pictures_alike(task: str) -> No
         env.close()
 
 
+@pytest.mark.parametrize("task", ["push", "drawer-open", "basketball"])
+def test_what_is_left_out_of_view_changes_no_pixel(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = cached_env(task, 64)
+    actions = expert_actions(env, 2, 60)
+    env.reset(2)
+    for step, action in enumerate(actions):
+        if step % 10 == 0:
+            culled = env.render()
+            drawn = env._renderer.scene.ngeom
+            with monkeypatch.context() as patch:
+                patch.setattr(env, "_in_view", lambda: True)
+                np.testing.assert_array_equal(env.render(), culled)
+            assert drawn < env._renderer.scene.ngeom - 5
+        env.step(action)
+
+
 @pytest.mark.parametrize("task", ["push", "window-open", "lever-pull"])
 def test_the_first_picture_shows_the_scene_that_is_simulated(task: str) -> None:
     import mujoco

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from toolkit.envs.pool import parallel_map
+from toolkit.envs.pool import parallel_feed, parallel_map
 from toolkit.errors import UserError
 
 HERE = Path(__file__).parent
@@ -28,6 +28,21 @@ def test_results_come_in_order(work: ModuleType, workers: int) -> None:
     results = parallel_map(work.slow_square, range(20), workers=workers, description="squares")
     assert list(results) == [number**2 for number in range(20)]
     assert list(parallel_map(work.slow_square, [], workers=workers, description="none")) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_feed_may_depend_on_results(work: ModuleType, workers: int) -> None:
+    missing = [3, 2, 1]  # try each number until its square is even: 3 and 1 go on with the next one
+
+    def feed() -> int | None:
+        return missing.pop(0) if missing else None
+
+    seen = []
+    for number, square in parallel_feed(work.slow_square, feed, workers=workers, description="even"):
+        seen.append((number, square))
+        if square % 2:
+            missing.append(number + 1)
+    assert sorted(seen) == [(1, 1), (2, 4), (2, 4), (3, 9), (4, 16)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -59,10 +59,10 @@ class EpisodeWriter:
                 raise UserError(f"episode {len(self.metadata)}: '{key}' holds NaN or infinity; it was not written")
         if self._dataset is None:
             self._dataset = self._create(episode.images.shape[1:])
-        for image, state, action in zip(episode.images, episode.states, episode.actions, strict=True):
-            frame = {IMAGE: image, STATE: np.float32(state), ACTION: np.float32(action), "task": episode.task}
-            self._dataset.add_frame(frame)
-        with _no_pictures_to_embed():
+        with _two_shortcuts():
+            for image, state, action in zip(episode.images, episode.states, episode.actions, strict=True):
+                frame = {IMAGE: image, STATE: np.float32(state), ACTION: np.float32(action), "task": episode.task}
+                self._dataset.add_frame(frame)
             self._dataset.save_episode()
         self.metadata.append(episode.metadata)
         self._values[STATE].append(episode.states)
@@ -120,19 +120,54 @@ class EpisodeWriter:
 
 
 @contextmanager
-def _no_pictures_to_embed() -> Iterator[None]:
-    """Spare LeRobot 0.6.1 a pass over all rows of an episode that embeds pictures into them.
+def _two_shortcuts() -> Iterator[None]:
+    """Spare LeRobot 0.6.1 two thirds of `save_episode`; what it writes stays the same.
 
-    Our rows hold none, they are in the video, so the pass changes nothing; it takes a third of `save_episode`.
+    A pass over all rows that embeds pictures into them is skipped: ours hold none, they are in the video. And the
+    statistics of uint8 pictures come from a count of the 256 levels, instead of 5,000-bin histograms in float that
+    are rebuilt whenever a frame is brighter than those before: faster, and exact.
     """
-    from lerobot.datasets import dataset_writer
+    from lerobot.datasets import compute_stats, dataset_writer
 
-    original = dataset_writer.embed_images
-    dataset_writer.embed_images = lambda rows: rows
+    class LevelStatistics(compute_stats.RunningQuantileStats):
+        levels: Any = 0  # (C, 256) pixels of each level
+
+        def update(self, batch: np.ndarray) -> None:
+            if batch.dtype == np.uint8:
+                channels = batch.reshape(-1, batch.shape[-1]).T
+                self.levels = self.levels + np.stack([np.bincount(channel, minlength=256) for channel in channels])
+                self._count += channels.shape[1]
+            else:
+                super().update(batch)
+
+        def get_statistics(self) -> dict[str, np.ndarray]:
+            if self._count < 2 or self._mean is not None:  # vectors, or LeRobot's own complaint
+                return super().get_statistics()
+            return level_statistics(self.levels, dict(zip(self._quantile_keys, self._quantile_list, strict=True)))
+
+    originals = dataset_writer.embed_images, compute_stats.RunningQuantileStats
+    dataset_writer.embed_images, compute_stats.RunningQuantileStats = (lambda rows: rows), LevelStatistics
     try:
         yield
     finally:
-        dataset_writer.embed_images = original
+        dataset_writer.embed_images, compute_stats.RunningQuantileStats = originals
+
+
+def level_statistics(counts: np.ndarray, quantiles: dict[str, float]) -> dict[str, np.ndarray]:
+    """LeRobot's statistics of pixels, exact, from how often each level occurs: (C, 256) counts, in [0, 255]."""
+    levels = np.arange(256.0)
+    n = counts.sum(1)
+    mean = counts @ levels / n
+    cumulative = counts.cumsum(1)
+    found = {name: (cumulative < q * n[:, None]).sum(1).astype(float) for name, q in quantiles.items()}
+    return {
+        "min": (counts > 0).argmax(1).astype(float),
+        "max": 255.0 - (counts[:, ::-1] > 0).argmax(1),
+        "mean": mean,
+        "std": np.sqrt(np.maximum(counts @ levels**2 / n - mean**2, 0)),
+        "count": n[:1],
+        **found,
+    }
 
 
 def read_info(directory: Path) -> dict[str, Any]:

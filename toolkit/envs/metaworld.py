@@ -40,6 +40,7 @@ CAMERA, CAMERA_POSITION, CAMERA_FOVY = "corner2", (0.75, 0.075, 0.7), 36.0
 MESH_CELL_M = 0.008  # visual meshes are thinned to this grid; one pixel of 64 shows about one centimetre
 CYLINDER_SLICES = 12  # corners of a cylinder or sphere; less than a millimetre off on what the robot handles
 FLOOR_GRID_M = 1.0  # the floor's plane comes as 6,400 tiles of 10 cm, all of one colour
+HIDDEN_GROUP = 5  # MuJoCo draws groups 0 to 2
 NOISE_PULL = 0.15  # share of the operator noise that is lost per step
 
 _rendering: weakref.WeakSet[MetaWorldEnv] = weakref.WeakSet()
@@ -142,6 +143,7 @@ class MetaWorldEnv:
         if self._renderer is None:
             self._renderer = self._make_renderer()
         renderer = self._renderer
+        renderer.model.geom_group[:] = np.where(self._in_view(), self._geom_group, HIDDEN_GROUP)
         renderer.update_scene(self._env.data, camera=CAMERA)
         for flag in ("SHADOW", "REFLECTION", "SKYBOX"):
             renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
@@ -154,6 +156,19 @@ class MetaWorldEnv:
             for column in range(s):
                 total += picture[row::s, column::s]
         return ((total + s * s // 2) // (s * s)).astype(np.uint8)
+
+    def _in_view(self) -> np.ndarray:
+        """(geoms,) False where a geom's bounding box lies outside the view, where MuJoCo would draw it all the same."""
+        model, data = self._renderer.model, self._env.data
+        half = np.radians(CAMERA_FOVY / 2)
+        # Outward normals of the view's four sides, in the camera's axes: x right, y up, z towards the viewer.
+        sides = np.array([(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0)]) * np.cos(half) + (0, 0, np.sin(half))
+        normals = sides @ data.cam_xmat[self._camera].reshape(3, 3).T  # (4, 3) in world axes
+        local = normals @ data.geom_xmat.reshape(-1, 3, 3)  # (geoms, 4, 3) in each geom's axes
+        centre, size = model.geom_aabb[:, None, :3], model.geom_aabb[:, None, 3:]
+        nearest_point = (local * centre - np.abs(local) * size).sum(-1)
+        nearest_point += (data.geom_xpos - data.cam_xpos[self._camera]) @ normals.T
+        return (nearest_point <= 0).all(1) | (model.geom_type == 0)  # planes have no bounds
 
     def close(self) -> None:
         """Free the OpenGL context; a later `render` makes a new one."""
@@ -171,6 +186,7 @@ class MetaWorldEnv:
         if self.mesh_cell_m:
             model = thin_meshes(model, self.mesh_cell_m)
         camera = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, CAMERA)
+        self._camera, self._geom_group = camera, model.geom_group.copy()
         model.cam_pos[camera], model.cam_fovy[camera] = CAMERA_POSITION, CAMERA_FOVY
         model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
         model.vis.quality.numslices, model.vis.quality.numstacks = CYLINDER_SLICES, CYLINDER_SLICES // 2

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
 from typing import TypeVar
 
 from toolkit.errors import UserError
@@ -26,32 +25,46 @@ THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS
 def parallel_map[Item, Result](
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int, description: str
 ) -> Iterator[Result]:
-    """Results of `function` over `items`, in order, as they become ready, with a progress bar.
+    """Results of `function` over `items`, in order, as they become ready, with a progress bar; see `parallel_feed`."""
+    queue = iter(items)
+    bar = progress(description=description, total=len(items), unit="ep")
+    try:
+        for _, result in parallel_feed(
+            function, lambda: next(queue, None), workers=min(workers, len(items)), description=description
+        ):
+            yield result
+            bar.update()
+    finally:
+        bar.close()
 
-    At most a few results per worker wait to be read, so memory stays flat. An exception of a worker is raised
-    here; leaving the iteration early, or Ctrl-C, stops the workers, and so does the death of this process.
+
+def parallel_feed[Item, Result](
+    function: Callable[[Item], Result], feed: Callable[[], Item | None], *, workers: int, description: str
+) -> Iterator[tuple[Item, Result]]:
+    """Pairs of item and result, in the order in which `feed` gave the items, until it has none and none is at work.
+
+    `feed` is asked before each result is waited for, so what it gives may depend on the results so far. At most a
+    few results per worker wait to be read, so memory stays flat. An exception of a worker is raised here; leaving
+    the iteration early, or Ctrl-C, stops the workers, and so does the death of this process.
     workers = 1 runs in this process. Raises UserError if a worker dies.
     """
-    bar = progress(description=description, total=len(items), unit="ep")
-    if workers <= 1 or len(items) == 1:
-        for item in items:
-            yield function(item)
-            bar.update()
-        bar.close()
+    if workers <= 1:
+        while (item := feed()) is not None:
+            yield item, function(item)
         return
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(THREADS)  # spawned workers inherit it
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
     waiting: deque = deque()
     finished = False
-    queue = iter(items)
     try:
-        waiting.extend(pool.submit(function, item) for item in islice(queue, 4 * workers))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(function, item) for item in islice(queue, 1))
-            yield result
-            bar.update()
+        while True:
+            while len(waiting) < 4 * workers and (item := feed()) is not None:
+                waiting.append((item, pool.submit(function, item)))
+            if not waiting:
+                break
+            item, future = waiting.popleft()
+            yield item, future.result()
         finished = True
     except BrokenProcessPool as error:
         raise UserError(f"{description}: a worker process died (out of memory?); try workers=1") from error
@@ -60,19 +73,22 @@ def parallel_map[Item, Result](
         pool.shutdown(wait=False, cancel_futures=True)
         for process in [] if finished else processes:
             process.terminate()
-        bar.close()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the workers
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    die_with_parent()
 
 
-def _die_with_parent() -> None:
-    """A killed parent cannot stop its workers, and they would wait for work forever."""
+def die_with_parent() -> None:
+    """End this spawned process when its parent dies: a killed parent cannot stop its children."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
