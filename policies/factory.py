@@ -53,6 +53,8 @@ DIFFUSION_DEFAULTS: dict[str, Any] = {
     "num_inference_steps": 10,
     "do_mask_loss_for_padding": True,
 }
+# LeRobot's ResNet has stride 32: of a smaller picture it leaves one cell, whose keypoints are always its centre.
+SMALLEST_DIFFUSION_PICTURE = 64
 DEFAULTS: dict[str, dict[str, Any]] = {"pi05_compact": {}, "diffusion": DIFFUSION_DEFAULTS}
 
 # Set by the factory from the data, so they are not options.
@@ -273,6 +275,8 @@ def build_policy(
     if policy_type == "diffusion":
         step = InstructionEmbeddingProcessorStep(path=None if text_encoder is None else str(text_encoder))
         inputs[ENVIRONMENT_STATE] = PolicyFeature(FeatureType.ENV, (step.width,))
+        if min(image_shape[1:]) < SMALLEST_DIFFUSION_PICTURE:
+            options = {"resize_shape": (SMALLEST_DIFFUSION_PICTURE,) * 2, **options}
     elif text_encoder is not None:
         raise UserError(f"{policy_type} reads the words themselves; a text encoder is for diffusion")
     try:

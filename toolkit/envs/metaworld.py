@@ -190,6 +190,7 @@ class MetaWorldEnv:
         model.cam_pos[camera], model.cam_fovy[camera] = CAMERA_POSITION, CAMERA_FOVY
         model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
         model.vis.quality.numslices, model.vis.quality.numstacks = CYLINDER_SLICES, CYLINDER_SLICES // 2
+        model.vis.quality.numquads = 1  # a box face lit at its corners alone
         planes = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
         model.geom_size[planes, 2] = np.maximum(model.geom_size[planes, 2], FLOOR_GRID_M)
         side = self.image_size * self.supersample

@@ -15,6 +15,8 @@ from typing import TypeVar
 from toolkit.errors import UserError
 from toolkit.training.logging import progress
 
+AHEAD = 12  # enough to keep the workers busy while their parent imports LeRobot
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -43,8 +45,8 @@ def parallel_feed[Item, Result](
 ) -> Iterator[tuple[Item, Result]]:
     """Pairs of item and result, in the order in which `feed` gave the items, until it has none and none is at work.
 
-    `feed` is asked before each result is waited for, so what it gives may depend on the results so far. At most a
-    few results per worker wait to be read, so memory stays flat. An exception of a worker is raised here; leaving
+    `feed` is asked before each result is waited for, so what it gives may depend on the results so far. At most
+    `AHEAD` results per worker wait to be read, so memory stays flat. An exception of a worker is raised here; leaving
     the iteration early, or Ctrl-C, stops the workers, and so does the death of this process.
     workers = 1 runs in this process. Raises UserError if a worker dies.
     """
@@ -59,7 +61,7 @@ def parallel_feed[Item, Result](
     finished = False
     try:
         while True:
-            while len(waiting) < 4 * workers and (item := feed()) is not None:
+            while len(waiting) < AHEAD * workers and (item := feed()) is not None:
                 waiting.append((item, pool.submit(function, item)))
             if not waiting:
                 break
