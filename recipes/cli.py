@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -78,14 +79,25 @@ def guarded(function: Callable[[], int]) -> int:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
         return _complain("interrupted; the same command with resume=true goes on", 130)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _complain(
-                f"disk full while writing {error.filename or 'the output'}; free space, then resume=true", 2
-            )
-        if error.errno in (errno.EACCES, errno.EROFS):
+    except Exception as error:
+        if _is_disk_full(error):
+            where = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
+            return _complain(f"disk full while writing{where or ' the output'}; free space, then resume=true", 2)
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
             return _complain(f"no permission: {error.filename}", 2)
         raise
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """True if the error, or one that led to it, is a full disk; libraries wrap the system's error in their own."""
+    seen = 0
+    while error is not None and seen < 20:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
 
 
 def run_command(arguments: list[str]) -> int:
@@ -141,6 +153,9 @@ def _help(command: str) -> str:
 
 
 def _complain(message: str, code: int) -> int:
+    from toolkit.training.logging import close_progress
+
+    close_progress()
     print(f"vag: error: {message}", file=sys.stderr, flush=True)
     return code
 

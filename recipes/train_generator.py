@@ -38,7 +38,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     with user_errors():
         generator = Generator(config.generator)
     statistics = [describe(store.actions, ACTION_FLOOR), describe(store.states, STATE_FLOOR)]
-    generator.set_statistics(*(np.concatenate([s[key] for s in statistics]) for key in ("mean", "std")))
+    generator.set_statistics(*(np.concatenate([s[key] for s in statistics]) for key in ("mean", "std", "min", "max")))
     num_frames = config.generator.num_frames
 
     tokenizer = generator.tokenizer

@@ -28,6 +28,8 @@ from vag_core.video_tokenizer import VideoTokenizer, to_float_frames, to_uint8_f
 
 CHECKPOINT_TYPE = "vag_generator"
 
+NO_LIMIT = torch.finfo(torch.float32).max  # not infinity, of which no average can be kept
+
 
 @dataclass
 class GeneratedBatch:
@@ -51,6 +53,8 @@ class Generator(nn.Module):
 
     mean: Tensor
     std: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -69,14 +73,18 @@ class Generator(nn.Module):
         self.action_instruction = InstructionEncoder(text.kind, width, text.length, text.embedding_width)
         self.action_state = nn.Linear(config.state_dim, width)
         self.action = ActionUNet(config.action, trajectory, width + self.bridge.out_width)
-        # Normalisation of [action, state], measured on the training data by `set_statistics`.
-        self.register_buffer("mean", torch.zeros(trajectory))
-        self.register_buffer("std", torch.ones(trajectory))
+        # Normalisation and range of [action, state], measured on the training data by `set_statistics`.
+        for name, value in (("mean", 0.0), ("std", 1.0), ("low", -NO_LIMIT), ("high", NO_LIMIT)):
+            self.register_buffer(name, torch.full((trajectory,), value))
 
-    def set_statistics(self, mean: Any, std: Any) -> None:
-        """Per-dimension mean and deviation of [action, state] in physical units, each (A + S,)."""
-        self.mean.copy_(torch.as_tensor(mean, dtype=torch.float32))
-        self.std.copy_(torch.as_tensor(std, dtype=torch.float32))
+    def set_statistics(self, mean: Any, std: Any, low: Any = -NO_LIMIT, high: Any = NO_LIMIT) -> None:
+        """Mean, deviation, least and largest value of [action, state] in physical units, each (A + S,).
+
+        Samples are clipped to [low, high]: a command that no operator gave, past a joint's or gripper's limit, would
+        widen the range that policies normalise with.
+        """
+        for buffer, value in ((self.mean, mean), (self.std, std), (self.low, low), (self.high, high)):
+            buffer.copy_(torch.as_tensor(value, dtype=torch.float32))
 
     # --- the two branches ---
 
@@ -198,7 +206,9 @@ class Generator(nn.Module):
         noise = [torch.randn(size, *shape, generator=rng).to(device) for shape in shapes]
         latents, trajectory = integrate(velocities, noise, num_inference_steps, method)
         latents = torch.cat([first, latents], dim=2)
-        actions, states = self.unpack(trajectory)
+        widths = [self.config.action_dim, self.config.state_dim]
+        parts = zip(self.unpack(trajectory), self.low.split(widths), self.high.split(widths), strict=True)
+        actions, states = (part.clamp(low, high) for part, low, high in parts)
         frames_out = to_uint8_frames(self.tokenizer.decode(latents, first_image))
         return GeneratedBatch(
             frames=frames_out,
@@ -281,5 +291,5 @@ class Generator(nn.Module):
             generator = cls(GeneratorConfig.from_dict(values))
             generator.load_state_dict(load_file(weights), strict=True)
         except Exception as error:  # safetensors raises its own class; torch raises RuntimeError
-            raise ValueError(f"{weights}: does not fit {path} ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"{weights}: does not fit {path} ({" ".join(str(error).split())[:200]})") from error
         return generator.to(device).eval()

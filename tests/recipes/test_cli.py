@@ -122,8 +122,8 @@ def test_generator_and_policy_checkpoints_are_not_mixed_up(
 
 
 def test_finished_and_unfinished_directories_are_protected(tmp_path: Path) -> None:
-    def start(**options: bool) -> Run:
-        return Run("collect", tmp_path / "run", {}, **{"overwrite": False, "resume": False, **options})
+    def start(out: Path = tmp_path / "run", **options: bool) -> Run:
+        return Run("collect", out, {}, **{"overwrite": False, "resume": False, **options})
 
     with pytest.raises(KeyError), start():
         raise KeyError
@@ -145,8 +145,10 @@ def test_finished_and_unfinished_directories_are_protected(tmp_path: Path) -> No
         pass
     (tmp_path / "other").mkdir()
     (tmp_path / "other/letter.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty"), Run("x", tmp_path / "other", {}, overwrite=False, resume=True):
-        pass
+    for options in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match="is not empty"):
+            start(**options, out=tmp_path / "other").__enter__()
+    assert (tmp_path / "other/letter.txt").read_text() == "mine"
 
 
 def test_interrupt_and_full_disk_have_their_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

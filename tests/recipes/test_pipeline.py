@@ -1,12 +1,17 @@
 """The whole story at smoke scale, and a kill in the middle that changes nothing."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -73,6 +78,91 @@ def test_policy_checkpoints_have_lerobots_layout(demo: Path) -> None:
         assert {"config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json"} <= files
 
 
+def start(*words: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "recipes.cli", *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **options)
+
+
+def wait_until(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, "it ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "begun", "artefact"),
+    [
+        ("collect episodes_per_task=50", ".spool/*.npz", "dataset"),
+        ("train-generator dataset={demo}/collect/dataset optim.steps=900", "tokenizer/tensorboard/*", "generator"),
+        ("synthesize checkpoint={demo}/train_generator/generator tasks=[push]", ".dataset.partial/*", "dataset"),
+    ],
+)
+def test_an_interrupt_is_one_line_and_leaves_nothing_half_written(
+    command: str, begun: str, artefact: str, demo: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = start(*command.format(demo=demo).split(), f"out={out}", start_new_session=True)
+    wait_until(lambda: list(out.glob(begun)), process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert complaint.strip().splitlines()[-1].startswith("vag: error: interrupted")
+    assert "Traceback" not in complaint
+    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+    assert not (out / artefact).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "artefact"),
+    [
+        ("collect episodes_per_task=9 tasks=[plate-slide]", "dataset"),
+        ("train-generator dataset={demo}/collect/dataset tokenizer_optim.steps=2 optim.steps=2", "generator"),
+    ],
+)
+def test_a_full_disk_is_one_line(command: str, artefact: str, demo: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here")
+    try:
+        process = start(*command.format(demo=demo).split(), f"out={small / 'run'}")
+        _, complaint = process.communicate(timeout=120)
+        assert process.returncode == 2, complaint[-2000:]
+        assert complaint.strip().splitlines()[-1].startswith("vag: error: disk full")
+        assert "Traceback" not in complaint
+        assert not (small / "run" / artefact).exists()
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
+
+
+@pytest.mark.slow
+def test_a_killed_demo_takes_its_processes_along_and_goes_on(demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(demo, out)
+    for name in ("evaluate_diffusion_real_few", "evaluate_pi05_compact_real_few"):
+        shutil.rmtree(out / name)
+    (out / "summary.json").unlink()
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    words = ("demo", "experiment=smoke", f"out={out}", "resume=true")
+    process = start(*words)
+    wait_until(lambda: list(out.glob("evaluate_*_real_few/run.json")), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert len(children) >= 2
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    again = start(*words)
+    assert again.communicate(timeout=180)[1] is not None
+    assert again.returncode == 0
+    assert set(json.loads((out / "summary.json").read_text())) == {"stages", "generator", "policies"}
+
+
 TRAIN = [
     "generator.image_size=32",
     "generator.num_frames=17",
@@ -99,12 +189,8 @@ def test_killed_training_resumes_bit_for_bit(stage: str, dataset: Path, tmp_path
     command = [sys.executable, "-m", "recipes.cli", "train-generator", f"dataset={dataset}", *TRAIN]
     assert cli.main([*command[3:], f"out={tmp_path / 'whole'}"]) == 0
 
-    killed = subprocess.Popen([*command, f"out={tmp_path / 'cut'}"], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "cut" / stage / "checkpoints").glob("step_*")):
-        assert killed.poll() is None, "training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    killed = start(*command[3:], f"out={tmp_path / 'cut'}")
+    wait_until(lambda: list((tmp_path / "cut" / stage / "checkpoints").glob("step_*")), killed)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "cut/generator").exists()

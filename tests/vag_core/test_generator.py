@@ -120,6 +120,14 @@ def test_sample_shapes_seed_and_units(generator: Generator, batch: dict) -> None
     torch.nn.init.normal_(generator.action_instruction.null)
     assert torch.equal(draw(0, guidance_scale=1.0).actions, first.actions)
     assert not torch.equal(draw(0, guidance_scale=3.0).actions, first.actions)
+    # What leaves the range of the training data is clipped, and nothing else changes.
+    generator.set_statistics([0.0, 0.0, 15.0, 15.0], [1.0, 1.0, 5.0, 5.0], [-0.5, -9, 14, 0], [0.25, 9, 16, 99])
+    clipped = draw(0)
+    assert clipped.actions[..., 0].min() == -0.5
+    assert clipped.actions[..., 0].max() == 0.25
+    assert clipped.states[:, 1:, 0].max() == 16
+    assert torch.equal(clipped.actions[..., 1], first.actions[..., 1].clamp(-9, 9))
+    assert torch.equal(clipped.frames, first.frames)
 
 
 def test_bad_inputs_to_sample_are_named(generator: Generator) -> None:

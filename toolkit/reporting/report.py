@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,106 +14,29 @@ from typing import Any
 from PIL import Image
 
 from toolkit.reporting import media, plots
-from toolkit.reporting.run_record import read_record
-
-PAPER = '<a href="https://arxiv.org/abs/2604.09330">VAG (arXiv 2604.09330)</a>'
-MAX_MEDIA_BYTES = 64 * 2**20
-INTERVALS = (
-    "Square brackets hold 95 % Wilson score intervals, in per cent: the success rates that the counted trials are "
-    "compatible with. Where two intervals overlap, the trials do not tell the two apart, whichever bar is longer."
+from toolkit.reporting.markup import (
+    as_dict,
+    as_list,
+    distinct,
+    escaped,
+    finite,
+    flatten,
+    fraction,
+    framed,
+    interval,
+    key_values,
+    rows_table,
+    shown,
+    side_by_side,
+    spaced,
+    tile,
+    told_rate,
+    trials,
 )
+from toolkit.reporting.run_record import read_record
+from toolkit.reporting.story import ARMS, INTERVALS, PAPER, SHOWN, STORY
 
-# command -> title, what the step does, clauses of the sentence about one run (a clause without its value is left out)
-STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "demo": ("Summary", "The whole story once, at a size that two CPU cores finish in minutes.", ()),
-    "collect": (
-        "Collect",
-        "A scripted operator with human-like noise records episodes; only those that succeed are kept.",
-        (
-            "{episodes} episodes",
-            "kept from {attempts} attempts",
-            "{frames} frames",
-            "{episodes_per_minute} a minute",
-        ),
-    ),
-    "import-data": (
-        "Import",
-        "Recorded episodes become a dataset.",
-        ("{episodes} episodes", "{frames} frames"),
-    ),
-    "train-generator": (
-        "Train the generator",
-        "First a video tokenizer, then one model with two streams that denoises video and actions together.",
-        (
-            "tokenizer trained for {tokenizer.steps} steps",
-            "reconstruction PSNR {tokenizer.psnr} dB",
-            "both streams trained for {generator.steps} steps",
-            "last loss {generator.loss}",
-            "{generator.parameters} parameters",
-        ),
-    ),
-    "synthesize": (
-        "Synthesize",
-        "One picture, one state and an instruction go in; a video with matching actions and states comes out.",
-        (
-            "{episodes} episodes",
-            "{seconds_per_episode} s each",
-            "{function_evaluations} model evaluations per episode",
-        ),
-    ),
-    "replay": (
-        "Replay",
-        "The actions of each episode run open loop in the simulator, from the scene the episode starts in.",
-        (),
-    ),
-    "pretrain": (
-        "Pretrain",
-        "A new policy learns from recorded episodes, generated ones or a mixture.",
-        (
-            "{policy}",
-            "{steps} steps",
-            "last loss {loss}",
-            "synthetic fraction {synthetic_fraction}",
-            "{parameters} parameters",
-        ),
-    ),
-    "finetune": (
-        "Fine-tune",
-        "A pretrained policy goes on learning, usually from the few recorded episodes.",
-        ("{policy}", "{steps} steps", "last loss {loss}", "synthetic fraction {synthetic_fraction}"),
-    ),
-    "evaluate": (
-        "Evaluate",
-        "Policies act in closed loop on scenes they have not seen.",
-        ("{policy}", "arm {arm}"),
-    ),
-}
-ARMS = {
-    "real_few": "trained on the few recorded episodes only",
-    "real_few_augmented": "the few recorded episodes with image augmentation",
-    "synthetic_only": "trained on generated episodes only",
-    "pretrain_finetune": "pretrained on generated episodes, then fine-tuned on the few recorded ones",
-    "cotrain": "trained on recorded and generated episodes together",
-    "real_all": "trained on all recorded episodes",
-    "shuffled_actions": "generated videos with the actions of other episodes, a control",
-    "vag": "video and actions generated together",
-    "recorded": "the operator's own actions: what open-loop replay can reach",
-}
-SHOWN = {  # keys of a result that the page already tells; the rest goes into a generic table
-    *(
-        "dataset",
-        "checkpoint",
-        "media",
-        "tasks",
-        "metrics",
-        "systems",
-        "suites",
-        "stages",
-        "policies",
-        "runs",
-    ),
-    *("generator", "tokenizer", "steps", "loss", "generator_id"),
-}
+MAX_MEDIA_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -132,7 +53,7 @@ class RunPage:
 
     @property
     def result(self) -> dict[str, Any]:
-        return _dict(self.record.get("result"))
+        return as_dict(self.record.get("result"))
 
 
 def write_report(run_dirs: Iterable[str | Path], output_html: str | Path) -> None:
@@ -151,9 +72,9 @@ def write_report(run_dirs: Iterable[str | Path], output_html: str | Path) -> Non
             continue
         title = STORY[command][0] if command in STORY else command.capitalize()
         number = f"<span>{len(links)}</span>" if command != "demo" and "demo" in {r.command for r in runs} else ""
-        links.append(f'<li><a href="#{_text(command)}">{_text(title)}</a></li>')
+        links.append(f'<li><a href="#{escaped(command)}">{escaped(title)}</a></li>')
         body = _section(command, chosen, has_demo=any(run.command == "demo" for run in runs))
-        sections.append(f'<section id="{_text(command)}">\n<h2>{number}{_text(title)}</h2>\n{body}\n</section>')
+        sections.append(f'<section id="{escaped(command)}">\n<h2>{number}{escaped(title)}</h2>\n{body}\n</section>')
     template = Template(files("toolkit.reporting").joinpath("report.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title="Video-action generation: run report" if runs else "Video-action generation: no runs",
@@ -195,25 +116,25 @@ def _header(runs: Sequence[RunPage]) -> str:
     """What the method is, where and when it ran, and a row of key numbers."""
     records = [run.record for run in runs]
     top = [run for run in runs if run.command == "demo"] or runs
-    facts = [f"code <code>{_text(sha)}</code>" for sha in _distinct(record.get("git_sha") for record in records)] + [
-        _text(value) for value in _distinct(record.get("hardware") for record in records)
+    facts = [f"code <code>{escaped(sha)}</code>" for sha in distinct(record.get("git_sha") for record in records)] + [
+        escaped(value) for value in distinct(record.get("hardware") for record in records)
     ]
-    facts += [f"seed {_text(value)}" for value in _distinct(record.get("seed") for record in records)]
-    facts += [_text(str(min(map(str, _distinct(r.get("started") for r in records)), default="")).replace("T", " "))]
-    seconds = sum(value for run in top if (value := _number(run.record.get("wall_seconds"))) is not None)
-    tiles = [_tile(plots.duration(seconds), "wall time", "")]
+    facts += [f"seed {escaped(value)}" for value in distinct(record.get("seed") for record in records)]
+    facts += [escaped(str(min(map(str, distinct(r.get("started") for r in records)), default="")).replace("T", " "))]
+    seconds = sum(value for run in top if (value := finite(run.record.get("wall_seconds"))) is not None)
+    tiles = [tile(plots.duration(seconds), "wall time", "")]
     for command, label in (("collect", "episodes recorded"), ("synthesize", "episodes generated")):
         counts = [run.result.get("episodes") for run in runs if run.command == command]
-        if counts := [count for count in counts if _number(count) is not None]:
-            tiles.append(_tile(_value(sum(counts)), label, f"in {len(counts)} datasets" if len(counts) > 1 else ""))
+        if counts := [count for count in counts if finite(count) is not None]:
+            tiles.append(tile(shown(sum(counts)), label, f"in {len(counts)} datasets" if len(counts) > 1 else ""))
     replayed = [row for run in runs if run.command == "replay" for row in _systems(run)]
     for row in _only_rates(replayed)[:2]:
-        tiles.append(_tile(f"{plots.percent(row['rate'])} %", f"replay success, {row['system']}", _counts(row)))
+        tiles.append(tile(f"{plots.percent(row['rate'])} %", f"replay success, {row['system']}", trials(row)))
     tested = _only_rates(row for run in runs if run.command == "evaluate" for row in _suites(run))
     if tested:
         best = max(tested, key=lambda row: row["rate"])
         name = f"highest policy success: {best['policy']}, {best['arm']}"
-        tiles.append(_tile(f"{plots.percent(best['rate'])} %", name, _counts(best)))
+        tiles.append(tile(f"{plots.percent(best['rate'])} %", name, trials(best)))
     return (
         f'<p class="lead">One model imagines a robot episode from a picture and an instruction, as video and actions '
         f"together; the imagined episodes then train robot policies. The method is {PAPER}.</p>\n"
@@ -226,7 +147,7 @@ def _section(command: str, runs: list[RunPage], has_demo: bool) -> str:
     parts = [f'<p class="lead">{purpose}</p>'] if purpose else []
     parts.append(f'<ul class="runs">{"".join(_sentence(run, clauses) for run in runs)}</ul>')
     parts += PARTS.get(command, lambda runs, has_demo: [])(runs, has_demo)
-    parts.append(_pair(_media(run, name, caption) for run in runs for name, caption in _media_of(run)))
+    parts.append(side_by_side(_media(run, name, caption) for run in runs for name, caption in _media_of(run)))
     parts += _training_curves(runs)
     parts.append(f'<div class="folded">{"".join(_provenance(run) for run in runs)}</div>')
     return "\n".join(filter(None, parts))
@@ -234,56 +155,60 @@ def _section(command: str, runs: list[RunPage], has_demo: bool) -> str:
 
 def _sentence(run: RunPage, clauses: Sequence[str]) -> str:
     """One run in one line: name, key numbers, wall time, and its status unless it finished."""
-    flat = dict(_flatten(run.result))
+    flat = dict(flatten(run.result))
     told = []
     for clause in clauses:
         key = re.findall(r"\{(.+?)\}", clause)[0]
         if key in flat:
-            told.append(clause.replace(f"{{{key}}}", f"<b>{_value(flat[key])}</b>"))
+            told.append(clause.replace(f"{{{key}}}", f"<b>{shown(flat[key])}</b>"))
     if run.command == "replay":
-        told = [f"{_text(row['system'])} {_told_rate(row)}" for row in _only_rates(_systems(run))]
+        told = [f"{escaped(row['system'])} {told_rate(row)}" for row in _only_rates(_systems(run))]
     if run.command == "evaluate":
-        told += [f"{_text(row['suite'])} {_told_rate(row)}" for row in _only_rates(_suites(run))]
+        told += [f"{escaped(row['suite'])} {told_rate(row)}" for row in _only_rates(_suites(run))]
     status = run.record["status"]
     # The demo writes its page as its last act, so its own record still says "running" then.
     unfinished = status != "finished" and not (run.command == "demo" and "policies" in run.result)
-    badge = f' <span class="badge">{_text(status)}</span> {_text(run.record.get("error", ""))}' if unfinished else ""
-    seconds = _number(run.record.get("wall_seconds"))
+    badge = (
+        f' <span class="badge">{escaped(status)}</span> {escaped(run.record.get("error", ""))}' if unfinished else ""
+    )
+    seconds = finite(run.record.get("wall_seconds"))
     time = f" <time>{plots.duration(seconds)}</time>" if seconds is not None else ""
-    return f"<li><code>{_text(run.name)}</code>{': ' if told else ''}{', '.join(told)}.{time}{badge}</li>\n"
+    return f"<li><code>{escaped(run.name)}</code>{': ' if told else ''}{', '.join(told)}.{time}{badge}</li>\n"
 
 
 def _demo(runs: list[RunPage], has_demo: bool) -> list[str]:
     parts = []
     for run in runs:
-        policies = [_dict(row) for row in _list(run.result.get("policies"))]
+        policies = [as_dict(row) for row in as_list(run.result.get("policies"))]
         parts += _success(policies, ("policy", "arm"), "Policies on unseen scenes")
-        systems = [_dict(row) for row in _list(_dict(run.result.get("generator")).get("systems"))]
-        rows = [{**row, **_dict(row.get("replay_success"))} for row in systems]
-        measured = _distinct(k for row in rows for k, v in row.items() if _number(v) is not None and k not in COUNTS)
+        systems = [as_dict(row) for row in as_list(as_dict(run.result.get("generator")).get("systems"))]
+        rows = [{**row, **as_dict(row.get("replay_success"))} for row in systems]
+        measured = distinct(k for row in rows for k, v in row.items() if finite(v) is not None and k not in COUNTS)
         if rows:
             parts.append("<h3>Generator on held-out scenes</h3>")
             parts.append(_success_table(rows, ("system",), measured))
             parts.append(_verdicts(rows, ("system",)) + _glossary(rows))
-        stages = [(str(s.get("name")), _number(s.get("seconds"))) for s in map(_dict, _list(run.result.get("stages")))]
+        stages = [
+            (str(s.get("name")), finite(s.get("seconds"))) for s in map(as_dict, as_list(run.result.get("stages")))
+        ]
         if timed := [(name, seconds) for name, seconds in stages if seconds is not None]:
             caption = "Stages of different policies may run side by side, so the whole takes less than their sum."
-            parts.append("<h3>Time per stage</h3>" + _figure(plots.duration_bars(timed), caption))
+            parts.append("<h3>Time per stage</h3>" + framed(plots.duration_bars(timed), caption))
     return parts
 
 
 def _collect(runs: list[RunPage], has_demo: bool) -> list[str]:
     rows = []
     for run in runs:
-        for task, counts in _dict(run.result.get("tasks")).items():
-            rows.append({"run": run.name, "task": task, **_dict(counts)})
-    return [_table(rows)] if rows else []
+        for task, counts in as_dict(run.result.get("tasks")).items():
+            rows.append({"run": run.name, "task": task, **as_dict(counts)})
+    return [rows_table(rows)] if rows else []
 
 
 def _synthesize(runs: list[RunPage], has_demo: bool) -> list[str]:
-    rows = [{"run": run.name, **run.result["metrics"]} for run in runs if _dict(run.result.get("metrics"))]
+    rows = [{"run": run.name, **run.result["metrics"]} for run in runs if as_dict(run.result.get("metrics"))]
     return [
-        "<h3>Generated against recorded, same first picture</h3>" + _table(rows) if rows else "",
+        "<h3>Generated against recorded, same first picture</h3>" + rows_table(rows) if rows else "",
     ]
 
 
@@ -294,7 +219,7 @@ def _replay(runs: list[RunPage], has_demo: bool) -> list[str]:
 def _evaluate(runs: list[RunPage], has_demo: bool) -> list[str]:
     parts = []
     rows = [row for run in runs for row in _suites(run)]
-    for suite in _distinct(row["suite"] for row in rows):
+    for suite in distinct(row["suite"] for row in rows):
         chosen = [row for row in rows if row["suite"] == suite]
         # The summary of a demo already shows this figure.
         parts += _success(chosen, ("policy", "arm"), f"Policy success, {suite} scenes", figure=not has_demo)
@@ -314,19 +239,19 @@ COUNTS = ("n", "successes", "rate", "low", "high")
 
 
 def _systems(run: RunPage) -> list[dict[str, Any]]:
-    return [{"system": name, **_dict(row)} for name, row in _dict(run.result.get("systems")).items()]
+    return [{"system": name, **as_dict(row)} for name, row in as_dict(run.result.get("systems")).items()]
 
 
 def _suites(run: RunPage) -> list[dict[str, Any]]:
     who = {"policy": run.result.get("policy", run.name), "arm": run.result.get("arm", "")}
-    return [{**who, "suite": name, **_dict(row)} for name, row in _dict(run.result.get("suites")).items()]
+    return [{**who, "suite": name, **as_dict(row)} for name, row in as_dict(run.result.get("suites")).items()]
 
 
 def _only_rates(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows that have a rate, or counts to compute it from."""
     kept = []
     for row in rows:
-        rate, n, successes = (_number(row.get(key)) for key in ("rate", "n", "successes"))
+        rate, n, successes = (finite(row.get(key)) for key in ("rate", "n", "successes"))
         if rate is None and n and successes is not None:
             rate = successes / n
         if rate is not None:
@@ -340,30 +265,30 @@ def _success(rows: list[dict[str, Any]], keys: tuple[str, ...], title: str, figu
         return []
     table = _success_table(rows, keys) + _verdicts(rows, keys) + _glossary(rows)
     if not figure:
-        return [f"<h3>{_text(title)}</h3>", table]
+        return [f"<h3>{escaped(title)}</h3>", table]
     drawn = [{**row, "group": row[keys[0]] if len(keys) > 1 else "", "label": row[keys[-1]]} for row in bars]
     return [
-        f"<h3>{_text(title)}</h3>",
-        _pair([_figure(plots.success_bars(drawn, title), ""), f"<div>{table}</div>"]),
+        f"<h3>{escaped(title)}</h3>",
+        side_by_side([framed(plots.success_bars(drawn, title), ""), f"<div>{table}</div>"]),
     ]
 
 
 def _success_table(rows: list[dict[str, Any]], keys: tuple[str, ...], more: Sequence[str] = ()) -> str:
-    head = "".join(f"<th>{_text(_words(key))}</th>" for key in keys)
-    head += "".join(f'<th class="number">{_text(_words(key))}</th>' for key in more)
+    head = "".join(f"<th>{escaped(spaced(key))}</th>" for key in keys)
+    head += "".join(f'<th class="number">{escaped(spaced(key))}</th>' for key in more)
     head += '<th class="number">success</th><th class="number">rate</th><th class="number">95 % interval</th>'
     lines = []
     for row in rows:
-        tasks = [{**_dict(part), keys[0]: name} for name, part in _dict(row.get("tasks")).items()]
+        tasks = [{**as_dict(part), keys[0]: name} for name, part in as_dict(row.get("tasks")).items()]
         for part, kind in [
             (row, ' class="total"' if tasks else ""),
             *((task, ' class="part"') for task in tasks),
         ]:
             rated = (_only_rates([part]) or [part])[0]
-            rate = f"{plots.percent(rated['rate'])} %" if _number(rated.get("rate")) is not None else "–"
-            cells = [f"<td>{_text(part.get(key, ''))}</td>" for key in keys]
-            cells += [f'<td class="number">{_value(part.get(key))}</td>' for key in more]
-            cells += [f'<td class="number">{cell}</td>' for cell in (_fraction(part), rate, _interval(part) or "–")]
+            rate = f"{plots.percent(rated['rate'])} %" if finite(rated.get("rate")) is not None else "–"
+            cells = [f"<td>{escaped(part.get(key, ''))}</td>" for key in keys]
+            cells += [f'<td class="number">{shown(part.get(key))}</td>' for key in more]
+            cells += [f'<td class="number">{cell}</td>' for cell in (fraction(part), rate, interval(part) or "–")]
             lines.append(f"<tr{kind}>{''.join(cells)}</tr>")
     note = f'<p class="note">{INTERVALS}</p>'
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>{note}'
@@ -372,13 +297,13 @@ def _success_table(rows: list[dict[str, Any]], keys: tuple[str, ...], more: Sequ
 def _verdicts(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
     """Which pairs the intervals tell apart; pairs are formed inside each group, against its first row."""
     lines = []
-    bounded = [r for r in _only_rates(rows) if _number(r.get("low")) is not None and _number(r.get("high")) is not None]
-    for group in _distinct(row.get(keys[0]) for row in bounded) if len(keys) > 1 else [None]:
+    bounded = [r for r in _only_rates(rows) if finite(r.get("low")) is not None and finite(r.get("high")) is not None]
+    for group in distinct(row.get(keys[0]) for row in bounded) if len(keys) > 1 else [None]:
         members = [row for row in bounded if group is None or row.get(keys[0]) == group]
-        prefix = f"<b>{_text(group)}</b>: " if group is not None else ""
+        prefix = f"<b>{escaped(group)}</b>: " if group is not None else ""
         for other in members[1:]:
             low, high = sorted((members[0], other), key=lambda row: row["rate"])
-            names = [f"<code>{_text(row.get(keys[-1], ''))}</code> {_interval(row)}" for row in (low, high)]
+            names = [f"<code>{escaped(row.get(keys[-1], ''))}</code> {interval(row)}" for row in (low, high)]
             if low["high"] >= high["low"]:
                 lines.append(
                     f'<li class="unclear">{prefix}{names[0]} and {names[1]} are not distinguishable: their intervals '
@@ -390,20 +315,20 @@ def _verdicts(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
 
 
 def _glossary(rows: list[dict[str, Any]]) -> str:
-    names = _distinct(row.get(key) for row in rows for key in ("arm", "system"))
+    names = distinct(row.get(key) for row in rows for key in ("arm", "system"))
     known = []
     for name in map(str, names):
         base = name.removesuffix("_filtered")
         if base in ARMS:
-            known.append(f"<code>{_text(name)}</code> {ARMS[base]}{', after filtering' if base != name else ''}")
+            known.append(f"<code>{escaped(name)}</code> {ARMS[base]}{', after filtering' if base != name else ''}")
     return f'<p class="note">{"; ".join(known)}.</p>' if known else ""
 
 
 def _media_of(run: RunPage) -> list[tuple[str, str]]:
     """(path, caption) of the listed media, then of what else lies in `media/`."""
     listed = {}
-    for item in _list(run.result.get("media")):
-        entry = _dict(item) or {"path": item}
+    for item in as_list(run.result.get("media")):
+        entry = as_dict(item) or {"path": item}
         listed[str(entry.get("path"))] = str(entry.get("caption", ""))
     for path in sorted(run.path.glob("media/*")):
         if path.suffix.lower() in media.MIME and not path.name.startswith("."):
@@ -414,12 +339,12 @@ def _media_of(run: RunPage) -> list[tuple[str, str]]:
 def _media(run: RunPage, name: str, caption: str) -> str:
     """A video or picture inside the page; a line of text where that is not possible."""
     path = run.path / name
-    caption = f"<code>{_text(run.name)}</code> {_text(caption or _words(Path(name).stem))}"
+    caption = f"<code>{escaped(run.name)}</code> {escaped(caption or spaced(Path(name).stem))}"
     inside = path.resolve().is_relative_to(run.path.resolve())
     if not inside or not path.is_file() or path.suffix.lower() not in media.MIME:
-        return f'<p class="note">{caption}: <code>{_text(name)}</code> is not a video or picture in this run.</p>'
+        return f'<p class="note">{caption}: <code>{escaped(name)}</code> is not a video or picture in this run.</p>'
     if path.stat().st_size > MAX_MEDIA_BYTES:
-        return f'<p class="note">{caption}: <code>{_text(name)}</code> is larger than 64 MiB and left out.</p>'
+        return f'<p class="note">{caption}: <code>{escaped(name)}</code> is larger than 64 MiB and left out.</p>'
     address = media.data_uri(path)
     if address.startswith("data:video"):
         shown = f'<video src="{address}" autoplay loop muted playsinline controls></video>'
@@ -428,9 +353,11 @@ def _media(run: RunPage, name: str, caption: str) -> str:
             with Image.open(path) as image:
                 width, height = image.size
         except OSError:
-            return f'<p class="note">{caption}: <code>{_text(name)}</code> is damaged.</p>'
+            return f'<p class="note">{caption}: <code>{escaped(name)}</code> is damaged.</p>'
         kind = ' class="pixels"' if width < 768 else ""
-        shown = f'<img src="{address}" alt="{_text(_words(Path(name).stem))}" width="{width}" height="{height}"{kind}>'
+        shown = (
+            f'<img src="{address}" alt="{escaped(spaced(Path(name).stem))}" width="{width}" height="{height}"{kind}>'
+        )
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -450,15 +377,15 @@ def _training_curves(runs: list[RunPage]) -> list[str]:
     other: list[str] = []
     for group, tags in groups.items():
         for tag, lines in tags.items():
-            figure = _figure(plots.curves(lines, " ".join(filter(None, (group, _words(tag))))), "")
+            figure = framed(plots.curves(lines, " ".join(filter(None, (group, spaced(tag))))), "")
             (first if tag == "loss" or len(tags) == 1 else other).append(figure)
     parts = []
     if first:
         note = '<p class="note">Faint: values as logged. Solid: running mean over 5 % of them.</p>'
-        parts.append(f"<h3>Training curves</h3>{_pair(first)}{note}")
+        parts.append(f"<h3>Training curves</h3>{side_by_side(first)}{note}")
     if other:
         parts.append(
-            f'<div class="folded"><details><summary>More training curves</summary>{_pair(other)}</details></div>'
+            f'<div class="folded"><details><summary>More training curves</summary>{side_by_side(other)}</details></div>'
         )
     return parts
 
@@ -470,112 +397,16 @@ def _provenance(run: RunPage) -> str:
     other = {k: v for k, v in run.result.items() if k not in SHOWN and f"{{{k}}}" not in sentence}
     where: dict[str, Any] = {
         **{key: record[key] for key in ("status", "git_sha", "hardware", "seed", "started") if key in record},
-        "wall time": plots.duration(_number(record.get("wall_seconds")) or 0),
-        "versions": ", ".join(f"{name} {version}" for name, version in _dict(record.get("versions")).items()),
+        "wall time": plots.duration(finite(record.get("wall_seconds")) or 0),
+        "versions": ", ".join(f"{name} {version}" for name, version in as_dict(record.get("versions")).items()),
         "directory": str(run.path),
     }
-    parts = [f"<h3>More results</h3>{_pairs(other)}" if other else "", f"<h3>Provenance</h3>{_pairs(where)}"]
-    if data := [_dict(entry) for entry in _list(record.get("data"))]:
-        parts.append(f"<h3>Data</h3>{_table(data)}")
-    if config := _dict(record.get("config")):
-        parts.append(f"<h3>Configuration</h3>{_pairs(config)}")
-    raw = _text(json.dumps(run.result, ensure_ascii=False))
+    parts = [f"<h3>More results</h3>{key_values(other)}" if other else "", f"<h3>Provenance</h3>{key_values(where)}"]
+    if data := [as_dict(entry) for entry in as_list(record.get("data"))]:
+        parts.append(f"<h3>Data</h3>{rows_table(data)}")
+    if config := as_dict(record.get("config")):
+        parts.append(f"<h3>Configuration</h3>{key_values(config)}")
+    raw = escaped(json.dumps(run.result, ensure_ascii=False))
     parts.append(f"<h3>Result as recorded</h3><pre>{raw}</pre>")
-    name = f"<code>{_text(run.name)}</code>"
+    name = f"<code>{escaped(run.name)}</code>"
     return f"<details><summary>{name}: configuration and provenance</summary>{''.join(parts)}</details>\n"
-
-
-def _pairs(mapping: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td><code>{_text(key)}</code></td><td>{_value(value)}</td></tr>" for key, value in _flatten(mapping)
-    )
-    return f'<div class="scroll"><table><tr><th>key</th><th>value</th></tr>{rows}</table></div>'
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Any rows as a table: numbers to the right, columns in order of appearance."""
-    flat = [dict(_flatten(row)) for row in rows]
-    keys = _distinct(key for row in flat for key in row)
-    kinds = {k: ' class="number"' if any(_number(row.get(k)) is not None for row in flat) else "" for k in keys}
-    head = "".join(f"<th{kinds[key]}>{_text(_words(key))}</th>" for key in keys)
-    body = "".join(f"<tr>{''.join(f'<td{kinds[k]}>{_value(row.get(k))}</td>' for k in keys)}</tr>" for row in flat)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in mapping.items():
-        if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _pair(blocks: Iterable[str]) -> str:
-    found = [block for block in blocks if block]
-    return f'<div class="pair">{"".join(found)}</div>' if found else ""
-
-
-def _figure(content: str, caption: str) -> str:
-    return f"<figure>{content}{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
-
-
-def _tile(value: str, label: str, small: str) -> str:
-    return f"<div><dt>{_text(label)}</dt><dd>{_text(value)}<small>{_text(small)}</small></dd></div>"
-
-
-def _counts(row: Mapping[str, Any]) -> str:
-    return " ".join(filter(None, (_fraction(row), _interval(row))))
-
-
-def _told_rate(row: Mapping[str, Any]) -> str:
-    return f"<b>{plots.percent(row['rate'])} %</b> ({_counts(row)})"
-
-
-def _fraction(row: Mapping[str, Any]) -> str:
-    successes, n = row.get("successes"), row.get("n")
-    return f"{_value(successes)}/{_value(n)}" if n is not None else "–"
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    low, high = _number(row.get("low")), _number(row.get("high"))
-    return f"[{plots.percent(low)}, {plots.percent(high)}]" if low is not None and high is not None else ""
-
-
-def _value(value: Any) -> str:
-    """A value as escaped text: four significant digits, thousands set apart, lists with commas."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) < 10_000_000 else f"{value / 1e6:,.1f} M"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
-    if isinstance(value, list):
-        return ", ".join(map(_value, value))
-    return _text(value if not isinstance(value, dict) else "–")
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ").replace("/", " ").strip()
-
-
-def _number(value: Any) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if number else None
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(value for value in values if value not in (None, "")))

@@ -23,7 +23,8 @@ class Run:
     """Context manager around one command.
 
     Refuses a finished directory unless `overwrite`, and an unfinished one unless `resume` or `overwrite`.
-    `run.json` says "running" inside the block, "finished" after it, "failed" after an exception.
+    `run.json` says "running" inside the block, "finished" after it, "failed" or "interrupted" after an exception.
+    Never deletes a directory that holds no `run.json`.
     """
 
     def __init__(
@@ -48,19 +49,23 @@ class Run:
 
     def __enter__(self) -> Self:
         path = self.directory / "run.json"
-        status = read_record(self.directory)["status"] if path.exists() else None
         if self.directory.is_file():
             raise UserError(f"out={self.directory}: is a file; expected a directory")
+        if not path.exists() and self.directory.exists():
+            if any(
+                child.name != ".run.json.partial" for child in self.directory.iterdir()
+            ):  # killed right at the start
+                raise UserError(f"out={self.directory}: is not empty and holds no run.json; choose another out=")
+        elif path.exists() and not self.overwrite:
+            if read_record(self.directory)["status"] == "finished":
+                raise UserError(f"out={self.directory}: holds a finished run; use overwrite=true or another out=")
+            if not self.resume:
+                raise UserError(
+                    f"out={self.directory}: holds an unfinished run; use resume=true to go on or overwrite=true to "
+                    "restart"
+                )
         if self.overwrite:
             shutil.rmtree(self.directory, ignore_errors=True)
-        elif status == "finished":
-            raise UserError(f"out={self.directory}: holds a finished run; use overwrite=true or another out=")
-        elif status is not None and not self.resume:
-            raise UserError(
-                f"out={self.directory}: holds an unfinished run; use resume=true to go on or overwrite=true to restart"
-            )
-        elif status is None and self.directory.exists() and any(self.directory.iterdir()):
-            raise UserError(f"out={self.directory}: is not empty and holds no run.json; choose another out=")
         self.started = time.perf_counter()
         self._previous = read_record(self.directory)["wall_seconds"] if path.exists() else 0.0
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -70,7 +75,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.record["status"] = "finished" if kind is None else "failed"
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.record["status"] = "finished" if kind is None else "interrupted" if interrupted else "failed"
         if error is not None:
             self.record["error"] = str(error) or type(error).__name__
         try:
@@ -109,8 +115,11 @@ def read_record(directory: str | Path) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON under a temporary name, then rename."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def git_sha() -> str:

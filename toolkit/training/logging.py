@@ -27,6 +27,12 @@ def progress(items: Iterable[Any] | None = None, *, description: str, total: int
     )
 
 
+def close_progress() -> None:
+    """Close bars that an exception left open, so that they do not draw themselves over what is said next."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
 class ScalarLog:
     """TensorBoard writer that starts again at `first_step` after a resume."""
 

@@ -1,0 +1,101 @@
+"""What the report says about each command: texts, and where the numbers in them come from."""
+
+from __future__ import annotations
+
+PAPER = '<a href="https://arxiv.org/abs/2604.09330">VAG (arXiv 2604.09330)</a>'
+INTERVALS = (
+    "Square brackets hold 95 % Wilson score intervals, in per cent: the success rates that the counted trials are "
+    "compatible with. Where two intervals overlap, the trials do not tell the two apart, whichever bar is longer."
+)
+
+# command -> title, what the step does, clauses of the sentence about one run (a clause without its value is left out)
+STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "demo": ("Summary", "The whole story once, at a size that two CPU cores finish in minutes.", ()),
+    "collect": (
+        "Collect",
+        "A scripted operator with human-like noise records episodes; only those that succeed are kept.",
+        (
+            "{episodes} episodes",
+            "kept from {attempts} attempts",
+            "{frames} frames",
+            "{episodes_per_minute} a minute",
+        ),
+    ),
+    "import-data": (
+        "Import",
+        "Recorded episodes become a dataset.",
+        ("{episodes} episodes", "{frames} frames"),
+    ),
+    "train-generator": (
+        "Train the generator",
+        "First a video tokenizer, then one model with two streams that denoises video and actions together.",
+        (
+            "tokenizer trained for {tokenizer.steps} steps",
+            "reconstruction PSNR {tokenizer.psnr} dB",
+            "both streams trained for {generator.steps} steps",
+            "last loss {generator.loss}",
+            "{generator.parameters} parameters",
+        ),
+    ),
+    "synthesize": (
+        "Synthesize",
+        "One picture, one state and an instruction go in; a video with matching actions and states comes out.",
+        (
+            "{episodes} episodes",
+            "{seconds_per_episode} s each",
+            "{function_evaluations} model evaluations per episode",
+        ),
+    ),
+    "replay": (
+        "Replay",
+        "The actions of each episode run open loop in the simulator, from the scene the episode starts in.",
+        (),
+    ),
+    "pretrain": (
+        "Pretrain",
+        "A new policy learns from recorded episodes, generated ones or a mixture.",
+        (
+            "{policy}",
+            "{steps} steps",
+            "last loss {loss}",
+            "synthetic fraction {synthetic_fraction}",
+            "{parameters} parameters",
+        ),
+    ),
+    "finetune": (
+        "Fine-tune",
+        "A pretrained policy goes on learning, usually from the few recorded episodes.",
+        ("{policy}", "{steps} steps", "last loss {loss}", "synthetic fraction {synthetic_fraction}"),
+    ),
+    "evaluate": (
+        "Evaluate",
+        "Policies act in closed loop on scenes they have not seen.",
+        ("{policy}", "arm {arm}"),
+    ),
+}
+ARMS = {
+    "real_few": "trained on the few recorded episodes only",
+    "real_few_augmented": "the few recorded episodes with image augmentation",
+    "synthetic_only": "trained on generated episodes only",
+    "pretrain_finetune": "pretrained on generated episodes, then fine-tuned on the few recorded ones",
+    "cotrain": "trained on recorded and generated episodes together",
+    "real_all": "trained on all recorded episodes",
+    "shuffled_actions": "generated videos with the actions of other episodes, a control",
+    "vag": "video and actions generated together",
+    "recorded": "the operator's own actions: what open-loop replay can reach",
+}
+SHOWN = {  # keys of a result that the page already tells; the rest goes into a generic table
+    *(
+        "dataset",
+        "checkpoint",
+        "media",
+        "tasks",
+        "metrics",
+        "systems",
+        "suites",
+        "stages",
+        "policies",
+        "runs",
+    ),
+    *("generator", "tokenizer", "steps", "loss", "generator_id"),
+}
