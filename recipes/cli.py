@@ -77,15 +77,22 @@ def guarded(function: Callable[[], int]) -> int:
         return function()
     except UserError as error:
         return _complain(str(error), 2)
-    except KeyboardInterrupt:
-        return _complain("interrupted; the same command with resume=true goes on", 130)
+    except KeyboardInterrupt as error:
+        return _complain(f"interrupted{_how_to_go_on(error)}", 130)
     except Exception as error:
+        name = getattr(error, "filename", None)
         if _is_disk_full(error):
-            where = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
-            return _complain(f"disk full while writing{where or ' the output'}; free space, then resume=true", 2)
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
-            return _complain(f"no permission: {error.filename}", 2)
+            return _complain(f"disk full while writing {name or 'the output'}; free space{_how_to_go_on(error)}", 2)
+        if isinstance(error, ModuleNotFoundError):
+            return _complain(f"no module '{error.name}': pip install 'lerobot_policy_vag[robot]'", 2)
+        if isinstance(error, OSError) and name:
+            return _complain(f"{name}: {error.strerror}", 2)
         raise
+
+
+def _how_to_go_on(error: BaseException) -> str:
+    notes = getattr(error, "__notes__", [])
+    return f"; to go on: the same command with {notes[-1]}" if notes else ""
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -126,7 +133,7 @@ def execute(command: str, overrides: list[str]) -> dict[str, Any]:
     """Compose the config of a command, run its recipe in a run directory and return the result."""
     from omegaconf import OmegaConf
 
-    from recipes.compose import compose_config
+    from recipes.compose import check_ranges, compose_config
     from toolkit.reporting.run_record import Run
 
     config = compose_config(command, overrides)
@@ -136,8 +143,13 @@ def execute(command: str, overrides: list[str]) -> dict[str, Any]:
     typed: Any = OmegaConf.to_object(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     module = importlib.import_module(f"recipes.{command.replace('-', '_')}")
+    check_ranges(plain)
     with Run(command, config.out, plain, overwrite=config.overwrite, resume=config.resume) as run:
-        module.run(typed, run)
+        try:
+            module.run(typed, run)
+        except BaseException as error:
+            error.add_note(f"out={run.directory} resume=true{', without overwrite=true' * config.overwrite}")
+            raise
     print(f"{command}: {module.summary(run.result)}  [{run.directory}]", flush=True)
     return run.result
 
@@ -156,7 +168,7 @@ def _complain(message: str, code: int) -> int:
     from toolkit.training.logging import close_progress
 
     close_progress()
-    print(f"vag: error: {message}", file=sys.stderr, flush=True)
+    print(f"vag: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
 
 

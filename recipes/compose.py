@@ -52,11 +52,31 @@ def _check_key(command: str, override: Override, default: DictConfig, choices: d
                 f"{command}: {key}={override.value()} does not exist. {nearest(str(override.value()), options)}"
             )
         return
-    if override.is_add() or key.startswith("hydra"):
-        return
+    if key.startswith("policy.options."):
+        return  # checked by the policy, which knows them
+    if override.is_add() or override.is_force_add() or override.is_delete():
+        raise UserError(
+            f"{command}: keys are neither added nor deleted, got '{override.input_line}'; expected key=value"
+        )
     keys = _keys(OmegaConf.to_container(default))
     if key not in keys:
         raise UserError(f"{command}: unknown key '{key}'. {nearest(key, [*keys, *groups])}")
+
+
+AT_LEAST_ONE = {"episodes_per_task", "num_steps", "image_size", "workers", "batch_size", "gradient_accumulation"}
+AT_LEAST_ONE |= {"log_every", "checkpoint_every", "steps", "max_steps", "num_inference_steps", "groups", "few"}
+NOT_NEGATIVE = {"seed", "first_seed", "noise_scale", "learning_rate", "weight_decay", "warmup_steps", "threads"}
+
+
+def check_ranges(config: Any, prefix: str = "") -> None:
+    """Raise UserError for a number that no command can work with."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            check_ranges(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            least = 1 if key in AT_LEAST_ONE else 0 if key in NOT_NEGATIVE else None
+            if least is not None and not value >= least:
+                raise UserError(f"{prefix}{key}={value}: expected at least {least}")
 
 
 def _keys(values: Any, prefix: str = "") -> list[str]:

@@ -291,5 +291,5 @@ class Generator(nn.Module):
             generator = cls(GeneratorConfig.from_dict(values))
             generator.load_state_dict(load_file(weights), strict=True)
         except Exception as error:  # safetensors raises its own class; torch raises RuntimeError
-            raise ValueError(f"{weights}: does not fit {path} ({" ".join(str(error).split())[:200]})") from error
+            raise ValueError(f"{weights}: does not fit {path} ({' '.join(str(error).split())[:200]})") from error
         return generator.to(device).eval()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -59,6 +60,12 @@ def test_help_shows_config_and_examples_that_compose(command: str, capsys: pytes
         (["train-generator"], "dataset=... is required"),
         (["collect", "tasks"], "expected key=value"),
         (["report"], "runs=... is required"),
+        (["collect", "+colour=red"], "keys are neither added nor deleted"),
+        (["collect", "~tasks"], "keys are neither added nor deleted"),
+        (["collect", "episodes_per_task=0"], "episodes_per_task=0: expected at least 1"),
+        (["train-generator", "dataset=x", "optim.log_every=0"], "optim.log_every=0: expected at least 1"),
+        (["collect", "seed=-1"], "seed=-1: expected at least 0"),
+        (["collect", "overwrite=true", "resume=true"], "give one of them"),
     ],
 )
 def test_mistakes_on_the_command_line(
@@ -151,15 +158,50 @@ def test_finished_and_unfinished_directories_are_protected(tmp_path: Path) -> No
     assert (tmp_path / "other/letter.txt").read_text() == "mine"
 
 
+def test_resume_needs_the_same_settings(tmp_path: Path) -> None:
+    def start(command: str = "collect", resume: bool = True, **config: Any) -> Run:
+        return Run(command, tmp_path / "run", {"resume": resume, **config}, overwrite=False, resume=resume)
+
+    settings = {"tasks": ["push"], "optim": {"steps": 3}}
+    with pytest.raises(KeyError), start(resume=False, **settings):
+        raise KeyError
+    for change in ({"tasks": ["push", "reach"]}, {"optim": {"steps": 4}}):
+        with pytest.raises(UserError, match=r"was begun with (tasks|optim\.steps)="):
+            start(**{**settings, **change}).__enter__()
+    with pytest.raises(UserError, match="holds a run of 'vag collect'"):
+        start("replay", **settings).__enter__()
+    with start(**settings):
+        pass
+
+
+def test_overwriting_keeps_the_old_run_until_the_input_is_good(tmp_path: Path) -> None:
+    def start(**config: Any) -> Run:
+        return Run("collect", tmp_path / "run", config, overwrite=True, resume=False)
+
+    with start() as run:
+        (run.directory / "treasure.txt").write_text("old")
+    with pytest.raises(UserError, match="typo"), start(dataset="nowhere"):
+        raise UserError("typo")
+    assert (tmp_path / "run/treasure.txt").read_text() == "old"
+    with pytest.raises(UserError, match=r"holds the input .*treasure\.txt"):
+        start(dataset=[str(tmp_path / "run/treasure.txt")]).__enter__()
+    with start():
+        pass
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_interrupt_and_full_disk_have_their_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> int:
-        raise KeyboardInterrupt
+        error = KeyboardInterrupt()
+        error.add_note("out=here resume=true")
+        raise error
 
     def full() -> int:
         raise OSError(28, "No space left on device", "model.safetensors")
 
     assert cli.guarded(interrupted) == 130
-    assert "resume=true" in capsys.readouterr().err
+    assert capsys.readouterr().err == "vag: error: interrupted; to go on: the same command with out=here resume=true\n"
     assert cli.guarded(full) == 2
     assert "disk full while writing model.safetensors" in capsys.readouterr().err
 

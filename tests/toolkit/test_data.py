@@ -71,6 +71,9 @@ def test_columns_are_added_in_place(dataset: Path, tmp_path: Path) -> None:
     lerobot_io.add_episode_columns(copy, {"replay_success": [True, False, True, False]})
     assert [m["replay_success"] for m, _ in lerobot_io.read_actions(copy)] == [True, False, True, False]
     assert not list(copy.rglob("*.partial"))
+    assert lerobot_io.dataset_id(copy) == lerobot_io.dataset_id(dataset)  # an outcome does not make other data
+    lerobot_io.add_episode_columns(copy, {"seed": [7, 8, 9, 10]})
+    assert lerobot_io.dataset_id(copy) != lerobot_io.dataset_id(dataset)
 
 
 def test_writer_leaves_nothing_behind_after_an_error(tmp_path: Path, moving_square: MakeEpisode) -> None:

@@ -60,6 +60,13 @@ class ClipStore:
                 attributes = {key: file.attrs[key] for key in ("tasks", "metadata", "fps", "source_id")}
         except (OSError, KeyError) as error:
             raise UserError(f"{path}: not a complete clip file ({error}); delete it to build it again") from error
+        for name in ("states", "actions"):
+            if len(arrays[name]) != len(arrays["frames"]):
+                raise UserError(f"{path}: {len(arrays[name])} rows of '{name}', {len(arrays['frames'])} frames")
+            if not np.isfinite(arrays[name]).all():
+                row = int(np.argmax(~np.isfinite(arrays[name]).all(axis=1)))
+                episode = int(np.searchsorted(arrays["episode_starts"], row, side="right")) - 1
+                raise UserError(f"{path}: '{name}' holds NaN or infinity (episode {episode}); remove that episode")
         return cls(
             path,
             **arrays,

@@ -59,8 +59,11 @@ class EpisodeWriter:
         for key, values in ((STATE, episode.states), (ACTION, episode.actions)):
             if not np.isfinite(values).all():
                 raise UserError(f"episode {len(self.metadata)}: '{key}' holds NaN or infinity; it was not written")
+        shapes = episode.images.shape[1:], episode.states.shape[1:], episode.actions.shape[1:]
         if self._dataset is None:
-            self._dataset = self._create(episode.images.shape[1:])
+            self._dataset, self._shapes = self._create(episode.images.shape[1:]), shapes
+        if shapes != self._shapes:
+            raise UserError(f"episode {len(self.metadata)}: shapes {shapes}; the first episode has {self._shapes}")
         with _two_shortcuts():
             for image, state, action in zip(episode.images, episode.states, episode.actions, strict=True):
                 frame = {IMAGE: image, STATE: np.float32(state), ACTION: np.float32(action), "task": episode.task}
@@ -71,13 +74,20 @@ class EpisodeWriter:
         self._values[ACTION].append(episode.actions)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if self._dataset is not None:
-            self._dataset.finalize()
-        if kind is not None or self._dataset is None:
-            shutil.rmtree(self.temporary, ignore_errors=True)
+        try:
+            if self._dataset is not None:
+                self._dataset.finalize()
             if kind is None:
-                raise UserError(f"{self.directory}: no episode to write; the dataset would be empty")
-            return
+                self._complete()
+        except Exception:
+            if kind is None:  # else the first error is the one to tell
+                raise
+        finally:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _complete(self) -> None:
+        if self._dataset is None:
+            raise UserError(f"{self.directory}: no episode to write; the dataset would be empty")
         keys = sorted({key for row in self.metadata for key in row})
         add_episode_columns(self.temporary, {key: [row.get(key) for row in self.metadata] for key in keys})
         self._write_global_statistics()
@@ -196,6 +206,8 @@ def check_features(directory: Path, info: dict[str, Any], image_key: str = IMAGE
         if key not in info["features"]:
             names = ", ".join(k for k in info["features"] if k.startswith(("observation", "action")))
             raise UserError(f"{directory}: no feature '{key}'; the dataset has: {names}")
+    if (kind := info["features"][image_key]["dtype"]) not in ("video", "image"):
+        raise UserError(f"{directory}: image_key={image_key} holds {kind}, not pictures")
 
 
 def add_episode_columns(directory: Path, columns: dict[str, list[Any]]) -> None:
@@ -235,7 +247,7 @@ def read_table(directory: Path) -> Table:
     episodes = _read_parquet(directory, "meta/episodes").sort_values("episode_index")
     frames = _read_parquet(directory, "data").sort_values("index")
     names = {int(row["task_index"]): name for name, row in _read_parquet(directory, "meta", "tasks").iterrows()}
-    states, actions = (np.stack(frames[key].to_numpy()).astype(np.float32) for key in (STATE, ACTION))
+    states, actions = (_columns(frames[key]) for key in (STATE, ACTION))
     lengths = episodes["length"].to_numpy(np.int64)
     if lengths.sum() != len(frames):
         raise UserError(f"{directory}: {len(frames)} rows of data; the episode table says {lengths.sum()}")
@@ -245,6 +257,11 @@ def read_table(directory: Path) -> Table:
             raise UserError(f"{directory}: '{key}' holds NaN or infinity (episode {episode}); remove that episode")
     tasks = [names[int(i)] for i in frames["task_index"].to_numpy()[np.cumsum(lengths) - lengths]]
     return Table(episodes.to_dict("records"), lengths, states, actions, tasks, frames)
+
+
+def _columns(cells: Any) -> np.ndarray:
+    """(N, D) float32 from cells that hold vectors, or numbers where D = 1."""
+    return np.stack(cells.to_numpy()).astype(np.float32).reshape(len(cells), -1)
 
 
 def read_actions(directory: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
@@ -279,12 +296,24 @@ def read_episodes(directory: Path, image_key: str = IMAGE) -> Iterator[Episode]:
 
 
 def dataset_id(directory: Path) -> str:
-    """SHA-256 over names and contents of all files, first 16 hex digits."""
+    """SHA-256 over names and contents of all files, first 16 hex digits; what `vag replay` noted does not count."""
+    import pyarrow
+    import pyarrow.parquet
+
     digest = hashlib.sha256()
-    for path in sorted(p for p in Path(directory).rglob("*") if p.is_file()):
-        digest.update(str(path.relative_to(directory)).encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in sorted(p for p in Path(directory).rglob("*") if p.is_file() and p.suffix != ".partial"):
+        name = str(path.relative_to(directory))
+        digest.update(name.encode())
+        if name.startswith("meta/episodes/"):
+            try:
+                table = pyarrow.parquet.read_table(path).replace_schema_metadata(None)
+            except (OSError, pyarrow.ArrowException) as error:
+                raise UserError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+            for column in sorted(c for c in table.column_names if not c.startswith("replay_")):
+                digest.update(f"{column}={table[column].to_pylist()}".encode())
+        else:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -49,28 +50,60 @@ class Run:
 
     def __enter__(self) -> Self:
         path = self.directory / "run.json"
-        if self.directory.is_file():
-            raise UserError(f"out={self.directory}: is a file; expected a directory")
+        if self.overwrite and self.resume:
+            raise UserError("overwrite=true starts again and resume=true goes on; give one of them")
+        if any(parent.is_file() for parent in (self.directory, *self.directory.parents)):
+            raise UserError(f"out={self.directory}: is a file, or lies below one; expected a directory")
         if not path.exists() and self.directory.exists():
             if any(
                 child.name != ".run.json.partial" for child in self.directory.iterdir()
             ):  # killed right at the start
                 raise UserError(f"out={self.directory}: is not empty and holds no run.json; choose another out=")
         elif path.exists() and not self.overwrite:
-            if read_record(self.directory)["status"] == "finished":
-                raise UserError(f"out={self.directory}: holds a finished run; use overwrite=true or another out=")
-            if not self.resume:
-                raise UserError(
-                    f"out={self.directory}: holds an unfinished run; use resume=true to go on or overwrite=true to "
-                    "restart"
-                )
+            self._check_unfinished(read_record(self.directory))
         if self.overwrite:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            self._set_aside()
         self.started = time.perf_counter()
         self._previous = read_record(self.directory)["wall_seconds"] if path.exists() else 0.0
         self.directory.mkdir(parents=True, exist_ok=True)
         self.write()
         return self
+
+    def _check_unfinished(self, earlier: dict[str, Any]) -> None:
+        """An unfinished run may go on, with the command and config it was begun with."""
+        if earlier["status"] == "finished":
+            raise UserError(f"out={self.directory}: holds a finished run; use overwrite=true or another out=")
+        if not self.resume:
+            raise UserError(
+                f"out={self.directory}: holds an unfinished run; use resume=true to go on or overwrite=true to restart"
+            )
+        if earlier["command"] != self.record["command"]:
+            raise UserError(f"out={self.directory}: holds a run of 'vag {earlier['command']}'; choose another out=")
+        before, now = (dict(_leaves(record.get("config") or {})) for record in (earlier, self.record))
+        for key in [key for key in {**before, **now} if key not in ("out", "overwrite", "resume")]:
+            if before.get(key) != now.get(key):
+                raise UserError(
+                    f"out={self.directory}: was begun with {key}={before.get(key)}, not {now.get(key)}; "
+                    "resume with the same settings, or use overwrite=true"
+                )
+
+    def _set_aside(self) -> None:
+        """Move what is to be replaced out of the way; it comes back if the new run's input is refused."""
+        inside = [v for _, v in _leaves(self.record["config"]) if isinstance(v, str) and self._holds(v)]
+        if inside:
+            raise UserError(f"out={self.directory}: holds the input {inside[0]}; overwrite=true would delete it")
+        shutil.rmtree(self._aside, ignore_errors=True)
+        if self.directory.exists():
+            os.replace(self.directory, self._aside)
+
+    @property
+    def _aside(self) -> Path:
+        return self.directory.with_name(f".{self.directory.name}.replaced")
+
+    def _holds(self, value: str) -> bool:
+        """True for a path inside the output directory."""
+        path, own = Path(value), self.directory.resolve()
+        return path.resolve() != own and path.resolve().is_relative_to(own) and os.path.exists(path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -79,6 +112,12 @@ class Run:
         self.record["status"] = "finished" if kind is None else "interrupted" if interrupted else "failed"
         if error is not None:
             self.record["error"] = str(error) or type(error).__name__
+        if self.overwrite and self._aside.exists():
+            if isinstance(error, UserError):  # a mistake in the input: nothing was replaced
+                shutil.rmtree(self.directory)
+                os.replace(self._aside, self.directory)
+                return
+            shutil.rmtree(self._aside, ignore_errors=True)
         try:
             self.write()
         except OSError:
@@ -96,6 +135,18 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         return self.record["result"]
+
+
+def _leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested config; the elements of a list count one by one."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            yield f"{prefix}{key}", str(value)
+            yield from ((f"{prefix}{key}[{i}]", item) for i, item in enumerate(value))
+        else:
+            yield prefix + key, value
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
@@ -124,7 +175,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def git_sha() -> str:
     """Commit of the checkout this code runs from; 'unknown' when installed without one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
