@@ -6,6 +6,7 @@ import shutil
 import time
 from typing import Any
 
+from recipes.common import distinct_tasks
 from recipes.schema import CollectConfig
 from toolkit.data.lerobot_io import EpisodeWriter
 from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES, instructions
@@ -20,9 +21,7 @@ MAX_ATTEMPTS = 8  # times the episodes asked for
 
 def run(config: CollectConfig, run: Run) -> None:
     """Collect `episodes_per_task` successful episodes of each task and write `dataset`."""
-    if not config.tasks:
-        raise UserError("collect: tasks=[] is empty; name at least one, e.g. tasks=[push]")
-    tasks = [task.removesuffix("-v3") for task in config.tasks]
+    tasks = distinct_tasks("collect", config.tasks)
     for task in tasks:
         if task not in instructions():
             raise UserError(f"unknown Meta-World task '{task}'. {nearest(task, instructions())}")
@@ -46,9 +45,8 @@ def run(config: CollectConfig, run: Run) -> None:
         seed = config.first_seed + attempts[task]
         attempts[task] += 1
         pending[task] += 1
-        return Attempt(
-            task, seed, config.num_steps, config.image_size, config.noise_scale, spool / f"{task}-{seed}.npz"
-        )
+        path = spool / f"{task}-{seed}.npz"
+        return Attempt(task, seed, config.num_steps, config.image_size, config.noise_scale, path, operator=config.seed)
 
     # Tasks in turn, so that any prefix is balanced; the order does not depend on who finishes first.
     order = iter([(task, k) for k in range(wanted) for task in tasks])

@@ -13,6 +13,7 @@ from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
+from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
 
 
@@ -48,8 +49,18 @@ def instruction_encoder(path: str | None) -> Callable[[list[str]], list[str] | T
     return lambda texts: torch.as_tensor(embedder.embed(texts))
 
 
-def pick_device(name: str) -> str:
-    """'auto' resolved to what this machine has."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def pick_device(runtime: RuntimeConfig) -> str:
+    """'auto' resolved to what this machine has. Raises UserError for a device that is not there."""
+    check_runtime(runtime)
+    return ("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else runtime.device
+
+
+def distinct_tasks(command: str, tasks: list[str]) -> list[str]:
+    """Task names without their version. Raises UserError for none, or for the same one twice."""
+    names = [task.removesuffix("-v3") for task in tasks]
+    if not names:
+        raise UserError(f"{command}: tasks=[] is empty; name at least one, e.g. tasks=[push]")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{command}: tasks names '{name}' twice; its episodes would count twice")
+    return names

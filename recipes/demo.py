@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from recipes import cli
+from recipes.compose import check_ranges, compose_config
 from recipes.schema import DemoConfig
+from toolkit.data.lerobot_io import read_table
 from toolkit.envs.pool import die_with_parent
 from toolkit.errors import UserError
 from toolkit.reporting.report import write_report
@@ -26,6 +31,7 @@ def run(config: DemoConfig, run: Run) -> None:
     if not config.tasks or not config.policies:
         raise UserError("demo: tasks and policies must each name at least one")
     root = run.directory
+    check_overrides(config)
     tasks = f"tasks=[{','.join(config.tasks)}]"
     seed = f"seed={config.seed}"
     done: list[str] = []
@@ -41,9 +47,10 @@ def run(config: DemoConfig, run: Run) -> None:
     generator = f"checkpoint={root / 'train_generator/generator'}"
     execute("synthesize", "synthesize", [generator, tasks, *config.synthesize])
     metrics = execute("synthesize_held_out", "synthesize", [generator, tasks, f"scenes_from={held_out}"])
+    horizon = f"max_steps={read_table(root / 'synthesize_held_out/dataset').lengths.min()}"  # as long as generated
     generated = f"dataset={root / 'synthesize_held_out/dataset'}"
-    replays = execute("replay_generated", "replay", [generated, "system=vag"])["systems"]
-    replays |= execute("replay_recorded", "replay", [f"dataset={held_out}", "system=recorded"])["systems"]
+    replays = execute("replay_generated", "replay", [generated, "system=vag", horizon])["systems"]
+    replays |= execute("replay_recorded", "replay", [f"dataset={held_out}", "system=recorded", horizon])["systems"]
 
     lanes = {policy: policy_lane(config, root, policy, tasks, seed) for policy in config.policies}
     run_lanes(root, lanes)
@@ -66,6 +73,15 @@ def run(config: DemoConfig, run: Run) -> None:
     run.write()
     write_report([root], root / "report.html")
     print(table(run.result, root), flush=True)
+
+
+def check_overrides(config: DemoConfig) -> None:
+    """A mistake in what is handed to a later stage is told now, not after minutes."""
+    given = {"collect": config.collect + config.collect_held_out, "train-generator": config.train_generator}
+    given |= {"synthesize": config.synthesize, "finetune": config.finetune, "evaluate": config.evaluate}
+    given |= {"pretrain": config.real_only + config.pretrain}
+    for command, overrides in given.items():
+        check_ranges(OmegaConf.to_container(compose_config(command, overrides)))
 
 
 def policy_lane(config: DemoConfig, root: Path, policy: str, tasks: str, seed: str) -> Lane:
@@ -111,12 +127,19 @@ def run_lanes(root: Path, lanes: dict[str, Lane]) -> None:
     try:
         for process in processes.values():
             process.start()
+        while any(process.is_alive() for process in processes.values()):
+            connection.wait([process.sentinel for process in processes.values() if process.is_alive()])
+            if any(process.exitcode for process in processes.values()):
+                break  # no need to wait for the others
+    except KeyboardInterrupt:
         for process in processes.values():
-            process.join()
+            process.join(20)  # it was interrupted too and cleans up
+        raise
     finally:
         for process in processes.values():
             process.terminate()
-    failed = [name for name, process in processes.items() if process.exitcode]
+            process.join()
+    failed = [name for name, process in processes.items() if (process.exitcode or 0) > 0]
     if failed:
         raise UserError(f"demo: stages of {', '.join(failed)} failed; their messages stand above")
 
@@ -126,8 +149,11 @@ def _run_lane(position: int, root: Path, lane: Lane) -> None:
     os.environ["VAG_PROGRESS_POSITION"] = str(position)
 
     def stages() -> int:
-        for name, command, overrides in lane:
-            stage(root / name, command, overrides)
+        try:
+            for name, command, overrides in lane:
+                stage(root / name, command, overrides)
+        except KeyboardInterrupt:
+            return 130  # the parent says so
         return 0
 
     raise SystemExit(cli.guarded(stages))
@@ -142,6 +168,10 @@ def table(result: dict[str, Any], root: Path) -> str:
         lines.append(f"{system['system']:<36}{system['action_distance']:>9.3f}  {_rate(system['replay_success'])}")
     lines += ["", f"{'policy, unseen scenes':<18}{'arm':<20}success"]
     lines += [f"{row['policy']:<18}{row['arm']:<20}{_rate(row)}" for row in result["policies"]]
+    lines += [
+        "",
+        "The generator saw every collected episode, the policies a few of them: read the arms with that in mind.",
+    ]
     return "\n".join([*lines, "", f"report: {root / 'report.html'}"])
 
 

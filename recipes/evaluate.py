@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from policies.factory import PolicyObjective
-from recipes.common import pick_device
+from recipes.common import distinct_tasks, pick_device
 from recipes.schema import EvaluateConfig
 from toolkit.errors import UserError
 from toolkit.evaluation.rollout import rollout
@@ -19,21 +19,20 @@ SUITES = {"unseen": "new initial scenes of the same tasks"}
 
 def run(config: EvaluateConfig, run: Run) -> None:
     """Roll the policy out on every suite; success with Wilson intervals and a video grid."""
-    if not config.tasks:
-        raise UserError("evaluate: tasks=[] is empty; name at least one, e.g. tasks=[push]")
+    tasks = distinct_tasks("evaluate", config.tasks)
     for suite in config.suites:
         if suite not in SUITES:
             raise UserError(f"evaluate: unknown suite '{suite}'; expected one of {', '.join(SUITES)}")
     set_threads(config.runtime)
     seed_everything(config.seed)
-    policy = PolicyObjective.from_pretrained(config.checkpoint, device=pick_device(config.runtime.device))
+    policy = PolicyObjective.from_pretrained(config.checkpoint, device=pick_device(config.runtime))
     seeds = list(range(config.first_seed, config.first_seed + config.episodes_per_task))
     media, suites = [], {}
     (run.directory / "media").mkdir(exist_ok=True)
     for suite in config.suites:
         rollouts = rollout(
             policy,
-            config.tasks,
+            tasks,
             seeds,
             max_steps=config.max_steps,
             image_size=config.image_size,

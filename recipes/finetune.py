@@ -18,5 +18,5 @@ def run(config: FinetuneConfig, run: Run) -> None:
     seed_everything(config.seed)
     objective = PolicyObjective.from_pretrained(config.checkpoint)
     if config.refit_statistics:
-        objective.refit_statistics(compute_statistics(stores))
+        objective.refit_statistics(compute_statistics([s for s, w in zip(stores, weights, strict=True) if w]))
     train_policy(config, run, objective, stores, weights)

@@ -14,6 +14,7 @@ from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import Mixture, check_compatible
 from toolkit.data.normalizer import compute_statistics
+from toolkit.data.schema import IMAGE
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.loop import train
@@ -29,8 +30,9 @@ def run(config: PretrainConfig, run: Run) -> None:
         image_shape=(3, *stores[0].frames.shape[1:3]),
         state_dim=stores[0].states.shape[1],
         action_dim=stores[0].actions.shape[1],
-        stats=compute_statistics(stores),
+        stats=compute_statistics([store for store, weight in zip(stores, weights, strict=True) if weight]),
         options=config.policy.options,
+        text_encoder=config.text_encoder,
     )
     train_policy(config, run, objective, stores, weights)
 
@@ -50,7 +52,7 @@ def load_mixture(config: PolicyTrainingConfig, run: Run) -> tuple[list[ClipStore
     real = [load_clips(run, path, config.image_size, config.image_key) for path in config.real]
     if config.episodes_per_task is not None:
         real = [first_episodes(store, config.episodes_per_task) for store in real]
-    synthetic = [load_clips(run, path, config.image_size, config.image_key) for path in config.synthetic]
+    synthetic = [load_clips(run, path, config.image_size, IMAGE) for path in config.synthetic]  # as synthesize names it
     check_compatible([*real, *synthetic])
     sizes = [float(store.episode_lengths.sum()) for store in [*real, *synthetic]]
     if fraction is None:
@@ -104,14 +106,14 @@ def train_policy(
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     shutil.rmtree(run.directory / "checkpoints")
-    real = len(config.real)
+    real, batches = len(config.real), config.optim.steps * config.optim.gradient_accumulation
     run.result.update(
         policy=name,
         steps=config.optim.steps,
         **{k: round(v, 4) for k, v in metrics.items()},
         parameters=sum(p.numel() for p in objective.parameters()),
         checkpoint="pretrained_model",
-        synthetic_fraction=round(sum(mixture.fractions()[real:]), 4),
+        synthetic_fraction=round(sum(mixture.fractions(batches)[real:]), 4),
         episodes=[store.num_episodes for store in stores],
     )
 

@@ -25,7 +25,10 @@ def run(config: ReplayConfig, run: Run) -> None:
                     "only episodes of `vag collect` and `vag synthesize` can be replayed"
                 )
     run.add_data(dataset, dataset_id(dataset), len(episodes))
-    items = [(str(metadata["task_name"]), int(metadata["seed"]), actions) for metadata, actions in episodes]
+    items = [
+        (str(metadata["task_name"]), int(metadata["seed"]), actions[: config.max_steps])
+        for metadata, actions in episodes
+    ]
     outcomes = [result["success"] for result in replay_episodes(items, workers=config.workers)]
     add_episode_columns(dataset, {"replay_success": outcomes})
     run.result["systems"] = {config.system: success_table([item[0] for item in items], outcomes)}

@@ -19,7 +19,7 @@ class CommonConfig:
     out: str | None = None  # default outputs/<command>/<timestamp>
     overwrite: bool = False  # replace a finished out
     resume: bool = False  # go on with an unfinished out
-    seed: int = 0
+    seed: int = 0  # of all randomness that is not a scene; scenes have first_seed
 
 
 @dataclass
@@ -69,13 +69,13 @@ class SynthesizeConfig(CommonConfig):
     batch_size: int = 20
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    workers: int = 2
 
 
 @dataclass
 class ReplayConfig(CommonConfig):
     dataset: str = MISSING
     system: str = "vag"  # the name in tables
+    max_steps: int | None = None  # actions executed of each episode; null = all
     workers: int = 2
 
 
@@ -99,6 +99,7 @@ class PolicyTrainingConfig(CommonConfig):
 
 @dataclass
 class PretrainConfig(PolicyTrainingConfig):
+    text_encoder: str | None = None  # directory of a sentence-transformer or T5, for diffusion; null = hashed words
     policy: PolicyConfig = field(default_factory=PolicyConfig)
 
 

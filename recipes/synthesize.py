@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.common import instruction_encoder, load_clips, load_generator, pick_device, user_errors
-from recipes.schema import SynthesizeConfig
-from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.data.schema import Episode
+from recipes.common import distinct_tasks, instruction_encoder, load_clips, load_generator, pick_device, user_errors
+from recipes.schema import SamplerConfig, SynthesizeConfig
+from toolkit.data.lerobot_io import EpisodeWriter, read_info
+from toolkit.data.schema import ACTION, STATE, Episode
 from toolkit.errors import UserError
 from toolkit.evaluation.action_metrics import action_distance, jerk_ratio
 from toolkit.evaluation.video_metrics import psnr, ssim
@@ -38,7 +38,7 @@ class Scene:
 def run(config: SynthesizeConfig, run: Run) -> None:
     """Generate one episode per scene and write `dataset`, with provenance in the episode table."""
     set_threads(config.runtime)
-    generator = load_generator(config.checkpoint, pick_device(config.runtime.device))
+    generator = load_generator(config.checkpoint, pick_device(config.runtime))
     encode = instruction_encoder(config.instruction_encoder)
     identity = hashlib.sha256((Path(config.checkpoint) / "model.safetensors").read_bytes()).hexdigest()[:16]
     sampler = config.sampler
@@ -55,7 +55,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
         for start in range(0, len(scenes), config.batch_size):
             part = scenes[start : start + config.batch_size]
             began = time.perf_counter()
-            rng = torch.Generator().manual_seed(config.seed * 1_000_003 + start)
+            rng = [torch.Generator().manual_seed(config.seed * 1_000_003 + start + i) for i in range(len(part))]
             with user_errors():
                 sample = generator.sample(
                     torch.from_numpy(np.stack([scene.image for scene in part])),
@@ -102,7 +102,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
     run.result.update(
         episodes=len(scenes),
         seconds_per_episode=round(seconds / len(scenes), 3),
-        function_evaluations=sampler.num_inference_steps * (2 if sampler.method == "heun" else 1),
+        function_evaluations=function_evaluations(sampler),
         generator_id=identity,
         dataset="dataset",
         media=[{"path": "media/generated.mp4", "caption": caption}],
@@ -111,18 +111,23 @@ def run(config: SynthesizeConfig, run: Run) -> None:
         run.result["metrics"] = {name: round(float(np.mean(values)), 4) for name, values in metrics.items()}
 
 
+def function_evaluations(sampler: SamplerConfig) -> int:
+    """Evaluations of the generator per episode; the last Heun step is an Euler step, guidance doubles all."""
+    steps = sampler.num_inference_steps
+    return (2 * steps - 1 if sampler.method == "heun" else steps) * (1 if sampler.guidance_scale == 1 else 2)
+
+
 def simulated_scenes(config: SynthesizeConfig, generator: Any) -> tuple[list[Scene], dict[str, Any]]:
     """Reset the simulator to unused seeds and take one picture each: no teleoperation."""
     from toolkit.envs.metaworld import cached_env, initial_scene
 
-    if not config.tasks:
-        raise UserError("synthesize: tasks=[] is empty; name at least one, e.g. tasks=[push]")
+    tasks = distinct_tasks("synthesize", config.tasks)
     size = generator.config.image_size
-    envs = {task: cached_env(task, size) for task in config.tasks}
+    envs = {task: cached_env(task, size) for task in tasks}
     seeds = [
         (task, seed)
         for seed in range(config.first_seed, config.first_seed + config.episodes_per_task)
-        for task in config.tasks
+        for task in tasks
     ]
     scenes = []
     for task, seed in progress(seeds, description="initial scenes", total=len(seeds)):
@@ -153,11 +158,13 @@ def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple
         scenes.append(
             Scene(window["frames"][0, 0], window["states"][0, 0], store.instruction(episode), keep, reference)
         )
-    names = {
-        "state_names": [f"state_{i}" for i in range(shape.state_dim)],
-        "action_names": [f"action_{i}" for i in range(shape.action_dim)],
-    }
-    return scenes, {"fps": int(store.fps), **names}
+    info = read_info(Path(config.scenes_from)) if Path(config.scenes_from).is_dir() else {"features": {}}
+    names = {}
+    for key, label, width in ((STATE, "state", shape.state_dim), (ACTION, "action", shape.action_dim)):
+        given = info["features"].get(key, {}).get("names")
+        known = isinstance(given, list) and len(given) == width
+        names[f"{label}_names"] = given if known else [f"{label}_{i}" for i in range(width)]
+    return scenes, {"fps": round(store.fps), "robot_type": info.get("robot_type") or "unknown", **names}
 
 
 def compare(actions: np.ndarray, frames: np.ndarray, reference: dict[str, np.ndarray]) -> dict[str, float]:

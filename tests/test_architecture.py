@@ -1,4 +1,4 @@
-"""The packages import in one direction only, and the generator needs nothing but torch."""
+"""The packages import in one direction only, and the generator needs no robot software."""
 
 import ast
 import subprocess

@@ -137,11 +137,13 @@ class Generator(nn.Module):
         t: Tensor,
         keep: Tensor,
         is_pad: Tensor | None = None,
+        same_noise: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Loss per pair of the video and of the action stream at time t, each (B,)."""
+        """Loss per pair of the video and of the action stream at time t, each (B,), with noise for each or all."""
         video_condition, action_condition = self.conditions(self._normalise_state(state), instruction, keep)
         first, rest = latents[:, :, :1], latents[:, :, 1:]
-        video_noise, action_noise = torch.randn_like(rest), torch.randn_like(trajectory)
+        draws = slice(1) if same_noise else slice(None)
+        video_noise, action_noise = (torch.randn_like(x[draws]).expand_as(x) for x in (rest, trajectory))
         noisy = interpolate(rest, video_noise, t)
         predicted = self.video_velocity(noisy, first, t, video_condition)
         clean = torch.cat([first, predict_clean(noisy, predicted, t)], dim=2)
@@ -168,11 +170,12 @@ class Generator(nn.Module):
         num_inference_steps: int = 10,
         guidance_scale: float = 1.0,
         method: str = "euler",
-        rng: torch.Generator | None = None,
+        rng: torch.Generator | list[torch.Generator] | None = None,
     ) -> GeneratedBatch:
         """Generate one video-action pair per first image, both streams at the same time in every step.
 
         image: (B, H, W, 3) uint8; state: (B, S) in physical units; instruction: B strings.
+        rng: where noise comes from; with one generator per pair, a pair does not depend on those beside it.
         guidance_scale: classifier-free guidance on the instruction (arXiv 2207.12598); 1 = off.
         Raises ValueError for an image or state of another size than the generator was trained on.
         """
@@ -203,7 +206,8 @@ class Generator(nn.Module):
         channels, frames, height, width = config.latent_shape
         shapes = (channels, frames - 1, height, width), (config.action_horizon, self.mean.numel())
         # Noise is drawn on the CPU, so that a seed means the same sample on every device.
-        noise = [torch.randn(size, *shape, generator=rng).to(device) for shape in shapes]
+        sources = rng if isinstance(rng, list) else [rng] * size
+        noise = [torch.stack([torch.randn(shape, generator=g) for g in sources]).to(device) for shape in shapes]
         latents, trajectory = integrate(velocities, noise, num_inference_steps, method)
         latents = torch.cat([first, latents], dim=2)
         widths = [self.config.action_dim, self.config.state_dim]
@@ -227,7 +231,7 @@ class Generator(nn.Module):
             torch.manual_seed(0)
             for time in times:
                 t = torch.full_like(total, time)
-                video, action = self.pair_loss(latents, trajectory, state, instruction, t, keep)
+                video, action = self.pair_loss(latents, trajectory, state, instruction, t, keep, same_noise=True)
                 total += (video + action) / len(times)
         return total
 

@@ -51,6 +51,8 @@ class InstructionEncoder(nn.Module):
             expected = "strings" if self.kind == "bytes" else f"a (B, {self.embedding_width}) tensor"
             raise ValueError(f"instruction: expected {expected} (instruction.kind = {self.kind})")
         if isinstance(instruction, Tensor):
+            if instruction.shape[-1] != self.embedding_width:
+                raise ValueError(f"instruction: vectors of {instruction.shape[-1]}; expected {self.embedding_width}")
             return self.out(instruction.to(device))
         codes = [list(text.lower().strip().encode()[: self.length]) for text in instruction]
         ids = torch.tensor([c + [256] * (self.length - len(c)) for c in codes], device=device)  # (B, L)

@@ -141,7 +141,7 @@ def test_a_full_disk_is_one_line(command: str, artefact: str, demo: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_killed_demo_takes_its_processes_along_and_goes_on(demo: Path, tmp_path: Path) -> None:
+def test_a_killed_demo_takes_its_processes_along(demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(demo, out)
     for name in ("evaluate_diffusion_real_few", "evaluate_pi05_compact_real_few"):
@@ -157,10 +157,7 @@ def test_a_killed_demo_takes_its_processes_along_and_goes_on(demo: Path, tmp_pat
     process.wait()
     assert len(children) >= 2
     assert not psutil.wait_procs(children, timeout=30)[1]
-    again = start(*words)
-    assert again.communicate(timeout=180)[1] is not None
-    assert again.returncode == 0
-    assert set(json.loads((out / "summary.json").read_text())) == {"stages", "generator", "policies"}
+    assert not (out / "summary.json").exists()
 
 
 TRAIN = [

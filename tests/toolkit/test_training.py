@@ -96,7 +96,7 @@ def test_accumulation_equals_a_larger_batch() -> None:
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-7)
 
 
-def test_changed_config_cannot_resume(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, Numbers(5))
     path = next((tmp_path / "checkpoints").iterdir()) / "model.safetensors"
@@ -110,7 +110,7 @@ def test_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path) -> None:
         def batch(self, step: int) -> dict[str, Tensor]:
             return {k: v * float("nan") for k, v in super().batch(step).items()}
 
-    with pytest.raises(UserError, match="the loss is nan at step 5"):
+    with pytest.raises(UserError, match="the loss is nan at step 4"):
         fit(tmp_path, Broken())
 
 

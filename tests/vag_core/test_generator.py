@@ -116,6 +116,14 @@ def test_sample_shapes_seed_and_units(generator: Generator, batch: dict) -> None
     assert first.states.shape == (6, 17, 2)
     assert torch.equal(first.actions, draw(0).actions)
     assert not torch.equal(first.actions, draw(1).actions)
+    # With a generator per pair, a pair and its score do not depend on their neighbours.
+    rngs = [torch.Generator().manual_seed(i) for i in range(6)]
+    together = generator.sample(image, state, instruction, num_inference_steps=3, rng=rngs)
+    alone = generator.sample(
+        image[4:5], state[4:5], instruction[4:5], num_inference_steps=3, rng=[torch.Generator().manual_seed(4)]
+    )
+    torch.testing.assert_close(alone.actions[0], together.actions[4], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(alone.loss[0], together.loss[4], rtol=1e-3, atol=1e-3)
     # A guidance scale of 1 is no guidance; another one changes the outcome once the instruction matters.
     torch.nn.init.normal_(generator.action_instruction.null)
     assert torch.equal(draw(0, guidance_scale=1.0).actions, first.actions)

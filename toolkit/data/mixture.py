@@ -30,7 +30,7 @@ def check_compatible(stores: Sequence[ClipStore]) -> None:
 
 
 class Mixture:
-    """Policy batches from weighted sources: first a source is drawn, then an episode, then a step of it."""
+    """Policy batches from weighted sources: first a source is drawn, then one of its rows, all alike."""
 
     def __init__(
         self, stores: Sequence[ClipStore], weights: Sequence[float], batch_size: int, horizon: int, seed: int
@@ -40,26 +40,28 @@ class Mixture:
             raise UserError(f"mixture weights {list(weights)}: expected one non-negative number per source")
         self.stores, self.batch_size, self.horizon, self.seed = stores, batch_size, horizon, seed
         self.weights = np.array(weights) / sum(weights)
-        self.drawn = np.zeros(len(stores), dtype=np.int64)  # samples seen per source, for the log
 
-    def batch(self, step: int) -> dict[str, Any]:
-        rng = np.random.default_rng((self.seed, step))
+    def _counts(self, rng: np.random.Generator) -> np.ndarray:
+        """Samples per source of one batch."""
         # One stratified draw instead of B independent ones: each batch holds the wanted fraction, up to rounding.
         positions = (np.arange(self.batch_size) + rng.random()) / self.batch_size
         sources = np.searchsorted(np.cumsum(self.weights)[:-1], positions, side="right")
+        return np.bincount(sources, minlength=len(self.stores))
+
+    def batch(self, step: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, step))
         parts = []
-        for index, store in enumerate(self.stores):
-            count = int((sources == index).sum())
-            self.drawn[index] += count
+        for store, count in zip(self.stores, self._counts(rng), strict=True):
             if count:
                 rows = rng.integers(len(store.frames), size=count)
                 episodes = np.searchsorted(store.episode_starts, rows, side="right") - 1
                 parts.append(store.policy_batch(episodes, rows - store.episode_starts[episodes], self.horizon))
         return to_tensors({key: _concatenate([part[key] for part in parts]) for key in parts[0]})
 
-    def fractions(self) -> list[float]:
-        """Realised share of each source among the samples drawn so far."""
-        return (self.drawn / max(1, self.drawn.sum())).tolist()
+    def fractions(self, steps: int) -> list[float]:
+        """Realised share of each source among the samples of the first `steps` batches."""
+        counts = [self._counts(np.random.default_rng((self.seed, step))) for step in range(steps)]
+        return (np.sum(counts, axis=0) / (steps * self.batch_size)).tolist()
 
 
 class GeneratorClips:

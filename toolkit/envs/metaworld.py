@@ -132,7 +132,7 @@ class MetaWorldEnv:
         """
         action = np.asarray(action, dtype=np.float32)
         if action.shape != (len(ACTION_NAMES),) or not np.isfinite(action).all():
-            raise UserError(f"{self.task}: an action is {len(ACTION_NAMES)} finite numbers, got {action}")
+            raise UserError(f"{self.task}: an action is {len(ACTION_NAMES)} finite numbers, got {action.tolist()}")
         self.observation, _, _, _, info = self._env.step(np.clip(action, -1, 1))
         return self._state(), bool(info["success"])
 
@@ -244,16 +244,17 @@ def _no_opengl(error: Exception) -> UserError:
 class ScriptedTeleoperator:
     """Meta-World's scripted expert with Ornstein-Uhlenbeck noise, like an operator's unsteady hand.
 
-    noise_scale: stationary deviation of the noise on the three translation actions.
+    noise_scale: stationary deviation of the noise on the three translation actions. operator: another number has
+    another unsteady hand.
     """
 
-    def __init__(self, task: str, seed: int, noise_scale: float = 0.1) -> None:
+    def __init__(self, task: str, seed: int, noise_scale: float = 0.1, operator: int = 0) -> None:
         from metaworld.policies import ENV_POLICY_MAP
 
         expert: Any = ENV_POLICY_MAP[f"{task.removesuffix('-v3')}-v3"]
         self._expert = expert()  # may hold state: one per episode
         # Not default_rng(seed): Meta-World draws the scene from that stream, and the noise would give it away.
-        self._rng = np.random.default_rng((seed, 1))
+        self._rng = np.random.default_rng((seed, 1, operator))
         self._noise, self._scale = np.zeros(3), noise_scale
 
     def action(self, observation: np.ndarray) -> np.ndarray:
@@ -267,10 +268,12 @@ class ScriptedTeleoperator:
         return np.clip(action, -1, 1).astype(np.float32)
 
 
-def record_episode(env: MetaWorldEnv, seed: int, num_steps: int, noise_scale: float = 0.1) -> tuple[Episode, bool]:
+def record_episode(
+    env: MetaWorldEnv, seed: int, num_steps: int, noise_scale: float = 0.1, operator: int = 0
+) -> tuple[Episode, bool]:
     """One episode of `num_steps` steps by the scripted teleoperator; success = solved at any step."""
     state = env.reset(seed)
-    teleoperator = ScriptedTeleoperator(env.task, seed, noise_scale)
+    teleoperator = ScriptedTeleoperator(env.task, seed, noise_scale, operator)
     images, states, actions, success = [], [], [], False
     for _ in range(num_steps):
         images.append(env.render())

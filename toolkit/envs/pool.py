@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from toolkit.errors import UserError
@@ -62,7 +63,8 @@ def parallel_feed[Item, Result](
     try:
         while True:
             while len(waiting) < AHEAD * workers and (item := feed()) is not None:
-                waiting.append((item, pool.submit(function, item)))
+                with _uninterrupted():  # a worker that starts now inherits it
+                    waiting.append((item, pool.submit(function, item)))
             if not waiting:
                 break
             item, future = waiting.popleft()
@@ -77,6 +79,18 @@ def parallel_feed[Item, Result](
             process.terminate()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # handlers belong to the main thread
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _start_worker() -> None:

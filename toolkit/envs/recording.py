@@ -22,13 +22,14 @@ class Attempt:
     image_size: int
     noise_scale: float
     path: Path
+    operator: int = 0
 
 
 def record_attempt(attempt: Attempt) -> bool:
     """Record into the attempt's file, unless that is there already; True if the expert succeeded."""
     if not attempt.path.exists():
         env = cached_env(attempt.task, attempt.image_size)
-        episode, success = record_episode(env, attempt.seed, attempt.num_steps, attempt.noise_scale)
+        episode, success = record_episode(env, attempt.seed, attempt.num_steps, attempt.noise_scale, attempt.operator)
         arrays = {"success": np.array(success)}
         if success:
             arrays |= {"images": episode.images, "states": episode.states, "actions": episode.actions}

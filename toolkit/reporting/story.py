@@ -10,7 +10,13 @@ INTERVALS = (
 
 # command -> title, what the step does, clauses of the sentence about one run (a clause without its value is left out)
 STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "demo": ("Summary", "The whole story once, at a size that two CPU cores finish in minutes.", ()),
+    "demo": (
+        "Summary",
+        "The whole story once, at a size that two CPU cores finish in minutes. The generator was trained on every "
+        "collected episode, while the policies get only a few of them as real data: what pretraining on generated "
+        "episodes adds may come from there.",
+        (),
+    ),
     "collect": (
         "Collect",
         "A scripted operator with human-like noise records episodes; only those that succeed are kept.",

@@ -28,6 +28,7 @@ def save_checkpoint(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: ExponentialMovingAverage,
+    metrics: dict[str, float],
 ) -> None:
     """Write `directory/step_XXXXXX`, then remove older ones."""
     target = directory / f"step_{step:06d}"
@@ -47,7 +48,9 @@ def save_checkpoint(
             temporary / f"{name}.safetensors",
         )
     version, internal, gauss = random.getstate()
-    (temporary / "state.json").write_text(json.dumps({"step": step, "python_random": [version, internal, gauss]}))
+    (temporary / "state.json").write_text(
+        json.dumps({"step": step, "metrics": metrics, "python_random": [version, internal, gauss]})
+    )
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     for old in directory.glob("step_*"):
@@ -57,11 +60,11 @@ def save_checkpoint(
 
 def load_checkpoint(
     directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: ExponentialMovingAverage
-) -> int:
-    """Restore the newest checkpoint in `directory`, strictly; returns its step, 0 if there is none."""
-    found = sorted(directory.glob("step_*"))
+) -> tuple[int, dict[str, float]]:
+    """Restore the newest checkpoint in `directory`, strictly; returns its step and metrics, (0, {}) if none."""
+    found = sorted(directory.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
     if not found:
-        return 0
+        return 0, {}
     path = found[-1]
     try:
         state = json.loads((path / "state.json").read_text())
@@ -80,7 +83,7 @@ def load_checkpoint(
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     _restore_random(tensors["random"], state["python_random"])
-    return int(state["step"])
+    return int(state["step"]), state["metrics"]
 
 
 def _random_tensors() -> dict[str, Tensor]:

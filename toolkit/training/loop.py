@@ -39,7 +39,7 @@ class OptimConfig:
 
 
 class LossModule(nn.Module):
-    """Makes `loss` the forward pass, so that wrappers for several processes see it."""
+    """Makes `loss` the forward pass, which accelerate wraps. One process: every batch is whole."""
 
     def __init__(self, objective: nn.Module) -> None:
         super().__init__()
@@ -75,10 +75,9 @@ def train(
     )
     average = ExponentialMovingAverage(objective, config.ema_decay)
     checkpoints = directory / "checkpoints"
-    first = load_checkpoint(checkpoints, objective, optimizer, average)
+    first, metrics = load_checkpoint(checkpoints, objective, optimizer, average)
     model, optimizer = accelerator.prepare(trained, optimizer)
     log = ScalarLog(directory / "tensorboard", first)
-    metrics: dict[str, float] = {}
     started, seen = time.perf_counter(), 0
     bar = progress(description=description, total=config.steps, initial=first, unit="step")
     for step in range(first, config.steps):
@@ -98,7 +97,8 @@ def train(
         seen += config.batch_size * config.gradient_accumulation
         bar.update()
         done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
+        saving = done % config.checkpoint_every == 0 and done < config.steps
+        if done % config.log_every == 0 or done == config.steps or saving:
             metrics = {"loss": loss.item(), **{k: float(v) for k, v in values.items()}}
             if not torch.isfinite(loss):
                 raise UserError(f"{description}: the loss is {loss.item()} at step {done}; try a lower learning rate")
@@ -110,11 +110,12 @@ def train(
             )
             if on_log is not None:
                 on_log(log, done)
-        if done % config.checkpoint_every == 0 and done < config.steps:
-            save_checkpoint(checkpoints, done, objective, optimizer.optimizer, average)
+        if saving:
+            save_checkpoint(checkpoints, done, objective, optimizer.optimizer, average, metrics)
     bar.close()
     log.close()
-    save_checkpoint(checkpoints, config.steps, objective, optimizer.optimizer, average)
+    if first < config.steps:
+        save_checkpoint(checkpoints, config.steps, objective, optimizer.optimizer, average, metrics)
     objective.load_state_dict(average.shadow)
     objective.to("cpu").eval()
     return metrics

@@ -21,14 +21,21 @@ class RuntimeConfig:
     threads: int = 0  # CPU threads of torch; 0 = torch's default
 
 
-def make_accelerator(config: RuntimeConfig) -> Accelerator:
-    """An Accelerator on the device asked for. Raises UserError if it is not there."""
+def check_runtime(config: RuntimeConfig) -> None:
+    """Raise UserError for a device that is not there or a precision it cannot have."""
     if config.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"runtime.device = '{config.device}': expected auto, cpu or cuda")
     if config.mixed_precision not in ("no", "bf16", "fp16"):
         raise UserError(f"runtime.mixed_precision = '{config.mixed_precision}': expected no, bf16 or fp16")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device = cuda: no CUDA device here; use runtime.device=cpu")
+    if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("runtime.mixed_precision = fp16: for CUDA only; use no or bf16")
+
+
+def make_accelerator(config: RuntimeConfig) -> Accelerator:
+    """An Accelerator on the device asked for. Raises UserError as `check_runtime`."""
+    check_runtime(config)
     set_threads(config)
     return Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision)
 
