@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,11 @@ def load_clips(run: Run, source: str | Path, image_size: int, image_key: str) ->
     store = open_clips(source, image_size, image_key)
     run.add_data(source, store.source_id, store.num_episodes)
     return store
+
+
+def weights_id(directory: str | Path) -> str:
+    """SHA-256 of a checkpoint's weights, first 16 hex digits."""
+    return hashlib.sha256((Path(directory) / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def load_generator(path: str | Path, device: str) -> Generator:

@@ -131,6 +131,7 @@ def run_lanes(root: Path, lanes: dict[str, Lane]) -> None:
             connection.wait([process.sentinel for process in processes.values() if process.is_alive()])
             if any(process.exitcode for process in processes.values()):
                 break  # no need to wait for the others
+        failed = [name for name, process in processes.items() if process.exitcode]
     except KeyboardInterrupt:
         for process in processes.values():
             process.join(20)  # it was interrupted too and cleans up
@@ -139,7 +140,6 @@ def run_lanes(root: Path, lanes: dict[str, Lane]) -> None:
         for process in processes.values():
             process.terminate()
             process.join()
-    failed = [name for name, process in processes.items() if (process.exitcode or 0) > 0]
     if failed:
         raise UserError(f"demo: stages of {', '.join(failed)} failed; their messages stand above")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from policies.factory import PolicyObjective
-from recipes.common import distinct_tasks, pick_device
+from recipes.common import distinct_tasks, pick_device, weights_id
 from recipes.schema import EvaluateConfig
 from toolkit.errors import UserError
 from toolkit.evaluation.rollout import rollout
@@ -45,7 +45,8 @@ def run(config: EvaluateConfig, run: Run) -> None:
             path = f"media/{suite}.mp4"
             write_video(run.directory / path, grid(videos, columns=6), fps=20)
             media.append({"path": path, "caption": f"{suite}: the first rollouts of each task"})
-    run.result.update(policy=policy.policy_type, arm=config.arm, suites=suites, media=media)
+    identity = weights_id(config.checkpoint)
+    run.result.update(policy=policy.policy_type, checkpoint_id=identity, arm=config.arm, suites=suites, media=media)
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from policies.factory import PolicyObjective
+from recipes.common import weights_id
 from recipes.pretrain import load_mixture, summary, train_policy
 from recipes.schema import FinetuneConfig
 from toolkit.data.normalizer import compute_statistics
@@ -19,4 +20,5 @@ def run(config: FinetuneConfig, run: Run) -> None:
     objective = PolicyObjective.from_pretrained(config.checkpoint)
     if config.refit_statistics:
         objective.refit_statistics(compute_statistics([s for s, w in zip(stores, weights, strict=True) if w]))
+    run.result["pretrained_id"] = weights_id(config.checkpoint)
     train_policy(config, run, objective, stores, weights)

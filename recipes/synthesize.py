@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.common import distinct_tasks, instruction_encoder, load_clips, load_generator, pick_device, user_errors
+from recipes.common import (
+    distinct_tasks,
+    instruction_encoder,
+    load_clips,
+    load_generator,
+    pick_device,
+    user_errors,
+    weights_id,
+)
 from recipes.schema import SamplerConfig, SynthesizeConfig
 from toolkit.data.lerobot_io import EpisodeWriter, read_info
 from toolkit.data.schema import ACTION, STATE, Episode
@@ -40,7 +47,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
     set_threads(config.runtime)
     generator = load_generator(config.checkpoint, pick_device(config.runtime))
     encode = instruction_encoder(config.instruction_encoder)
-    identity = hashlib.sha256((Path(config.checkpoint) / "model.safetensors").read_bytes()).hexdigest()[:16]
+    identity = weights_id(config.checkpoint)
     sampler = config.sampler
     description = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}"
     scenes, layout = (
@@ -154,9 +161,16 @@ def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple
         window = store.generator_batch(np.array([episode]), np.array([0]), shape.num_frames)
         length = int((~window["is_pad"][0]).sum())
         reference = {"frames": window["frames"][0, : length + 1], "actions": window["actions"][0, :length]}
+        comparable = length > 3  # jerk is a third difference
         keep = {k: v for k, v in store.metadata[episode].items() if k in ("seed", "task_name")}
         scenes.append(
-            Scene(window["frames"][0, 0], window["states"][0, 0], store.instruction(episode), keep, reference)
+            Scene(
+                window["frames"][0, 0],
+                window["states"][0, 0],
+                store.instruction(episode),
+                keep,
+                reference if comparable else None,
+            )
         )
     info = read_info(Path(config.scenes_from)) if Path(config.scenes_from).is_dir() else {"features": {}}
     names = {}

@@ -27,11 +27,6 @@ STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "{episodes_per_minute} a minute",
         ),
     ),
-    "import-data": (
-        "Import",
-        "Recorded episodes become a dataset.",
-        ("{episodes} episodes", "{frames} frames"),
-    ),
     "train-generator": (
         "Train the generator",
         "First a video tokenizer, then one model with two streams that denoises video and actions together.",
