@@ -6,6 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests at a time, and their processes, share the cores
 
 import numpy as np
 import pytest
@@ -13,6 +14,13 @@ import pytest
 from toolkit.data.clips import ClipStore, write_clips
 from toolkit.data.lerobot_io import EpisodeWriter
 from toolkit.data.schema import Episode
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a worker under `pytest -n`: the tests of one file, those that need its demo run apart."""
+    for item in items:
+        needs_demo = "demo" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.name}{' demo' * needs_demo}"))
 
 
 def make_square(seed: int, length: int = 17, size: int = 32) -> Episode:
