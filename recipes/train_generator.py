@@ -33,7 +33,9 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     encode = instruction_encoder(config.instruction_encoder)
     if config.instruction_encoder is not None:
         config.generator.instruction.kind = "embedding"
-        config.generator.instruction.embedding_width = encode(["?"]).shape[1]  # type: ignore[union-attr]
+        vectors = encode(["?"])
+        assert isinstance(vectors, torch.Tensor)  # an encoder on disk gives vectors, never the strings themselves
+        config.generator.instruction.embedding_width = vectors.shape[1]
     seed_everything(config.seed)
     with user_errors():
         generator = Generator(config.generator)

@@ -142,7 +142,8 @@ class VideoTokenizer(nn.Module):
 
     def _statistics(self, frames: int) -> tuple[Tensor, Tensor]:
         rows = [0] + [1] * (frames - 1)
-        return tuple(x[rows].T[None, :, :, None, None] for x in (self.latent_mean, self.latent_std))  # type: ignore[return-value]
+        mean, std = (x[rows].T[None, :, :, None, None] for x in (self.latent_mean, self.latent_std))
+        return mean, std
 
     def _standardise(self, latents: Tensor) -> Tensor:
         mean, std = self._statistics(latents.shape[2])

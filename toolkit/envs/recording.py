@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,12 +31,12 @@ def record_attempt(attempt: Attempt) -> bool:
     if not attempt.path.exists():
         env = cached_env(attempt.task, attempt.image_size)
         episode, success = record_episode(env, attempt.seed, attempt.num_steps, attempt.noise_scale, attempt.operator)
-        arrays = {"success": np.array(success)}
+        arrays: dict[str, Any] = {"success": np.array(success)}
         if success:
             arrays |= {"images": episode.images, "states": episode.states, "actions": episode.actions}
         temporary = attempt.path.with_suffix(f".{os.getpid()}.partial")
         with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            np.savez(file, **arrays)
         os.replace(temporary, attempt.path)
         return success
     with np.load(attempt.path, allow_pickle=False) as saved:
