@@ -12,6 +12,7 @@ from torch import Tensor
 
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore
+from toolkit.data.scenes import Scenes, read_scenes
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.runtime import RuntimeConfig, check_runtime
@@ -37,6 +38,23 @@ def load_clips(run: Run, source: str | Path, image_size: int, image_key: str) ->
 def weights_id(directory: str | Path) -> str:
     """SHA-256 of a checkpoint's weights, first 16 hex digits."""
     return hashlib.sha256((Path(directory) / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
+def check_unseen(command: str, checkpoint: str, scenes: Scenes, allow_seen: bool) -> int | None:
+    """How many of the scenes the checkpoint was trained on, None if it does not say.
+
+    Raises UserError for any, unless `allow_seen`.
+    """
+    seen = read_scenes(checkpoint)
+    if seen is None:
+        return None
+    known = [(task, seed) for task, seeds in scenes.items() for seed in sorted(set(seeds) & set(seen.get(task, [])))]
+    if known and not allow_seen:
+        raise UserError(
+            f"{command}: {checkpoint} was trained on {len(known)} of these scenes (first: {known[0][0]}, seed "
+            f"{known[0][1]}); choose another first_seed, or allow_seen=true if you mean to"
+        )
+    return len(known)
 
 
 def load_generator(path: str | Path, device: str) -> Generator:

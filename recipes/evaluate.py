@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from policies.factory import PolicyObjective
-from recipes.common import distinct_tasks, pick_device, weights_id
+from recipes.common import check_unseen, distinct_tasks, pick_device, weights_id
 from recipes.schema import EvaluateConfig
 from toolkit.errors import UserError
 from toolkit.evaluation.rollout import rollout
@@ -27,6 +27,7 @@ def run(config: EvaluateConfig, run: Run) -> None:
     seed_everything(config.seed)
     policy = PolicyObjective.from_pretrained(config.checkpoint, device=pick_device(config.runtime))
     seeds = list(range(config.first_seed, config.first_seed + config.episodes_per_task))
+    seen = check_unseen("evaluate", config.checkpoint, dict.fromkeys(tasks, seeds), config.allow_seen)
     media, suites = [], {}
     (run.directory / "media").mkdir(exist_ok=True)
     for suite in config.suites:
@@ -46,7 +47,14 @@ def run(config: EvaluateConfig, run: Run) -> None:
             write_video(run.directory / path, grid(videos, columns=6), fps=20)
             media.append({"path": path, "caption": f"{suite}: the first rollouts of each task"})
     identity = weights_id(config.checkpoint)
-    run.result.update(policy=policy.policy_type, checkpoint_id=identity, arm=config.arm, suites=suites, media=media)
+    run.result.update(
+        policy=policy.policy_type,
+        checkpoint_id=identity,
+        arm=config.arm,
+        seen_scenes=seen,
+        suites=suites,
+        media=media,
+    )
 
 
 def summary(result: dict[str, Any]) -> str:

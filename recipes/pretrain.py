@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import Mixture, check_compatible
 from toolkit.data.normalizer import compute_statistics
+from toolkit.data.scenes import Scenes, merge, read_scenes, scenes_of, write_scenes
 from toolkit.data.schema import IMAGE
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
@@ -95,14 +97,18 @@ def train_policy(
     objective: PolicyObjective,
     stores: list[ClipStore],
     weights: list[float],
+    seen_before: Scenes | None = None,
 ) -> None:
-    """Train through the one loop, write the checkpoint, fill in the result."""
+    """Train through the one loop, write the checkpoint and the scenes it has seen, fill in the result."""
     mixture = Mixture(stores, weights, config.optim.batch_size, objective.horizon, config.seed)
     name = objective.policy_type
     metrics = train(objective, mixture, config.optim, config.runtime, run.directory, f"{run.record['command']} {name}")
     target, temporary = run.directory / "pretrained_model", run.directory / ".pretrained_model.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     objective.save_pretrained(temporary)
+    starts = [scenes_of(store.metadata) for store, weight in zip(stores, weights, strict=True) if weight]
+    generators = [read_scenes(Path(path) / "meta") or {} for path in [*config.real, *config.synthetic]]
+    write_scenes(temporary, merge(seen_before or {}, *starts, *generators))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     shutil.rmtree(run.directory / "checkpoints")

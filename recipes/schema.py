@@ -63,6 +63,7 @@ class SynthesizeConfig(CommonConfig):
     tasks: list[str] = MISSING
     episodes_per_task: int = 50
     first_seed: int = 100_000
+    allow_seen: bool = False  # generate from scenes that the generator was trained on
     scenes_from: str | None = None  # take first pictures from this dataset instead of the simulator
     image_key: str = "observation.image"
     instruction_encoder: str | None = None
@@ -117,6 +118,7 @@ class EvaluateConfig(CommonConfig):
     arm: str = "policy"  # the name in tables
     episodes_per_task: int = 20
     first_seed: int = 500_000
+    allow_seen: bool = False  # roll out on scenes that the policy was trained on
     max_steps: int = 100
     image_size: int = 64
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from recipes.common import (
+    check_unseen,
     distinct_tasks,
     instruction_encoder,
     load_clips,
@@ -21,6 +22,7 @@ from recipes.common import (
 )
 from recipes.schema import SamplerConfig, SynthesizeConfig
 from toolkit.data.lerobot_io import EpisodeWriter, read_info
+from toolkit.data.scenes import read_scenes, scenes_of, write_scenes
 from toolkit.data.schema import ACTION, STATE, Episode
 from toolkit.errors import UserError
 from toolkit.evaluation.action_metrics import action_distance, jerk_ratio
@@ -53,6 +55,9 @@ def run(config: SynthesizeConfig, run: Run) -> None:
     scenes, layout = (
         simulated_scenes(config, generator) if config.scenes_from is None else recorded_scenes(config, run, generator)
     )
+    from_scenes = scenes_of(scene.metadata for scene in scenes)
+    recorded = config.scenes_from is not None
+    seen = check_unseen("synthesize", config.checkpoint, from_scenes, config.allow_seen or recorded)
     metrics: dict[str, list[float]] = {}
     shown: list[np.ndarray] = []
     seconds = 0.0
@@ -103,7 +108,9 @@ def run(config: SynthesizeConfig, run: Run) -> None:
                     shown.append(shown_frames)
             bar.update(len(part))
         bar.close()
-    caption = "generated" if config.scenes_from is None else "recorded (above) and generated (below), same first frame"
+        if (known := read_scenes(config.checkpoint)) is not None:  # who trains on this data has seen them too
+            write_scenes(writer.temporary / "meta", known)
+    caption = "recorded (above) and generated (below), same first frame" if recorded else "generated"
     (run.directory / "media").mkdir(exist_ok=True)
     write_video(run.directory / "media/generated.mp4", grid(shown, columns=6), fps=20)
     run.result.update(
@@ -111,6 +118,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
         seconds_per_episode=round(seconds / len(scenes), 3),
         function_evaluations=function_evaluations(sampler),
         generator_id=identity,
+        seen_scenes=seen,
         dataset="dataset",
         media=[{"path": "media/generated.mp4", "caption": caption}],
     )

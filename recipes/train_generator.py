@@ -14,6 +14,7 @@ from recipes.schema import TrainGeneratorConfig
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import GeneratorClips, LatentClips, TokenizerClips, to_tensors
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
+from toolkit.data.scenes import scenes_of, write_scenes
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.logging import ScalarLog
@@ -39,6 +40,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     seed_everything(config.seed)
     with user_errors():
         generator = Generator(config.generator)
+        generator.video_instruction(encode(store.tasks))  # one that is too long is told now, not after minutes
     statistics = [describe(store.actions, ACTION_FLOOR), describe(store.states, STATE_FLOOR)]
     generator.set_statistics(*(np.concatenate([s[key] for s in statistics]) for key in ("mean", "std", "min", "max")))
     num_frames = config.generator.num_frames
@@ -90,6 +92,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     target, temporary = run.directory / "generator", run.directory / ".generator.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     generator.save_pretrained(temporary)
+    write_scenes(temporary, scenes_of(store.metadata))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     for stage in ("tokenizer", "streams"):  # the result is written: the optimiser state has served

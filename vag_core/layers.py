@@ -54,7 +54,9 @@ class InstructionEncoder(nn.Module):
             if instruction.shape[-1] != self.embedding_width:
                 raise ValueError(f"instruction: vectors of {instruction.shape[-1]}; expected {self.embedding_width}")
             return self.out(instruction.to(device))
-        codes = [list(text.lower().strip().encode()[: self.length]) for text in instruction]
+        codes = [list(text.lower().strip().encode()) for text in instruction]
+        if (longest := max(map(len, codes))) > self.length:
+            raise ValueError(f"instruction of {longest} bytes; the generator reads {self.length} (instruction.length)")
         ids = torch.tensor([c + [256] * (self.length - len(c)) for c in codes], device=device)  # (B, L)
         mask = (ids != 256)[..., None]
         tokens = self.embedding(ids) + self.position

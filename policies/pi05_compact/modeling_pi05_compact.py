@@ -358,15 +358,24 @@ class Pi05CompactPolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """(B, chunk_size, A) normalised actions; the state of the random generator decides unless noise is given."""
+        """(B, chunk_size, A) normalised actions; the state of the random generator decides unless noise is given.
+
+        A picture of another size is resized, since `lerobot-eval` passes on what the simulator renders.
+        """
         self.eval()
-        prefix, prefix_mask = self.encode_prefix(batch)
+        prefix, prefix_mask = self.encode_prefix(self._with_own_picture_size(batch))
         action = self.config.action_feature
         assert action is not None
         if noise is None:
             shape = (prefix_mask.shape[0], self.config.chunk_size, action.shape[0])
             noise = sample_noise(shape, prefix_mask.device)
         return self.model.sample(prefix, prefix_mask, noise)
+
+    def _with_own_picture_size(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        key, size = self.config.image_key, self.model.image_encoder.image_shape[1:]
+        if batch[key].shape[2:] == size:
+            return batch
+        return {**batch, key: F.interpolate(batch[key], size, mode="bilinear", antialias=True, align_corners=False)}
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:

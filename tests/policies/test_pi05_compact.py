@@ -140,10 +140,16 @@ def test_two_passes_equal_one_pass_with_a_block_mask(pi05: PolicyObjective, batc
     torch.testing.assert_close(ours[~step_is_pad], reference[~step_is_pad], atol=1e-5, rtol=1e-4)
 
 
-def test_image_of_another_size_is_refused(pi05: PolicyObjective, batch: Batch) -> None:
+def test_image_of_another_size_is_refused_in_training_and_resized_in_rollouts(
+    pi05: PolicyObjective, batch: Batch
+) -> None:
     inputs = prepared(pi05, batch)
     with pytest.raises(ValueError, match=r"\(3, 48, 48\): expected \(3, 32, 32\)"):
         pi05.policy.encode_prefix({**inputs, "observation.image": torch.rand(4, 3, 48, 48)})
+    noise = torch.randn(4, 8, 3)
+    large = {**inputs, "observation.image": F.interpolate(inputs["observation.image"], scale_factor=2.0)}
+    expected, chunk = (pi05.policy.predict_action_chunk(x, noise=noise) for x in (inputs, large))
+    assert torch.allclose(chunk, expected, atol=0.05)
 
 
 def test_observation_encoder_places_and_weights(tmp_path: Any) -> None:

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from policies.factory import build_policy
 from recipes import cli
 from recipes.compose import compose_config
 from recipes.schema import SCHEMAS
@@ -126,6 +128,21 @@ def test_generator_and_policy_checkpoints_are_not_mixed_up(
     # Action and state widths of this generator are those of Meta-World, not of the data.
     words = (f"checkpoint={tmp_path / 'generator'}", f"scenes_from={dataset}", f"out={tmp_path / 'b'}")
     assert "state width 2; the generator has 4" in complaint(capsys, "synthesize", *words)
+
+
+def test_finetuning_names_the_dataset_that_does_not_fit(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stats = {
+        key: {name: np.array([value] * width, dtype=np.float32) for name, value in (("q01", -1), ("q99", 1))}
+        for key, width in (("observation.state", 4), ("action", 4))
+    }
+    policy = build_policy(
+        "pi05_compact", image_shape=(3, 64, 64), state_dim=4, action_dim=4, stats=stats, options={"width": 32}
+    )
+    policy.save_pretrained(tmp_path / "policy")
+    words = ("finetune", f"checkpoint={tmp_path / 'policy'}", f"real=[{dataset}]", f"out={tmp_path / 'run'}")
+    assert f"{dataset}: state width 2; {tmp_path / 'policy'} expects 4" in complaint(capsys, *words)
 
 
 def test_finished_and_unfinished_directories_are_protected(tmp_path: Path) -> None:

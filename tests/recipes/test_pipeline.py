@@ -64,6 +64,26 @@ def test_synthetic_episodes_carry_their_provenance(demo: Path) -> None:
 
 
 @pytest.mark.slow
+def test_scenes_that_were_trained_on_are_refused(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A policy has seen the scenes of its episodes, real or generated, and those of the generator behind them."""
+    finetuned = f"checkpoint={demo / 'finetune_pi05_compact/pretrained_model'}"
+    words = ("evaluate", finetuned, "tasks=[plate-slide]", "max_steps=1", "episodes_per_task=1")
+    for seed in (0, 100_001):  # collect, synthesize
+        assert cli.main([*words, f"first_seed={seed}", f"out={tmp_path / str(seed)}"]) == 2
+        assert f"trained on 1 of these scenes (first: plate-slide, seed {seed})" in capsys.readouterr().err
+    assert cli.main([*words, "first_seed=0", "allow_seen=true", f"out={tmp_path / 'seen'}"]) == 0
+    assert json.loads((tmp_path / "seen/run.json").read_text())["result"]["seen_scenes"] == 1
+    record = json.loads((demo / "evaluate_pi05_compact_pretrain_finetune/run.json").read_text())
+    assert record["result"]["seen_scenes"] == 0
+    words = ("synthesize", f"checkpoint={demo / 'train_generator/generator'}", "tasks=[plate-slide]")
+    assert cli.main([*words, "first_seed=0", f"out={tmp_path / 'synthetic'}"]) == 2
+    pretrained = json.loads((demo / "pretrain_diffusion/pretrained_model/seen_scenes.json").read_text())
+    assert {0, 100_000} <= set(pretrained["plate-slide"])
+
+
+@pytest.mark.slow
 def test_recorded_actions_replay_to_success(demo: Path) -> None:
     """Collected episodes succeeded; open loop from the same scene they must again."""
     summary = json.loads((demo / "summary.json").read_text())

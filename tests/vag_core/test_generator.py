@@ -146,6 +146,8 @@ def test_bad_inputs_to_sample_are_named(generator: Generator) -> None:
         generator.sample(image, torch.zeros(1, 3), ["a"])
     with pytest.raises(ValueError, match="instruction: expected 1"):
         generator.sample(image, state, ["a", "b"])
+    with pytest.raises(ValueError, match="instruction of 70 bytes; the generator reads 64"):
+        generator.sample(image, state, ["a" * 70])
     with pytest.raises(ValueError, match="expected strings"):
         generator.sample(image, state, torch.zeros(1, 384))
 

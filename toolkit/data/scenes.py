@@ -1,0 +1,45 @@
+"""Initial scenes that data or weights have seen: `seen_scenes.json` beside them, so that "unseen" can be checked.
+
+A scene is a Meta-World task and the seed it was reset with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import UserError
+
+FILE = "seen_scenes.json"
+Scenes = dict[str, list[int]]
+
+
+def scenes_of(metadata: Iterable[dict[str, Any]]) -> Scenes:
+    """Scenes that episodes start from, as far as their columns `task_name` and `seed` tell."""
+    known = [row for row in metadata if row.get("task_name") is not None and row.get("seed") is not None]
+    return merge(*({str(row["task_name"]): [int(row["seed"])]} for row in known))
+
+
+def merge(*parts: Scenes) -> Scenes:
+    """Union, sorted."""
+    tasks = sorted({task for part in parts for task in part})
+    return {task: sorted({seed for part in parts for seed in part.get(task, [])}) for task in tasks}
+
+
+def write_scenes(directory: str | Path, scenes: Scenes) -> None:
+    """Write `seen_scenes.json` into a directory that is still under its temporary name."""
+    (Path(directory) / FILE).write_text(json.dumps(scenes) + "\n")
+
+
+def read_scenes(directory: str | Path) -> Scenes | None:
+    """What the data or weights in a directory have seen; None if it does not say. Raises UserError if damaged."""
+    path = Path(directory) / FILE
+    try:
+        scenes = json.loads(path.read_text())
+        return {str(task): [int(seed) for seed in seeds] for task, seeds in scenes.items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); expected task names with lists of seeds") from error
