@@ -1,7 +1,7 @@
 """The `vag` command: composes the config with Hydra, opens the run directory, runs the recipe.
 
-Exit codes: 0 done, 2 a mistake in the input (one line says which), 130 interrupted. Heavy imports wait until a
-command runs: worker processes import this module again.
+Exit codes: 0 done, 1 `vag inspect` found problems, 2 a mistake in the input (one line says which), 130 interrupted.
+Heavy imports wait until a command runs: worker processes import this module again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from toolkit.errors import UserError, nearest
 # In the order of the story.
 COMMANDS = {
     "collect": "record teleoperation episodes (Meta-World stand-in) as a LeRobotDataset",
+    "import": "turn HDF5 files or another LeRobotDataset into a LeRobotDataset v3",
+    "export": "write a dataset as one HDF5 file in robomimic's layout",
+    "inspect": "validate a dataset, with a picture of it; fix=true writes a repaired copy",
     "train-generator": "train the video tokenizer, then the dual-stream generator",
     "synthesize": "generate video, actions and states from new initial scenes",
     "replay": "execute a dataset's actions open loop and note which succeed",
@@ -26,12 +29,25 @@ COMMANDS = {
     "finetune": "go on from a policy checkpoint on few real episodes",
     "evaluate": "roll a policy out on unseen scenes, with intervals",
     "report": "write one self-contained HTML page about runs",
+    "benchmark data": "measure how fast training data is read, side by side with LeRobotDataset",
     "demo": "the whole story at a size two CPU cores finish in minutes",
 }
 EXAMPLES = {
     "collect": (
         "vag collect out=outputs/real",
         "vag collect tasks=[push,drawer-open] episodes_per_task=10 out=outputs/few",
+    ),
+    "import": (
+        "vag import robot.hdf5 task='put the cup on the plate' out=outputs/imported",
+        "vag import episodes/ layout=aloha image_size=64 image_keys={observation.image:cam_high} fps=50",
+    ),
+    "export": (
+        "vag export outputs/synthetic/dataset out=outputs/exported",
+        "vag export outputs/real/dataset jpeg_quality=95",
+    ),
+    "inspect": (
+        "vag inspect outputs/real/dataset",
+        "vag inspect outputs/imported/dataset fix=true out=outputs/repaired",
     ),
     "train-generator": (
         "vag train-generator dataset=outputs/real/dataset out=outputs/generator",
@@ -60,8 +76,12 @@ EXAMPLES = {
         "vag evaluate checkpoint=outputs/pretrained/pretrained_model tasks=[push] episodes_per_task=50",
     ),
     "report": ("vag report outputs/demo", "vag report outputs/real outputs/generator out=outputs/page"),
+    "benchmark data": ("vag benchmark data", "vag benchmark data dataset=outputs/real/dataset repeats=15"),
     "demo": ("vag demo out=outputs/demo", "vag demo experiment=smoke out=outputs/smoke"),
 }
+# The key of words that stand bare on the command line.
+POSITIONAL = {"import": "source", "export": "dataset", "inspect": "dataset", "report": "runs"}
+MODULES = {"import": "import_data"}  # where the command is a keyword of Python
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,24 +136,27 @@ def run_command(arguments: list[str]) -> int:
         print("\nvag <command> --help shows the config and two examples.")
         return 0
     command, rest = arguments[0], arguments[1:]
+    if command == "benchmark":
+        command, rest = " ".join(arguments[:2]), arguments[2:]
     if command not in COMMANDS:
         raise UserError(f"unknown command '{command}'. {nearest(command, COMMANDS)}")
     if {"-h", "--help"} & set(rest):
         print(_help(command))
         return 0
-    if command == "report":  # run directories stand bare on this command line
-        runs = [word for word in rest if "=" not in word]
-        quoted = ",".join("'" + run.replace("'", "\\'") + "'" for run in runs)
-        rest = [word for word in rest if "=" in word] + ([f"runs=[{quoted}]"] if runs else [])
-    execute(command, rest)
-    return 0
+    bare = [word for word in rest if "=" not in word]
+    if bare and command in POSITIONAL:
+        quoted = ",".join("'" + word.replace("'", "\\'") + "'" for word in bare)
+        rest = [word for word in rest if "=" in word]
+        rest.append(f"{POSITIONAL[command]}={f'[{quoted}]' if command == 'report' else quoted}")
+    result = execute(command, rest)
+    return 1 if command == "inspect" and result["problems"] else 0
 
 
 def execute(command: str, overrides: list[str]) -> dict[str, Any]:
     """Compose the config of a command, run its recipe in a run directory and return the result."""
     from omegaconf import OmegaConf
 
-    from recipes.compose import check_ranges, compose_config
+    from recipes.compose import check_ranges, compose_config, file_name
     from toolkit.reporting.run_record import Run
 
     config = compose_config(command, overrides)
@@ -142,7 +165,7 @@ def execute(command: str, overrides: list[str]) -> dict[str, Any]:
         raise UserError(f"{command}: {missing[0]}=... is required; see vag {command} --help")
     typed: Any = OmegaConf.to_object(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    module = importlib.import_module(f"recipes.{command.replace('-', '_')}")
+    module = importlib.import_module(f"recipes.{MODULES.get(command, file_name(command))}")
     check_ranges(plain)
     with Run(command, config.out, plain, overwrite=config.overwrite, resume=config.resume) as run:
         try:

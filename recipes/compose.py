@@ -17,13 +17,18 @@ from recipes.schema import SCHEMAS
 from toolkit.errors import UserError, nearest
 
 
+def file_name(command: str) -> str:
+    """`train-generator` -> `train_generator`: the command's YAML file, and its module in most cases."""
+    return command.replace("-", "_").replace(" ", "_")
+
+
 def compose_config(command: str, overrides: list[str]) -> DictConfig:
     """The command's config with overrides. Raises UserError that names a wrong key, choice or type."""
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
-        store.store(f"{name.replace('-', '_')}_schema", node=schema)
+        store.store(f"{file_name(name)}_schema", node=schema)
     with initialize_config_module("recipes.configs", version_base="1.3"):
-        primary = command.replace("-", "_")
+        primary = file_name(command)
         parsed = _parse(overrides)
         default = compose(primary)
         choices: Any = compose(primary, return_hydra_config=True).hydra.runtime.choices

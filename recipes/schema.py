@@ -34,6 +34,46 @@ class CollectConfig(CommonConfig):
 
 
 @dataclass
+class ImportConfig(CommonConfig):
+    source: str = MISSING  # HDF5 file, directory of them, LeRobotDataset directory or repo id on the hub
+    layout: str = "auto"  # robomimic, libero, aloha, bridge, lerobot
+    task: str | None = None  # instruction of episodes that carry none
+    episodes: str | None = None  # part of them, "first:last" as in Python
+    image_keys: dict[str, str] = field(default_factory=dict)  # feature: camera in the source; {} = all of them
+    state_keys: list[str] = field(default_factory=list)  # put side by side in this order; [] = the layout's own
+    action_key: str | None = None
+    state_names: list[str] = field(default_factory=list)
+    action_names: list[str] = field(default_factory=list)
+    image_size: int | None = None  # pictures become squares of this size; null keeps them
+    flip_vertical: bool = False  # for pictures stored upside down, as LIBERO's are
+    fps: int | None = None  # of a source that names none
+    robot_type: str = "unknown"
+
+
+@dataclass
+class ExportConfig(CommonConfig):
+    dataset: str = MISSING  # LeRobotDataset v3 directory
+    jpeg_quality: int | None = None  # null = raw frames
+    compress: bool = True  # lossless, inside the HDF5 file
+
+
+@dataclass
+class InspectConfig(CommonConfig):
+    dataset: str = MISSING  # LeRobotDataset v3 directory
+    fix: bool = False  # write a repaired copy to out/dataset; the original stays as it is
+
+
+@dataclass
+class BenchmarkDataConfig(CommonConfig):
+    dataset: str | None = None  # LeRobotDataset v3 directory; null = a generated one
+    num_frames: int = 16
+    image_size: int = 64
+    batch_size: int = 16
+    repeats: int = 7  # rounds in which every reader takes its turn
+    large_gigabytes: int = 30  # size of the sparse file that memory is watched with
+
+
+@dataclass
 class TokenizerTraining(OptimConfig):
     groups: int = 3  # frame groups per clip in a batch
 
@@ -148,6 +188,9 @@ class DemoConfig(CommonConfig):
 
 SCHEMAS: dict[str, type[CommonConfig]] = {
     "collect": CollectConfig,
+    "import": ImportConfig,
+    "export": ExportConfig,
+    "inspect": InspectConfig,
     "train-generator": TrainGeneratorConfig,
     "synthesize": SynthesizeConfig,
     "replay": ReplayConfig,
@@ -155,5 +198,6 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
+    "benchmark data": BenchmarkDataConfig,
     "demo": DemoConfig,
 }

@@ -1,6 +1,7 @@
 """The command line: every mistake is one line with exit code 2, and every shipped config composes."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_help_shows_config_and_examples_that_compose(command: str, capsys: pytes
     assert "overwrite: false" in out
     for example in cli.EXAMPLES[command]:
         assert example in out
-        words = example.split()
+        words = shlex.split(example)
         assert words[:2] == ["vag", command]
         compose_config(command, [word for word in words[2:] if "=" in word])
 

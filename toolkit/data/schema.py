@@ -23,6 +23,7 @@ class Episode:
     actions:  (T, A) float32.
     task:     the instruction in natural language.
     metadata: provenance, one scalar per key; stored as columns of the episode table.
+    cameras:  further pictures (T, H', W', 3) uint8 by feature key, e.g. observation.images.wrist.
     """
 
     images: np.ndarray
@@ -30,6 +31,7 @@ class Episode:
     actions: np.ndarray
     task: str
     metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
+    cameras: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.actions)

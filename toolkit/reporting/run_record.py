@@ -32,7 +32,7 @@ class Run:
         self, command: str, out: str | Path | None, config: dict[str, Any], *, overwrite: bool, resume: bool
     ) -> None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        self.directory = Path(out) if out else Path("outputs") / command / stamp
+        self.directory = Path(out) if out else Path("outputs") / command.replace(" ", "-") / stamp
         self.overwrite, self.resume = overwrite, resume
         self.record: dict[str, Any] = {
             "command": command,
