@@ -17,6 +17,9 @@ from recipes.schema import SCHEMAS
 from toolkit.errors import UserError, nearest
 
 
+OPEN = ("policy.options.", "policy.options=", "image_keys.", "image_keys=")
+
+
 def file_name(command: str) -> str:
     """`train-generator` -> `train_generator`: the command's YAML file, and its module in most cases."""
     return command.replace("-", "_").replace(" ", "_")
@@ -35,9 +38,14 @@ def compose_config(command: str, overrides: list[str]) -> DictConfig:
         for override in parsed:
             _check_key(command, override, default, choices)
         try:
-            return compose(primary, overrides)
+            return compose(primary, [_opened(word) for word in overrides])
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"{command}: {_first_line(error)}") from error
+
+
+def _opened(word: str) -> str:
+    """Hydra adds keys to a mapping only when it is told so by `++`; here the mappings that take any key are known."""
+    return f"++{word}" if word.startswith(OPEN) else word
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -57,8 +65,8 @@ def _check_key(command: str, override: Override, default: DictConfig, choices: d
                 f"{command}: {key}={override.value()} does not exist. {nearest(str(override.value()), options)}"
             )
         return
-    if key.startswith("policy.options."):
-        return  # checked by the policy, which knows them
+    if key.startswith(OPEN):
+        return  # checked by who knows them
     if override.is_add() or override.is_force_add() or override.is_delete():
         raise UserError(
             f"{command}: keys are neither added nor deleted, got '{override.input_line}'; expected key=value"
