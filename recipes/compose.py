@@ -16,7 +16,6 @@ from omegaconf.errors import OmegaConfBaseException
 from recipes.schema import SCHEMAS
 from toolkit.errors import UserError, nearest
 
-
 OPEN = ("policy.options.", "policy.options=", "image_keys.", "image_keys=")
 
 
