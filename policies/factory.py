@@ -27,7 +27,16 @@ from torch import Tensor, nn
 
 from policies.instruction_embedding import InstructionEmbeddingProcessorStep
 from policies.pi05_compact import Pi05CompactConfig
-from toolkit.data.schema import ACTION, ACTION_IS_PAD, ENVIRONMENT_STATE, IMAGE, STATE, TASK
+from toolkit.data.schema import (
+    ACTION,
+    ACTION_DIM_IS_PAD,
+    ACTION_IS_PAD,
+    ENVIRONMENT_STATE,
+    IMAGE,
+    STATE,
+    SYNTHETIC,
+    TASK,
+)
 from toolkit.errors import UserError, nearest
 
 Statistics = dict[str, dict[str, np.ndarray]]
@@ -128,11 +137,17 @@ class PolicyObjective(nn.Module):
         """Training loss of the policy, and what else it reports.
 
         batch: observation.image (B, 3, H, W) float in [0, 1], observation.state (B, S), action (B, T, A),
-        action_is_pad (B, T) bool, task (B strings). Raises UserError if a size is not the policy's.
+        action_is_pad (B, T) bool, task (B strings); where a mixture has padded narrower robots, action_dim_is_pad
+        (B, A) bool. Raises UserError if a size is not the policy's, or if it cannot leave dimensions out.
         """
         self._check(batch, with_action=True)
-        loss, report = self.policy.forward(self._prepare(batch))
-        return loss, {key: float(value) for key, value in (report or {}).items() if key != "loss"}
+        if ACTION_DIM_IS_PAD in batch and not isinstance(self.config, Pi05CompactConfig):
+            raise UserError(f"{self.policy_type} cannot mix actions of different widths; use pi05_compact")
+        loss, report = self.policy.forward(self._prepare({k: v for k, v in batch.items() if k != SYNTHETIC}))
+        metrics = {key: float(value) for key, value in (report or {}).items() if key != "loss"}
+        if SYNTHETIC in batch:
+            metrics["synthetic_fraction"] = float(batch[SYNTHETIC].mean())
+        return loss, metrics
 
     @torch.no_grad()
     def predict_action_chunk(self, observation: dict[str, Any]) -> Tensor:

@@ -73,7 +73,7 @@ EXAMPLES = {
     ),
     "evaluate": (
         "vag evaluate checkpoint=outputs/pretrained/pretrained_model",
-        "vag evaluate checkpoint=outputs/pretrained/pretrained_model tasks=[push] episodes_per_task=50",
+        "vag evaluate checkpoint=outputs/pretrained/pretrained_model dataset=outputs/held_out/dataset",
     ),
     "report": ("vag report outputs/demo", "vag report outputs/real outputs/generator out=outputs/page"),
     "benchmark data": ("vag benchmark data", "vag benchmark data dataset=outputs/real/dataset repeats=15"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ def load_clips(run: Run, source: str | Path, image_size: int, image_key: str) ->
     """Clips of a dataset, noted in the run record."""
     store = open_clips(source, image_size, image_key)
     run.add_data(source, store.source_id, store.num_episodes)
-    return store
+    return replace(store, path=Path(source))  # what messages name
 
 
 def weights_id(directory: str | Path) -> str:

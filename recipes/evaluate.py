@@ -1,13 +1,14 @@
-"""`vag evaluate`: closed-loop rollouts of a policy on scenes it has not seen."""
+"""`vag evaluate`: closed-loop rollouts of a policy on scenes it has not seen, or open-loop errors on a dataset."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from policies.factory import PolicyObjective
-from recipes.common import check_unseen, distinct_tasks, pick_device, weights_id
+from recipes.common import check_unseen, distinct_tasks, load_clips, pick_device, weights_id
 from recipes.schema import EvaluateConfig
 from toolkit.errors import UserError
+from toolkit.evaluation.open_loop import open_loop_error
 from toolkit.evaluation.rollout import rollout
 from toolkit.evaluation.statistics import success_table
 from toolkit.reporting.media import grid, write_video
@@ -19,6 +20,9 @@ SUITES = {"unseen": "new initial scenes of the same tasks"}
 
 def run(config: EvaluateConfig, run: Run) -> None:
     """Roll the policy out on every suite; success with Wilson intervals and a video grid."""
+    if config.dataset is not None:
+        evaluate_open_loop(config, config.dataset, run)
+        return
     tasks = distinct_tasks("evaluate", config.tasks)
     for suite in config.suites:
         if suite not in SUITES:
@@ -57,7 +61,28 @@ def run(config: EvaluateConfig, run: Run) -> None:
     )
 
 
+def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> None:
+    """Compare predicted with recorded actions: for robots that have no simulator."""
+    set_threads(config.runtime)
+    seed_everything(config.seed)
+    policy = PolicyObjective.from_pretrained(config.checkpoint, device=pick_device(config.runtime))
+    store = load_clips(run, dataset, config.image_size, config.image_key)
+    run.result.update(
+        policy=policy.policy_type,
+        checkpoint_id=weights_id(config.checkpoint),
+        arm=config.arm,
+        open_loop=open_loop_error(policy, store, policy.n_action_steps),
+    )
+
+
 def summary(result: dict[str, Any]) -> str:
+    if "open_loop" in result:
+        error = result["open_loop"]
+        return (
+            f"{result['policy']} {result['arm']} open loop: action distance {error['action_distance']:.4f} "
+            f"[{error['low']:.4f}, {error['high']:.4f}] over {error['n']} episodes; hold {error['hold']:.4f}, "
+            f"mean action {error['mean']:.4f}"
+        )
     return "; ".join(
         f"{result['policy']} {result['arm']} {name}: {s['successes']}/{s['n']} [{s['low']:.2f}, {s['high']:.2f}]"
         for name, s in result["suites"].items()

@@ -17,16 +17,20 @@ __all__ = ["run", "summary"]
 
 def run(config: FinetuneConfig, run: Run) -> None:
     """Fine-tune and write `pretrained_model/`; pretraining's statistics are kept unless `refit_statistics`."""
-    stores, weights = load_mixture(config, run)
     seed_everything(config.seed)
     objective = PolicyObjective.from_pretrained(config.checkpoint)
-    expected = {"state": objective.state_dim, "action": objective.action_dim, "picture": objective.image_shape[1]}
-    for path, store in zip([*config.real, *config.synthetic], stores, strict=True):
-        found = {"state": store.states.shape[1], "action": store.actions.shape[1], "picture": store.image_size}
-        for what, width in found.items():
-            if width != expected[what]:
-                raise UserError(f"{path}: {what} width {width}; {config.checkpoint} expects {expected[what]}")
+    if config.normalization == "per_source" and not config.refit_statistics:
+        raise UserError("normalization=per_source moves the data's ranges: it needs refit_statistics=true")
+    sources = load_mixture(
+        config,
+        run,
+        state_dim=objective.state_dim,
+        action_dim=objective.action_dim,
+        asked_by=config.checkpoint,
+    )
+    if sources[0].store.image_size != objective.image_shape[1]:
+        raise UserError(f"image_size={config.image_size}; {config.checkpoint} expects {objective.image_shape[1]}")
     if config.refit_statistics:
-        objective.refit_statistics(compute_statistics([s for s, w in zip(stores, weights, strict=True) if w]))
+        objective.refit_statistics(compute_statistics([source.unpadded for source in sources if source.weight]))
     run.result["pretrained_id"] = weights_id(config.checkpoint)
-    train_policy(config, run, objective, stores, weights, seen_before=read_scenes(config.checkpoint) or {})
+    train_policy(config, run, objective, sources, seen_before=read_scenes(config.checkpoint) or {})

@@ -13,7 +13,7 @@ from policies.factory import PolicyObjective, build_policy
 from recipes.common import load_clips
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.data.clips import ClipStore
-from toolkit.data.mixture import Mixture, check_compatible
+from toolkit.data.mixture import Mixture, Source, make_sources
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.scenes import Scenes, merge, read_scenes, scenes_of, write_scenes
 from toolkit.data.schema import IMAGE
@@ -25,22 +25,26 @@ from toolkit.training.runtime import seed_everything, set_threads
 
 def run(config: PretrainConfig, run: Run) -> None:
     """Train a new policy and write `pretrained_model/` in LeRobot's layout."""
-    stores, weights = load_mixture(config, run)
+    sources = load_mixture(config, run)
     seed_everything(config.seed)
+    store = sources[0].store
     objective = build_policy(
         config.policy.type,
-        image_shape=(3, *stores[0].frames.shape[1:3]),
-        state_dim=stores[0].states.shape[1],
-        action_dim=stores[0].actions.shape[1],
-        stats=compute_statistics([store for store, weight in zip(stores, weights, strict=True) if weight]),
+        image_shape=(3, *store.frames.shape[1:3]),
+        state_dim=store.states.shape[1],
+        action_dim=store.actions.shape[1],
+        stats=compute_statistics([source.unpadded for source in sources if source.weight]),
         options=config.policy.options,
         text_encoder=config.text_encoder,
     )
-    train_policy(config, run, objective, stores, weights)
+    train_policy(config, run, objective, sources)
 
 
-def load_mixture(config: PolicyTrainingConfig, run: Run) -> tuple[list[ClipStore], list[float]]:
-    """Clips of all datasets and the share of each. Raises UserError if the fraction does not fit the sources."""
+def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[Source]:
+    """All datasets, with the share of each; widths as `make_sources`.
+
+    Raises UserError if the fraction does not fit the datasets, or these not each other.
+    """
     set_threads(config.runtime)
     fraction = config.synthetic_fraction
     if not config.real and not config.synthetic:
@@ -55,16 +59,21 @@ def load_mixture(config: PolicyTrainingConfig, run: Run) -> tuple[list[ClipStore
     if config.episodes_per_task is not None:
         real = [first_episodes(store, config.episodes_per_task) for store in real]
     synthetic = [load_clips(run, path, config.image_size, IMAGE) for path in config.synthetic]  # as synthesize names it
-    check_compatible([*real, *synthetic])
-    sizes = [float(store.episode_lengths.sum()) for store in [*real, *synthetic]]
-    if fraction is None:
-        return [*real, *synthetic], sizes
-    weights = [
-        share * size / max(1.0, sum(part))
-        for share, part in ((1 - fraction, sizes[: len(real)]), (fraction, sizes[len(real) :]))
-        for size in part
-    ]
-    return [*real, *synthetic], weights
+    weights = [float(store.episode_lengths.sum()) for store in [*real, *synthetic]]
+    if fraction is not None:
+        weights = [
+            share * size / max(1.0, sum(part))
+            for share, part in ((1 - fraction, weights[: len(real)]), (fraction, weights[len(real) :]))
+            for size in part
+        ]
+    return make_sources(
+        [*real, *synthetic],
+        weights,
+        len(real),
+        normalization=config.normalization,
+        pad_widths=config.pad_widths,
+        **widths,
+    )
 
 
 def first_episodes(store: ClipStore, per_task: int) -> ClipStore:
@@ -95,32 +104,31 @@ def train_policy(
     config: PolicyTrainingConfig,
     run: Run,
     objective: PolicyObjective,
-    stores: list[ClipStore],
-    weights: list[float],
+    sources: list[Source],
     seen_before: Scenes | None = None,
 ) -> None:
     """Train through the one loop, write the checkpoint and the scenes it has seen, fill in the result."""
-    mixture = Mixture(stores, weights, config.optim.batch_size, objective.horizon, config.seed)
+    mixture = Mixture(sources, config.optim.batch_size, objective.horizon, config.seed)
     name = objective.policy_type
     metrics = train(objective, mixture, config.optim, config.runtime, run.directory, f"{run.record['command']} {name}")
     target, temporary = run.directory / "pretrained_model", run.directory / ".pretrained_model.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     objective.save_pretrained(temporary)
-    starts = [scenes_of(store.metadata) for store, weight in zip(stores, weights, strict=True) if weight]
+    starts = [scenes_of(source.store.metadata) for source in sources if source.weight]
     generators = [read_scenes(Path(path) / "meta") or {} for path in [*config.real, *config.synthetic]]
     write_scenes(temporary, merge(seen_before or {}, *starts, *generators))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     shutil.rmtree(run.directory / "checkpoints")
-    real, batches = len(config.real), config.optim.steps * config.optim.gradient_accumulation
+    realised = mixture.fractions(config.optim.steps * config.optim.gradient_accumulation)
     run.result.update(
         policy=name,
         steps=config.optim.steps,
         **{k: round(v, 4) for k, v in metrics.items()},
         parameters=sum(p.numel() for p in objective.parameters()),
         checkpoint="pretrained_model",
-        synthetic_fraction=round(sum(mixture.fractions(batches)[real:]), 4),
-        episodes=[store.num_episodes for store in stores],
+        synthetic_fraction=round(sum(f for f, s in zip(realised, sources, strict=True) if s.synthetic), 4),
+        episodes=[source.store.num_episodes for source in sources],
     )
 
 

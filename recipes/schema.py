@@ -131,6 +131,8 @@ class PolicyTrainingConfig(CommonConfig):
     real: list[str] = field(default_factory=list)
     synthetic: list[str] = field(default_factory=list)
     synthetic_fraction: float | None = None  # of all sampled clips; null = in proportion to the frames
+    normalization: str = "shared"  # or per_source: each dataset's range onto that of the first one
+    pad_widths: bool = False  # let robots with fewer state or action dimensions take part
     episodes_per_task: int | None = None  # use only the first so many real episodes of each task
     image_key: str = "observation.image"
     image_size: int = 64
@@ -153,6 +155,8 @@ class FinetuneConfig(PolicyTrainingConfig):
 @dataclass
 class EvaluateConfig(CommonConfig):
     checkpoint: str = MISSING  # pretrained_model directory
+    dataset: str | None = None  # instead of rollouts: open-loop error on these episodes (LeRobotDataset, clip file)
+    image_key: str = "observation.image"
     tasks: list[str] = MISSING
     suites: list[str] = field(default_factory=lambda: ["unseen"])
     arm: str = "policy"  # the name in tables

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from policies.observation_encoder import ObservationEncoder
 from policies.pi05_compact.configuration_pi05_compact import Pi05CompactConfig
-from toolkit.data.schema import ACTION_IS_PAD
+from toolkit.data.schema import ACTION_DIM_IS_PAD, ACTION_IS_PAD
 from vag_core.flow_matching import interpolate, velocity
 
 KeysValues = tuple[Tensor, Tensor]  # (B, g, N, d) each
@@ -275,12 +275,22 @@ class Pi05Compact(nn.Module):
         step_is_pad: Tensor,
         noise: Tensor,
         t: Tensor,
+        dim_is_pad: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared error of the velocity over real steps (arXiv 2410.24164, eq. 1); actions, noise (B, T, A)."""
-        predicted = self.denoise(interpolate(actions, noise, t), t, prefix, prefix_mask, step_is_pad)
-        error = (predicted - velocity(actions, noise)).square().mean(-1)  # (B, T)
-        real = (~step_is_pad).to(error.dtype)
-        return (error * real).sum() / real.sum().clamp(min=1)
+        """Mean squared error of the velocity over real steps (arXiv 2410.24164, eq. 1); actions, noise (B, T, A).
+
+        dim_is_pad (B, A) marks dimensions that the robot of a sample does not have: they enter as zeros, as the
+        padding inside the network does, and their error does not count.
+        """
+        real = (~step_is_pad)[..., None].to(actions.dtype)  # (B, T, 1)
+        x_t = interpolate(actions, noise, t)
+        if dim_is_pad is not None:
+            here = (~dim_is_pad)[:, None].to(actions.dtype)
+            x_t, real = x_t * here, real * here
+        error = (
+            self.denoise(x_t, t, prefix, prefix_mask, step_is_pad) - velocity(actions, noise)
+        ).square()  # (B, T, A)
+        return (error * real).sum() / real.expand_as(error).sum().clamp(min=1)
 
     # ------------------------------------------------------------------------------------------ sampler
 
@@ -346,14 +356,16 @@ class Pi05CompactPolicy(PreTrainedPolicy):
         if step_is_pad is None:
             step_is_pad = torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device)
         prefix, prefix_mask = self.encode_prefix(batch)
+        dim_is_pad = batch.get(ACTION_DIM_IS_PAD)
         draws = self.config.flow_samples
         if draws > 1:
+            dim_is_pad = None if dim_is_pad is None else dim_is_pad.repeat(draws, 1)
             prefix = [(k.repeat(draws, 1, 1, 1), v.repeat(draws, 1, 1, 1)) for k, v in prefix]
             prefix_mask, step_is_pad = prefix_mask.repeat(draws, 1), step_is_pad.repeat(draws, 1)
             actions = actions.repeat(draws, 1, 1)
         noise = sample_noise(actions.shape, actions.device)
         t = self.model.sample_time(actions.shape[0], actions.device)
-        loss = self.model.flow_matching_loss(prefix, prefix_mask, actions, step_is_pad, noise, t)
+        loss = self.model.flow_matching_loss(prefix, prefix_mask, actions, step_is_pad, noise, t, dim_is_pad)
         return loss, {"loss": loss.item()}
 
     @torch.no_grad()

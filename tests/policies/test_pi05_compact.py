@@ -264,6 +264,19 @@ def test_padded_steps_do_not_change_the_loss(pi05: PolicyObjective, batch: Batch
     assert not torch.equal(flow_loss(pi05, batch), flow_loss(pi05, other))
 
 
+def test_dimensions_that_a_robot_lacks_do_not_change_the_loss(pi05: PolicyObjective, batch: Batch) -> None:
+    lacking = torch.zeros(4, 3, dtype=torch.bool)
+    everything = flow_loss(pi05, {**batch, "action_dim_is_pad": lacking})
+    torch.testing.assert_close(everything, flow_loss(pi05, batch))
+    lacking[:2, 2] = True
+    batch = {**batch, "action_dim_is_pad": lacking}
+    other = {**batch, "action": batch["action"].clone()}
+    other["action"][:2, :, 2] += 10
+    assert torch.equal(flow_loss(pi05, batch), flow_loss(pi05, other))
+    other["action"][2, :, 2] += 1
+    assert not torch.equal(flow_loss(pi05, batch), flow_loss(pi05, other))
+
+
 def test_padded_dimensions_do_not_change_the_loss(pi05: PolicyObjective, batch: Batch) -> None:
     before = flow_loss(pi05, batch)
     model = pi05.policy.model

@@ -90,7 +90,7 @@ def test_mistakes_on_the_command_line(
         (["pretrain"], "no data"),
         (["pretrain", "real=[x]", "synthetic_fraction=1.5"], "expected a number from 0 to 1"),
         (["pretrain", "real=[x]", "synthetic_fraction=0.5"], "needs synthetic="),
-        (["finetune", "checkpoint=nowhere", "real=[nowhere]"], "nowhere: not found"),
+        (["finetune", "checkpoint=nowhere", "real=[nowhere]"], "nowhere: not a directory; expected a policy"),
         (["evaluate", "checkpoint=nowhere"], "nowhere"),
         (["evaluate", "checkpoint=nowhere", "suites=[seen]"], "unknown suite 'seen'"),
         (["report", "nowhere"], "run.json: not found"),
@@ -143,7 +143,7 @@ def test_finetuning_names_the_dataset_that_does_not_fit(
     )
     policy.save_pretrained(tmp_path / "policy")
     words = ("finetune", f"checkpoint={tmp_path / 'policy'}", f"real=[{dataset}]", f"out={tmp_path / 'run'}")
-    assert f"{dataset}: state width 2; {tmp_path / 'policy'} expects 4" in complaint(capsys, *words)
+    assert f"{dataset}: states are 2 wide; expected 4, as {tmp_path / 'policy'}" in complaint(capsys, *words)
 
 
 def test_finished_and_unfinished_directories_are_protected(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -15,7 +14,7 @@ from toolkit.data import lerobot_io
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore, write_clips
 from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.data.mixture import GeneratorClips, Mixture, TokenizerClips
+from toolkit.data.mixture import GeneratorClips, TokenizerClips
 from toolkit.data.normalizer import ACTION_FLOOR, compute_statistics, describe
 from toolkit.data.schema import ACTION, ACTION_IS_PAD, IMAGE, STATE, Episode
 from toolkit.errors import UserError
@@ -173,25 +172,6 @@ def test_policy_batches_hold_the_actions_after_the_picture(store: ClipStore, epi
     np.testing.assert_array_equal(batch[STATE][0], wanted.states[15])
     np.testing.assert_array_equal(batch[ACTION][0], wanted.actions[[15, 16, 16, 16]])
     assert batch[ACTION_IS_PAD][0].tolist() == [False, False, True, True]
-
-
-def test_mixture_realises_the_fraction_and_is_a_function_of_the_step(store: ClipStore) -> None:
-    mixture = Mixture([store, store], [0.7, 0.3], batch_size=20, horizon=4, seed=3)
-    assert mixture.fractions(200) == pytest.approx([0.7, 0.3], abs=0.01)
-    assert mixture.fractions(1) == pytest.approx([0.7, 0.3], abs=0.05)  # every batch holds it, up to rounding
-    again = Mixture([store, store], [0.7, 0.3], batch_size=20, horizon=4, seed=3)
-    for key, value in mixture.batch(17).items():
-        other = again.batch(17)[key]
-        assert value == other if isinstance(value, list) else bool((value == other).all())
-    assert not (mixture.batch(17)[STATE] == mixture.batch(18)[STATE]).all()
-
-
-def test_sources_that_do_not_fit_are_refused(store: ClipStore) -> None:
-    wider = replace(store, actions=np.zeros((len(store.actions), 7), np.float32))
-    with pytest.raises(UserError, match=r"actions are \(7,\)"):
-        Mixture([store, wider], [1, 1], 4, 4, 0)
-    with pytest.raises(UserError, match="mixture weights"):
-        Mixture([store], [-1], 4, 4, 0)
 
 
 def test_tokenizer_batches_are_a_first_frame_and_whole_groups(store: ClipStore, episodes: list[Episode]) -> None:

@@ -1,8 +1,12 @@
-"""Batches for the training loop. Batch k is a pure function of (seed, k), so resuming is exact by design."""
+"""Batches for the training loop. Batch k is a pure function of (seed, k), so resuming is exact by design.
+
+For the same reason several processes need not talk: process p of P takes the batches p, p + P, p + 2P, ...
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +14,8 @@ import torch
 from torch import Tensor
 
 from toolkit.data.clips import ClipStore
+from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
+from toolkit.data.schema import ACTION_DIM_IS_PAD, SYNTHETIC
 from toolkit.errors import UserError
 
 
@@ -20,42 +26,125 @@ class BatchSource(Protocol):
         """The batch of a step, the same at every call."""
 
 
-def check_compatible(stores: Sequence[ClipStore]) -> None:
-    """Raise UserError if state, action or picture shapes differ between sources."""
+@dataclass
+class Source:
+    """One dataset of a mixture. Its rows may have been padded with zeros to the widths of the mixture."""
+
+    store: ClipStore
+    weight: float
+    state_dim: int  # width before padding
+    action_dim: int
+    synthetic: bool = False
+
+    @property
+    def action_dim_is_pad(self) -> np.ndarray:
+        """(A,) True where an action dimension is padding."""
+        return np.arange(self.store.actions.shape[1]) >= self.action_dim
+
+    @property
+    def unpadded(self) -> ClipStore:
+        """The store at its own widths, as statistics need it."""
+        store = self.store
+        return replace(store, states=store.states[:, : self.state_dim], actions=store.actions[:, : self.action_dim])
+
+
+def make_sources(
+    stores: Sequence[ClipStore],
+    weights: Sequence[float],
+    num_real: int,
+    *,
+    normalization: str = "shared",
+    pad_widths: bool = False,
+    state_dim: int | None = None,
+    action_dim: int | None = None,
+    asked_by: str = "",
+) -> list[Source]:
+    """Sources of one mixture. `pad_widths` pads states and actions with zeros at the end, to the widest or as asked.
+
+    The first `num_real` stores are real, the others synthetic. With `per_source` normalization the 1 % to 99 % range
+    of every dimension is moved onto that of the first store that has the dimension, so that robots of other scales
+    look alike to the policy; its statistics, and its actions, are then those of the first store.
+    Raises UserError for weights or picture sizes that do not fit, and for widths that differ or are too large;
+    `asked_by` tells whose widths they are.
+    """
+    if not stores or len(weights) != len(stores) or min(weights) < 0 or sum(weights) <= 0:
+        raise UserError(f"mixture weights {list(weights)}: expected one non-negative number per source")
+    if normalization not in ("shared", "per_source"):
+        raise UserError(f"normalization={normalization}: expected shared or per_source")
     for store in stores[1:]:
-        for name in ("states", "actions", "frames"):
-            ours, first = getattr(store, name).shape[1:], getattr(stores[0], name).shape[1:]
-            if ours != first:
-                raise UserError(f"{store.path}: {name} are {ours}; {stores[0].path} has {first}: they cannot be mixed")
+        if store.frames.shape[1:] != stores[0].frames.shape[1:]:
+            ours, first = store.frames.shape[1:], stores[0].frames.shape[1:]
+            raise UserError(f"{store.path}: frames are {ours}; {stores[0].path} has {first}: they cannot be mixed")
+    columns: dict[str, list[np.ndarray]] = {}
+    for name, wanted, floor in (("states", state_dim, STATE_FLOOR), ("actions", action_dim, ACTION_FLOOR)):
+        values = [np.asarray(getattr(store, name)) for store in stores]
+        width = wanted or max(v.shape[1] for v in values)
+        for store, v in zip(stores, values, strict=True):
+            if v.shape[1] > width or (v.shape[1] < width and not pad_widths):
+                whose = asked_by or f"the widest of {len(stores)} datasets"
+                hint = "" if v.shape[1] > width else "; pad_widths=true fills the missing dimensions with zeros"
+                raise UserError(f"{store.path}: {name} are {v.shape[1]} wide; expected {width}, as {whose}{hint}")
+        if normalization == "per_source":
+            values = _onto_first_range(values, floor)
+        columns[name] = [np.pad(v, ((0, 0), (0, width - v.shape[1]))) if v.shape[1] < width else v for v in values]
+    return [
+        Source(
+            replace(store, states=columns["states"][i], actions=columns["actions"][i]),
+            float(weights[i]) / sum(weights),
+            store.states.shape[1],
+            store.actions.shape[1],
+            synthetic=i >= num_real,
+        )
+        for i, store in enumerate(stores)
+    ]
+
+
+def _onto_first_range(values: list[np.ndarray], floor: float) -> list[np.ndarray]:
+    reference: dict[int, tuple[float, float]] = {}
+    moved = []
+    for rows in values:
+        found = describe(rows, floor)
+        middle, half = (found["q01"] + found["q99"]) / 2, (found["q99"] - found["q01"]) / 2
+        for j in range(rows.shape[1]):
+            reference.setdefault(j, (middle[j], half[j]))
+        to_middle, to_half = np.array([reference[j] for j in range(rows.shape[1])], np.float32).T
+        same = np.array_equal(to_middle, middle) and np.array_equal(to_half, half)
+        moved.append(rows if same else (rows - middle) / half * to_half + to_middle)
+    return moved
 
 
 class Mixture:
-    """Policy batches from weighted sources: first a source is drawn, then one of its rows, all alike."""
+    """Policy batches from weighted sources: first a source is drawn, then one of its rows, all alike.
 
-    def __init__(
-        self, stores: Sequence[ClipStore], weights: Sequence[float], batch_size: int, horizon: int, seed: int
-    ) -> None:
-        check_compatible(stores)
-        if not stores or min(weights) < 0 or sum(weights) <= 0:
-            raise UserError(f"mixture weights {list(weights)}: expected one non-negative number per source")
-        self.stores, self.batch_size, self.horizon, self.seed = stores, batch_size, horizon, seed
-        self.weights = np.array(weights) / sum(weights)
+    Beside the keys of `ClipStore.policy_batch`: `synthetic` (B,), and where an action was padded
+    `action_dim_is_pad` (B, A).
+    """
+
+    def __init__(self, sources: Sequence[Source], batch_size: int, horizon: int, seed: int) -> None:
+        self.sources, self.batch_size, self.horizon, self.seed = sources, batch_size, horizon, seed
+        self.weights = np.array([source.weight for source in sources])
+        self.padded = any(source.action_dim_is_pad.any() for source in sources)
 
     def _counts(self, rng: np.random.Generator) -> np.ndarray:
         """Samples per source of one batch."""
         # One stratified draw instead of B independent ones: each batch holds the wanted fraction, up to rounding.
         positions = (np.arange(self.batch_size) + rng.random()) / self.batch_size
         sources = np.searchsorted(np.cumsum(self.weights)[:-1], positions, side="right")
-        return np.bincount(sources, minlength=len(self.stores))
+        return np.bincount(sources, minlength=len(self.sources))
 
     def batch(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, step))
         parts = []
-        for store, count in zip(self.stores, self._counts(rng), strict=True):
+        for source, count in zip(self.sources, self._counts(rng), strict=True):
             if count:
+                store = source.store
                 rows = rng.integers(len(store.frames), size=count)
                 episodes = np.searchsorted(store.episode_starts, rows, side="right") - 1
-                parts.append(store.policy_batch(episodes, rows - store.episode_starts[episodes], self.horizon))
+                part = store.policy_batch(episodes, rows - store.episode_starts[episodes], self.horizon)
+                part[SYNTHETIC] = np.full(count, source.synthetic, np.float32)
+                if self.padded:
+                    part[ACTION_DIM_IS_PAD] = np.tile(source.action_dim_is_pad, (count, 1))
+                parts.append(part)
         return to_tensors({key: _concatenate([part[key] for part in parts]) for key in parts[0]})
 
     def fractions(self, steps: int) -> list[float]:

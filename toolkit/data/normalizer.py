@@ -35,7 +35,16 @@ def compute_statistics(stores: Sequence[ClipStore]) -> dict[str, dict[str, np.nd
     pictures = np.concatenate([store.frames[:: max(1, len(store.frames) // 256)] for store in stores]) / 255
     by_channel = describe(pictures.reshape(-1, 3), 1e-3)
     return {
-        STATE: describe(np.concatenate([store.states for store in stores]), STATE_FLOOR),
-        ACTION: describe(np.concatenate([store.actions for store in stores]), ACTION_FLOOR),
+        STATE: describe_columns([store.states for store in stores], STATE_FLOOR),
+        ACTION: describe_columns([store.actions for store in stores], ACTION_FLOOR),
         IMAGE: {name: value.reshape(3, 1, 1) for name, value in by_channel.items()},
     }
+
+
+def describe_columns(parts: Sequence[np.ndarray], floor: float) -> dict[str, np.ndarray]:
+    """As `describe`, of parts (N_i, D_i) of different widths: a dimension counts where a part has it."""
+    widths = sorted({part.shape[1] for part in parts})
+    blocks = []
+    for low, high in zip([0, *widths], widths, strict=False):
+        blocks.append(describe(np.concatenate([p[:, low:high] for p in parts if p.shape[1] >= high]), floor))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

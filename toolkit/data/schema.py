@@ -11,6 +11,8 @@ STATE = "observation.state"
 ENVIRONMENT_STATE = "observation.environment_state"
 ACTION = "action"
 ACTION_IS_PAD = "action_is_pad"
+ACTION_DIM_IS_PAD = "action_dim_is_pad"  # dimensions that this robot does not have
+SYNTHETIC = "synthetic"
 TASK = "task"
 
 

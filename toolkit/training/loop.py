@@ -85,7 +85,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         for part in range(config.gradient_accumulation):
-            batch = data.batch(step * config.gradient_accumulation + part)
+            index = step * config.gradient_accumulation + part
+            batch = data.batch(index * accelerator.num_processes + accelerator.process_index)
             batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
             with accelerator.autocast():
                 loss, values = model(batch)

@@ -1,0 +1,66 @@
+"""How far a policy's predicted actions are from recorded ones: what can be measured without robot or simulator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from toolkit.data.clips import ClipStore
+from toolkit.data.schema import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK
+from toolkit.envs.base import Policy
+from toolkit.errors import UserError
+from toolkit.evaluation.statistics import paired_bootstrap
+from toolkit.training.logging import progress
+
+
+def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch_size: int = 32) -> dict[str, Any]:
+    """Errors of the next `n_action_steps` actions, predicted at every such step of every episode.
+
+    `action_distance` is the Euclidean distance (raw units) averaged over steps, then over episodes; `low` and `high`
+    bound its 95 % bootstrap interval over episodes, n of them. `hold` (the previous recorded action goes on) and
+    `mean` (the dataset's own mean action, which no policy knows) are the same errors of two policies that see
+    nothing. `per_dimension` (A,) holds mean absolute errors.
+    Raises UserError if the policy's actions have another width than the recorded ones.
+    """
+    rows = [
+        (episode, step)
+        for episode, length in enumerate(store.episode_lengths)
+        for step in range(0, int(length), n_action_steps)
+    ]
+    mean = store.actions.mean(0)
+    errors: dict[str, list[np.ndarray]] = {"policy": [], "hold": [], "mean": []}
+    owners: list[np.ndarray] = []
+    bar = progress(description="open loop", total=len(rows), unit="step")
+    for start in range(0, len(rows), batch_size):
+        episodes, steps = np.array(rows[start : start + batch_size]).T
+        batch = store.policy_batch(episodes, steps, n_action_steps)
+        observation = {IMAGE: torch.from_numpy(batch[IMAGE]), STATE: torch.from_numpy(batch[STATE]), TASK: batch[TASK]}
+        chunk = torch.as_tensor(policy.predict_action_chunk(observation)).detach().cpu().numpy()[:, :n_action_steps]
+        if chunk.shape != batch[ACTION].shape:
+            raise UserError(
+                f"{store.path}: actions are {batch[ACTION].shape[2]} wide; the policy gives {chunk.shape[2]}"
+            )
+        previous = store.actions[store.episode_starts[episodes] + np.maximum(steps - 1, 0)][:, None]
+        real = ~batch[ACTION_IS_PAD]
+        for name, predicted in (("policy", chunk), ("hold", previous), ("mean", mean)):
+            errors[name].append((predicted - batch[ACTION])[real])
+        owners.append(np.broadcast_to(episodes[:, None], real.shape)[real])
+        bar.update(len(episodes))
+    bar.close()
+    owner = np.concatenate(owners)
+    counts = np.bincount(owner)
+    values = {name: np.concatenate(parts) for name, parts in errors.items()}  # (N, A)
+    per_episode = {name: np.bincount(owner, np.linalg.norm(value, axis=-1)) / counts for name, value in values.items()}
+    interval = paired_bootstrap(per_episode["policy"].tolist(), [0.0] * len(counts))
+    return {
+        "action_distance": float(per_episode["policy"].mean()),
+        "low": interval["low"],
+        "high": interval["high"],
+        "n": len(counts),
+        "hold": float(per_episode["hold"].mean()),
+        "mean": float(per_episode["mean"].mean()),
+        "per_dimension": np.abs(values["policy"]).mean(0).tolist(),
+        "n_action_steps": n_action_steps,
+    }
