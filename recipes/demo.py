@@ -23,13 +23,15 @@ from toolkit.errors import UserError
 from toolkit.reporting.report import write_report
 from toolkit.reporting.run_record import Run, read_record, write_json
 
+OPEN_LOOP = ("action_distance", "n", "hold", "mean")
+BOUNDS = ("low", "high")
 Lane = list[tuple[str, str, list[str]]]  # (directory, command, overrides)
 
 
 def run(config: DemoConfig, run: Run) -> None:
     """Run all stages; write `summary.json` and `report.html`."""
-    if not config.tasks or not config.policies:
-        raise UserError("demo: tasks and policies must each name at least one")
+    if not config.policies or not (config.tasks or config.source):
+        raise UserError("demo: policies, and tasks or a source, must each name at least one")
     root = run.directory
     check_overrides(config)
     tasks = f"tasks=[{','.join(config.tasks)}]"
@@ -40,33 +42,38 @@ def run(config: DemoConfig, run: Run) -> None:
         done.append(name)
         return stage(root / name, command, [*overrides, seed])
 
-    real, held_out = root / "collect/dataset", root / "collect_held_out/dataset"
-    execute("collect", "collect", [tasks, *config.collect])
-    execute("collect_held_out", "collect", [tasks, *config.collect_held_out])
+    command, origin = ("import", f"source='{config.source}'") if config.source else ("collect", tasks)
+    execute(command, command, [origin, *config.collect])
+    execute(f"{command}_held_out", command, [origin, *config.collect_held_out])
+    real, held_out = root / command / "dataset", root / f"{command}_held_out/dataset"
     execute("train_generator", "train-generator", [f"dataset={real}", *config.train_generator])
     generator = f"checkpoint={root / 'train_generator/generator'}"
-    execute("synthesize", "synthesize", [generator, tasks, *config.synthesize])
-    metrics = execute("synthesize_held_out", "synthesize", [generator, tasks, f"scenes_from={held_out}"])
-    horizon = f"max_steps={read_table(root / 'synthesize_held_out/dataset').lengths.min()}"  # as long as generated
-    generated = f"dataset={root / 'synthesize_held_out/dataset'}"
-    replays = execute("replay_generated", "replay", [generated, "system=vag", horizon])["systems"]
-    replays |= execute("replay_recorded", "replay", [f"dataset={held_out}", "system=recorded", horizon])["systems"]
+    scenes = f"scenes_from={real}" if config.source else tasks
+    execute("synthesize", "synthesize", [generator, scenes, *config.synthesize])
+    metrics = execute("synthesize_held_out", "synthesize", [generator, f"scenes_from={held_out}"])["metrics"]
+    systems = [{"system": "vag", **metrics}]
+    if not config.source:
+        horizon = f"max_steps={read_table(root / 'synthesize_held_out/dataset').lengths.min()}"  # as long as generated
+        generated = f"dataset={root / 'synthesize_held_out/dataset'}"
+        replays = execute("replay_generated", "replay", [generated, "system=vag", horizon])["systems"]
+        replays |= execute("replay_recorded", "replay", [f"dataset={held_out}", "system=recorded", horizon])["systems"]
+        systems.append({"system": "recorded", "action_distance": 0.0})
+        for system in systems:
+            replay = replays[system["system"]]
+            system["replay_success"] = {key: replay[key] for key in ("successes", "n", "rate", "low", "high")}
 
-    lanes = {policy: policy_lane(config, root, policy, tasks, seed) for policy in config.policies}
+    test = f"dataset={held_out}" if config.source else tasks
+    lanes = {policy: policy_lane(config, root, policy, real, test) for policy in config.policies}
     run_lanes(root, lanes)
     done += [name for lane in lanes.values() for name, _, _ in lane]
 
     policies = []
     for policy in config.policies:
-        for arm in ("real_few", "pretrain_finetune"):
-            suite = read_record(root / f"evaluate_{policy}_{arm}")["result"]["suites"]["unseen"]
-            row = {key: suite[key] for key in ("successes", "n", "rate", "low", "high")}
+        for arm in (real_arm(config), "pretrain_finetune"):
+            result = read_record(root / f"evaluate_{policy}_{arm}")["result"]
+            measured = result["open_loop"] if config.source else result["suites"]["unseen"]
+            row = {key: measured[key] for key in (OPEN_LOOP if config.source else ("successes", "n", "rate")) + BOUNDS}
             policies.append({"policy": policy, "arm": arm, **row})
-    systems = []
-    for name, replay in replays.items():
-        measured = metrics["metrics"] if name == "vag" else {"action_distance": 0.0}
-        success = {key: replay[key] for key in ("successes", "n", "rate", "low", "high")}
-        systems.append({"system": name, **measured, "replay_success": success})
     stages = [{"name": name, "seconds": read_record(root / name)["wall_seconds"]} for name in done]
     run.result.update(stages=stages, generator={"systems": systems}, policies=policies, runs=done)
     write_json(root / "summary.json", {key: run.result[key] for key in ("stages", "generator", "policies")})
@@ -77,32 +84,39 @@ def run(config: DemoConfig, run: Run) -> None:
 
 def check_overrides(config: DemoConfig) -> None:
     """A mistake in what is handed to a later stage is told now, not after minutes."""
-    given = {"collect": config.collect + config.collect_held_out, "train-generator": config.train_generator}
+    given = {"import" if config.source else "collect": config.collect + config.collect_held_out}
+    given |= {"train-generator": config.train_generator}
     given |= {"synthesize": config.synthesize, "finetune": config.finetune, "evaluate": config.evaluate}
     given |= {"pretrain": config.real_only + config.pretrain}
     for command, overrides in given.items():
         check_ranges(OmegaConf.to_container(compose_config(command, overrides)))
 
 
-def policy_lane(config: DemoConfig, root: Path, policy: str, tasks: str, seed: str) -> Lane:
-    """Stages of one policy: real only, pretrained on synthetic then fine-tuned, and both evaluated."""
-    real = [f"real=[{root / 'collect/dataset'}]", f"episodes_per_task={config.few}"]
+def real_arm(config: DemoConfig) -> str:
+    """Name of the arm that sees real episodes only."""
+    return "real_all" if config.few is None else "real_few"
+
+
+def policy_lane(config: DemoConfig, root: Path, policy: str, dataset: Path, test: str) -> Lane:
+    """Stages of one policy: real only, pretrained on synthetic then fine-tuned, and both evaluated on `test`."""
+    real = [f"real=[{dataset}]"] + ([] if config.few is None else [f"episodes_per_task={config.few}"])
     synthetic = [f"synthetic=[{root / 'synthesize/dataset'}]", "synthetic_fraction=1.0"]
-    single = [seed, "runtime.threads=1"]
-    names = {arm: f"{arm}_{policy}" for arm in ("real_few", "pretrain", "finetune")}
+    single = [f"seed={config.seed}", "runtime.threads=1"]
+    few = real_arm(config)
+    names = {arm: f"{arm}_{policy}" for arm in (few, "pretrain", "finetune")}
     lane = [
-        (names["real_few"], "pretrain", [f"policy={policy}", *real, *config.real_only, *single]),
+        (names[few], "pretrain", [f"policy={policy}", *real, *config.real_only, *single]),
         (names["pretrain"], "pretrain", [f"policy={policy}", *synthetic, *config.pretrain, *single]),
     ]
     checkpoint = f"checkpoint={root / names['pretrain'] / 'pretrained_model'}"
     lane.append((names["finetune"], "finetune", [checkpoint, *real, *config.finetune, *single]))
-    for arm, name in (("real_few", names["real_few"]), ("pretrain_finetune", names["finetune"])):
+    for arm, name in ((few, names[few]), ("pretrain_finetune", names["finetune"])):
         checkpoint = f"checkpoint={root / name / 'pretrained_model'}"
         lane.append(
             (
                 f"evaluate_{policy}_{arm}",
                 "evaluate",
-                [checkpoint, f"arm={arm}", tasks, *config.evaluate, *single],
+                [checkpoint, f"arm={arm}", test, *config.evaluate, *single],
             )
         )
     return lane
@@ -165,17 +179,22 @@ def table(result: dict[str, Any], root: Path) -> str:
     lines += [f"{stage['name']:<36}{stage['seconds']:>9.1f}" for stage in result["stages"]]
     lines += ["", f"{'generator, held-out scenes':<36}{'distance':>9}  replay success"]
     for system in result["generator"]["systems"]:
-        lines.append(f"{system['system']:<36}{system['action_distance']:>9.3f}  {_rate(system['replay_success'])}")
-    lines += ["", f"{'policy, unseen scenes':<18}{'arm':<20}success"]
+        replay = _rate(system["replay_success"]) if "replay_success" in system else "needs a simulator"
+        lines.append(f"{system['system']:<36}{system['action_distance']:>9.3f}  {replay}")
+    measure = "success" if "rate" in result["policies"][0] else "open-loop action distance"
+    lines += ["", f"{'policy, unseen scenes':<18}{'arm':<20}{measure}"]
     lines += [f"{row['policy']:<18}{row['arm']:<20}{_rate(row)}" for row in result["policies"]]
     lines += [
         "",
-        "The generator saw every collected episode, the policies a few of them: read the arms with that in mind.",
+        "The generator saw every episode of its dataset, the policies perhaps few: read the arms with that in mind.",
     ]
     return "\n".join([*lines, "", f"report: {root / 'report.html'}"])
 
 
 def _rate(row: dict[str, Any]) -> str:
+    if "rate" not in row:
+        value = f"{row['action_distance']:.4f}  [{row['low']:.4f}, {row['high']:.4f}]  n = {row['n']}"
+        return f"{value}  (hold {row['hold']:.4f}, mean action {row['mean']:.4f})"
     return f"{row['successes']:>3}/{row['n']:<4} {row['rate']:.2f}  [{row['low']:.2f}, {row['high']:.2f}]"
 
 

@@ -124,7 +124,7 @@ def train_policy(
     run.result.update(
         policy=name,
         steps=config.optim.steps,
-        **{k: round(v, 4) for k, v in metrics.items()},
+        **{k: round(v, 4) for k, v in metrics.items() if k != "synthetic_fraction"},  # that of one batch
         parameters=sum(p.numel() for p in objective.parameters()),
         checkpoint="pretrained_model",
         synthetic_fraction=round(sum(f for f, s in zip(realised, sources, strict=True) if s.synthetic), 4),

@@ -177,13 +177,14 @@ class ReportConfig(CommonConfig):
 class DemoConfig(CommonConfig):
     """Overrides handed to each command of the story."""
 
+    source: str | None = None  # recorded data to import, instead of tasks to collect in the simulator
     tasks: list[str] = MISSING
     policies: list[str] = MISSING
-    collect: list[str] = MISSING
+    collect: list[str] = MISSING  # overrides of import, where there is a source
     collect_held_out: list[str] = MISSING
     train_generator: list[str] = MISSING
     synthesize: list[str] = MISSING
-    few: int = MISSING  # real episodes per task that the policies get
+    few: int | None = MISSING  # real episodes per task that the policies get; null = all
     real_only: list[str] = MISSING
     pretrain: list[str] = MISSING
     finetune: list[str] = MISSING

@@ -46,7 +46,7 @@ def test_help_shows_config_and_examples_that_compose(command: str, capsys: pytes
     for example in cli.EXAMPLES[command]:
         assert example in out
         words = shlex.split(example)
-        assert words[:2] == ["vag", command]
+        assert words[: 1 + len(command.split())] == ["vag", *command.split()]
         compose_config(command, [word for word in words[2:] if "=" in word])
 
 

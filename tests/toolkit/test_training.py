@@ -1,5 +1,10 @@
 """The loop: schedules, averages, and a resume that changes nothing."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +99,60 @@ def test_accumulation_equals_a_larger_batch() -> None:
             )
         weights.append(model.weight.detach())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-7)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import torch
+from torch import nn
+from toolkit.training.loop import OptimConfig, train
+from toolkit.training.runtime import RuntimeConfig
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, 1))
+    def loss(self, batch):
+        return (batch["x"] @ self.weight - batch["y"]).square().mean(), {}
+
+class Part:
+    def __init__(self, parts):
+        self.parts = parts
+    def batch(self, step):
+        rng = torch.Generator().manual_seed(step // self.parts)
+        x = torch.randn(8, 3, generator=rng)
+        y = x.sum(1, keepdim=True)
+        return {k: v.chunk(self.parts)[step % self.parts] for k, v in {"x": x, "y": y}.items()}
+
+model = Line()
+config = OptimConfig(steps=5, warmup_steps=1, checkpoint_every=2)
+train(model, Part(int(sys.argv[1])), config, RuntimeConfig(device="cpu"), Path(sys.argv[2]), "x")
+print(model.weight.flatten().tolist())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_of_twice_the_batch(tmp_path: Path) -> None:
+    def run(rank: int, world: int) -> subprocess.Popen[str]:
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+        more = {name: str(value) for name, value in places.items()} if world > 1 else {}
+        more["MASTER_ADDR"] = "127.0.0.1"
+        command = [sys.executable, "-c", TWO_PROCESSES, str(world), str(tmp_path / str(world))]
+        env = {**os.environ, **more, "ACCELERATE_USE_CPU": "true"}
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    weights = []
+    for process in [run(0, 1), run(0, 2), run(1, 2)]:
+        out, complaint = process.communicate(timeout=200)
+        assert process.returncode == 0, complaint[-2000:]
+        weights.append(json.loads(out.strip().splitlines()[-1]))
+    assert weights[1] == pytest.approx(weights[0], rel=1e-4)
+    assert weights[2] == weights[1]
+    assert len(list((tmp_path / "2/tensorboard").iterdir())) == 1
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

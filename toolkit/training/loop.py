@@ -39,7 +39,7 @@ class OptimConfig:
 
 
 class LossModule(nn.Module):
-    """Makes `loss` the forward pass, which accelerate wraps. One process: every batch is whole."""
+    """Makes `loss` the forward pass, which accelerate wraps."""
 
     def __init__(self, objective: nn.Module) -> None:
         super().__init__()
@@ -61,7 +61,8 @@ def train(
     """Train `objective` in place and leave its averaged weights in it; returns the last metrics.
 
     Continues from `directory/checkpoints` where one is found; the result is then bit for bit that of an
-    uninterrupted run, since batch k depends on the seed and k alone and the random state is restored.
+    uninterrupted run, since batch k depends on the seed and k alone and the random state is restored. Of P processes
+    (started by `accelerate launch`) each takes every P-th batch; the first one writes.
     Raises UserError when the loss is not finite.
     """
     accelerator = make_accelerator(runtime)
@@ -77,13 +78,16 @@ def train(
     checkpoints = directory / "checkpoints"
     first, metrics = load_checkpoint(checkpoints, objective, optimizer, average)
     model, optimizer = accelerator.prepare(trained, optimizer)
-    log = ScalarLog(directory / "tensorboard", first)
+    log = ScalarLog(directory / "tensorboard", first) if accelerator.is_main_process else None
     started, seen = time.perf_counter(), 0
+    first_seed, several = torch.initial_seed(), accelerator.num_processes > 1
     bar = progress(description=description, total=config.steps, initial=first, unit="step")
     for step in range(first, config.steps):
         rate = config.learning_rate * warmup_cosine(step, config.steps, config.warmup_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
+        if several:  # noise of its own for every process, the same again after a resume
+            torch.manual_seed(first_seed + (step * accelerator.num_processes + accelerator.process_index) * 1_000_003)
         for part in range(config.gradient_accumulation):
             index = step * config.gradient_accumulation + part
             batch = data.batch(index * accelerator.num_processes + accelerator.process_index)
@@ -95,7 +99,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         average.update(objective, step)
-        seen += config.batch_size * config.gradient_accumulation
+        seen += config.batch_size * config.gradient_accumulation * accelerator.num_processes
         bar.update()
         done = step + 1
         saving = done % config.checkpoint_every == 0 and done < config.steps
@@ -105,17 +109,17 @@ def train(
                 raise UserError(f"{description}: the loss is {loss.item()} at step {done}; try a lower learning rate")
             bar.set_postfix(loss=f"{metrics['loss']:.4f}")
             speed = seen / (time.perf_counter() - started)
-            log.scalars(
-                done,
-                {**metrics, "learning_rate": rate, "gradient_norm": float(norm), "samples_per_second": speed},
-            )
-            if on_log is not None:
+            more = {"learning_rate": rate, "gradient_norm": float(norm), "samples_per_second": speed}
+            if log is not None:
+                log.scalars(done, {**metrics, **more})
+            if log is not None and on_log is not None:
                 on_log(log, done)
-        if saving:
+        if saving and accelerator.is_main_process:
             save_checkpoint(checkpoints, done, objective, optimizer.optimizer, average, metrics)
     bar.close()
-    log.close()
-    if first < config.steps:
+    if log is not None:
+        log.close()
+    if first < config.steps and accelerator.is_main_process:
         save_checkpoint(checkpoints, config.steps, objective, optimizer.optimizer, average, metrics)
     objective.load_state_dict(average.shadow)
     objective.to("cpu").eval()
