@@ -1,15 +1,17 @@
 """The command line: every mistake is one line with exit code 2, and every shipped config composes."""
 
 import json
+import pickle
 import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from policies.factory import build_policy
+from policies.factory import PolicyObjective, build_policy
 from recipes import cli
 from recipes.compose import compose_config
 from recipes.schema import SCHEMAS
@@ -131,17 +133,54 @@ def test_generator_and_policy_checkpoints_are_not_mixed_up(
     assert "state width 2; the generator has 4" in complaint(capsys, "synthesize", *words)
 
 
+def small_policy() -> PolicyObjective:
+    """A new policy for four-dimensional states and actions."""
+    stats = {
+        key: {name: np.array([value] * 4, dtype=np.float32) for name, value in (("q01", -1), ("q99", 1))}
+        for key in ("observation.state", "action")
+    }
+    return build_policy(
+        "pi05_compact", image_shape=(3, 64, 64), state_dim=4, action_dim=4, stats=stats, options={"width": 32}
+    )
+
+
+class Bomb:
+    """A pickle that leaves a mark when it is loaded."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.mark,))
+
+
+@pytest.mark.parametrize(
+    ("name", "dump"), [("model.safetensors", "pickle"), ("pytorch_model.bin", "torch"), ("config.json", "torch")]
+)
+@pytest.mark.parametrize("command", ["synthesize", "evaluate", "finetune"])
+def test_pickles_offered_as_checkpoints_are_refused(
+    command: str, name: str, dump: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mark, checkpoint = tmp_path / "mark", tmp_path / "checkpoint"
+    config: Any = OmegaConf.to_object(compose_config("train-generator", ["dataset=x"]))
+    (Generator(config.generator) if command == "synthesize" else small_policy()).save_pretrained(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    payload = pickle.dumps(Bomb(mark))
+    if dump == "torch":
+        torch.save(Bomb(mark), checkpoint / name)
+    else:
+        (checkpoint / name).write_bytes(payload)
+    words = (f"checkpoint={checkpoint}", f"out={tmp_path / 'run'}")
+    assert str(checkpoint) in complaint(capsys, command, *words)
+    assert not mark.exists()
+    pickle.loads(payload)
+    assert mark.exists()  # it would have gone off
+
+
 def test_finetuning_names_the_dataset_that_does_not_fit(
     tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stats = {
-        key: {name: np.array([value] * width, dtype=np.float32) for name, value in (("q01", -1), ("q99", 1))}
-        for key, width in (("observation.state", 4), ("action", 4))
-    }
-    policy = build_policy(
-        "pi05_compact", image_shape=(3, 64, 64), state_dim=4, action_dim=4, stats=stats, options={"width": 32}
-    )
-    policy.save_pretrained(tmp_path / "policy")
+    small_policy().save_pretrained(tmp_path / "policy")
     words = ("finetune", f"checkpoint={tmp_path / 'policy'}", f"real=[{dataset}]", f"out={tmp_path / 'run'}")
     assert f"{dataset}: states are 2 wide; expected 4, as {tmp_path / 'policy'}" in complaint(capsys, *words)
 
