@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -32,10 +33,8 @@ def compose_config(command: str, overrides: list[str]) -> DictConfig:
     with initialize_config_module("recipes.configs", version_base="1.3"):
         primary = file_name(command)
         parsed = _parse(overrides)
-        default = compose(primary)
-        choices: Any = compose(primary, return_hydra_config=True).hydra.runtime.choices
         for override in parsed:
-            _check_key(command, override, default, choices)
+            _check_key(command, override, *_keys_and_groups(primary))
         try:
             return compose(primary, [_opened(word) for word in overrides])
         except (HydraException, OmegaConfBaseException) as error:
@@ -54,9 +53,17 @@ def _parse(overrides: list[str]) -> list[Override]:
         raise UserError(f"expected key=value, got: {_first_line(error)}") from error
 
 
-def _check_key(command: str, override: Override, default: DictConfig, choices: dict[str, str]) -> None:
+@cache
+def _keys_and_groups(primary: str) -> tuple[list[str], list[str]]:
+    """Dotted keys of a command's config, and its config groups. Needs Hydra to be initialised."""
+    config: Any = compose(primary, return_hydra_config=True)
+    groups = [name for name in config.hydra.runtime.choices if not name.startswith("hydra")]
+    values: Any = OmegaConf.to_container(config)
+    return _keys({name: value for name, value in values.items() if name != "hydra"}), groups
+
+
+def _check_key(command: str, override: Override, keys: list[str], groups: list[str]) -> None:
     key = override.key_or_group
-    groups = [name for name in choices if not name.startswith("hydra")]
     if key in groups:
         options = GlobalHydra.instance().config_loader().get_group_options(key)
         if override.value() not in options:
@@ -70,7 +77,6 @@ def _check_key(command: str, override: Override, default: DictConfig, choices: d
         raise UserError(
             f"{command}: keys are neither added nor deleted, got '{override.input_line}'; expected key=value"
         )
-    keys = _keys(OmegaConf.to_container(default))
     if key not in keys:
         raise UserError(f"{command}: unknown key '{key}'. {nearest(key, [*keys, *groups])}")
 

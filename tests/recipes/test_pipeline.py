@@ -98,6 +98,26 @@ def test_policy_checkpoints_have_lerobots_layout(demo: Path) -> None:
         assert {"config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json"} <= files
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "VAG_BRIDGE_HDF5" not in os.environ, reason="$VAG_BRIDGE_HDF5 names no file with BridgeData V2 clips"
+)
+def test_the_story_on_real_teleoperation(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    source = os.environ["VAG_BRIDGE_HDF5"]
+    assert cli.main(["demo", "experiment=bridge", f"source={source}", f"out={out}"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert [row["arm"] for row in summary["policies"]] == ["real_all", "pretrain_finetune"]
+    for row in summary["policies"]:
+        assert row["n"] == 5  # the held-out clips
+        assert 0 < row["low"] <= row["action_distance"] <= row["high"]
+        assert row["hold"] > 0
+    assert summary["generator"]["systems"][0]["action_distance"] > 0
+    imported = json.loads((out / "import/run.json").read_text())
+    assert (imported["result"]["layout"], imported["result"]["episodes"]) == ("bridge", 20)
+    assert (out / "report.html").stat().st_size > 50_000
+
+
 def start(*words: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "recipes.cli", *words]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **options)
