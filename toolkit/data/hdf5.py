@@ -90,10 +90,10 @@ class Hdf5File:
         dataset = self._dataset(key, limit)
         if dataset.dtype.kind not in "biuf" or dataset.ndim not in (1, 2):
             raise UserError(f"{self.path}: '{key}' is {dataset.shape} {dataset.dtype}; expected numbers (T, D)")
+        if not dataset.size:
+            raise UserError(f"{self.path}: '{key}' is empty")
         with self._reading(key), np.errstate(over="ignore"):  # infinity is complained about below
             values = np.asarray(dataset[()]).astype(np.float32).reshape(len(dataset), -1)
-        if not values.size:
-            raise UserError(f"{self.path}: '{key}' is empty")
         if not np.isfinite(values).all():
             row = int(np.argmax(~np.isfinite(values).all(axis=1)))
             raise UserError(f"{self.path}: '{key}' holds NaN or infinity (step {row}); remove that episode")

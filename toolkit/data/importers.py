@@ -36,6 +36,7 @@ from toolkit.data.source import (
 from toolkit.errors import UserError, nearest
 
 SUFFIXES = (".hdf5", ".h5")
+MAX_WIDTH = 10_000
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,10 @@ def _open_hdf5(source: Path, layout: str, options: ImportOptions) -> Source:
         reader = _Reader(layout, options, root)
         reader.survey(file, first, arguments)
         fps, fps_from = _frame_rate(file, first, layout, options, arguments)
-        widths = {key: _shape(file, key)[1:] for key in (*reader.states(file, first), reader.action(file, first))}
-    *state_widths, action_width = ((shape or (1,))[0] for shape in widths.values())
-    parts = dict(zip(reader.state_keys, state_widths, strict=True))
-    defaults = [f"{key}_{i}" for key, width in parts.items() for i in range(width)]
+        state_widths = [_width(file, key) for key in reader.states(file, first)]
+        action_width = _width(file, reader.action(file, first))
+    parts = zip(reader.state_keys, state_widths, strict=True)
+    defaults = [f"{key}_{i}" for key, width in parts for i in range(width)]
     stored, stored_robot = arguments.get("features"), arguments.get("robot_type")
     return Source(
         layout=layout,
@@ -251,14 +252,15 @@ def _is_camera(file: Hdf5File, key: str, name: str) -> bool:
     return named or file.is_encoded(key)
 
 
-def _shape(file: Hdf5File, key: str) -> tuple[int, ...]:
-    found = file.shape(key)
-    assert found is not None
-    if len(found[0]) not in (1, 2) or found[1].kind not in "biuf":
-        raise UserError(f"{file.path}: '{key}' is {found[0]} {found[1]}; expected numbers (T, D)")
-    if found[0][-1] > 100_000 and len(found[0]) == 2:
-        raise UserError(f"{file.path}: '{key}' has {found[0][-1]} values a step; expected at most 100,000")
-    return found[0]
+def _width(file: Hdf5File, key: str) -> int:
+    """Values a step."""
+    shape, kind = file.shape(key) or ((), np.dtype("O"))
+    if len(shape) not in (1, 2) or kind.kind not in "biuf":
+        raise UserError(f"{file.path}: '{key}' is {shape} {kind}; expected numbers (T, D)")
+    width = shape[1] if len(shape) == 2 else 1
+    if not 1 <= width <= MAX_WIDTH:
+        raise UserError(f"{file.path}: '{key}' has {width} values a step; expected 1 to {MAX_WIDTH}")
+    return width
 
 
 def _env_args(file: Hdf5File) -> dict[str, Any]:

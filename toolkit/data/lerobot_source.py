@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -83,9 +84,7 @@ def open_lerobot(source: str, options: ImportOptions, workspace: Path) -> Source
         files=sorted(path for path in root.rglob("*") if path.is_file()),
         root=root,
         options=options,
-        read=lambda: _episodes(
-            root, Path(source).resolve().name, cameras, state_keys, action_key, indices, options.task
-        ),
+        read=lambda: _episodes(root, name, cameras, state_keys, action_key, indices, options.task),
         seen_scenes=read_scenes(root / "meta"),
     )
 
@@ -128,11 +127,11 @@ def _converted(root: Path, workspace: Path) -> Path:
     """A v3 copy of a v2.1 dataset, made by LeRobot."""
     from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
 
-    copy = workspace / "converted"
-    shutil.rmtree(workspace / "converted", ignore_errors=True)
+    workspace.mkdir(parents=True, exist_ok=True)
+    copy = Path(tempfile.mkdtemp(dir=workspace)) / "dataset"  # the converter goes on with what lies beside it
     shutil.copytree(root, copy)
     try:
-        convert_dataset("local/converted", root=copy, push_to_hub=False)
+        convert_dataset("local/dataset", root=copy, push_to_hub=False)
     except Exception as error:  # it expects an undamaged dataset, and fails in every way on others
         text = " ".join((str(error) or type(error).__name__).split())[:200]
         raise UserError(f"{root}: LeRobot's converter from v2.1 fails ({type(error).__name__}: {text})") from error
