@@ -33,7 +33,14 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "robot.hdf5"
     write_source(source)
-    words = [str(source), "task=wave and stop", "image_keys={observation.image:front}", "image_size=16", "fps=12", "episodes=0:2"]
+    words = [
+        str(source),
+        "task=wave and stop",
+        "image_keys={observation.image:front}",
+        "image_size=16",
+        "fps=12",
+        "episodes=0:2",
+    ]
     assert cli.main(["import", *words, f"out={tmp_path / 'a'}"]) == 0
     record = json.loads((tmp_path / "a/run.json").read_text())
     result = record["result"]
