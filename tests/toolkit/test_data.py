@@ -14,6 +14,7 @@ from toolkit.data import lerobot_io
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore, write_clips
 from toolkit.data.lerobot_io import EpisodeWriter
+from toolkit.data.lerobot_stats import level_statistics
 from toolkit.data.mixture import GeneratorClips, TokenizerClips
 from toolkit.data.normalizer import ACTION_FLOOR, compute_statistics, describe
 from toolkit.data.schema import ACTION, ACTION_IS_PAD, IMAGE, STATE, Episode
@@ -52,7 +53,7 @@ def test_lerobot_reads_the_dataset(dataset: Path, moving_square: MakeEpisode) ->
 def test_picture_statistics_are_exact(dataset: Path, moving_square: MakeEpisode) -> None:
     pixels = np.concatenate([moving_square(0).images[:, :, ::2], np.zeros((2, 32, 16, 3), np.uint8)])
     counts = np.stack([np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(3)])
-    found = lerobot_io.level_statistics(counts, {"q01": 0.01, "q50": 0.5, "q99": 0.99})
+    found = level_statistics(counts, {"q01": 0.01, "q50": 0.5, "q99": 0.99})
     flat = pixels.reshape(-1, 3)
     for name in ("mean", "std", "min", "max"):
         np.testing.assert_allclose(found[name], getattr(np, name)(flat, axis=0), atol=1e-9)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from toolkit.data import lerobot_io
 from toolkit.data.clips import ClipStore, write_clips
+from toolkit.data.images import resized
 from toolkit.data.schema import IMAGE, Episode
 from toolkit.errors import UserError
 
@@ -56,12 +56,5 @@ def open_clips(source: str | Path, image_size: int, image_key: str = IMAGE) -> C
 
 
 def _resized(episodes: Iterator[Episode], size: int) -> Iterator[Episode]:
-    from PIL import Image
-
     for episode in episodes:
-        if episode.images.shape[1:3] == (size, size):
-            yield episode
-            continue
-        box = Image.Resampling.BOX if min(episode.images.shape[1:3]) >= size else Image.Resampling.BILINEAR
-        images = [np.asarray(Image.fromarray(image).resize((size, size), box)) for image in episode.images]
-        yield replace(episode, images=np.stack(images))
+        yield replace(episode, images=resized(episode.images, size))

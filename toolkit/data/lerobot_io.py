@@ -7,21 +7,24 @@ decode, which is far faster than LeRobot's random access and gives the same fram
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from toolkit.data.images import decode_picture
+from toolkit.data.lerobot_info import INFO, check_features, check_inside, read_info, video_file
+from toolkit.data.lerobot_stats import two_shortcuts
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
 from toolkit.errors import UserError
 
-INFO = "meta/info.json"
 VIDEO_FILE_MB = 8
 
 
@@ -30,6 +33,8 @@ class EpisodeWriter:
 
     Video is H.264 in yuv444p: 47 dB and 2.8 kB a picture on 64x64 renderings, at a tenth of a millisecond each;
     "superfast" and "veryfast" give smaller files of worse pictures, and the usual yuv420p stops at 35 dB.
+    `crf=0` codes yuv444p without loss: 52 dB on any content, noise too, where `crf=2` falls to 43 dB; it costs a
+    third more bytes. Every key of `Episode.cameras` becomes a video feature of its own.
     Leaving the block with an exception removes what was written.
     """
 
@@ -40,9 +45,10 @@ class EpisodeWriter:
         state_names: list[str],
         action_names: list[str],
         robot_type: str = "sawyer",
+        crf: int = 2,
     ) -> None:
         self.directory, self.fps, self.robot_type = Path(directory), fps, robot_type
-        self.state_names, self.action_names = state_names, action_names
+        self.state_names, self.action_names, self.crf = state_names, action_names, crf
         self.temporary = self.directory.with_name(f".{self.directory.name}.partial")
         self.metadata: list[dict[str, Any]] = []
         self._dataset: Any = None
@@ -59,15 +65,20 @@ class EpisodeWriter:
         for key, values in ((STATE, episode.states), (ACTION, episode.actions)):
             if not np.isfinite(values).all():
                 raise UserError(f"episode {len(self.metadata)}: '{key}' holds NaN or infinity; it was not written")
-        shapes = episode.images.shape[1:], episode.states.shape[1:], episode.actions.shape[1:]
+        cameras = {IMAGE: episode.images, **episode.cameras}
+        vectors = {STATE: episode.states.astype(np.float32), ACTION: episode.actions.astype(np.float32)}
+        rows: dict[str, np.ndarray] = {**cameras, **vectors}
+        lengths = {key: len(part) for key, part in rows.items()}
+        if set(lengths.values()) != {len(episode)} or not len(episode):
+            raise UserError(f"episode {len(self.metadata)}: lengths differ or are zero: {lengths}")
+        shapes = {key: part.shape[1:] for key, part in rows.items()}
         if self._dataset is None:
-            self._dataset, self._shapes = self._create(episode.images.shape[1:]), shapes
+            self._dataset, self._shapes = self._create({key: shapes[key] for key in cameras}), shapes
         if shapes != self._shapes:
             raise UserError(f"episode {len(self.metadata)}: shapes {shapes}; the first episode has {self._shapes}")
-        with _two_shortcuts():
-            for image, state, action in zip(episode.images, episode.states, episode.actions, strict=True):
-                frame = {IMAGE: image, STATE: np.float32(state), ACTION: np.float32(action), "task": episode.task}
-                self._dataset.add_frame(frame)
+        with two_shortcuts():
+            for step in range(len(episode)):
+                self._dataset.add_frame({**{key: part[step] for key, part in rows.items()}, "task": episode.task})
             self._dataset.save_episode()
         self.metadata.append(episode.metadata)
         self._values[STATE].append(episode.states)
@@ -94,7 +105,7 @@ class EpisodeWriter:
         shutil.rmtree(self.temporary / "images", ignore_errors=True)
         os.replace(self.temporary, self.directory)
 
-    def _create(self, image_shape: tuple[int, ...]) -> Any:
+    def _create(self, image_shapes: dict[str, tuple[int, ...]]) -> Any:
         import av
         import datasets
         from lerobot.configs.video import RGBEncoderConfig
@@ -104,7 +115,10 @@ class EpisodeWriter:
         av.logging.set_libav_level(av.logging.ERROR)  # the encoder tells its statistics per episode
         vector = {"dtype": "float32"}
         features = {
-            IMAGE: {"dtype": "video", "shape": image_shape, "names": ["height", "width", "channels"]},
+            **{
+                key: {"dtype": "video", "shape": shape, "names": ["height", "width", "channels"]}
+                for key, shape in image_shapes.items()
+            },
             STATE: {**vector, "shape": (len(self.state_names),), "names": self.state_names},
             ACTION: {**vector, "shape": (len(self.action_names),), "names": self.action_names},
         }
@@ -114,7 +128,7 @@ class EpisodeWriter:
             features=features,
             root=self.temporary,
             robot_type=self.robot_type,
-            rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=2, pix_fmt="yuv444p", preset="ultrafast"),
+            rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=self.crf, pix_fmt="yuv444p", preset="ultrafast"),
             streaming_encoding=True,
             encoder_threads=1,
             encoder_queue_maxsize=1_000_000,  # at its default LeRobot drops frames when the encoder falls behind
@@ -134,87 +148,12 @@ class EpisodeWriter:
         path.write_text(json.dumps(statistics, indent=4))
 
 
-@contextmanager
-def _two_shortcuts() -> Iterator[None]:
-    """Spare LeRobot 0.6.1 two thirds of `save_episode`; what it writes stays the same.
-
-    A pass over all rows that embeds pictures into them is skipped: ours hold none, they are in the video. And the
-    statistics of uint8 pictures come from a count of the 256 levels, instead of 5,000-bin histograms in float that
-    are rebuilt whenever a frame is brighter than those before: faster, and exact.
-    """
-    from lerobot.datasets import compute_stats, dataset_writer
-
-    class LevelStatistics(compute_stats.RunningQuantileStats):
-        levels: Any = 0  # (C, 256) pixels of each level
-
-        def update(self, batch: np.ndarray) -> None:
-            if batch.dtype == np.uint8:
-                channels = batch.reshape(-1, batch.shape[-1]).T
-                self.levels = self.levels + np.stack([np.bincount(channel, minlength=256) for channel in channels])
-                self._count += channels.shape[1]
-            else:
-                super().update(batch)
-
-        def get_statistics(self) -> dict[str, np.ndarray]:
-            if self._count < 2 or self._mean is not None:  # vectors, or LeRobot's own complaint
-                return super().get_statistics()
-            return level_statistics(self.levels, dict(zip(self._quantile_keys, self._quantile_list, strict=True)))
-
-    originals = dataset_writer.embed_images, compute_stats.RunningQuantileStats
-    dataset_writer.embed_images, compute_stats.RunningQuantileStats = (lambda rows: rows), LevelStatistics
-    try:
-        yield
-    finally:
-        dataset_writer.embed_images, compute_stats.RunningQuantileStats = originals
-
-
-def level_statistics(counts: np.ndarray, quantiles: dict[str, float]) -> dict[str, np.ndarray]:
-    """LeRobot's statistics of pixels, exact, from how often each level occurs: (C, 256) counts, in [0, 255]."""
-    levels = np.arange(256.0)
-    n = counts.sum(1)
-    mean = counts @ levels / n
-    cumulative = counts.cumsum(1)
-    found = {name: (cumulative < q * n[:, None]).sum(1).astype(float) for name, q in quantiles.items()}
-    return {
-        "min": (counts > 0).argmax(1).astype(float),
-        "max": 255.0 - (counts[:, ::-1] > 0).argmax(1),
-        "mean": mean,
-        "std": np.sqrt(np.maximum(counts @ levels**2 / n - mean**2, 0)),
-        "count": n[:1],
-        **found,
-    }
-
-
-def read_info(directory: Path) -> dict[str, Any]:
-    """`meta/info.json` of a LeRobotDataset v3. Raises UserError that names the file and what was expected."""
-    path = Path(directory) / INFO
-    if not path.is_file():
-        raise UserError(f"{directory}: not a LeRobotDataset (no {INFO})")
-    try:
-        info = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-    version = str(info.get("codebase_version", "unknown"))
-    if not version.startswith("v3"):
-        raise UserError(f"{path}: LeRobotDataset {version}; expected v3.x. Convert it with LeRobot's own script")
-    return info
-
-
-def check_features(directory: Path, info: dict[str, Any], image_key: str = IMAGE) -> None:
-    """Raise UserError for a missing feature key, listing the keys that exist."""
-    for key in (image_key, STATE, ACTION):
-        if key not in info["features"]:
-            names = ", ".join(k for k in info["features"] if k.startswith(("observation", "action")))
-            raise UserError(f"{directory}: no feature '{key}'; the dataset has: {names}")
-    if (kind := info["features"][image_key]["dtype"]) not in ("video", "image"):
-        raise UserError(f"{directory}: image_key={image_key} holds {kind}, not pictures")
-
-
 def add_episode_columns(directory: Path, columns: dict[str, list[Any]]) -> None:
     """Add or replace columns of the episode table; each file is rewritten under a temporary name, then renamed."""
     import pandas as pd
 
     for path in sorted((Path(directory) / "meta/episodes").rglob("*.parquet")):
+        check_inside(directory, path.relative_to(directory))
         table = pd.read_parquet(path)
         for name, values in columns.items():
             table[name] = [values[int(i)] for i in table["episode_index"]]
@@ -240,28 +179,55 @@ class Table:
         return {key: value for key, value in self.episodes[episode].items() if not key.startswith(own)}
 
 
-def read_table(directory: Path) -> Table:
-    """States, actions, tasks and episode columns. Raises UserError for missing keys, damaged files, NaN."""
+def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key: str = ACTION) -> Table:
+    """States (of several keys side by side), actions, tasks and episode columns.
+
+    Raises UserError for missing keys, damaged files, tables that do not fit together, NaN.
+    """
     directory = Path(directory)
-    check_features(directory, read_info(directory))
-    episodes = _read_parquet(directory, "meta/episodes").sort_values("episode_index")
-    frames = _read_parquet(directory, "data").sort_values("index")
-    names = {int(row["task_index"]): name for name, row in _read_parquet(directory, "meta", "tasks").iterrows()}
-    states, actions = (_columns(frames[key]) for key in (STATE, ACTION))
-    lengths = episodes["length"].to_numpy(np.int64)
-    if lengths.sum() != len(frames):
-        raise UserError(f"{directory}: {len(frames)} rows of data; the episode table says {lengths.sum()}")
-    for key, values in ((STATE, states), (ACTION, actions)):
+    info = read_info(directory)
+    check_features(directory, info, None, (*state_keys, action_key))
+    episodes = _read_parquet(directory, "meta/episodes", ["episode_index", "length"])
+    frames = _read_parquet(directory, "data", ["index", "episode_index", "task_index", *state_keys, action_key])
+    tasks = _read_parquet(directory, "meta", ["task_index"], "tasks")
+    try:
+        episodes, frames = episodes.sort_values("episode_index"), frames.sort_values("index")
+        names = {int(row["task_index"]): str(name) for name, row in tasks.iterrows()}
+        lengths = episodes["length"].to_numpy(np.int64)
+        if len(lengths) == 0 or lengths.min() < 1 or lengths.max() > len(frames):
+            raise UserError(f"{directory}: the episode table has no rows, or lengths that cannot be")
+        if lengths.sum() != len(frames):
+            raise UserError(f"{directory}: {len(frames)} rows of data; the episode table says {lengths.sum()}")
+        indices = np.arange(len(lengths))
+        if not np.array_equal(episodes["episode_index"], indices):
+            raise UserError(f"{directory}: 'episode_index' of the episode table does not count 0, 1, 2, ...")
+        if not np.array_equal(frames["episode_index"], np.repeat(indices, lengths)):
+            raise UserError(f"{directory}: 'episode_index' of the rows disagrees with the lengths of the episodes")
+        states = np.concatenate([_columns(directory, info, key, frames[key]) for key in state_keys], axis=1)
+        actions = _columns(directory, info, action_key, frames[action_key])
+        first = np.cumsum(lengths) - lengths
+        instructions = [names.get(int(i)) for i in frames["task_index"].to_numpy()[first]]
+    except UserError:
+        raise
+    except Exception as error:  # cells of a wrong type make pandas and NumPy raise classes of every kind
+        raise UserError(f"{directory}: its tables are damaged ({type(error).__name__}: {error})") from error
+    if None in instructions:
+        raise UserError(f"{directory}: episode {instructions.index(None)} has a 'task_index' that meta/tasks lacks")
+    for key, values in ((" + ".join(state_keys), states), (action_key, actions)):
         if not np.isfinite(values).all():
-            episode = int(frames["episode_index"].iloc[int(np.argmax(~np.isfinite(values).all(axis=1)))])
+            row = int(np.argmax(~np.isfinite(values).all(axis=1)))
+            episode = int(np.searchsorted(first, row, side="right")) - 1
             raise UserError(f"{directory}: '{key}' holds NaN or infinity (episode {episode}); remove that episode")
-    tasks = [names[int(i)] for i in frames["task_index"].to_numpy()[np.cumsum(lengths) - lengths]]
-    return Table(episodes.to_dict("records"), lengths, states, actions, tasks, frames)
+    return Table(episodes.to_dict("records"), lengths, states, actions, [str(name) for name in instructions], frames)
 
 
-def _columns(cells: Any) -> np.ndarray:
+def _columns(directory: Path, info: dict, key: str, cells: Any) -> np.ndarray:
     """(N, D) float32 from cells that hold vectors, or numbers where D = 1."""
-    return np.stack(cells.to_numpy()).astype(np.float32).reshape(len(cells), -1)
+    with np.errstate(over="ignore"):  # infinity is complained about later
+        values = np.stack(cells.to_numpy()).astype(np.float32).reshape(len(cells), -1)
+    if values.shape[1] != (width := math.prod(info["features"][key]["shape"])):
+        raise UserError(f"{directory}: '{key}' has {values.shape[1]} values a row; {INFO} says {width}")
+    return values
 
 
 def read_actions(directory: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
@@ -271,26 +237,35 @@ def read_actions(directory: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
     return [(table.metadata(i), part) for i, part in enumerate(parts)]
 
 
-def read_episodes(directory: Path, image_key: str = IMAGE) -> Iterator[Episode]:
-    """All episodes in order. Raises UserError as `read_table`, and for too few or unreadable pictures."""
+def read_episodes(
+    directory: Path,
+    image_key: str = IMAGE,
+    *,
+    cameras: Sequence[str] = (),
+    state_keys: Sequence[str] = (STATE,),
+    action_key: str = ACTION,
+) -> Iterator[Episode]:
+    """All episodes in order; `cameras` names further picture features, for `Episode.cameras`.
+
+    Raises UserError as `read_table`, and for too few or unreadable pictures.
+    """
     directory = Path(directory)
     info = read_info(directory)
-    check_features(directory, info, image_key)
-    table = read_table(directory)
-    if info["features"][image_key]["dtype"] == "video":
-        pictures = _video_frames(directory, info, table.episodes, image_key)
-    else:
-        pictures = (_decode_picture(cell, directory) for cell in table.frames[image_key])
+    for key in (image_key, *cameras):
+        check_features(directory, info, key, (*state_keys, action_key))
+    table = read_table(directory, state_keys, action_key)
+    pictures = {key: _pictures(directory, info, table, key) for key in (image_key, *cameras)}
     start = 0
     for index, length in enumerate(table.lengths):
         stop = start + int(length)
-        images = np.stack([_next_picture(pictures, directory, index) for _ in range(start, stop)])
+        images = {key: _stack(source, int(length), directory, index) for key, source in pictures.items()}
         yield Episode(
-            images,
+            images[image_key],
             table.states[start:stop],
             table.actions[start:stop],
             table.tasks[index],
             table.metadata(index),
+            {key: images[key] for key in cameras},
         )
         start = stop
 
@@ -303,6 +278,7 @@ def dataset_id(directory: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in Path(directory).rglob("*") if p.is_file() and p.suffix != ".partial"):
         name = str(path.relative_to(directory))
+        check_inside(directory, name)
         digest.update(name.encode())
         if name.startswith("meta/episodes/"):
             try:
@@ -317,7 +293,7 @@ def dataset_id(directory: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read_parquet(directory: Path, folder: str, stem: str = "*") -> Any:
+def _read_parquet(directory: Path, folder: str, columns: Sequence[str], stem: str = "*") -> Any:
     import pandas as pd
 
     paths = sorted((directory / folder).rglob(f"{stem}.parquet"))
@@ -325,49 +301,68 @@ def _read_parquet(directory: Path, folder: str, stem: str = "*") -> Any:
         raise UserError(f"{directory / folder}: no Parquet file; the dataset is incomplete")
     tables = []
     for path in paths:
+        check_inside(directory, path.relative_to(directory))
         try:
             tables.append(pd.read_parquet(path))
         except Exception as error:  # pyarrow raises several classes for a damaged file
-            raise UserError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+            raise UserError(f"{path}: not readable as Parquet ({_first_line(error)})") from error
+        for column in columns:
+            if list(tables[-1].columns).count(column) != 1:
+                raise UserError(f"{path}: no column '{column}', or two; it has: {', '.join(map(str, tables[-1]))}")
     return pd.concat(tables)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _pictures(directory: Path, info: dict, table: Table, key: str) -> Iterator[np.ndarray]:
+    if info["features"][key]["dtype"] == "video":
+        return _video_frames(directory, info, table.episodes, key)
+    if key not in table.frames:
+        raise UserError(f"{directory}: no column '{key}' in the data tables")
+    return (_decode_picture(cell, directory) for cell in table.frames[key])
 
 
 def _video_frames(directory: Path, info: dict, episodes: list[dict], key: str) -> Iterator[np.ndarray]:
     import av
 
-    files = dict.fromkeys((int(e[f"videos/{key}/chunk_index"]), int(e[f"videos/{key}/file_index"])) for e in episodes)
+    prefix = f"videos/{key}/"
+    files: dict[tuple[int, int], None] = {}
     for episode in episodes:
-        seconds = episode[f"videos/{key}/to_timestamp"] - episode[f"videos/{key}/from_timestamp"]
-        if round(seconds * info["fps"]) != episode["length"]:
+        try:
+            frames = round((episode[prefix + "to_timestamp"] - episode[prefix + "from_timestamp"]) * info["fps"])
+            files[int(episode[prefix + "chunk_index"]), int(episode[prefix + "file_index"])] = None
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            where = f"'{prefix}...' of episode {episode['episode_index']}"
+            raise UserError(f"{directory}: {where} in meta/episodes is missing or damaged ({error})") from error
+        if frames != episode["length"]:
             raise UserError(
-                f"{directory}: episode {episode['episode_index']} has {round(seconds * info['fps'])} video frames "
+                f"{directory}: episode {episode['episode_index']} has {frames} video frames "
                 f"and {episode['length']} rows; frames were dropped when it was recorded"
             )
     for chunk, file in files:
-        path = directory / info["video_path"].format(video_key=key, chunk_index=chunk, file_index=file)
-        if not path.is_file():
-            raise UserError(f"{path}: video file is missing")
+        path = video_file(directory, info, key, chunk, file)
         try:
             with av.open(str(path)) as container:
                 for frame in container.decode(video=0):
                     yield frame.to_ndarray(format="rgb24")
-        except av.FFmpegError as error:
-            raise UserError(f"{path}: not readable as video ({error})") from error
+        except Exception as error:  # PyAV: FFmpegError, and IndexError or ValueError for streams it cannot use
+            raise UserError(f"{path}: not readable as video ({_first_line(error)})") from error
 
 
-def _next_picture(pictures: Iterator[np.ndarray], directory: Path, episode: int) -> np.ndarray:
-    picture = next(pictures, None)
-    if picture is None:
+def _stack(pictures: Iterator[np.ndarray], length: int, directory: Path, episode: int) -> np.ndarray:
+    """The next `length` pictures, (T, H, W, 3)."""
+    images = list(itertools.islice(pictures, length))
+    if len(images) < length:
         raise UserError(f"{directory}: the video ends inside episode {episode}; it is truncated")
-    return picture
+    if len({image.shape for image in images}) > 1:
+        raise UserError(f"{directory}: pictures of episode {episode} differ in size")
+    return np.stack(images)
 
 
 def _decode_picture(cell: Any, directory: Path) -> np.ndarray:
-    import io
-
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        return np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
-    except (UnidentifiedImageError, TypeError, KeyError) as error:
+        return decode_picture(cell["bytes"])
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{directory}: a picture in the data table is not readable ({error})") from error

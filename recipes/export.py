@@ -1,0 +1,33 @@
+"""`vag export`: a dataset, recorded or synthetic, as one HDF5 file in robomimic's layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from recipes.schema import ExportConfig
+from toolkit.data.exporters import export_robomimic
+from toolkit.data.lerobot_io import dataset_id
+from toolkit.errors import UserError
+from toolkit.reporting.run_record import Run
+from toolkit.training.logging import progress
+
+
+def run(config: ExportConfig, run: Run) -> None:
+    """Write `dataset.hdf5` into the run directory."""
+    if config.jpeg_quality is not None and not 1 <= config.jpeg_quality <= 100:
+        raise UserError(f"jpeg_quality={config.jpeg_quality}: expected 1 to 100, or null for raw frames")
+    dataset, target = Path(config.dataset), run.directory / "dataset.hdf5"
+    result = export_robomimic(
+        dataset,
+        target,
+        config.jpeg_quality,
+        config.compress,
+        lambda episodes, total: progress(episodes, description="export", total=total, unit="ep"),
+    )
+    run.add_data(dataset, dataset_id(dataset), result["episodes"])
+    run.result.update(result, megabytes=round(target.stat().st_size / 1e6, 2), file="dataset.hdf5")
+
+
+def summary(result: dict[str, Any]) -> str:
+    return f"{result['episodes']} episodes, {result['frames']} frames, {result['megabytes']} MB"

@@ -1,0 +1,102 @@
+"""A dataset as one HDF5 file in robomimic's layout, from which `vag import` makes the same dataset again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from toolkit.data.images import encode_jpeg
+from toolkit.data.lerobot_info import camera_keys, feature_names, read_info
+from toolkit.data.lerobot_io import read_episodes
+from toolkit.data.scenes import read_scenes
+from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
+from toolkit.data.source import INSTRUCTIONS, default_cameras
+from toolkit.errors import UserError
+from toolkit.reporting.media import atomic
+
+Watch = Callable[[Iterable[Episode], int], Iterable[Episode]]
+
+
+def export_robomimic(
+    dataset: Path, path: Path, jpeg_quality: int | None, compress: bool, watch: Watch = lambda episodes, total: episodes
+) -> dict[str, Any]:
+    """Write `path`; returns episodes, frames, fps and cameras (feature key: name below obs).
+
+    jpeg_quality: frames as JPEG files, a row each, instead of raw. compress: gzip, without loss. watch: wraps the
+    episodes, for a progress bar. Raises UserError as `read_episodes`; nothing is left behind then.
+    """
+    info = read_info(dataset)
+    found = camera_keys(info)
+    if not found:
+        raise UserError(f"{dataset}: no camera; robomimic's layout is written with at least one")
+    features = default_cameras(found)  # where the main camera is to be observation.image again
+    names = {feature: _name(key) for feature, key in features.items()}
+    if len(set(names.values())) < len(names):
+        raise UserError(f"{dataset}: cameras {', '.join(found)} would have the same name in the file")
+    packing: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": False} if compress else {}
+    frames = count = 0
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        data = file.create_group("data")
+        further = tuple(key for feature, key in features.items() if feature != IMAGE)
+        episodes = read_episodes(dataset, features[IMAGE], cameras=further)
+        for count, episode in enumerate(watch(episodes, info["total_episodes"]), 1):
+            demo = data.create_group(f"demo_{count - 1}")
+            length = len(episode)
+            pictures = {features[IMAGE]: episode.images, **episode.cameras}
+            for feature, key in features.items():
+                _write_pictures(demo, f"obs/{names[feature]}", pictures[key], jpeg_quality, packing)
+            demo["obs/state"], demo["actions"] = episode.states, episode.actions
+            last = np.arange(length) == length - 1
+            demo["dones"] = last.astype(np.int64)
+            demo["rewards"] = (last & bool(episode.metadata.get("success") is True)).astype(np.float32)
+            attributes = {**dict(_scalars(episode.metadata)), "num_samples": length, INSTRUCTIONS[0]: episode.task}
+            for key, value in attributes.items():
+                try:
+                    demo.attrs[key] = value
+                except (ValueError, TypeError) as error:  # zero bytes in a text, for one
+                    raise UserError(f"{dataset}: episode {count - 1}: '{key}' does not fit HDF5 ({error})") from error
+            frames += length
+        data.attrs["total"] = frames
+        data.attrs["env_args"] = json.dumps(
+            {
+                "env_name": str(info.get("robot_type") or "unknown"),
+                "type": 2,
+                "env_kwargs": {"control_freq": info["fps"]},
+                "fps": info["fps"],
+                "robot_type": info.get("robot_type"),
+                "features": {key: {"names": feature_names(info, key)} for key in (STATE, ACTION)},
+                "cameras": names,
+                "seen_scenes": read_scenes(dataset / "meta"),
+            }
+        )
+    return {"episodes": count, "frames": frames, "fps": info["fps"], "cameras": names}
+
+
+def _name(key: str) -> str:
+    """`observation.images.wrist` -> `wrist_image`, as robomimic names cameras; `observation.image` -> `image`."""
+    name = key.removeprefix("observation.images.").removeprefix("observation.")
+    return name if name == "image" else f"{name}_image"
+
+
+def _write_pictures(
+    demo: h5py.Group, key: str, pictures: np.ndarray, jpeg_quality: int | None, packing: dict[str, Any]
+) -> None:
+    if jpeg_quality is None:
+        demo.create_dataset(key, data=pictures, chunks=(1, *pictures.shape[1:]), **packing)
+        return
+    rows = demo.create_dataset(key, len(pictures), h5py.vlen_dtype(np.uint8))
+    for row, picture in enumerate(pictures):
+        rows[row] = encode_jpeg(picture, jpeg_quality)
+
+
+def _scalars(metadata: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What an attribute can hold; a missing value has none."""
+    for key, value in metadata.items():
+        value = value.item() if isinstance(value, np.generic) else value
+        if isinstance(value, str | int | float) and value == value:  # NaN is how a table says missing
+            yield key, value

@@ -1,0 +1,214 @@
+"""HDF5 files from elsewhere, read with suspicion: nothing outside of the file, nothing larger than it can be.
+
+Every failure of the HDF5 library becomes a UserError that names the file and the key. A file that is damaged
+in the right place can still crash the library itself, and the process with it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from toolkit.data.images import decode_picture
+from toolkit.errors import UserError
+
+MAX_EPISODE_BYTES = 4 * 2**30  # of one episode in memory
+MAX_EXPANSION = 2000  # times; gzip reaches 1,030 on zeros
+MAX_LINKS = 8  # soft links in a row
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
+
+
+def natural_order(name: str) -> list[tuple[int, int | str]]:
+    """Sort key that puts demo_2 before demo_10."""
+    return [(0, int(part)) if part.isascii() and part.isdigit() else (1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+class Hdf5File:
+    """Context manager around one file. Keys are absolute, such as `data/demo_0/actions`.
+
+    Refuses external links, soft links that lead to one, external storage, virtual datasets, declared sizes beyond
+    what the file can hold and object types; all as UserError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Self:
+        with self._reading("/"):
+            self.size = self.path.stat().st_size
+            self._file = h5py.File(self.path, "r")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        with self._reading("/"):
+            self._file.close()
+
+    def names(self, key: str = "/") -> list[str]:
+        """What a group holds, in natural order; nothing if there is no such group."""
+        node = self._find(key)
+        with self._reading(key):
+            found = list(node) if isinstance(node, h5py.Group) else []
+            for name in found:
+                name.encode()
+            return sorted(found, key=natural_order)
+
+    def attributes(self, key: str = "/") -> dict[str, Any]:
+        """Scalar attributes as Python values, text as `str`; arrays and references are left out."""
+        node = self._find(key)
+        found: dict[str, Any] = {}
+        if node is None:
+            return found
+        with self._reading(key):
+            for name in node.attrs:
+                name.encode()
+                kind = node.attrs.get_id(name)
+                text = h5py.check_string_dtype(kind.dtype) is not None
+                if kind.shape is None or math.prod(kind.shape) != 1 or not (text or kind.dtype.kind in "biuf"):
+                    continue
+                value = np.asarray(node.attrs[name]).item()
+                value = value.decode() if isinstance(value, bytes) else value
+                if isinstance(value, str):
+                    value.encode()  # h5py lets bytes through that are no text
+                found[name] = value
+        return found
+
+    def shape(self, key: str) -> tuple[tuple[int, ...], np.dtype] | None:
+        """Shape and type of a dataset, None for a group and for what is not there."""
+        node = self._find(key)
+        with self._reading(key):
+            return (node.shape or (), node.dtype) if isinstance(node, h5py.Dataset) else None
+
+    def vectors(self, key: str, limit: int = MAX_EPISODE_BYTES) -> np.ndarray:
+        """A dataset (T,) or (T, D) of finite numbers as (T, D) float32."""
+        dataset = self._dataset(key, limit)
+        if dataset.dtype.kind not in "biuf" or dataset.ndim not in (1, 2):
+            raise UserError(f"{self.path}: '{key}' is {dataset.shape} {dataset.dtype}; expected numbers (T, D)")
+        if not dataset.size:
+            raise UserError(f"{self.path}: '{key}' is empty")
+        with self._reading(key), np.errstate(over="ignore"):  # infinity is complained about below
+            values = np.asarray(dataset[()]).astype(np.float32).reshape(len(dataset), -1)
+        if not np.isfinite(values).all():
+            row = int(np.argmax(~np.isfinite(values).all(axis=1)))
+            raise UserError(f"{self.path}: '{key}' holds NaN or infinity (step {row}); remove that episode")
+        return values
+
+    def pictures(self, key: str, limit: int = MAX_EPISODE_BYTES) -> np.ndarray:
+        """Frames (T, H, W, 3) uint8, raw or one JPEG or PNG file a row."""
+        dataset = self._dataset(key, limit)
+        if dataset.dtype == np.uint8 and dataset.ndim == 4 and dataset.shape[-1] == 3:
+            with self._reading(key):
+                frames = np.asarray(dataset[()])
+        elif self._encoded(dataset):
+            frames = self._decoded(key, dataset, limit)
+        else:
+            raise UserError(
+                f"{self.path}: '{key}' is {dataset.shape} {dataset.dtype}; expected pictures (T, H, W, 3) uint8, or "
+                "one JPEG or PNG a row"
+            )
+        if not frames.size:
+            raise UserError(f"{self.path}: '{key}' holds no picture")
+        return frames
+
+    def is_encoded(self, key: str) -> bool:
+        """True for rows of bytes of which the first begins as a JPEG or PNG file does."""
+        node = self._find(key)
+        if not isinstance(node, h5py.Dataset) or not self._encoded(node) or not len(node):
+            return False
+        dataset = self._dataset(key, MAX_EPISODE_BYTES)
+        with self._reading(key):
+            return bytes(np.asarray(dataset[0][:4])).startswith((JPEG, PNG))
+
+    def _decoded(self, key: str, dataset: h5py.Dataset, limit: int) -> np.ndarray:
+        frames: list[np.ndarray] = []
+        for row in range(len(dataset)):
+            with self._reading(key):
+                data = bytes(np.asarray(dataset[row]))
+            try:
+                frames.append(decode_picture(data))
+            except ValueError as error:
+                raise UserError(f"{self.path}: '{key}' row {row}: {_printable(error)}") from error
+            if frames[-1].shape != frames[0].shape:
+                raise UserError(f"{self.path}: '{key}': row {row} is {frames[-1].shape}, row 0 {frames[0].shape}")
+            if frames[0].nbytes * len(dataset) > limit:
+                raise UserError(self._too_large(key, frames[0].nbytes * len(dataset)))
+        return np.stack(frames) if frames else np.zeros((0, 0, 0, 3), np.uint8)
+
+    @staticmethod
+    def _encoded(dataset: h5py.Dataset) -> bool:
+        if h5py.check_vlen_dtype(dataset.dtype) == np.uint8:
+            return dataset.ndim == 1
+        return dataset.dtype == np.uint8 and dataset.ndim == 2
+
+    def _dataset(self, key: str, limit: int) -> h5py.Dataset:
+        """The dataset, if it lies in this file and its size is one that the file can hold."""
+        dataset = self._find(key)
+        if not isinstance(dataset, h5py.Dataset):
+            raise UserError(f"{self.path}: no dataset '{key}'")
+        with self._reading(key):
+            if dataset.external:
+                raise UserError(f"{self.path}: '{key}' keeps its data in another file; copy it into this one")
+            if dataset.is_virtual:
+                raise UserError(f"{self.path}: '{key}' is a virtual dataset; copy the data into this file")
+            if dataset.shape is None:
+                raise UserError(f"{self.path}: '{key}' is empty")
+            size = math.prod(dataset.shape) * dataset.dtype.itemsize
+            packed = dataset.id.get_create_plist().get_nfilters() > 0
+            stored = dataset.id.get_storage_size()
+            chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
+        if size > (MAX_EXPANSION * stored + 2**20 if packed else self.size):
+            raise UserError(f"{self.path}: '{key}' declares {size} bytes, of which {stored} are in the file")
+        if max(size, chunk) > limit:
+            raise UserError(self._too_large(key, max(size, chunk)))
+        return dataset
+
+    def _too_large(self, key: str, size: int) -> str:
+        return (
+            f"{self.path}: '{key}' takes {size / 2**30:.1f} GiB in memory, an episode may take "
+            f"{MAX_EPISODE_BYTES / 2**30:.0f}; split the episode or store smaller pictures"
+        )
+
+    def _find(self, key: str, links: int = 0) -> Any:
+        """The object at `key`, None if there is none; each link on the way is looked at before it is followed."""
+        node: Any = self._file
+        names = [name for name in key.split("/") if name not in ("", ".")]
+        for place, name in enumerate(names):
+            with self._reading(key):
+                if not isinstance(node, h5py.Group) or not node.id.links.exists(name.encode()):
+                    return None
+                link = node.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise UserError(
+                    f"{self.path}: '{key}' leads to another file ('{link.filename}'); copy it into this one"
+                )
+            if isinstance(link, h5py.SoftLink):
+                if links == MAX_LINKS:
+                    raise UserError(f"{self.path}: '{key}' is a chain of more than {MAX_LINKS} links")
+                target = link.path if link.path.startswith("/") else "/".join([*names[:place], link.path])
+                node = self._find(target, links + 1)
+            else:
+                with self._reading(key):
+                    node = node[name]
+        return node
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path}: not found") from error
+        except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, ValueError, TypeError and others
+            raise UserError(f"{self.path}: '{key}' is not readable as HDF5 ({_printable(error)})") from error
+
+
+def _printable(value: BaseException | str) -> str:
+    text = str(value) or type(value).__name__
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:200]

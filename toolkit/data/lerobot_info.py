@@ -1,0 +1,121 @@
+"""What `meta/info.json` of a LeRobotDataset v3 says, checked, and where its files may lie: inside the dataset."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from toolkit.data.schema import ACTION, IMAGE, STATE
+from toolkit.errors import UserError
+
+INFO = "meta/info.json"
+PICTURES = ("video", "image")
+
+
+def check_inside(directory: str | Path, path: str | Path) -> Path:
+    """`path`, absolute or relative to `directory`. Raises UserError if it lies outside, also through a symlink."""
+    root = Path(directory).resolve()
+    try:
+        resolved = (root / path if not Path(path).is_absolute() else Path(path)).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a zero byte
+        raise UserError(f"{directory}: path '{path}' leads nowhere ({error})") from error
+    if not resolved.is_relative_to(root):
+        raise UserError(f"{directory}: '{path}' leads out of the directory, to {resolved}; copy the file into it")
+    return Path(directory) / path
+
+
+def read_info(directory: Path) -> dict[str, Any]:
+    """`meta/info.json`. Raises UserError that names the file, the key and what was expected."""
+    path = check_inside(directory, INFO)
+    if not path.is_file():
+        raise UserError(f"{directory}: not a LeRobotDataset (no {INFO})")
+    info = read_json(path)
+    version = str(info.get("codebase_version", "unknown"))
+    if not version.startswith("v3"):
+        raise UserError(f"{path}: LeRobotDataset {version}; expected v3.x. Convert it with LeRobot's own script")
+    fps = info.get("fps")
+    if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps < 1e6:
+        raise UserError(f"{path}: 'fps' is {fps!r}; expected a positive number")
+    for key in ("total_episodes", "total_frames"):
+        value = info.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise UserError(f"{path}: '{key}' is {value!r}; expected a count")
+    features = info.get("features")
+    if not isinstance(features, dict) or not all(isinstance(feature, dict) for feature in features.values()):
+        raise UserError(f"{path}: 'features' is missing or damaged; expected a table of features")
+    for key, feature in features.items():
+        shape = feature.get("shape")
+        if not isinstance(feature.get("dtype"), str):
+            raise UserError(f"{path}: feature '{key}' has no 'dtype'")
+        if not isinstance(shape, list) or not all(isinstance(n, int) and 0 <= n < 1e6 for n in shape):
+            raise UserError(f"{path}: feature '{key}' has shape {shape!r}; expected a list of sizes")
+        if math.prod(shape) > 1e9:
+            raise UserError(f"{path}: feature '{key}' has shape {shape}; more than 10^9 values a frame")
+    return info
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError if the file is damaged or holds something else."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged (expected a JSON object)")
+    return value
+
+
+def check_features(
+    directory: Path, info: dict[str, Any], image_key: str | None = IMAGE, vectors: Sequence[str] = (STATE, ACTION)
+) -> None:
+    """Raise UserError for a missing feature key, listing the keys that exist, and for one of another kind."""
+    for key in (*([image_key] if image_key else []), *vectors):
+        if key not in info["features"]:
+            names = ", ".join(k for k in info["features"] if k.startswith(("observation", "action")))
+            raise UserError(f"{directory}: no feature '{key}'; the dataset has: {names}")
+    if image_key and (kind := info["features"][image_key]["dtype"]) not in PICTURES:
+        raise UserError(f"{directory}: image_key={image_key} holds {kind}, not pictures")
+    for key in vectors:
+        if (kind := info["features"][key]["dtype"]) in (*PICTURES, "string"):
+            raise UserError(f"{directory}: '{key}' holds {kind}; expected numbers")
+
+
+def camera_keys(info: dict[str, Any]) -> list[str]:
+    """Feature keys of pictures, `observation.image` first, the rest by name."""
+    features = info["features"].items()
+    found = [key for key, feature in features if feature["dtype"] in PICTURES and 3 in feature["shape"]]  # not depth
+    return sorted(found, key=lambda key: (key != IMAGE, key))
+
+
+def feature_names(info: dict[str, Any], key: str) -> list[str]:
+    """Names of a vector's dimensions as the dataset gives them, else `<last part of key>_<i>`."""
+    names, width = info["features"][key].get("names"), math.prod(info["features"][key]["shape"])
+    if isinstance(names, dict) and len(names) == 1:  # {"motors": [...]}
+        names = next(iter(names.values()))
+    if isinstance(names, list) and len(names) == width and all(isinstance(name, str) for name in names):
+        return names
+    return [f"{key.rsplit('.', 1)[-1]}_{i}" for i in range(width)]
+
+
+def video_file(directory: Path, info: dict[str, Any], key: str, chunk: int, file: int) -> Path:
+    """Path of a video. Raises UserError for a template that is damaged or leads out of the dataset, or no file."""
+    template: Any = info.get("video_path")
+    try:
+        fields = [(name, spec) for _, name, spec, _ in Formatter().parse(template) if name is not None]
+        allowed = {"video_key", "chunk_index", "file_index"}
+        if not all(name in allowed and re.fullmatch(r"(0?\d?d)?", spec or "") for name, spec in fields):
+            raise ValueError("unknown field")
+        name = template.format(video_key=key, chunk_index=chunk, file_index=file)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{directory / INFO}: 'video_path' is {template!r}; expected LeRobot's template") from error
+    path = check_inside(directory, name)
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"{directory / INFO}: 'video_path' gives '{name}'; expected a path below the dataset")
+    if not path.is_file():
+        raise UserError(f"{path}: video file is missing")
+    return path
