@@ -303,6 +303,7 @@ REFUSALS: dict[str, tuple[Change, str]] = {
     "no camera": (put("obs/agentview_image", None), "no dataset 'agentview_image'"),
     "float pictures": (put("obs/agentview_image", np.zeros((5, 24, 32, 3))), "expected pictures .* uint8"),
     "grey pictures": (put("obs/agentview_image", np.zeros((5, 24, 32, 1), np.uint8)), "expected pictures .* uint8"),
+    "tiny pictures": (put("obs/agentview_image", np.zeros((5, 4, 32, 3), np.uint8)), "are 4x32; expected sides of 8"),
     "bytes that are no JPEG": (put("obs/agentview_image", np.zeros((5, 99), np.uint8)), "row 0: not readable as JPEG"),
     "no instruction": (no_instruction, r"'demo_1' has no instruction; give one with task="),
     "env_args": (attribute("data", "env_args", "{"), "'env_args' of 'data' is no JSON"),
