@@ -536,6 +536,14 @@ def test_damaged_tables_are_named(broken: Path, pattern: str, column: str, value
         read_all(broken)
 
 
+def test_video_of_an_unknown_codec_is_named(broken: Path) -> None:
+    """PyAV has no decoder then, and crashes when it is asked for frames all the same."""
+    (path,) = broken.glob("videos/**/*.mp4")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"xyz1"))
+    with pytest.raises(UserError, match="file-000.mp4: not readable as video"):
+        read_all(broken)
+
+
 def test_ragged_vectors_and_links_out_of_a_dataset_are_refused(broken: Path, tmp_path: Path) -> None:
     (path,) = broken.glob("data/**/*.parquet")
     table = pd.read_parquet(path)

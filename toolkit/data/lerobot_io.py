@@ -346,6 +346,8 @@ def _video_frames(directory: Path, info: dict, episodes: list[dict], key: str) -
         path = video_file(directory, info, key, chunk, file)
         try:
             with av.open(str(path)) as container:
+                if container.streams.video[0].codec_context is None:  # PyAV would crash while decoding
+                    raise ValueError("unknown codec")
                 for frame in container.decode(video=0):
                     yield frame.to_ndarray(format="rgb24")
         except Exception as error:  # PyAV: FFmpegError, and IndexError or ValueError for streams it cannot use
