@@ -303,6 +303,7 @@ REFUSALS: dict[str, tuple[Change, str]] = {
     "no camera": (put("obs/agentview_image", None), "no dataset 'agentview_image'"),
     "float pictures": (put("obs/agentview_image", np.zeros((5, 24, 32, 3))), "expected pictures .* uint8"),
     "grey pictures": (put("obs/agentview_image", np.zeros((5, 24, 32, 1), np.uint8)), "expected pictures .* uint8"),
+    "tiny pictures": (put("obs/agentview_image", np.zeros((5, 4, 32, 3), np.uint8)), "are 4x32; expected sides of 8"),
     "bytes that are no JPEG": (put("obs/agentview_image", np.zeros((5, 99), np.uint8)), "row 0: not readable as JPEG"),
     "no instruction": (no_instruction, r"'demo_1' has no instruction; give one with task="),
     "env_args": (attribute("data", "env_args", "{"), "'env_args' of 'data' is no JSON"),
@@ -532,6 +533,14 @@ def test_damaged_tables_are_named(broken: Path, pattern: str, column: str, value
     table = table.drop(columns=column) if value is None else table.assign(**{column: value})
     table.to_parquet(path)
     with pytest.raises(UserError, match=expected):
+        read_all(broken)
+
+
+def test_video_of_an_unknown_codec_is_named(broken: Path) -> None:
+    """PyAV has no decoder then, and crashes when it is asked for frames all the same."""
+    (path,) = broken.glob("videos/**/*.mp4")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"xyz1"))
+    with pytest.raises(UserError, match="file-000.mp4: not readable as video"):
         read_all(broken)
 
 

@@ -17,6 +17,7 @@ from toolkit.data.scenes import Scenes
 from toolkit.data.schema import IMAGE, Episode
 from toolkit.errors import UserError, nearest
 
+SIDES = 8, 8192  # pixels; video encoders have limits, and LeRobot takes three rows for three channels
 CAMERAS = "observation.images."
 INSTRUCTIONS = ("language_instruction", "language", "lang")
 NOT_PROVENANCE = (*INSTRUCTIONS, "num_samples", "model_file", "compress")
@@ -74,6 +75,13 @@ class Source:
                     raise UserError(f"{where}: {label} width {values.shape[1]}; expected {len(names)}")
             if len(episode) < 2:
                 raise UserError(f"{where}: has {len(episode)} step; an episode takes at least 2. Leave it out")
+            for key, images in {IMAGE: episode.images, **episode.cameras}.items():
+                height, width = images.shape[1:3]
+                if not SIDES[0] <= min(height, width) <= max(height, width) <= SIDES[1]:
+                    raise UserError(
+                        f"{where}: pictures of '{self.cameras[key]}' are {height}x{width}; expected sides of "
+                        f"{SIDES[0]} to {SIDES[1]} pixels"
+                    )
             for key, value in episode.metadata.items():
                 kind = float if type(value) is int else type(value)
                 if kinds.setdefault(key, kind) is not kind:
