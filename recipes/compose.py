@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recipes.schema import SCHEMAS
 from toolkit.errors import UserError, nearest
 
-OPEN = ("policy.options.", "policy.options=", "image_keys.", "image_keys=")
+OPEN = ("policy.options", "image_keys")  # mappings that take any key
 
 
 def file_name(command: str) -> str:
@@ -30,20 +30,33 @@ def compose_config(command: str, overrides: list[str]) -> DictConfig:
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(f"{file_name(name)}_schema", node=schema)
+    overrides = [_as_meant(word) for word in overrides]
     with initialize_config_module("recipes.configs", version_base="1.3"):
         primary = file_name(command)
         parsed = _parse(overrides)
         for override in parsed:
             _check_key(command, override, *_keys_and_groups(primary))
         try:
-            return compose(primary, [_opened(word) for word in overrides])
+            return compose(primary, overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"{command}: {_first_line(error)}") from error
 
 
-def _opened(word: str) -> str:
-    """Hydra adds keys to a mapping only when it is told so by `++`; here the mappings that take any key are known."""
-    return f"++{word}" if word.startswith(OPEN) else word
+def _is_open(key: str) -> bool:
+    return key.startswith(tuple(f"{name}." for name in OPEN)) or key in OPEN
+
+
+def _as_meant(word: str) -> str:
+    """Two things that Hydra's grammar asks for and nobody types.
+
+    A mapping that takes any key gets its `++`, and an instruction its quotes: it may hold commas and brackets.
+    """
+    key, _, value = word.partition("=")
+    if _is_open(key):
+        return f"++{word}"
+    if key != "task" or value[:1] in ("'", '"') or value == "null":
+        return word
+    return f"{key}='" + value.replace("'", "\\'") + "'"
 
 
 def _parse(overrides: list[str]) -> list[Override]:
@@ -64,6 +77,8 @@ def _keys_and_groups(primary: str) -> tuple[list[str], list[str]]:
 
 def _check_key(command: str, override: Override, keys: list[str], groups: list[str]) -> None:
     key = override.key_or_group
+    if _is_open(key) and any(key == known or key.startswith(f"{known}.") for known in keys):
+        return  # what it holds is checked by who reads it
     if key in groups:
         options = GlobalHydra.instance().config_loader().get_group_options(key)
         if override.value() not in options:
@@ -71,9 +86,7 @@ def _check_key(command: str, override: Override, keys: list[str], groups: list[s
                 f"{command}: {key}={override.value()} does not exist. {nearest(str(override.value()), options)}"
             )
         return
-    if key.startswith(OPEN):
-        return  # checked by who knows them
-    if override.is_add() or override.is_force_add() or override.is_delete():
+    if not _is_open(key) and (override.is_add() or override.is_force_add() or override.is_delete()):
         raise UserError(
             f"{command}: keys are neither added nor deleted, got '{override.input_line}'; expected key=value"
         )

@@ -65,6 +65,7 @@ def test_help_shows_config_and_examples_that_compose(command: str, capsys: pytes
         (["train-generator"], "dataset=... is required"),
         (["collect", "tasks"], "expected key=value"),
         (["report"], "runs=... is required"),
+        (["collect", "image_keys={a:b}"], "unknown key 'image_keys'"),
         (["collect", "+colour=red"], "keys are neither added nor deleted"),
         (["collect", "~tasks"], "keys are neither added nor deleted"),
         (["collect", "episodes_per_task=0"], "episodes_per_task=0: expected at least 1"),
@@ -261,6 +262,18 @@ def test_interrupt_and_full_disk_have_their_exit_codes(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "vag: error: interrupted; to go on: the same command with out=here resume=true\n"
     assert cli.guarded(full) == 2
     assert "disk full while writing model.safetensors" in capsys.readouterr().err
+
+
+def test_instructions_need_no_quotes_and_mappings_no_plus() -> None:
+    for text in ("wave, then stop", "it's (almost) [done]", "plain"):
+        assert compose_config("import", ["source=x", f"task={text}"]).task == text
+    assert compose_config("import", ["source=x", "task='quoted, by hand'"]).task == "quoted, by hand"
+    assert compose_config("import", ["source=x", "task=null"]).task is None
+    config = compose_config("pretrain", ["policy.options.width=32"])
+    assert config.policy.options == {"width": 32}
+    assert compose_config("import", ["source=x", "image_keys={observation.image:top}"]).image_keys == {
+        "observation.image": "top"
+    }
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("generator/*.yaml")), ids=lambda path: path.stem)
