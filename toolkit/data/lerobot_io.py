@@ -192,8 +192,10 @@ def read_info(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory}: not a LeRobotDataset (no {INFO})")
     try:
         info = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error})") from error
+    if not isinstance(info, dict):
+        raise UserError(f"{path}: damaged (expected a JSON object)")
     version = str(info.get("codebase_version", "unknown"))
     if not version.startswith("v3"):
         raise UserError(f"{path}: LeRobotDataset {version}; expected v3.x. Convert it with LeRobot's own script")
@@ -235,9 +237,14 @@ class Table:
     frames: Any  # the pandas table of all rows
 
     def metadata(self, episode: int) -> dict[str, Any]:
-        """Provenance columns of one episode, LeRobot's own bookkeeping left out."""
-        own = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
-        return {key: value for key, value in self.episodes[episode].items() if not key.startswith(own)}
+        """Provenance columns of one episode."""
+        return provenance(self.episodes[episode])
+
+
+def provenance(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the episode table without LeRobot's own bookkeeping."""
+    own = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
+    return {key: value for key, value in row.items() if not key.startswith(own)}
 
 
 def read_table(directory: Path) -> Table:
@@ -280,7 +287,7 @@ def read_episodes(directory: Path, image_key: str = IMAGE) -> Iterator[Episode]:
     if info["features"][image_key]["dtype"] == "video":
         pictures = _video_frames(directory, info, table.episodes, image_key)
     else:
-        pictures = (_decode_picture(cell, directory) for cell in table.frames[image_key])
+        pictures = (decode_picture(cell, directory) for cell in table.frames[image_key])
     start = 0
     for index, length in enumerate(table.lengths):
         stop = start + int(length)
@@ -320,16 +327,26 @@ def dataset_id(directory: Path) -> str:
 def _read_parquet(directory: Path, folder: str, stem: str = "*") -> Any:
     import pandas as pd
 
+    return pd.concat([read_parquet_file(path) for path in parquet_files(directory, folder, stem)])
+
+
+def parquet_files(directory: Path, folder: str, stem: str = "*") -> list[Path]:
+    """Parquet files of one folder of a dataset, in order. Raises UserError if there is none."""
     paths = sorted((directory / folder).rglob(f"{stem}.parquet"))
     if not paths:
         raise UserError(f"{directory / folder}: no Parquet file; the dataset is incomplete")
-    tables = []
-    for path in paths:
-        try:
-            tables.append(pd.read_parquet(path))
-        except Exception as error:  # pyarrow raises several classes for a damaged file
-            raise UserError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
-    return pd.concat(tables)
+    return paths
+
+
+def read_parquet_file(path: Path) -> Any:
+    """A pandas table. Raises UserError if the file is damaged."""
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except Exception as error:  # pyarrow raises several classes for a damaged file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: not readable as Parquet ({reason})") from error
 
 
 def _video_frames(directory: Path, info: dict, episodes: list[dict], key: str) -> Iterator[np.ndarray]:
@@ -362,12 +379,13 @@ def _next_picture(pictures: Iterator[np.ndarray], directory: Path, episode: int)
     return picture
 
 
-def _decode_picture(cell: Any, directory: Path) -> np.ndarray:
+def decode_picture(cell: Any, directory: Path) -> np.ndarray:
+    """(H, W, 3) uint8 from a cell {"bytes": ...}. Raises UserError if it holds no picture."""
     import io
 
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         return np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
-    except (UnidentifiedImageError, TypeError, KeyError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, Image.DecompressionBombError) as error:
         raise UserError(f"{directory}: a picture in the data table is not readable ({error})") from error
