@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.schema import InspectConfig
-from toolkit.data.contents import flat_names
+from toolkit.data.contents import flat_names, one_line
 from toolkit.data.lerobot_io import dataset_id
 from toolkit.data.picture_checks import shown_pictures
 from toolkit.data.repair import repair_dataset
@@ -55,13 +55,13 @@ def draw(inspection: Inspection, directory: Path) -> list[dict[str, str]]:
         if key in contents.values:
             names = flat_names(contents.features[key].get("names"))
             values = contents.values[key]
-            labels = [names[i] if i < len(names) else str(i) for i in range(values.shape[1])]
+            labels = [one_line(names[i]) if i < len(names) else str(i) for i in range(values.shape[1])]
             name = f"histograms_{_file_name(key)}.png"
             write_histograms(directory / name, values, labels, f"{key}: frames per value")
             media.append({"path": f"media/{name}", "caption": f"{key}: how often each value occurs, by dimension"})
     strips: dict[str, list[Any]] = {}
     for camera, episode, pictures in shown_pictures(inspection.pictures):
-        text = f"{contents.ids[episode]}: {contents.instruction(episode) or 'no instruction'}"
+        text = one_line(f"{contents.ids[episode]}: {contents.instruction(episode) or 'no instruction'}")
         strips.setdefault(camera, []).append((text, pictures))
     for camera, found in strips.items():
         name = f"frames_{_file_name(camera)}.png"

@@ -43,7 +43,10 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
 
     def add(self, remedy: Remedy, text: str, episodes: Iterable[int] = ()) -> None:
-        self.problems.append(Problem(text, remedy, tuple(episodes)))
+        self.problems.append(Problem(one_line(text), remedy, tuple(episodes)))
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(one_line(text))
 
     def each(self, remedy: Remedy, kind: str, found: Sequence[tuple[int, str]]) -> None:
         """One problem per (episode, text); those beyond `MAX_LINES` are counted in one."""
@@ -112,6 +115,12 @@ class Contents:
         return own[0] if len(own) == 1 and isinstance(own[0], str) else None
 
 
+def one_line(text: str) -> str:
+    """Text from a file as one printable line: names and instructions of damaged files may hold anything."""
+    text = " ".join(text.encode("utf-8", "replace").decode().split())
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def dimension(feature: dict[str, Any], index: int) -> str:
     """`dimension 3 (gripper)`, the name if there is one."""
     names = flat_names(feature.get("names"))
@@ -137,7 +146,8 @@ def read_contents(directory: Path, findings: Findings) -> Contents:
         findings.add("rewrite", "episode table: no column of whole numbers 'episode_index'; write the table again")
         ids = np.arange(len(table))
     order = np.argsort(ids, kind="stable")
-    ids, table = ids[order], table.iloc[order]
+    if np.array_equal(ids[order], np.arange(len(ids))):  # else the order of the files is the better guess
+        ids, table = ids[order], table.iloc[order]
     if not np.array_equal(ids, np.arange(len(ids))):
         wrong = int(np.argmax(ids != np.arange(len(ids))))
         findings.add(
@@ -284,8 +294,8 @@ def _rows_of_episodes(table: Any, ids: np.ndarray, frames: Any) -> list[np.ndarr
         order = np.argsort(own, kind="stable")
         starts, stops = (np.searchsorted(own[order], ids, side) for side in ("left", "right"))
         rows = [order[start:stop] for start, stop in zip(starts, stops, strict=True)]
-        for repeated in np.flatnonzero(np.diff(ids) == 0) + 1:  # a second episode of the same number has no rows
-            rows[repeated] = rows[repeated][:0]
+        first = set(np.unique(ids, return_index=True)[1].tolist())  # a second episode of the same number has no rows
+        rows = [part if episode in first else part[:0] for episode, part in enumerate(rows)]
     elif usable and lengths is not None:
         rows = np.split(np.arange(len(frames)), np.cumsum(lengths)[:-1])
     else:

@@ -190,7 +190,7 @@ def _check_looks(contents: Contents, findings: Findings, camera: str, sample: Ca
         text = f"pictures are {sizes[0][0]}x{sizes[0][1]}, info.json says {'x'.join(map(str, declared))}"
         findings.add("rewrite", f"{camera}: {text}; correct the shape")
     if (sample.levels > 0).sum(axis=1).max() == 1:
-        findings.warnings.append(f"{camera}: all pictures show one colour; is the camera covered?")
+        findings.warn(f"{camera}: all pictures show one colour; is the camera covered?")
 
 
 def _listed(contents: Contents, episodes: list[int]) -> str:

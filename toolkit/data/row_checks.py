@@ -185,7 +185,7 @@ def _check_instructions(contents: Contents, findings: Findings) -> None:
     findings.each("rewrite", "task indices", unknown)
     findings.each("rewrite", "tasks", differing)
     for index in sorted(set(known) - used):
-        findings.warnings.append(f"meta/tasks.parquet: task {index} ('{known[index]}') is used by no episode")
+        findings.warn(f"meta/tasks.parquet: task {index} ('{known[index]}') is used by no episode")
 
 
 def _check_duplicates(contents: Contents, findings: Findings) -> None:
@@ -207,7 +207,7 @@ def _check_duplicates(contents: Contents, findings: Findings) -> None:
         if contents.instruction(episode) == contents.instruction(earlier):
             again.append((episode, f"{text}; leave one of them out"))
         else:
-            findings.warnings.append(f"{text}, with another instruction")
+            findings.warn(f"{text}, with another instruction")
     findings.each("drop", "duplicates", again)
     with np.errstate(invalid="ignore"):
         scale = np.nanstd(np.where(np.isfinite(numbers), numbers, np.nan), axis=0)
@@ -237,7 +237,7 @@ def _check_near_duplicates(contents: Contents, findings: Findings, scaled: np.nd
                 difference = scaled[contents.rows[members[j]]] - scaled[contents.rows[episode]]
                 if j > i and j not in seen and np.abs(difference).max() <= NEAR:
                     seen.add(j)
-                    findings.warnings.append(
+                    findings.warn(
                         f"{contents.name(members[j])}: nearly the same states and actions as {contents.name(episode)}"
                     )
 
@@ -253,10 +253,10 @@ def _check_spread(contents: Contents, findings: Findings) -> None:
             low, high = numbers.min(), numbers.max()
             where = f"{key}: {dimension(feature, column)}"
             if low == high:
-                findings.warnings.append(f"{where} is {low:g} in all frames; nothing can be learned from it")
+                findings.warn(f"{where} is {low:g} in all frames; nothing can be learned from it")
                 continue
             for end in (low, high) if key == ACTION else ():
                 share = float((numbers == end).mean())
                 if share > CLIPPED_SHARE and len(np.unique(numbers)) > CLIPPED_DISTINCT:
                     text = f"the end of its range, in {share:.0%} of the frames; it looks clipped"
-                    findings.warnings.append(f"{where} is exactly {end:g}, {text}")
+                    findings.warn(f"{where} is exactly {end:g}, {text}")

@@ -96,7 +96,9 @@ def _std_bounds(values: np.ndarray, spread: np.ndarray) -> Bounds:
 def _picture_error(levels: np.ndarray, saved: Any) -> str:
     found = level_statistics(levels, QUANTILES)
     exact = {name: found[name] / 255 for name in ("mean", "std")}
-    bounds = {name: (value - PICTURE_TOLERANCE, value, value + PICTURE_TOLERANCE) for name, value in exact.items()}
+    bounds: dict[str, Bounds] = {
+        name: (value - PICTURE_TOLERANCE, value, value + PICTURE_TOLERANCE) for name, value in exact.items()
+    }
     return _outside(saved, bounds, {"names": ["red", "green", "blue"]})
 
 
@@ -107,7 +109,7 @@ def _outside(saved: Any, bounds: dict[str, Bounds], feature: dict[str, Any]) -> 
     wrong, example = [], ""
     for name, (low, exact, high) in bounds.items():
         try:
-            found = np.array(saved.get(name), dtype=np.float64).ravel()
+            found: np.ndarray = np.array(saved.get(name), dtype=np.float64).ravel()
         except (TypeError, ValueError):
             found = np.array([])
         if found.shape != low.shape:

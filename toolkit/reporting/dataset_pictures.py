@@ -25,6 +25,7 @@ def write_histograms(path: str | Path, values: np.ndarray, names: Sequence[str],
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     from toolkit.reporting.plots import INK, LINE, MUTED, PALETTE, SETTINGS
 
@@ -40,6 +41,8 @@ def write_histograms(path: str | Path, values: np.ndarray, names: Sequence[str],
             if len(numbers):
                 axes.hist(numbers, bins=BINS if np.ptp(numbers) > 0 else 1, color=PALETTE[0], log=True)
             axes.set_title(_short(names[index], 28), fontsize=9.5, color=INK)
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.tick_params(labelsize=8, colors=MUTED)
             axes.grid(axis="y", color=LINE)
         with atomic(path) as temporary:
