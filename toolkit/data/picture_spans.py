@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.contents import Contents
-from toolkit.data.lerobot_io import decode_picture
 from toolkit.errors import UserError
 
 
@@ -53,8 +52,8 @@ def video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
     except (av.FFmpegError, ValueError) as error:
         raise UserError(f"{path}: not readable as video ({error})") from error
     with container:
-        if not container.streams.video:
-            raise UserError(f"{path}: holds no video")
+        if not container.streams.video or container.streams.video[0].codec_context is None:
+            raise UserError(f"{path}: not readable as video (it holds none, or its codec is unknown)")
         stream = container.streams.video[0]
         stream.codec_context.options = {"err_detect": "explode"}  # else it invents pictures in place of damaged ones
         count = 0
@@ -68,6 +67,18 @@ def video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
                 count += 1
                 if not frame.is_corrupt and abs(exact - round(exact)) < 0.25:
                     yield round(exact), frame
+
+
+def cell_picture(cell: Any) -> np.ndarray:
+    """(H, W, 3) uint8 from a cell {"bytes": ...} of the rows. Raises UserError if it holds no picture."""
+    import io
+
+    from PIL import Image
+
+    try:
+        return np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
+    except Exception as error:  # Pillow raises SyntaxError, struct.error, zlib.error, DecompressionBombError ...
+        raise UserError(f"a picture in the data is not readable ({error})") from error
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
@@ -94,7 +105,7 @@ class EpisodePictures:
         contents, rows = self.contents, self.contents.rows[episode]
         if contents.features[self.camera]["dtype"] == "image":
             cells = contents.frames[self.camera]
-            return np.stack([decode_picture(cells.iloc[row], contents.directory) for row in rows])
+            return self._stacked([cell_picture(cells.iloc[row]) for row in rows], episode)
         span = video_span(contents, episode, self.camera)
         if span is None:
             raise UserError(f"{contents.directory}: {contents.name(episode)} has no place in the video")
@@ -107,4 +118,9 @@ class EpisodePictures:
                 pictures.append(frame.to_ndarray(format="rgb24"))
         if len(pictures) != span.stop - span.start:
             raise UserError(f"{span.path}: frames of {contents.name(episode)} are missing")
+        return self._stacked(pictures, episode)
+
+    def _stacked(self, pictures: list[np.ndarray], episode: int) -> np.ndarray:
+        if len({picture.shape for picture in pictures}) > 1:
+            raise UserError(f"{self.contents.directory}: pictures of {self.contents.name(episode)} differ in size")
         return np.stack(pictures)

@@ -9,7 +9,9 @@ from typing import Any
 from toolkit.data.contents import Contents, Findings, flat_names, read_contents
 from toolkit.data.picture_checks import CameraSample, check_pictures
 from toolkit.data.row_checks import check_rows
+from toolkit.data.scenes import read_scenes
 from toolkit.data.stats_checks import check_statistics
+from toolkit.errors import UserError
 
 
 @dataclass
@@ -50,6 +52,10 @@ def inspect_dataset(directory: str | Path) -> Inspection:
     findings = Findings()
     contents = read_contents(Path(directory), findings)
     check_rows(contents, findings)
+    try:
+        read_scenes(contents.directory / "meta")
+    except UserError as error:
+        findings.add("rewrite", f"{error}; bring the file back, or delete it if the scenes do not matter")
     pictures = check_pictures(contents, findings)
     check_statistics(contents, {camera: sample.levels for camera, sample in pictures.items()}, findings)
     return Inspection(contents, findings, pictures)
