@@ -223,6 +223,12 @@ def add_episode_columns(directory: Path, columns: dict[str, list[Any]]) -> None:
         os.replace(temporary, path)
 
 
+def provenance(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the episode table without LeRobot's own bookkeeping."""
+    own = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
+    return {key: value for key, value in row.items() if not key.startswith(own)}
+
+
 @dataclass
 class Table:
     """Everything but the pictures: the episode table and the rows of all frames, in order."""
@@ -268,12 +274,6 @@ def read_actions(directory: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
     table = read_table(directory)
     parts = np.split(table.actions, np.cumsum(table.lengths)[:-1])
     return [(table.metadata(i), part) for i, part in enumerate(parts)]
-
-
-def provenance(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the episode table without LeRobot's own bookkeeping."""
-    own = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
-    return {key: value for key, value in row.items() if not key.startswith(own)}
 
 
 def read_episodes(directory: Path, image_key: str = IMAGE) -> Iterator[Episode]:
