@@ -163,6 +163,12 @@ def add_episode_columns(directory: Path, columns: dict[str, list[Any]]) -> None:
         os.replace(temporary, path)
 
 
+def provenance(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the episode table without LeRobot's own bookkeeping."""
+    own = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
+    return {key: value for key, value in row.items() if not key.startswith(own)}
+
+
 @dataclass
 class Table:
     """Everything but the pictures: the episode table and the rows of all frames, in order."""
@@ -175,9 +181,8 @@ class Table:
     frames: Any  # the pandas table of all rows
 
     def metadata(self, episode: int) -> dict[str, Any]:
-        """Provenance columns of one episode, LeRobot's own bookkeeping left out."""
-        own = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
-        return {key: value for key, value in self.episodes[episode].items() if not key.startswith(own)}
+        """Provenance columns of one episode."""
+        return provenance(self.episodes[episode])
 
 
 def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key: str = ACTION) -> Table:

@@ -81,6 +81,25 @@ def shown(value: Any) -> str:
     return escaped(value if not isinstance(value, dict) else "–")
 
 
+def inspection(name: str, result: Mapping[str, Any]) -> list[str]:
+    """What `vag inspect` found in one dataset: lists of lines, then its features."""
+    titles = {
+        "found": "Problems before the repair",
+        "fixed": "Repair",
+        "problems": "Problems",
+        "warnings": "Warnings",
+    }
+    parts = []
+    for key, title in titles.items():
+        lines = "".join(f"<li>{escaped(line)}</li>" for line in as_list(result.get(key)))
+        if lines or key == "problems":
+            body = f"<ul>{lines}</ul>" if lines else '<p class="note">none</p>'
+            parts.append(f"<h3>{title}: <code>{escaped(name)}</code></h3>{body}")
+    if features := [as_dict(row) for row in as_list(result.get("features"))]:
+        parts.append(f"<h3>Features: <code>{escaped(name)}</code></h3>{rows_table(features)}")
+    return parts
+
+
 def escaped(value: Any) -> str:
     return html.escape(str(value))
 

@@ -23,6 +23,7 @@ from toolkit.reporting.markup import (
     flatten,
     fraction,
     framed,
+    inspection,
     interval,
     key_values,
     rows_table,
@@ -212,6 +213,10 @@ def _synthesize(runs: list[RunPage], has_demo: bool) -> list[str]:
     ]
 
 
+def _inspect(runs: list[RunPage], has_demo: bool) -> list[str]:
+    return [part for run in runs for part in inspection(run.name, run.result)]
+
+
 def _replay(runs: list[RunPage], has_demo: bool) -> list[str]:
     return _success([row for run in runs for row in _systems(run)], ("system",), "Replay success")
 
@@ -229,6 +234,7 @@ def _evaluate(runs: list[RunPage], has_demo: bool) -> list[str]:
 PARTS: dict[str, Callable[[list[RunPage], bool], list[str]]] = {
     "demo": _demo,
     "collect": _collect,
+    "inspect": _inspect,
     "synthesize": _synthesize,
     "replay": _replay,
     "evaluate": _evaluate,

@@ -27,6 +27,21 @@ STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "{episodes_per_minute} a minute",
         ),
     ),
+    "import": (
+        "Import",
+        "Recordings in another layout become a dataset: actions and states exactly, pictures as near-lossless video.",
+        ("{episodes} episodes", "{frames} frames", "{layout} layout", "{fps} frames per second"),
+    ),
+    "export": (
+        "Export",
+        "A dataset becomes one HDF5 file that other toolkits read.",
+        ("{episodes} episodes", "{frames} frames", "{bytes} bytes"),
+    ),
+    "inspect": (
+        "Inspect",
+        "A dataset is read whole. Problems break training or lie about the data; warnings are worth a look.",
+        ("{episodes} episodes", "{frames} frames"),
+    ),
     "train-generator": (
         "Train the generator",
         "First a video tokenizer, then one model with two streams that denoises video and actions together.",
@@ -97,6 +112,11 @@ SHOWN = {  # keys of a result that the page already tells; the rest goes into a 
         "stages",
         "policies",
         "runs",
+        "features",
+        "problems",
+        "warnings",
+        "found",
+        "fixed",
     ),
     *("generator", "tokenizer", "steps", "loss", "generator_id"),
 }

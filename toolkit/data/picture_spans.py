@@ -1,0 +1,126 @@
+"""Where the pictures of each episode are, and decoding them from files that may be damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.data.contents import Contents
+from toolkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Span:
+    """Frames `start` to `stop` (exclusive) of a video file."""
+
+    path: Path
+    start: int
+    stop: int
+
+
+def video_span(contents: Contents, episode: int, camera: str) -> Span | None:
+    """The place of an episode's pictures; None if the episode table or info.json does not say."""
+    row = contents.episodes[episode]
+    names = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    try:
+        chunk, file, first, last = (float(row[f"videos/{camera}/{name}"]) for name in names)
+        start, stop = round(first * contents.fps), round(last * contents.fps)
+        name = contents.info["video_path"].format(video_key=camera, chunk_index=int(chunk), file_index=int(file))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+        return None
+    if Path(name).is_absolute() or ".." in Path(name).parts or not 0 <= start < stop:
+        return None
+    return Span(contents.directory / name, start, stop)
+
+
+def video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
+    """(place, PyAV frame) of what can be decoded; the place follows from the time stamp, so gaps keep their width.
+
+    Packets that are damaged are passed over. Raises UserError if the file holds no readable video at all.
+    """
+    import av
+
+    av.logging.set_libav_level(av.logging.PANIC)  # damage is told by us, in one line
+    if not path.is_file():
+        raise UserError(f"{path}: video file is missing")
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, ValueError) as error:
+        raise UserError(f"{path}: not readable as video ({error})") from error
+    with container:
+        if not container.streams.video or container.streams.video[0].codec_context is None:
+            raise UserError(f"{path}: not readable as video (it holds none, or its codec is unknown)")
+        stream = container.streams.video[0]
+        stream.codec_context.options = {"err_detect": "explode"}  # else it invents pictures in place of damaged ones
+        count = 0
+        for packet in _packets(container, stream):
+            try:
+                frames: list[Any] = packet.decode()
+            except av.FFmpegError:
+                continue
+            for frame in frames:
+                exact = count if frame.time is None else frame.time * fps
+                count += 1
+                if not frame.is_corrupt and abs(exact - round(exact)) < 0.25:
+                    yield round(exact), frame
+
+
+def cell_picture(cell: Any) -> np.ndarray:
+    """(H, W, 3) uint8 from a cell {"bytes": ...} of the rows. Raises UserError if it holds no picture."""
+    import io
+
+    from PIL import Image
+
+    try:
+        return np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
+    except Exception as error:  # Pillow raises SyntaxError, struct.error, zlib.error, DecompressionBombError ...
+        raise UserError(f"a picture in the data is not readable ({error})") from error
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Packets up to the end of the file, or to where it is cut off."""
+    import av
+
+    try:
+        yield from container.demux(stream)
+    except av.FFmpegError:
+        return
+
+
+class EpisodePictures:
+    """Pictures of one camera, episode by episode in any order; fastest in that of the files."""
+
+    def __init__(self, contents: Contents, camera: str) -> None:
+        self.contents, self.camera = contents, camera
+        self.path: Path | None = None
+        self.frames: Iterator[tuple[int, Any]] = iter(())
+        self.place = -1  # of the latest frame that was read
+
+    def read(self, episode: int) -> np.ndarray:
+        """(T, H, W, 3) uint8. Raises UserError if they are not all there."""
+        contents, rows = self.contents, self.contents.rows[episode]
+        if contents.features[self.camera]["dtype"] == "image":
+            cells = contents.frames[self.camera]
+            return self._stacked([cell_picture(cells.iloc[row]) for row in rows], episode)
+        span = video_span(contents, episode, self.camera)
+        if span is None:
+            raise UserError(f"{contents.directory}: {contents.name(episode)} has no place in the video")
+        if span.path != self.path or self.place >= span.start:
+            self.path, self.frames, self.place = span.path, video_frames(span.path, contents.fps), -1
+        pictures = []
+        while self.place < span.stop - 1:
+            self.place, frame = next(self.frames, (span.stop, None))
+            if frame is not None and span.start <= self.place < span.stop:
+                pictures.append(frame.to_ndarray(format="rgb24"))
+        if len(pictures) != span.stop - span.start:
+            raise UserError(f"{span.path}: frames of {contents.name(episode)} are missing")
+        return self._stacked(pictures, episode)
+
+    def _stacked(self, pictures: list[np.ndarray], episode: int) -> np.ndarray:
+        if len({picture.shape for picture in pictures}) > 1:
+            raise UserError(f"{self.contents.directory}: pictures of {self.contents.name(episode)} differ in size")
+        return np.stack(pictures)

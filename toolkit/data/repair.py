@@ -1,0 +1,130 @@
+"""A repaired copy of a dataset: never in place, under a temporary name until it is whole."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.data.contents import BOOKKEEPING, Contents, flat_names
+from toolkit.data.lerobot_io import EpisodeWriter, provenance
+from toolkit.data.picture_spans import EpisodePictures
+from toolkit.data.scenes import read_scenes, write_scenes
+from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
+from toolkit.data.stats_checks import repaired_statistics
+from toolkit.data.validate import Inspection
+from toolkit.errors import UserError
+from toolkit.reporting.run_record import write_json
+from toolkit.training.logging import progress
+
+SCRATCH = ("*.partial", "images")  # what interrupted writers leave
+
+
+def repair_dataset(inspection: Inspection, target: Path) -> list[str]:
+    """Write a copy without the problems that were found and return what was done, a line each.
+
+    Where nothing but statistics is wrong, the files are copied and stats.json is new, so pictures stay exact. Else
+    episodes that cannot be kept are left out and the others are written again, which encodes their video anew.
+    Raises UserError if no episode is left, or for what would be lost: further cameras or features.
+    """
+    remedies = {problem.remedy for problem in inspection.findings.problems}
+    if remedies <= {"statistics"}:
+        return _copy(inspection, target)
+    return _rewrite(inspection, target)
+
+
+def _copy(inspection: Inspection, target: Path) -> list[str]:
+    contents = inspection.contents
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        for path in (temporary, target):  # of an earlier, unfinished run
+            shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(contents.directory, temporary, ignore=shutil.ignore_patterns(*SCRATCH))
+        done = ["nothing to repair: a plain copy"]
+        if inspection.findings.problems:
+            levels = {camera: sample.levels for camera, sample in inspection.pictures.items()}
+            write_json(temporary / "meta/stats.json", repaired_statistics(contents, levels))
+            done = ["computed the statistics again from all frames; every other file is an exact copy"]
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return done
+
+
+def _rewrite(inspection: Inspection, target: Path) -> list[str]:
+    contents, findings = inspection.contents, inspection.findings
+    camera = _only_camera(contents)
+    dropped = findings.dropped
+    kept = [episode for episode in range(len(contents.rows)) if episode not in dropped]
+    if not kept:
+        raise UserError(f"{contents.directory}: no episode is whole, so there is nothing to repair; record it again")
+    _check_nothing_lost(contents, kept)
+    pictures = EpisodePictures(contents, camera)
+    layout = {f"{name}_names": _names(contents, key) for name, key in (("state", STATE), ("action", ACTION))}
+    robot = contents.info.get("robot_type")
+    with EpisodeWriter(target, round(contents.fps), robot_type=str(robot or "unknown"), **layout) as writer:
+        for episode in progress(kept, description="repair", total=len(kept), unit="ep"):
+            rows = contents.rows[episode]
+            instruction = contents.instruction(episode)
+            assert instruction is not None  # else it was dropped
+            writer.add(
+                Episode(
+                    images=pictures.read(episode),
+                    states=contents.values[STATE][rows].astype(np.float32),
+                    actions=contents.values[ACTION][rows].astype(np.float32),
+                    task=instruction,
+                    metadata=_metadata(contents.episodes[episode]),
+                )
+            )
+        if (scenes := read_scenes(contents.directory / "meta")) is not None:
+            write_scenes(writer.temporary / "meta", scenes)
+    done = [f"left out {contents.name(episode)}" for episode in sorted(dropped)]
+    done.append(f"wrote {len(kept)} episodes again: rows numbered, time stamps at k / fps, statistics of all frames")
+    if camera != IMAGE:
+        done.append(f"camera '{camera}' is now called '{IMAGE}'")
+    return done
+
+
+def _only_camera(contents: Contents) -> str:
+    if len(contents.cameras) != 1:
+        names = ", ".join(contents.cameras) or "none"
+        raise UserError(
+            f"{contents.directory}: fix=true writes one camera and the dataset has {len(contents.cameras)} ({names}); "
+            "leave out fix=true and repair it by hand"
+        )
+    return contents.cameras[0]
+
+
+def _check_nothing_lost(contents: Contents, kept: list[int]) -> None:
+    """Raise UserError for what a rewritten copy could not hold."""
+    where = f"{contents.directory}: fix=true cannot keep"
+    for key in (STATE, ACTION):
+        if key not in contents.values:
+            raise UserError(f"{contents.directory}: no readable '{key}', so nothing can be repaired; record it again")
+    own = {STATE, ACTION, *contents.cameras, *BOOKKEEPING}
+    if further := [key for key in contents.features if key not in own]:
+        raise UserError(f"{where} the features {', '.join(further)}; leave out fix=true and repair it by hand")
+    if contents.fps != round(contents.fps):
+        raise UserError(f"{where} a frame rate of {contents.fps:g}, only whole numbers; correct fps in meta/info.json")
+    for episode in kept:
+        if sum(index in contents.instructions for index in contents.task_indices(episode)) > 1:
+            raise UserError(f"{where} several instructions in one episode ({contents.name(episode)}); split it first")
+
+
+def _names(contents: Contents, key: str) -> list[str]:
+    names, width = flat_names(contents.features[key].get("names")), contents.values[key].shape[1]
+    return names if len(names) == width else [f"{key.split('.')[-1]}_{i}" for i in range(width)]
+
+
+def _metadata(row: dict[str, Any]) -> dict[str, Any]:
+    """Provenance columns that hold a value; a hole in a column reads as NaN."""
+    found = {key: value.item() if hasattr(value, "item") else value for key, value in provenance(row).items()}
+    return {
+        key: value
+        for key, value in found.items()
+        if isinstance(value, str | int | bool) or (isinstance(value, float) and not math.isnan(value))
+    }
