@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from recipes import cli
 from toolkit.data import lerobot_io
-from toolkit.data.lerobot_io import read_episodes
+from toolkit.data.lerobot_io import EpisodeWriter, read_episodes
 from toolkit.data.repair import repair_dataset
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
 from toolkit.data.validate import inspect_dataset
@@ -321,6 +322,7 @@ def test_warnings_are_no_problems(copy: Path) -> None:
     [
         (lambda d: (d / "meta/info.json").unlink(), "not a LeRobotDataset"),
         (lambda d: (d / "meta/info.json").write_text("{"), "info.json: damaged"),
+        (lambda d: (d / "meta/info.json").write_text("[1]"), "info.json: damaged"),
         (json_value("meta/info.json", "codebase_version", value="v2.1"), "v2.1; expected v3"),
         (json_value("meta/info.json", "fps", value="fast"), "fps.? is 'fast'"),
         (json_value("meta/info.json", "features", value={}), "no features"),
@@ -394,14 +396,22 @@ def test_names_may_hold_anything(copy: Path, tmp_path: Path) -> None:
     write_report([tmp_path / "run"], tmp_path / "page.html")
 
 
-def test_several_cameras_are_not_dropped_silently(copy: Path, tmp_path: Path) -> None:
-    info = json.loads((copy / "meta/info.json").read_text())
-    json_value("meta/info.json", "features", "observation.images.wrist", value=info["features"][IMAGE])(copy)
-    found = inspect_dataset(copy)
-    assert "observation.images.wrist: episode 0" in found.problems[0]
-    with pytest.raises(UserError, match=r"has 2 \(observation.image, observation.images.wrist\)"):
-        repair_dataset(found, tmp_path / "repaired")
-    assert not (tmp_path / "repaired").exists()
+def test_every_camera_is_kept(tmp_path: Path, moving_square: MakeEpisode) -> None:
+    wrist = "observation.images.wrist"
+    with EpisodeWriter(tmp_path / "data", 20, ["y", "x"], ["dy", "dx"]) as writer:
+        for seed in range(3):
+            episode = moving_square(seed)
+            writer.add(replace(episode, cameras={wrist: episode.images[:, ::-1, :16]}))
+    assert inspect_dataset(tmp_path / "data").problems == []
+    DAMAGES["NaN"][0](tmp_path / "data")
+    repair_dataset(inspect_dataset(tmp_path / "data"), tmp_path / "repaired")
+    assert inspect_dataset(tmp_path / "repaired").problems == []
+    episodes = list(read_episodes(tmp_path / "repaired", cameras=[wrist]))
+    assert [episode.metadata["seed"] for episode in episodes] == [0, 2]
+    for episode in episodes:
+        wanted = moving_square(episode.metadata["seed"]).images
+        for found, true in ((episode.images, wanted), (episode.cameras[wrist], wanted[:, ::-1, :16])):
+            assert 10 * np.log10(255**2 / np.square(found.astype(float) - true).mean()) > 45
 
 
 def test_nothing_left_to_repair_is_said(copy: Path, tmp_path: Path) -> None:

@@ -14,13 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from toolkit.data.lerobot_io import INFO, read_info
+from toolkit.data.lerobot_info import INFO, PICTURES, check_inside, read_info
 from toolkit.errors import UserError
 
-PICTURES = ("video", "image")
 COUNTERS = ("frame_index", "index", "episode_index", "task_index")
 BOOKKEEPING = (*COUNTERS, "timestamp")  # features that LeRobot adds to every dataset
-MAX_SIZE = 10**9  # values of a feature in a frame; a damaged shape must not fill the memory
 MAX_LINES = 20  # of one kind; the rest is counted
 
 # What repairs a problem: new statistics, writing all rows again, or leaving the episodes out.
@@ -173,23 +171,13 @@ def read_contents(directory: Path, findings: Findings) -> Contents:
 
 
 def checked_info(directory: Path) -> dict[str, Any]:
-    """info.json with a frame rate and features of known shape. Raises UserError that names the key otherwise."""
+    """As `read_info`, with at least one feature and no empty one. Raises UserError that names the key otherwise."""
     info = read_info(directory)
-    path = directory / INFO
-    fps = info.get("fps")
-    if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps < math.inf:
-        raise UserError(f"{path}: fps is {fps!r}; expected a positive number of frames per second")
-    features = info.get("features")
-    if not isinstance(features, dict) or not features:
-        raise UserError(f"{path}: no features; expected an object with one entry per column")
-    for key, feature in features.items():
-        if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
-            raise UserError(f"{path}: feature '{key}' has no dtype; expected an object with dtype and shape")
-        shape = feature.get("shape")
-        if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
-            raise UserError(f"{path}: feature '{key}' has the shape {shape!r}; expected a list of positive sizes")
-        if math.prod(shape) > MAX_SIZE:
-            raise UserError(f"{path}: feature '{key}' has the shape {shape}; more than 10^9 values a frame")
+    if not info["features"]:
+        raise UserError(f"{directory / INFO}: no features; expected an object with one entry per column")
+    for key, feature in info["features"].items():
+        if 0 in feature["shape"]:
+            raise UserError(f"{directory / INFO}: feature '{key}' has the shape {feature['shape']}; expected no zero")
     return info
 
 
@@ -223,7 +211,7 @@ def _tables(directory: Path, folder: str, findings: Findings) -> Any:
     tables, errors = [], []
     for path in paths:
         try:
-            tables.append(_parquet(path))
+            tables.append(_parquet(directory, path))
         except UserError as error:
             errors.append(error)
     if not tables:
@@ -233,9 +221,10 @@ def _tables(directory: Path, folder: str, findings: Findings) -> Any:
     return pd.concat(tables, ignore_index=True)
 
 
-def _parquet(path: Path) -> Any:
+def _parquet(directory: Path, path: Path) -> Any:
     import pandas as pd
 
+    check_inside(directory, path.relative_to(directory))
     try:
         return pd.read_parquet(path)
     except Exception as error:  # pyarrow raises several classes for a damaged file
@@ -247,7 +236,7 @@ def _instructions(directory: Path, findings: Findings) -> dict[int, str] | None:
     try:
         if not path.is_file():
             raise UserError(f"{path}: missing")
-        table = _parquet(path)
+        table = _parquet(directory, path)
         indices = whole_numbers(table, "task_index")
         if indices is None or not all(isinstance(name, str) for name in table.index):
             raise UserError(f"{path}: damaged (expected instructions as index and whole numbers as task_index)")

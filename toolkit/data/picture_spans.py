@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.contents import Contents
+from toolkit.data.images import decode_picture
+from toolkit.data.lerobot_info import check_inside
 from toolkit.errors import UserError
 
 
@@ -30,11 +32,12 @@ def video_span(contents: Contents, episode: int, camera: str) -> Span | None:
         chunk, file, first, last = (float(row[f"videos/{camera}/{name}"]) for name in names)
         start, stop = round(first * contents.fps), round(last * contents.fps)
         name = contents.info["video_path"].format(video_key=camera, chunk_index=int(chunk), file_index=int(file))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError):
+        path = check_inside(contents.directory, name)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, UserError):
         return None
     if Path(name).is_absolute() or ".." in Path(name).parts or not 0 <= start < stop:
         return None
-    return Span(contents.directory / name, start, stop)
+    return Span(path, start, stop)
 
 
 def video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
@@ -71,13 +74,9 @@ def video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
 
 def cell_picture(cell: Any) -> np.ndarray:
     """(H, W, 3) uint8 from a cell {"bytes": ...} of the rows. Raises UserError if it holds no picture."""
-    import io
-
-    from PIL import Image
-
     try:
-        return np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
-    except Exception as error:  # Pillow raises SyntaxError, struct.error, zlib.error, DecompressionBombError ...
+        return decode_picture(cell["bytes"])
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"a picture in the data is not readable ({error})") from error
 
 

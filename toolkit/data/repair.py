@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.contents import BOOKKEEPING, Contents, flat_names
+from toolkit.data.lerobot_info import camera_keys
 from toolkit.data.lerobot_io import EpisodeWriter, provenance
 from toolkit.data.picture_spans import EpisodePictures
 from toolkit.data.scenes import read_scenes, write_scenes
@@ -29,7 +30,7 @@ def repair_dataset(inspection: Inspection, target: Path) -> list[str]:
 
     Where nothing but statistics is wrong, the files are copied and stats.json is new, so pictures stay exact. Else
     episodes that cannot be kept are left out and the others are written again, which encodes their video anew.
-    Raises UserError if no episode is left, or for what would be lost: further cameras or features.
+    Raises UserError if no episode is left, or for what would be lost: further features, depth pictures.
     """
     remedies = {problem.remedy for problem in inspection.findings.problems}
     if remedies <= {"statistics"}:
@@ -57,46 +58,51 @@ def _copy(inspection: Inspection, target: Path) -> list[str]:
 
 def _rewrite(inspection: Inspection, target: Path) -> list[str]:
     contents, findings = inspection.contents, inspection.findings
-    camera = _only_camera(contents)
+    cameras = _cameras(contents)
     dropped = findings.dropped
     kept = [episode for episode in range(len(contents.rows)) if episode not in dropped]
     if not kept:
         raise UserError(f"{contents.directory}: no episode is whole, so there is nothing to repair; record it again")
     _check_nothing_lost(contents, kept)
-    pictures = EpisodePictures(contents, camera)
+    readers = {camera: EpisodePictures(contents, camera) for camera in cameras}
     layout = {f"{name}_names": _names(contents, key) for name, key in (("state", STATE), ("action", ACTION))}
     robot = contents.info.get("robot_type")
-    with EpisodeWriter(target, round(contents.fps), robot_type=str(robot or "unknown"), **layout) as writer:
+    # Without loss, since the pictures went through one encoder already.
+    with EpisodeWriter(target, round(contents.fps), robot_type=str(robot or "unknown"), crf=0, **layout) as writer:
         for episode in progress(kept, description="repair", total=len(kept), unit="ep"):
             rows = contents.rows[episode]
+            pictures = {camera: reader.read(episode) for camera, reader in readers.items()}
             instruction = contents.instruction(episode)
             assert instruction is not None  # else it was dropped
             writer.add(
                 Episode(
-                    images=pictures.read(episode),
+                    images=pictures.pop(cameras[0]),
                     states=contents.values[STATE][rows].astype(np.float32),
                     actions=contents.values[ACTION][rows].astype(np.float32),
                     task=instruction,
                     metadata=_metadata(contents.episodes[episode]),
+                    cameras=pictures,
                 )
             )
         if (scenes := read_scenes(contents.directory / "meta")) is not None:
             write_scenes(writer.temporary / "meta", scenes)
     done = [f"left out {contents.name(episode)}" for episode in sorted(dropped)]
     done.append(f"wrote {len(kept)} episodes again: rows numbered, time stamps at k / fps, statistics of all frames")
-    if camera != IMAGE:
-        done.append(f"camera '{camera}' is now called '{IMAGE}'")
+    if cameras[0] != IMAGE:
+        done.append(f"camera '{cameras[0]}' is now called '{IMAGE}'")
     return done
 
 
-def _only_camera(contents: Contents) -> str:
-    if len(contents.cameras) != 1:
-        names = ", ".join(contents.cameras) or "none"
+def _cameras(contents: Contents) -> list[str]:
+    """`observation.image`, or the first camera where none has that name, then the others."""
+    cameras = camera_keys(contents.info)
+    if not cameras or set(cameras) != set(contents.cameras):
+        names = ", ".join(set(contents.cameras) - set(cameras)) or "none"
         raise UserError(
-            f"{contents.directory}: fix=true writes one camera and the dataset has {len(contents.cameras)} ({names}); "
+            f"{contents.directory}: fix=true writes colour pictures only, the dataset has others ({names}); "
             "leave out fix=true and repair it by hand"
         )
-    return contents.cameras[0]
+    return cameras
 
 
 def _check_nothing_lost(contents: Contents, kept: list[int]) -> None:
