@@ -240,12 +240,17 @@ class Table:
         return {key: value for key, value in self.episodes[episode].items() if not key.startswith(own)}
 
 
-def read_table(directory: Path) -> Table:
-    """States, actions, tasks and episode columns. Raises UserError for missing keys, damaged files, NaN."""
+def read_table(directory: Path, pictures: bool = True) -> Table:
+    """States, actions, tasks and episode columns. Raises UserError for missing keys, damaged files, NaN.
+
+    pictures: read those that lie in the rows too; they take most of the memory.
+    """
     directory = Path(directory)
-    check_features(directory, read_info(directory))
+    info = read_info(directory)
+    check_features(directory, info)
+    kept = [key for key, feature in info["features"].items() if feature["dtype"] not in ("image", "video")]
     episodes = _read_parquet(directory, "meta/episodes").sort_values("episode_index")
-    frames = _read_parquet(directory, "data").sort_values("index")
+    frames = _read_parquet(directory, "data", columns=None if pictures else kept).sort_values("index")
     names = {int(row["task_index"]): name for name, row in _read_parquet(directory, "meta", "tasks").iterrows()}
     states, actions = (_columns(frames[key]) for key in (STATE, ACTION))
     lengths = episodes["length"].to_numpy(np.int64)
@@ -317,7 +322,7 @@ def dataset_id(directory: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read_parquet(directory: Path, folder: str, stem: str = "*") -> Any:
+def _read_parquet(directory: Path, folder: str, stem: str = "*", columns: list[str] | None = None) -> Any:
     import pandas as pd
 
     paths = sorted((directory / folder).rglob(f"{stem}.parquet"))
@@ -326,7 +331,7 @@ def _read_parquet(directory: Path, folder: str, stem: str = "*") -> Any:
     tables = []
     for path in paths:
         try:
-            tables.append(pd.read_parquet(path))
+            tables.append(pd.read_parquet(path, columns=columns))
         except Exception as error:  # pyarrow raises several classes for a damaged file
             raise UserError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
     return pd.concat(tables)
