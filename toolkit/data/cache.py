@@ -25,7 +25,7 @@ from toolkit.errors import UserError
 from toolkit.training.logging import progress
 
 FORMAT = 2  # part of the names of cached files; another number when the same dataset would give another file
-GROUP_FRAMES = 512  # at least so many are decoded together: a group costs a seek, and reading a file's index
+GROUP_VALUES = 8_000_000  # at least so many pixel values are decoded together: a group costs opening a file
 PARALLEL_VALUES = 300_000_000  # pixel values of a dataset, above which it pays to start other processes
 
 
@@ -122,13 +122,13 @@ def build_clips(source: Path, image_size: int, image_key: str, source_id: str, w
     )
     offset = create_clips(path, clips, (image_size, image_size, 3))
     _reserve(path)
+    values = math.prod(info["features"][image_key]["shape"])  # of a picture
     groups = [
         _Group(source, image_key, image_size, table.episodes[a:b], int(table.lengths[:a].sum()), path, offset)
-        for a, b in _ranges(table.lengths)
+        for a, b in _ranges(table.lengths, GROUP_VALUES / values)
     ]
     if workers is None:
-        values = len(table.states) * math.prod(info["features"][image_key]["shape"])
-        workers = len(os.sched_getaffinity(0)) if values > PARALLEL_VALUES else 1
+        workers = len(os.sched_getaffinity(0)) if len(table.states) * values > PARALLEL_VALUES else 1
     bar = progress(description=f"decode {source.name}", total=len(table.states), unit="frame")
     queue = iter(groups)
     try:
@@ -156,12 +156,12 @@ def _reserve(path: Path) -> None:
             # Any other: the file system cannot reserve, and the room is taken as the frames arrive.
 
 
-def _ranges(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(first, end) of consecutive episodes with at least `GROUP_FRAMES` frames each, but for the last."""
+def _ranges(lengths: np.ndarray, least: float) -> Iterator[tuple[int, int]]:
+    """(first, end) of consecutive episodes with at least `least` frames each, but for the last."""
     first, frames = 0, 0
     for episode, length in enumerate(lengths):
         frames += int(length)
-        if frames >= GROUP_FRAMES or episode + 1 == len(lengths):
+        if frames >= least or episode + 1 == len(lengths):
             yield first, episode + 1
             first, frames = episode + 1, 0
 
@@ -187,4 +187,3 @@ def _build_latents(episodes: int, encode: Callable[[], Iterator[np.ndarray]], pa
         first += len(part)
     if latents is None or first != episodes:
         raise ValueError(f"{first} latents of {episodes} episodes")
-    latents.flush()

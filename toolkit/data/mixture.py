@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from toolkit.data.clips import ClipStore
 from toolkit.errors import UserError
@@ -105,15 +104,15 @@ class TokenizerClips:
 
 
 class LatentClips:
-    """Generator batches whose frames were encoded beforehand, one whole-episode window per episode."""
+    """Generator batches whose frames were encoded beforehand: latents (E, C, T, h, w), one window per episode."""
 
-    def __init__(self, clips: GeneratorClips, latents: Tensor) -> None:
+    def __init__(self, clips: GeneratorClips, latents: np.ndarray) -> None:
         self.clips, self.latents = clips, latents
 
     def batch(self, step: int) -> dict[str, Any]:
         episodes, starts = self.clips.draw(step)
         batch = self.clips.store.generator_batch(episodes, starts, self.clips.num_frames, with_frames=False)
-        return {**to_tensors(batch), "latents": self.latents[torch.from_numpy(episodes)]}
+        return {**to_tensors(batch), "latents": torch.from_numpy(np.array(self.latents[episodes]))}
 
 
 def to_tensors(batch: dict[str, Any]) -> dict[str, Any]:
