@@ -47,11 +47,12 @@ def run(config: BenchmarkDataConfig, run: Run) -> None:
         rows, comparisons, backend = _measure(config, run, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    words = [f"{key}={value}" for key, value in vars(config).items() if value != getattr(BenchmarkDataConfig, key)]
+    changed = {k: v for k, v in vars(config).items() if v != getattr(BenchmarkDataConfig, k)}
+    words = [f"{key}={value}" for key, value in changed.items() if key not in ("out", "overwrite")]
     notes = {
-        "low_and_high": "25th and 75th percentile over the rounds; of memory and ceilings, the one value measured",
-        "readers": "LeRobotDataset gives one window at a time in the main process, the others batches of "
-        f"{config.batch_size}; numpy_memmap gathers the frames alone, the others states and actions too",
+        "low_and_high": "25th and 75th percentile over the rounds; of memory, the one value measured",
+        "readers": "clip_store gives frames, states, actions and padding masks of the windows; the others, to their "
+        f"advantage, frames alone. LeRobotDataset gives one window at a time, the others {config.batch_size}",
         "video_decoder_of_lerobot": backend,
         "memory": "anonymous memory (RssAnon) while random windows of a sparse file are read, under a limit "
         f"(RLIMIT_DATA) of {SPARE // MEBIBYTE} MiB more than before; mapped pages of the file can be reclaimed",
@@ -142,10 +143,9 @@ def _readers(config: BenchmarkDataConfig, store: ClipStore, video: Path, images:
     rows = store.episode_starts[episodes] + starts
     parts = [slice(first, first + config.batch_size) for first in range(0, WINDOWS, config.batch_size)]
     steps = [step / store.fps for step in range(config.num_frames)]
-    deltas = {IMAGE: steps, STATE: steps, ACTION: steps[:-1]}
 
     def lerobot(root: Path) -> Reader:
-        dataset = LeRobotDataset(f"local/{root.name}", root=root, delta_timestamps=deltas)
+        dataset = LeRobotDataset(f"local/{root.name}", root=root, delta_timestamps={IMAGE: steps})
 
         def read() -> int:
             for row in rows.tolist():

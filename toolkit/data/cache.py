@@ -167,7 +167,7 @@ def _ranges(lengths: np.ndarray, least: float) -> Iterator[tuple[int, int]]:
 
 
 def _decode_group(group: _Group) -> int:
-    """Runs in a worker: decode the pictures of a group into the clip file, one episode in memory; returns how many."""
+    """Runs in a worker: decode the pictures of a group into the clip file; returns how many."""
     pictures = read_pictures(group.directory, group.episodes, group.image_key)
     row = group.first
     for images in pictures:

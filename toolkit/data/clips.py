@@ -110,13 +110,14 @@ class ClipStore:
         steps = starts[:, None] + np.arange(num_frames)
         last = self.episode_lengths[episodes][:, None] - 1
         rows = self.episode_starts[episodes][:, None] + np.minimum(steps, last)
-        return {
-            **({"frames": self.frames[rows]} if with_frames else {}),
-            "states": self.states[rows],
-            "actions": self.actions[rows[:, :-1]],
+        # `take` copies rows faster than indexing does, small ones most of all.
+        batch = {
+            "states": self.states.take(rows, axis=0),
+            "actions": self.actions.take(rows[:, :-1], axis=0),
             "is_pad": steps[:, 1:] > last,
-            "instruction": [self.instruction(e) for e in episodes],
+            "instruction": [self.tasks[task] for task in self.episode_tasks[episodes].tolist()],
         }
+        return {"frames": self.frames.take(rows, axis=0), **batch} if with_frames else batch
 
     def policy_batch(self, episodes: np.ndarray, steps: np.ndarray, horizon: int) -> dict[str, Any]:
         """One observation and the next `horizon` actions per sample, in LeRobot's keys.
@@ -127,11 +128,11 @@ class ClipStore:
         ahead = steps[:, None] + np.arange(horizon)
         last = self.episode_lengths[episodes][:, None] - 1
         first = self.episode_starts[episodes]
-        images = self.frames[first + steps].astype(np.float32).transpose(0, 3, 1, 2) / 255
+        images = self.frames.take(first + steps, axis=0).astype(np.float32).transpose(0, 3, 1, 2) / 255
         return {
             IMAGE: images,
-            STATE: self.states[first + steps],
-            ACTION: self.actions[first[:, None] + np.minimum(ahead, last)],
+            STATE: self.states.take(first + steps, axis=0),
+            ACTION: self.actions.take(first[:, None] + np.minimum(ahead, last), axis=0),
             ACTION_IS_PAD: ahead > last,
             TASK: [self.instruction(e) for e in episodes],
         }

@@ -7,6 +7,7 @@ of the Parquet file. The frames are those that reading everything in order gives
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,29 @@ import numpy as np
 from toolkit.data.lerobot_io import read_info
 from toolkit.errors import UserError
 
+TOGETHER = 64  # pictures in memory at once: recorded ones are large, and episodes long
+
 
 def read_pictures(directory: Path, episodes: list[dict[str, Any]], image_key: str) -> Iterator[np.ndarray]:
-    """(T, H, W, 3) uint8 of each of `episodes`, consecutive rows of the episode table.
+    """(T, H, W, 3) uint8, T <= `TOGETHER`: the pictures of `episodes`, consecutive rows of the episode table.
 
     Raises UserError that names the file for pictures that are missing or unreadable.
     """
     info = read_info(directory)
     read = _from_videos if info["features"][image_key]["dtype"] == "video" else _from_tables
     for episode, pictures in zip(episodes, read(directory, info, episodes, image_key), strict=True):
-        if len(pictures) != episode["length"] or len({picture.shape for picture in pictures}) > 1:
+        count, shapes = 0, set()
+        while part := list(itertools.islice(pictures, TOGETHER)):
+            count += len(part)
+            shapes |= {picture.shape for picture in part}
+            if len(shapes) > 1:
+                raise UserError(f"{directory}: pictures of episode {episode['episode_index']} differ in size: {shapes}")
+            yield np.stack(part)
+        if count != episode["length"]:
             raise UserError(
-                f"{directory}: episode {episode['episode_index']} has {len(pictures)} pictures of one or more sizes; "
-                f"expected {episode['length']} of one size; it is truncated or damaged"
+                f"{directory}: episode {episode['episode_index']} has {count} pictures and {episode['length']} rows; "
+                "it is truncated"
             )
-        yield np.stack(pictures)
 
 
 def check_video_lengths(directory: Path, info: dict[str, Any], episodes: list[dict[str, Any]], key: str) -> None:
@@ -46,7 +55,7 @@ def check_video_lengths(directory: Path, info: dict[str, Any], episodes: list[di
 
 def _from_videos(
     directory: Path, info: dict[str, Any], episodes: list[dict[str, Any]], key: str
-) -> Iterator[list[np.ndarray]]:
+) -> Iterator[Iterator[np.ndarray]]:
     import av
 
     tolerance = 0.5 / info["fps"]
@@ -61,23 +70,27 @@ def _from_videos(
                 for episode in part:
                     start = episode[f"videos/{key}/from_timestamp"]
                     if not abs(start - reached) < tolerance:  # else the next frame is the wanted one
-                        frames = _frames_from(container, stream, start - tolerance)
-                    wanted = range(episode["length"])
-                    yield [frame.to_ndarray(format="rgb24") for _, frame in zip(wanted, frames, strict=False)]
+                        frames = _frames_from(container, stream, start - tolerance, path)
+                    yield (frame.to_ndarray(format="rgb24") for frame in itertools.islice(frames, episode["length"]))
                     reached = episode[f"videos/{key}/to_timestamp"]
         except (av.FFmpegError, IndexError, ValueError) as error:
             raise UserError(f"{path}: not readable as video ({error})") from error
 
 
-def _frames_from(container: Any, stream: Any, seconds: float) -> Iterator[Any]:
+def _frames_from(container: Any, stream: Any, seconds: float, path: Path) -> Iterator[Any]:
     """Frames from `seconds` on, decoded from the key frame before it."""
-    container.seek(max(0, int(seconds / stream.time_base)), stream=stream)
-    return (frame for frame in container.decode(stream) if frame.time >= seconds)
+    import av
+
+    try:
+        container.seek(max(0, int(seconds / stream.time_base)), stream=stream)
+        yield from (frame for frame in container.decode(stream) if frame.time >= seconds)
+    except av.FFmpegError as error:
+        raise UserError(f"{path}: not readable as video ({error})") from error
 
 
 def _from_tables(
     directory: Path, info: dict[str, Any], episodes: list[dict[str, Any]], key: str
-) -> Iterator[list[np.ndarray]]:
+) -> Iterator[Iterator[np.ndarray]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -91,7 +104,7 @@ def _from_tables(
         except (OSError, pyarrow.ArrowException, KeyError) as error:
             raise UserError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
         for index in indices:
-            yield [_decode(cells[row], path) for row in np.flatnonzero(owners == index)]
+            yield (_decode(cells[row], path) for row in np.flatnonzero(owners == index))
 
 
 def _decode(cell: Any, path: Path) -> np.ndarray:
