@@ -42,7 +42,7 @@ Reader = Callable[[], int]  # reads windows and returns how many
 
 def run(config: BenchmarkDataConfig, run: Run) -> None:
     """Write `record.json` and `record.md`; print the record as one line."""
-    scratch = run.directory / "scratch"
+    scratch, load = run.directory / "scratch", os.getloadavg()[1]
     try:
         rows, comparisons, backend = _measure(config, run, scratch)
     finally:
@@ -53,6 +53,7 @@ def run(config: BenchmarkDataConfig, run: Run) -> None:
         "low_and_high": "25th and 75th percentile over the rounds; of memory, the one value measured",
         "readers": "clip_store gives frames, states, actions and padding masks of the windows; the others, to their "
         f"advantage, frames alone. LeRobotDataset gives one window at a time, the others {config.batch_size}",
+        "load_before": f"{load:.1f} processes running on {os.cpu_count()} cores, mean of five minutes",
         "video_decoder_of_lerobot": backend,
         "memory": "anonymous memory (RssAnon) while random windows of a sparse file are read, under a limit "
         f"(RLIMIT_DATA) of {SPARE // MEBIBYTE} MiB more than before; mapped pages of the file can be reclaimed",

@@ -24,7 +24,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """The one line that a failing command prints; asserts exit code 2."""
     assert cli.main(list(words)) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    complaints = [line for line in lines if "it/s" not in line and "ep/s" not in line]  # progress bars may stand above
+    complaints = [line for line in lines if "/s]" not in line]  # progress bars may stand above
     assert len(complaints) == 1
     assert complaints[0].startswith("vag: error: ")
     return complaints[0]
@@ -46,7 +46,7 @@ def test_help_shows_config_and_examples_that_compose(command: str, capsys: pytes
     for example in cli.EXAMPLES[command]:
         assert example in out
         words = shlex.split(example)
-        assert words[:2] == ["vag", command]
+        assert " ".join(words).startswith(f"vag {command}")
         compose_config(command, [word for word in words[2:] if "=" in word])
 
 
