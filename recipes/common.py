@@ -33,7 +33,7 @@ def load_clips(run: Run, source: str | Path, image_size: int, image_key: str) ->
     """Clips of a dataset, noted in the run record."""
     store = open_clips(source, image_size, image_key)
     run.add_data(source, store.source_id, store.num_episodes)
-    return replace(store, path=Path(source))  # what messages name
+    return replace(store, source=str(source))
 
 
 def weights_id(directory: str | Path) -> str:

@@ -96,6 +96,7 @@ def _check_key(command: str, override: Override, keys: list[str], groups: list[s
 
 AT_LEAST_ONE = {"episodes_per_task", "num_steps", "image_size", "workers", "batch_size", "gradient_accumulation"}
 AT_LEAST_ONE |= {"log_every", "checkpoint_every", "steps", "max_steps", "num_inference_steps", "groups", "few"}
+AT_LEAST_ONE |= {"repeats", "num_frames", "large_gigabytes"}
 NOT_NEGATIVE = {"seed", "first_seed", "noise_scale", "learning_rate", "weight_decay", "warmup_steps", "threads"}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,17 +13,18 @@ import torch
 
 from recipes.common import instruction_encoder, load_clips, user_errors
 from recipes.schema import TrainGeneratorConfig
+from toolkit.data.cache import open_latents
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import GeneratorClips, LatentClips, TokenizerClips, to_tensors
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
 from toolkit.data.scenes import scenes_of, write_scenes
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
-from toolkit.training.logging import ScalarLog
+from toolkit.training.logging import ScalarLog, progress
 from toolkit.training.loop import train
 from toolkit.training.runtime import seed_everything, set_threads
 from vag_core import Generator
-from vag_core.video_tokenizer import to_float_frames, to_uint8_frames
+from vag_core.video_tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
 
 
 def run(config: TrainGeneratorConfig, run: Run) -> None:
@@ -59,12 +62,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     clips = GeneratorClips(store, config.optim.batch_size, num_frames, config.seed, config.random_start)
     source: Any = clips
     if not config.random_start:  # one window per episode: encode each once
-        with torch.no_grad():
-            latents = [
-                tokenizer.encode(_window(store, part, num_frames))
-                for part in np.array_split(np.arange(store.num_episodes), -(-store.num_episodes // 8))
-            ]
-        source = LatentClips(clips, torch.cat(latents))
+        source = LatentClips(clips, _latents(store, tokenizer, num_frames))
     if config.instruction_encoder is not None:
         source = EncodedInstructions(source, encode)
 
@@ -124,6 +122,27 @@ class EncodedInstructions:
     def batch(self, step: int) -> dict[str, Any]:
         batch = self.source.batch(step)
         return {**batch, "instruction": self.encode(batch["instruction"])}
+
+
+def _latents(store: ClipStore, tokenizer: VideoTokenizer, num_frames: int) -> np.ndarray:
+    """Latents of the window at the start of every episode, from the cache where it has them."""
+
+    @torch.no_grad()
+    def encode() -> Iterator[np.ndarray]:
+        parts = np.array_split(np.arange(store.num_episodes), -(-store.num_episodes // 8))
+        for part in progress(parts, description="encode", unit="batch"):
+            yield tokenizer.encode(_window(store, part, num_frames)).numpy()
+
+    return open_latents(store, _state_id(tokenizer), f"first {num_frames} frames", encode)
+
+
+def _state_id(module: torch.nn.Module) -> str:
+    """SHA-256 over all weights and their names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _window(store: ClipStore, episodes: Any, num_frames: int) -> torch.Tensor:

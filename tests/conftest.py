@@ -36,7 +36,7 @@ def make_square(seed: int, length: int = 17, size: int = 32) -> Episode:
     return Episode(images, states.astype(np.float32), actions, task, {"seed": seed, "task_name": task[:4]})
 
 
-@pytest.fixture(name="moving_square")
+@pytest.fixture(name="moving_square", scope="session")
 def _moving_square() -> Callable[..., Episode]:
     return make_square
 

@@ -1,23 +1,22 @@
-"""Datasets on disk, the clip file and the mixture: what goes in comes out, and damage is named."""
+"""Datasets on disk: what goes in comes out, and damage is named."""
 
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
 
 from toolkit.data import lerobot_io
 from toolkit.data.cache import open_clips
-from toolkit.data.clips import ClipStore, write_clips
+from toolkit.data.clips import ClipStore
 from toolkit.data.lerobot_io import EpisodeWriter
 from toolkit.data.lerobot_stats import level_statistics
 from toolkit.data.mixture import GeneratorClips, TokenizerClips
 from toolkit.data.normalizer import ACTION_FLOOR, compute_statistics, describe
-from toolkit.data.schema import ACTION, ACTION_IS_PAD, IMAGE, STATE, Episode
+from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
 from toolkit.errors import UserError
 
 MakeEpisode = Callable[..., Episode]
@@ -125,54 +124,6 @@ def test_nan_and_wrong_version_are_named(dataset: Path, tmp_path: Path) -> None:
         open_clips(copy, 32)
     with pytest.raises(UserError, match="not found"):
         open_clips(tmp_path / "nowhere", 32)
-
-
-def test_clips_of_a_dataset_are_decoded_once_and_resized(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = open_clips(dataset, 16)
-    assert first.frames.shape == (68, 16, 16, 3)
-    monkeypatch.setattr(lerobot_io, "read_episodes", lambda *_: pytest.fail("decoded again"))
-    again = open_clips(dataset, 16)
-    assert np.array_equal(first.frames, again.frames)
-    with pytest.raises(UserError, match="pictures are 16x16; expected 32x32"):
-        open_clips(first.path, 32)
-
-
-def test_clip_file_damage_is_named(store: ClipStore) -> None:
-    path = store.path
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="complete clip file|truncated"):
-        ClipStore.open(path)
-    with h5py.File(path, "w") as file:
-        file["frames"] = np.zeros((3, 4, 4, 3), np.uint8)
-    with pytest.raises(UserError, match="no array 'states'"):
-        ClipStore.open(path)
-
-
-def test_a_failed_build_leaves_no_file(tmp_path: Path, episodes: list[Episode]) -> None:
-    with pytest.raises(UserError, match="its metadata says 1000"):
-        write_clips(tmp_path / "x.h5", episodes, 1000, 20, "test")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_generator_windows_repeat_and_mask_past_the_end(store: ClipStore, episodes: list[Episode]) -> None:
-    batch = store.generator_batch(np.array([1, 2]), np.array([10, 0]), 9)
-    wanted = episodes[1]  # 18 rows: the window 10..18 goes one past the end
-    assert np.array_equal(batch["frames"][0, :8], wanted.images[10:])
-    assert np.array_equal(batch["frames"][0, 8], wanted.images[-1])
-    assert np.array_equal(batch["actions"][0], wanted.actions[10:])
-    assert batch["is_pad"][0].tolist() == [False] * 7 + [True]
-    assert not batch["is_pad"][1].any()
-    assert batch["instruction"] == [episodes[1].task, episodes[2].task]
-
-
-def test_policy_batches_hold_the_actions_after_the_picture(store: ClipStore, episodes: list[Episode]) -> None:
-    batch = store.policy_batch(np.array([3]), np.array([15]), 4)
-    wanted = episodes[3]  # 17 rows
-    np.testing.assert_allclose(batch[IMAGE][0].transpose(1, 2, 0) * 255, wanted.images[15], atol=1e-3)
-    np.testing.assert_array_equal(batch[STATE][0], wanted.states[15])
-    np.testing.assert_array_equal(batch[ACTION][0], wanted.actions[[15, 16, 16, 16]])
-    assert batch[ACTION_IS_PAD][0].tolist() == [False, False, True, True]
 
 
 def test_tokenizer_batches_are_a_first_frame_and_whole_groups(store: ClipStore, episodes: list[Episode]) -> None:

@@ -501,7 +501,7 @@ def read_all(directory: Path) -> None:
         ("video_path", "../../secret.mp4", "leads out of the directory"),
         ("video_path", "/etc/hostname", "leads out of the directory"),
         ("video_path", "videos/../videos/x.mp4", "expected a path below the dataset"),
-        ("video_path", "videos/nothing.mp4", "video file is missing"),
+        ("video_path", "videos/nothing.mp4", "nothing.mp4: is missing"),
     ],
 )
 def test_damaged_info_is_named(broken: Path, key: str, value: Any, expected: str) -> None:

@@ -1,31 +1,39 @@
-"""From a dataset to its clip file, decoded once per content and picture size."""
+"""From a dataset to its clip file, decoded once per content and picture size, and from clips to their latents."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import math
 import os
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-from tqdm import tqdm
+import numpy as np
 
 from toolkit.data import lerobot_io
-from toolkit.data.clips import ClipStore, write_clips
+from toolkit.data.cached_files import cache_directory, cached_file, fingerprint, remembered_id
+from toolkit.data.clips import ClipStore, ClipTable, create_clips, write_frames
 from toolkit.data.images import resized
-from toolkit.data.schema import IMAGE, Episode
+from toolkit.data.pictures import check_video_lengths, read_pictures
+from toolkit.data.schema import IMAGE
+from toolkit.envs.pool import parallel_feed
 from toolkit.errors import UserError
+from toolkit.training.logging import progress
+
+FORMAT = 2  # part of the names of cached files; another number when the same dataset would give another file
+GROUP_VALUES = 8_000_000  # at least so many pixel values are decoded together: a group costs opening a file
+PARALLEL_VALUES = 300_000_000  # pixel values of a dataset, above which it pays to start other processes
 
 
-def default_cache_directory() -> Path:
-    """$VAG_CACHE, else the user's cache directory."""
-    if "VAG_CACHE" in os.environ:
-        return Path(os.environ["VAG_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vag"
-
-
-def open_clips(source: str | Path, image_size: int, image_key: str = IMAGE) -> ClipStore:
+def open_clips(source: str | Path, image_size: int, image_key: str = IMAGE, workers: int | None = None) -> ClipStore:
     """The clips of a LeRobotDataset v3 directory (through the cache) or of a clip file.
 
+    workers: processes that decode; None starts one per core where that saves time, 1 stays in this process.
     Raises UserError if the source is missing or damaged, or a clip file has pictures of another size.
     """
     source = Path(source)
@@ -34,17 +42,10 @@ def open_clips(source: str | Path, image_size: int, image_key: str = IMAGE) -> C
     elif source.is_dir():
         info = lerobot_io.read_info(source)
         lerobot_io.check_features(source, info, image_key)
-        key = lerobot_io.dataset_id(source)
-        path = default_cache_directory() / f"{key}-{image_key.replace('.', '_')}-{image_size}.h5"
-        if not path.exists():
-            bar = tqdm(
-                lerobot_io.read_episodes(source, image_key),
-                f"decode {source.name}",
-                info["total_episodes"],
-                unit="ep",
-            )
-            write_clips(path, _resized(bar, image_size), info["total_frames"], info["fps"], key)
-        store = ClipStore.open(path)
+        identity = remembered_id(source)
+        name = f"{identity}-{quote(image_key, safe='')}-{image_size}-{FORMAT}.h5"
+        build = partial(build_clips, source, image_size, image_key, identity, workers)
+        store = _open_cached(name, build, ClipStore.open)
     else:
         raise UserError(f"{source}: not found; expected a LeRobotDataset directory or a clip file (.h5)")
     if store.frames.shape[1:] != (image_size, image_size, 3):
@@ -55,6 +56,134 @@ def open_clips(source: str | Path, image_size: int, image_key: str = IMAGE) -> C
     return store
 
 
-def _resized(episodes: Iterator[Episode], size: int) -> Iterator[Episode]:
-    for episode in episodes:
-        yield replace(episode, images=resized(episode.images, size))
+def open_latents(
+    store: ClipStore, encoder_id: str, window: str, encode: Callable[[], Iterator[np.ndarray]]
+) -> np.ndarray:
+    """Latents of every episode, (E, ...) float32, mapped from the cache.
+
+    encoder_id, window: what made them from which frames. `encode` is called where the cache has none, and gives
+    (B, ...) for the episodes in order.
+    """
+    key = hashlib.sha256(f"{FORMAT} {_clip_id(store)} {encoder_id} {window}".encode()).hexdigest()[:16]
+    build = partial(_build_latents, store.num_episodes, encode)
+    return _open_cached(f"{key}-latents.npy", build, lambda path: np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _open_cached[Opened](name: str, build: Callable[[Path], None], opened: Callable[[Path], Opened]) -> Opened:
+    while True:
+        path = cached_file(name, build)
+        try:
+            return opened(path)
+        except (UserError, OSError):
+            if path.exists():
+                raise  # else another process needed the room between the two lines
+
+
+def _clip_id(store: ClipStore) -> str:
+    """Names the content of a clip file: that of the cache by its name, any other by place, size and time."""
+    path = store.path.resolve()
+    if path.parent == cache_directory().resolve():
+        return path.name
+    status = path.stat()
+    return f"{path} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
+@dataclass
+class _Group:
+    """Consecutive episodes for one worker, and where their frames belong."""
+
+    directory: Path
+    image_key: str
+    image_size: int
+    episodes: list[dict[str, Any]]  # rows of the episode table
+    first: int  # row of the first frame
+    clip_file: Path
+    offset: int  # byte
+
+
+def build_clips(source: Path, image_size: int, image_key: str, source_id: str, workers: int | None, path: Path) -> None:
+    """Decode a LeRobotDataset into the clip file `path`: every worker writes its rows straight into the file.
+
+    Raises UserError as `lerobot_io.read_table`, for pictures that are missing or unreadable, and if the dataset
+    changes meanwhile; OSError if the disk has no room.
+    """
+    before = fingerprint(source)
+    table = lerobot_io.read_table(source)
+    info = lerobot_io.read_info(source)
+    check_video_lengths(source, info, table.episodes, image_key)
+    clips = ClipTable(
+        table.states,
+        table.actions,
+        table.lengths,
+        table.tasks,
+        [table.metadata(episode) for episode in range(len(table.lengths))],
+        info["fps"],
+        source_id,
+    )
+    offset = create_clips(path, clips, (image_size, image_size, 3))
+    _reserve(path)
+    values = math.prod(info["features"][image_key]["shape"])  # of a picture
+    groups = [
+        _Group(source, image_key, image_size, table.episodes[a:b], int(table.lengths[:a].sum()), path, offset)
+        for a, b in _ranges(table.lengths, GROUP_VALUES / values)
+    ]
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if len(table.states) * values > PARALLEL_VALUES else 1
+    bar = progress(description=f"decode {source.name}", total=len(table.states), unit="frame")
+    queue = iter(groups)
+    try:
+        for _, rows in parallel_feed(
+            _decode_group,
+            lambda: next(queue, None),
+            workers=min(workers, len(groups)),
+            description=f"decode {source.name}",
+        ):
+            bar.update(rows)
+    finally:
+        bar.close()
+    if fingerprint(source) != before:
+        raise UserError(f"{source}: changed while it was read; run the command again when nothing writes to it")
+
+
+def _reserve(path: Path) -> None:
+    """Take the room on the disk now, not after hours of decoding. Raises OSError if there is too little."""
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(error.errno, os.strerror(error.errno), str(path.parent)) from error
+            # Any other: the file system cannot reserve, and the room is taken as the frames arrive.
+
+
+def _ranges(lengths: np.ndarray, least: float) -> Iterator[tuple[int, int]]:
+    """(first, end) of consecutive episodes with at least `least` frames each, but for the last."""
+    first, frames = 0, 0
+    for episode, length in enumerate(lengths):
+        frames += int(length)
+        if frames >= least or episode + 1 == len(lengths):
+            yield first, episode + 1
+            first, frames = episode + 1, 0
+
+
+def _decode_group(group: _Group) -> int:
+    """Runs in a worker: decode the pictures of a group into the clip file; returns how many."""
+    pictures = read_pictures(group.directory, group.episodes, group.image_key)
+    row = group.first
+    for images in pictures:
+        write_frames(group.clip_file, group.offset, row, resized(images, group.image_size))
+        row += len(images)
+    return row - group.first
+
+
+def _build_latents(episodes: int, encode: Callable[[], Iterator[np.ndarray]], path: Path) -> None:
+    latents: np.ndarray | None = None
+    first = 0
+    for part in encode():
+        if latents is None:
+            latents = np.lib.format.open_memmap(path, "w+", np.float32, (episodes, *part.shape[1:]))
+            _reserve(path)
+        latents[first : first + len(part)] = part
+        first += len(part)
+    if latents is None or first != episodes:
+        raise ValueError(f"{first} latents of {episodes} episodes")

@@ -19,7 +19,15 @@ import numpy as np
 from toolkit.data.schema import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK, Episode
 from toolkit.errors import UserError
 
-ARRAYS = ("frames", "states", "actions", "episode_starts", "episode_lengths", "episode_tasks")
+ARRAYS = {  # dimensions and kind of number
+    "frames": (4, "u"),
+    "states": (2, "f"),
+    "actions": (2, "f"),
+    "episode_starts": (1, "iu"),
+    "episode_lengths": (1, "iu"),
+    "episode_tasks": (1, "iu"),
+}
+CHECKED_ROWS = 1 << 16  # rows looked at together, so that a check of millions of rows needs little memory
 
 
 @dataclass
@@ -37,44 +45,54 @@ class ClipStore:
     metadata: list[dict[str, Any]]
     fps: float
     source_id: str
+    source: str = ""  # what the user calls it
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.source or str(self.path)
 
     @classmethod
     def open(cls, path: str | Path) -> ClipStore:
-        """Map a clip file. Raises UserError if it is missing, truncated, or lacks a key."""
+        """Map a clip file. Raises UserError if it is missing, truncated, lacks a key or holds NaN."""
         path = Path(path)
         if not path.is_file():
             raise UserError(f"{path}: clip file not found")
-        arrays: dict[str, np.ndarray] = {}
         try:
-            with h5py.File(path, "r") as file:
-                for name in ARRAYS:
-                    if name not in file:
-                        raise UserError(f"{path}: no array '{name}'; expected a clip file with {', '.join(ARRAYS)}")
-                    data = file[name]
-                    offset = data.id.get_offset()
-                    if offset is None or data.size == 0:
-                        raise UserError(f"{path}: array '{name}' is empty or not contiguous; build the clip file again")
-                    if offset + data.nbytes > path.stat().st_size:
-                        raise UserError(f"{path}: truncated inside '{name}'; delete it to build it again")
-                    arrays[name] = np.memmap(path, data.dtype, "r", offset, data.shape)
+            # Unlocked: the file is complete when it has its name, and who built it may still hold a lock on it.
+            with h5py.File(path, "r", locking=False) as file:
+                arrays: Any = {name: _mapped(path, file, name) for name in ARRAYS}
                 attributes = {key: file.attrs[key] for key in ("tasks", "metadata", "fps", "source_id")}
-        except (OSError, KeyError) as error:
+            tasks, metadata = json.loads(attributes["tasks"]), json.loads(attributes["metadata"])
+            fps, source_id = float(attributes["fps"]), str(attributes["source_id"])
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"{path}: not a complete clip file ({error}); delete it to build it again") from error
+        store = cls(path, **arrays, tasks=tasks, metadata=metadata, fps=fps, source_id=source_id)
+        store._check()
+        return store
+
+    def _check(self) -> None:
+        """Raise UserError where the arrays contradict each other, or states or actions are not finite."""
+        rows, episodes = len(self.frames), self.num_episodes
         for name in ("states", "actions"):
-            if len(arrays[name]) != len(arrays["frames"]):
-                raise UserError(f"{path}: {len(arrays[name])} rows of '{name}', {len(arrays['frames'])} frames")
-            if not np.isfinite(arrays[name]).all():
-                row = int(np.argmax(~np.isfinite(arrays[name]).all(axis=1)))
-                episode = int(np.searchsorted(arrays["episode_starts"], row, side="right")) - 1
-                raise UserError(f"{path}: '{name}' holds NaN or infinity (episode {episode}); remove that episode")
-        return cls(
-            path,
-            **arrays,
-            tasks=json.loads(attributes["tasks"]),
-            metadata=json.loads(attributes["metadata"]),
-            fps=float(attributes["fps"]),
-            source_id=str(attributes["source_id"]),
-        )
+            if len(getattr(self, name)) != rows:
+                raise UserError(f"{self.path}: {len(getattr(self, name))} rows of '{name}', {rows} frames")
+        if len({episodes, len(self.episode_lengths), len(self.episode_tasks), len(self.metadata)}) > 1:
+            raise UserError(f"{self.path}: the episode arrays differ in length; build the clip file again")
+        stops = self.episode_starts + self.episode_lengths
+        if self.episode_starts.min() < 0 or self.episode_lengths.min() < 1 or stops.max() > rows:
+            raise UserError(f"{self.path}: episodes reach beyond the {rows} frames; build the clip file again")
+        if self.episode_tasks.min() < 0 or self.episode_tasks.max() >= len(self.tasks):
+            raise UserError(f"{self.path}: an episode names a task that is not listed; build the clip file again")
+        for name in ("states", "actions"):
+            for first in range(0, rows, CHECKED_ROWS):
+                finite = np.isfinite(getattr(self, name)[first : first + CHECKED_ROWS]).all(axis=1)
+                if not finite.all():
+                    row = first + int(np.argmin(finite))
+                    episode = int(np.searchsorted(self.episode_starts, row, side="right")) - 1
+                    raise UserError(
+                        f"{self.path}: '{name}' holds NaN or infinity (episode {episode}); remove that episode"
+                    )
 
     @property
     def num_episodes(self) -> int:
@@ -98,13 +116,14 @@ class ClipStore:
         steps = starts[:, None] + np.arange(num_frames)
         last = self.episode_lengths[episodes][:, None] - 1
         rows = self.episode_starts[episodes][:, None] + np.minimum(steps, last)
-        return {
-            **({"frames": self.frames[rows]} if with_frames else {}),
-            "states": self.states[rows],
-            "actions": self.actions[rows[:, :-1]],
+        # `take` copies rows faster than indexing does, small ones most of all.
+        batch = {
+            "states": self.states.take(rows, axis=0),
+            "actions": self.actions.take(rows[:, :-1], axis=0),
             "is_pad": steps[:, 1:] > last,
-            "instruction": [self.instruction(e) for e in episodes],
+            "instruction": [self.tasks[task] for task in self.episode_tasks[episodes].tolist()],
         }
+        return {"frames": self.frames.take(rows, axis=0), **batch} if with_frames else batch
 
     def policy_batch(self, episodes: np.ndarray, steps: np.ndarray, horizon: int) -> dict[str, Any]:
         """One observation and the next `horizon` actions per sample, in LeRobot's keys.
@@ -115,47 +134,102 @@ class ClipStore:
         ahead = steps[:, None] + np.arange(horizon)
         last = self.episode_lengths[episodes][:, None] - 1
         first = self.episode_starts[episodes]
-        images = self.frames[first + steps].astype(np.float32).transpose(0, 3, 1, 2) / 255
+        images = self.frames.take(first + steps, axis=0).astype(np.float32).transpose(0, 3, 1, 2) / 255
         return {
             IMAGE: images,
-            STATE: self.states[first + steps],
-            ACTION: self.actions[first[:, None] + np.minimum(ahead, last)],
+            STATE: self.states.take(first + steps, axis=0),
+            ACTION: self.actions.take(first[:, None] + np.minimum(ahead, last), axis=0),
             ACTION_IS_PAD: ahead > last,
             TASK: [self.instruction(e) for e in episodes],
         }
 
 
+def _mapped(path: Path, file: h5py.File, name: str) -> np.ndarray:
+    """An array of a clip file, mapped. Raises UserError unless it is what `ARRAYS` says, all of it in this file."""
+    dimensions, kinds = ARRAYS[name]
+    if not isinstance(file.get(name, getlink=True) if name in file else None, h5py.HardLink):
+        raise UserError(f"{path}: no array '{name}'; expected a clip file with {', '.join(ARRAYS)}")
+    data = file[name]
+    if not isinstance(data, h5py.Dataset) or data.ndim != dimensions or data.dtype.kind not in kinds:
+        raise UserError(f"{path}: '{name}' is not an array of {dimensions} dimensions; build the clip file again")
+    offset = data.id.get_offset()
+    if offset is None or data.size == 0:
+        raise UserError(f"{path}: array '{name}' is empty or not contiguous; build the clip file again")
+    if offset + data.nbytes > path.stat().st_size:
+        raise UserError(f"{path}: truncated inside '{name}'; delete it to build it again")
+    # As a plain array: indexing np.memmap costs more, and the map lives as long as the array does.
+    return np.asarray(np.memmap(path, data.dtype, "r", offset, data.shape))
+
+
+@dataclass
+class ClipTable:
+    """All of a clip file but its frames."""
+
+    states: np.ndarray  # (N, S) float32
+    actions: np.ndarray  # (N, A) float32
+    lengths: np.ndarray  # (E,)
+    tasks: list[str]  # (E,) instructions
+    metadata: list[dict[str, Any]]  # (E,) provenance
+    fps: float
+    source_id: str
+
+
+def create_clips(path: Path, table: ClipTable, picture_shape: tuple[int, int, int]) -> int:
+    """Write a clip file whose frames read as zero until they are written; returns where in the file they begin [byte].
+
+    No room is taken on the disk for the frames.
+    """
+    names = sorted(set(table.tasks))
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # the place is known before the first frame is
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple((len(table.states), *picture_shape))
+    # Unlocked: HDF5's own lock would collide with that of the builder.
+    with h5py.File(path, "w", locking=False) as file:
+        frames = h5py.h5d.create(file.id, b"frames", h5py.h5t.STD_U8LE, space, properties)
+        file["states"], file["actions"] = table.states.astype(np.float32), table.actions.astype(np.float32)
+        file["episode_starts"] = np.cumsum(table.lengths) - table.lengths
+        file["episode_lengths"] = np.asarray(table.lengths)
+        file["episode_tasks"] = np.array([names.index(task) for task in table.tasks])
+        metadata = [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in table.metadata]
+        file.attrs.update(
+            tasks=json.dumps(names), metadata=json.dumps(metadata), fps=table.fps, source_id=table.source_id
+        )
+        return frames.get_offset()
+
+
+def write_frames(path: Path, offset: int, first: int, frames: np.ndarray) -> None:
+    """Put (T, H, W, 3) uint8 into the rows from `first` on of the frames that begin at byte `offset`."""
+    with path.open("r+b") as file:
+        file.seek(offset + first * frames[0].nbytes)
+        file.write(np.ascontiguousarray(frames))
+
+
 def write_clips(path: Path, episodes: Iterable[Episode], total_frames: int, fps: float, source_id: str) -> None:
-    """Stream episodes into a clip file of `total_frames` rows; written under a temporary name, then renamed."""
+    """A clip file of episodes in memory; written under a temporary name, then renamed.
+
+    Raises UserError unless they have `total_frames` rows in all.
+    """
+    episodes = list(episodes)
+    rows = sum(map(len, episodes))
+    if rows != total_frames or not rows:
+        raise UserError(f"{path}: source has {rows} frames; its metadata says {total_frames}")
+    table = ClipTable(
+        np.concatenate([episode.states for episode in episodes]),
+        np.concatenate([episode.actions for episode in episodes]),
+        np.array([len(episode) for episode in episodes]),
+        [episode.task for episode in episodes],
+        [episode.metadata for episode in episodes],
+        fps,
+        source_id,
+    )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    starts, lengths, tasks, metadata, row = [], [], [], [], 0
     try:
-        with h5py.File(temporary, "w") as file:
-            for episode in episodes:
-                if not row:
-                    for name, values in (
-                        ("frames", episode.images),
-                        ("states", episode.states),
-                        ("actions", episode.actions),
-                    ):
-                        file.create_dataset(name, (total_frames, *values.shape[1:]), values.dtype)
-                stop = row + len(episode)
-                file["frames"][row:stop] = episode.images
-                file["states"][row:stop] = episode.states
-                file["actions"][row:stop] = episode.actions
-                starts.append(row)
-                lengths.append(len(episode))
-                tasks.append(episode.task)
-                metadata.append({k: v.item() if hasattr(v, "item") else v for k, v in episode.metadata.items()})
-                row = stop
-            if row != total_frames or not row:
-                raise UserError(f"{path}: source has {row} frames; its metadata says {total_frames}")
-            names = sorted(set(tasks))
-            file["episode_starts"] = np.array(starts)
-            file["episode_lengths"] = np.array(lengths)
-            file["episode_tasks"] = np.array([names.index(task) for task in tasks])
-            file.attrs.update(tasks=json.dumps(names), metadata=json.dumps(metadata), fps=fps, source_id=source_id)
+        offset = create_clips(temporary, table, episodes[0].images.shape[1:])
+        for first, episode in zip(np.cumsum(table.lengths) - table.lengths, episodes, strict=True):
+            write_frames(temporary, offset, int(first), episode.images)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

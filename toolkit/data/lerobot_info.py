@@ -104,18 +104,27 @@ def feature_names(info: dict[str, Any], key: str) -> list[str]:
 
 def video_file(directory: Path, info: dict[str, Any], key: str, chunk: int, file: int) -> Path:
     """Path of a video. Raises UserError for a template that is damaged or leads out of the dataset, or no file."""
-    template: Any = info.get("video_path")
+    return _file(directory, info, "video_path", video_key=key, chunk_index=chunk, file_index=file)
+
+
+def data_file(directory: Path, info: dict[str, Any], chunk: int, file: int) -> Path:
+    """Path of a table of rows. Raises UserError as `video_file`."""
+    return _file(directory, info, "data_path", chunk_index=chunk, file_index=file)
+
+
+def _file(directory: Path, info: dict[str, Any], kind: str, **values: str | int) -> Path:
+    template: Any = info.get(kind)
     try:
         fields = [(name, spec) for _, name, spec, _ in Formatter().parse(template) if name is not None]
         allowed = {"video_key", "chunk_index", "file_index"}
         if not all(name in allowed and re.fullmatch(r"(0?\d?d)?", spec or "") for name, spec in fields):
             raise ValueError("unknown field")
-        name = template.format(video_key=key, chunk_index=chunk, file_index=file)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{directory / INFO}: 'video_path' is {template!r}; expected LeRobot's template") from error
+        name = template.format(**values)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{directory / INFO}: '{kind}' is {template!r}; expected LeRobot's template") from error
     path = check_inside(directory, name)
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UserError(f"{directory / INFO}: 'video_path' gives '{name}'; expected a path below the dataset")
+        raise UserError(f"{directory / INFO}: '{kind}' gives '{name}'; expected a path below the dataset")
     if not path.is_file():
-        raise UserError(f"{path}: video file is missing")
+        raise UserError(f"{path}: is missing; the dataset is incomplete")
     return path

@@ -7,7 +7,6 @@ decode, which is far faster than LeRobot's random access and gives the same fram
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -19,9 +18,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from toolkit.data.images import decode_picture
-from toolkit.data.lerobot_info import INFO, check_features, check_inside, read_info, video_file
+from toolkit.data.lerobot_info import INFO, check_features, check_inside, read_info
 from toolkit.data.lerobot_stats import two_shortcuts
+from toolkit.data.pictures import check_video_lengths, read_pictures
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
 from toolkit.errors import UserError
 
@@ -178,7 +177,6 @@ class Table:
     states: np.ndarray  # (N, S) float32
     actions: np.ndarray  # (N, A) float32
     tasks: list[str]  # (E,) instructions
-    frames: Any  # the pandas table of all rows
 
     def metadata(self, episode: int) -> dict[str, Any]:
         """Provenance columns of one episode."""
@@ -194,8 +192,9 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
     info = read_info(directory)
     check_features(directory, info, None, (*state_keys, action_key))
     episodes = _read_parquet(directory, "meta/episodes", ["episode_index", "length"])
-    frames = _read_parquet(directory, "data", ["index", "episode_index", "task_index", *state_keys, action_key])
-    tasks = _read_parquet(directory, "meta", ["task_index"], "tasks")
+    rows = ["index", "episode_index", "task_index", *state_keys, action_key]  # without pictures, where they lie there
+    frames = _read_parquet(directory, "data", rows, only=True)
+    tasks = _read_parquet(directory, "meta", ["task_index"], stem="tasks")
     try:
         episodes, frames = episodes.sort_values("episode_index"), frames.sort_values("index")
         names = {int(row["task_index"]): str(name) for name, row in tasks.iterrows()}
@@ -224,7 +223,7 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
             row = int(np.argmax(~np.isfinite(values).all(axis=1)))
             episode = int(np.searchsorted(first, row, side="right")) - 1
             raise UserError(f"{directory}: '{key}' holds NaN or infinity (episode {episode}); remove that episode")
-    return Table(episodes.to_dict("records"), lengths, states, actions, [str(name) for name in instructions], frames)
+    return Table(episodes.to_dict("records"), lengths, states, actions, [str(name) for name in instructions])
 
 
 def _columns(directory: Path, info: dict, key: str, cells: Any) -> np.ndarray:
@@ -260,11 +259,14 @@ def read_episodes(
     for key in (image_key, *cameras):
         check_features(directory, info, key, (*state_keys, action_key))
     table = read_table(directory, state_keys, action_key)
-    pictures = {key: _pictures(directory, info, table, key) for key in (image_key, *cameras)}
+    pictures = {}
+    for key in (image_key, *cameras):
+        check_video_lengths(directory, info, table.episodes, key)
+        pictures[key] = read_pictures(directory, table.episodes, key)
     start = 0
     for index, length in enumerate(table.lengths):
         stop = start + int(length)
-        images = {key: _stack(source, int(length), directory, index) for key, source in pictures.items()}
+        images = {key: _next_episode(parts, int(length)) for key, parts in pictures.items()}
         yield Episode(
             images[image_key],
             table.states[start:stop],
@@ -274,6 +276,14 @@ def read_episodes(
             {key: images[key] for key in cameras},
         )
         start = stop
+
+
+def _next_episode(parts: Iterator[np.ndarray], length: int) -> np.ndarray:
+    """(T, H, W, 3): the parts of one episode put together."""
+    images = [next(parts)]
+    while sum(map(len, images)) < length:
+        images.append(next(parts))
+    return np.concatenate(images)
 
 
 def dataset_id(directory: Path) -> str:
@@ -299,8 +309,10 @@ def dataset_id(directory: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read_parquet(directory: Path, folder: str, columns: Sequence[str], stem: str = "*") -> Any:
+def _read_parquet(directory: Path, folder: str, columns: Sequence[str], *, only: bool = False, stem: str = "*") -> Any:
+    """All tables of a folder as one. Raises UserError if one is damaged or lacks a column; `only` leaves others out."""
     import pandas as pd
+    import pyarrow.parquet
 
     paths = sorted((directory / folder).rglob(f"{stem}.parquet"))
     if not paths:
@@ -309,68 +321,17 @@ def _read_parquet(directory: Path, folder: str, columns: Sequence[str], stem: st
     for path in paths:
         check_inside(directory, path.relative_to(directory))
         try:
-            tables.append(pd.read_parquet(path))
+            names = pyarrow.parquet.read_schema(path).names
+            for column in columns:
+                if names.count(column) != 1:
+                    raise UserError(f"{path}: no column '{column}', or two; it has: {', '.join(names)}")
+            tables.append(pd.read_parquet(path, columns=list(dict.fromkeys(columns)) if only else None))
+        except UserError:
+            raise
         except Exception as error:  # pyarrow raises several classes for a damaged file
             raise UserError(f"{path}: not readable as Parquet ({_first_line(error)})") from error
-        for column in columns:
-            if list(tables[-1].columns).count(column) != 1:
-                raise UserError(f"{path}: no column '{column}', or two; it has: {', '.join(map(str, tables[-1]))}")
     return pd.concat(tables)
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _pictures(directory: Path, info: dict, table: Table, key: str) -> Iterator[np.ndarray]:
-    if info["features"][key]["dtype"] == "video":
-        return _video_frames(directory, info, table.episodes, key)
-    if key not in table.frames:
-        raise UserError(f"{directory}: no column '{key}' in the data tables")
-    return (_decode_picture(cell, directory) for cell in table.frames[key])
-
-
-def _video_frames(directory: Path, info: dict, episodes: list[dict], key: str) -> Iterator[np.ndarray]:
-    import av
-
-    prefix = f"videos/{key}/"
-    files: dict[tuple[int, int], None] = {}
-    for episode in episodes:
-        try:
-            frames = round((episode[prefix + "to_timestamp"] - episode[prefix + "from_timestamp"]) * info["fps"])
-            files[int(episode[prefix + "chunk_index"]), int(episode[prefix + "file_index"])] = None
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            where = f"'{prefix}...' of episode {episode['episode_index']}"
-            raise UserError(f"{directory}: {where} in meta/episodes is missing or damaged ({error})") from error
-        if frames != episode["length"]:
-            raise UserError(
-                f"{directory}: episode {episode['episode_index']} has {frames} video frames "
-                f"and {episode['length']} rows; frames were dropped when it was recorded"
-            )
-    for chunk, file in files:
-        path = video_file(directory, info, key, chunk, file)
-        try:
-            with av.open(str(path)) as container:
-                if container.streams.video[0].codec_context is None:  # PyAV would crash while decoding
-                    raise ValueError("unknown codec")
-                for frame in container.decode(video=0):
-                    yield frame.to_ndarray(format="rgb24")
-        except Exception as error:  # PyAV: FFmpegError, and IndexError or ValueError for streams it cannot use
-            raise UserError(f"{path}: not readable as video ({_first_line(error)})") from error
-
-
-def _stack(pictures: Iterator[np.ndarray], length: int, directory: Path, episode: int) -> np.ndarray:
-    """The next `length` pictures, (T, H, W, 3)."""
-    images = list(itertools.islice(pictures, length))
-    if len(images) < length:
-        raise UserError(f"{directory}: the video ends inside episode {episode}; it is truncated")
-    if len({image.shape for image in images}) > 1:
-        raise UserError(f"{directory}: pictures of episode {episode} differ in size")
-    return np.stack(images)
-
-
-def _decode_picture(cell: Any, directory: Path) -> np.ndarray:
-    try:
-        return decode_picture(cell["bytes"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{directory}: a picture in the data table is not readable ({error})") from error

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from toolkit.data.clips import ClipStore
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
@@ -74,7 +73,7 @@ def make_sources(
     for store in stores[1:]:
         if store.frames.shape[1:] != stores[0].frames.shape[1:]:
             ours, first = store.frames.shape[1:], stores[0].frames.shape[1:]
-            raise UserError(f"{store.path}: frames are {ours}; {stores[0].path} has {first}: they cannot be mixed")
+            raise UserError(f"{store.name}: frames are {ours}; {stores[0].name} has {first}: they cannot be mixed")
     columns: dict[str, list[np.ndarray]] = {}
     for name, wanted, floor in (("states", state_dim, STATE_FLOOR), ("actions", action_dim, ACTION_FLOOR)):
         values = [np.asarray(getattr(store, name)) for store in stores]
@@ -83,7 +82,7 @@ def make_sources(
             if v.shape[1] > width or (v.shape[1] < width and not pad_widths):
                 whose = asked_by or f"the widest of {len(stores)} datasets"
                 hint = "" if v.shape[1] > width else "; pad_widths=true fills the missing dimensions with zeros"
-                raise UserError(f"{store.path}: {name} are {v.shape[1]} wide; expected {width}, as {whose}{hint}")
+                raise UserError(f"{store.name}: {name} are {v.shape[1]} wide; expected {width}, as {whose}{hint}")
         if normalization == "per_source":
             values = _onto_first_range(values, floor)
         columns[name] = [np.pad(v, ((0, 0), (0, width - v.shape[1]))) if v.shape[1] < width else v for v in values]
@@ -194,15 +193,15 @@ class TokenizerClips:
 
 
 class LatentClips:
-    """Generator batches whose frames were encoded beforehand, one whole-episode window per episode."""
+    """Generator batches whose frames were encoded beforehand: latents (E, C, T, h, w), one window per episode."""
 
-    def __init__(self, clips: GeneratorClips, latents: Tensor) -> None:
+    def __init__(self, clips: GeneratorClips, latents: np.ndarray) -> None:
         self.clips, self.latents = clips, latents
 
     def batch(self, step: int) -> dict[str, Any]:
         episodes, starts = self.clips.draw(step)
         batch = self.clips.store.generator_batch(episodes, starts, self.clips.num_frames, with_frames=False)
-        return {**to_tensors(batch), "latents": self.latents[torch.from_numpy(episodes)]}
+        return {**to_tensors(batch), "latents": torch.from_numpy(np.array(self.latents[episodes]))}
 
 
 def to_tensors(batch: dict[str, Any]) -> dict[str, Any]:

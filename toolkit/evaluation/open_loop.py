@@ -40,7 +40,7 @@ def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch
         chunk = torch.as_tensor(policy.predict_action_chunk(observation)).detach().cpu().numpy()[:, :n_action_steps]
         if chunk.shape != batch[ACTION].shape:
             raise UserError(
-                f"{store.path}: actions are {batch[ACTION].shape[2]} wide; the policy gives {chunk.shape[2]}"
+                f"{store.name}: actions are {batch[ACTION].shape[2]} wide; the policy gives {chunk.shape[2]}"
             )
         previous = store.actions[store.episode_starts[episodes] + np.maximum(steps - 1, 0)][:, None]
         real = ~batch[ACTION_IS_PAD]

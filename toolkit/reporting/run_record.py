@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -173,6 +174,7 @@ def write_json(path: Path, value: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@cache
 def git_sha() -> str:
     """Commit of the checkout this code runs from; 'unknown' when installed without one."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
@@ -182,6 +184,7 @@ def git_sha() -> str:
         return "unknown"
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of the packages that decide a result."""
     found = {"python": platform.python_version()}
@@ -193,6 +196,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def hardware() -> str:
     """Cores and CPU model, and the GPU where there is one."""
     model = platform.processor() or platform.machine()

@@ -1,0 +1,276 @@
+"""`vag benchmark data`: how fast training windows are read, side by side with LeRobotDataset, and with how much memory.
+
+All readers give the same windows in the same process and take turns, so that a slow moment of the machine meets
+each of them.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.schema import BenchmarkDataConfig
+from toolkit.data.cache import build_clips, open_clips
+from toolkit.data.clips import ClipStore, ClipTable, create_clips
+from toolkit.data.lerobot_io import EpisodeWriter, read_info
+from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
+from toolkit.errors import UserError
+from toolkit.reporting.benchmark_record import write_record
+from toolkit.reporting.run_record import Run
+from toolkit.training.logging import progress
+
+EPISODES, LENGTH = 20, 64  # of the generated dataset, and how many episodes of a given one are read
+RECORDED_SHAPE = 480, 640  # of the pictures whose decoding is timed; robots record about so large
+WINDOWS = 64  # read by every reader in a round
+PASSES = 40  # how often the fast readers go over these windows in a round, to be measurable
+LARGE_WINDOWS = 6000  # read from the large file
+SPARE = 64 << 20  # bytes of further anonymous memory that reading the large file may take
+MEBIBYTE = 1 << 20
+
+Reader = Callable[[], int]  # reads windows and returns how many
+
+
+def run(config: BenchmarkDataConfig, run: Run) -> None:
+    """Write `record.json` and `record.md`; print the record as one line."""
+    scratch, load = run.directory / "scratch", os.getloadavg()[1]
+    try:
+        rows, comparisons, backend = _measure(config, run, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    changed = {k: v for k, v in vars(config).items() if v != getattr(BenchmarkDataConfig, k)}
+    words = [f"{key}={value}" for key, value in changed.items() if key not in ("out", "overwrite")]
+    notes = {
+        "low_and_high": "25th and 75th percentile over the rounds; of memory, the one value measured",
+        "readers": "clip_store gives frames, states, actions and padding masks of the windows; the others, to their "
+        f"advantage, frames alone. LeRobotDataset gives one window at a time, the others {config.batch_size}",
+        "load_before": f"{load:.1f} processes running on {os.cpu_count()} cores, mean of five minutes",
+        "video_decoder_of_lerobot": backend,
+        "memory": "anonymous memory (RssAnon) while random windows of a sparse file are read, under a limit "
+        f"(RLIMIT_DATA) of {SPARE // MEBIBYTE} MiB more than before; mapped pages of the file can be reclaimed",
+    }
+    record = write_record(run.directory, "data", " ".join(["vag benchmark data", *words]), rows, comparisons, notes)
+    run.result.update(rows=rows, comparisons=comparisons)
+    print(json.dumps(record), flush=True)
+
+
+def _measure(
+    config: BenchmarkDataConfig, run: Run, scratch: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
+    video, recorded = Path(config.dataset or scratch / "video"), Path(config.dataset or scratch / "recorded")
+    if not config.dataset:
+        write_moving_waves(video, EPISODES, (config.image_size, config.image_size))
+        write_moving_waves(recorded, EPISODES // 2, RECORDED_SHAPE)
+    store = open_clips(video, config.image_size)
+    run.add_data(video, store.source_id, store.num_episodes)
+    write_image_mode(scratch / "images", store)
+    readers, backend = _readers(config, store, video, scratch / "images")
+    suite = f"windows_{config.num_frames}x{config.image_size}x{config.image_size}"
+    rows, comparisons = _compare(readers, config.repeats, suite, "windows_per_second", "clip_store")
+
+    cores = len(os.sched_getaffinity(0))
+    shape = "x".join(map(str, read_info(recorded)["features"][IMAGE]["shape"]))
+    builds: dict[str, Reader] = {
+        name: _build(recorded, config.image_size, workers, scratch / "built.h5")
+        for name, workers in (("parallel_build", cores), ("sequential_build", 1))
+    }
+    for part, more in zip(
+        (rows, comparisons),
+        _compare(builds, min(3, config.repeats), f"cache_of_{shape}", "frames_per_second", "parallel_build"),
+        strict=True,
+    ):
+        part += more
+    rows += _memory(config, scratch / "large.h5")
+    return rows, comparisons, backend
+
+
+def _compare(
+    readers: dict[str, Reader], rounds: int, suite: str, metric: str, ours: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows per reader, and comparisons of `ours` with every other; low and high are quartiles over the rounds."""
+    speeds: dict[str, list[float]] = {name: [] for name in readers}
+    counts = dict.fromkeys(readers, 0)
+    for index in progress(range(rounds + 1), description=suite, unit="round"):
+        for name, read in readers.items():
+            started = time.perf_counter()
+            count = read()
+            if index:  # the first round opens files and fills caches
+                speeds[name].append(count / (time.perf_counter() - started))
+                counts[name] += count
+    rows = [
+        {"system": name, "suite": suite, "metric": metric, **_quartiles(values), "n": counts[name]}
+        for name, values in speeds.items()
+    ]
+    comparisons = [
+        {
+            "a": ours,
+            "b": name,
+            "suite": suite,
+            "metric": "speed_ratio",
+            **_quartiles(np.divide(speeds[ours], values)),
+            "paired": True,
+        }
+        for name, values in speeds.items()
+        if name != ours
+    ]
+    return rows, comparisons
+
+
+def _quartiles(values: Any) -> dict[str, float]:
+    low, middle, high = (float(f"{value:.4g}") for value in np.quantile(values, [0.25, 0.5, 0.75]))
+    return {"value": middle, "low": low, "high": high}
+
+
+def _readers(config: BenchmarkDataConfig, store: ClipStore, video: Path, images: Path) -> tuple[dict[str, Reader], str]:
+    """The four readers of the same windows, and the name of LeRobot's video decoder."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+    from lerobot.utils.import_utils import get_safe_default_video_backend
+
+    rng = np.random.default_rng(config.seed)
+    long = np.flatnonzero(store.episode_lengths[:EPISODES] >= config.num_frames)
+    if not len(long):
+        raise UserError(f"{video}: no episode has num_frames={config.num_frames} steps; give a smaller number")
+    episodes = rng.choice(long, WINDOWS)
+    starts = rng.integers(store.episode_lengths[episodes] - config.num_frames + 1)
+    rows = store.episode_starts[episodes] + starts
+    parts = [slice(first, first + config.batch_size) for first in range(0, WINDOWS, config.batch_size)]
+    steps = [step / store.fps for step in range(config.num_frames)]
+
+    def lerobot(root: Path) -> Reader:
+        dataset = LeRobotDataset(f"local/{root.name}", root=root, delta_timestamps={IMAGE: steps})
+
+        def read() -> int:
+            for row in rows.tolist():
+                dataset[row]
+            return WINDOWS
+
+        return read
+
+    def clip_store() -> int:
+        for _ in range(PASSES):
+            for part in parts:
+                store.generator_batch(episodes[part], starts[part], config.num_frames)
+        return PASSES * WINDOWS
+
+    def numpy_memmap() -> int:
+        for _ in range(PASSES):
+            for part in parts:
+                frames[rows[part, None] + np.arange(config.num_frames)]
+        return PASSES * WINDOWS
+
+    frames = np.memmap(images.with_name("frames.raw"), np.uint8, "w+", shape=store.frames.shape)
+    frames[:] = store.frames
+    readers: dict[str, Reader] = {
+        "clip_store": clip_store,
+        "numpy_memmap": numpy_memmap,
+        "lerobot_video": lerobot(video),
+        "lerobot_images": lerobot(images),
+    }
+    return readers, str(get_safe_default_video_backend())
+
+
+def _build(dataset: Path, image_size: int, workers: int, path: Path) -> Reader:
+    def read() -> int:
+        build_clips(dataset, image_size, IMAGE, "benchmark", workers, path)
+        return len(ClipStore.open(path).frames)
+
+    return read
+
+
+def _memory(config: BenchmarkDataConfig, path: Path) -> list[dict[str, Any]]:
+    """Read windows of a file with `large_gigabytes` of frames that take no room on the disk."""
+    size = config.image_size
+    length = 100
+    episodes = max(1, config.large_gigabytes * 10**9 // (size * size * 3 * length))
+    blank = np.zeros((episodes * length, 4), np.float32)
+    lengths = np.full(episodes, length)
+    table = ClipTable(blank, blank, lengths, ["none"] * episodes, [{}] * episodes, 20, "large")
+    create_clips(path, table, (size, size, 3))
+    del blank, table
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # a process without LeRobot in it
+        anonymous, mapped, count = pool.submit(
+            read_under_limit, path, config.num_frames, config.batch_size, config.seed
+        ).result()
+    return [
+        {
+            "system": "clip_store",
+            "suite": f"sparse_{config.large_gigabytes}_gb",
+            "metric": metric,
+            "value": value,
+            "low": value,
+            "high": value,
+            "n": count,
+        }
+        for metric, value in (("anonymous_memory_growth_mib", anonymous), ("read_mib", mapped))
+    ]
+
+
+def read_under_limit(path: Path, num_frames: int, batch_size: int, seed: int) -> tuple[float, float, int]:
+    """Growth of anonymous memory [MiB], frames read [MiB] and windows, with no more than `SPARE` bytes to grow by."""
+    before = _memory_status("RssAnon")
+    limit = _memory_status("VmData") + SPARE
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    store = ClipStore.open(path)
+    rng = np.random.default_rng(seed)
+    most, read = 0, 0
+    for _ in range(LARGE_WINDOWS // batch_size):
+        episodes = rng.integers(store.num_episodes, size=batch_size)
+        starts = rng.integers(np.maximum(store.episode_lengths[episodes] - num_frames, 0) + 1)
+        read += store.generator_batch(episodes, starts, num_frames)["frames"].nbytes
+        most = max(most, _memory_status("RssAnon") - before)
+    windows = LARGE_WINDOWS // batch_size * batch_size
+    return round(most / MEBIBYTE, 1), round(read / MEBIBYTE, 1), windows
+
+
+def _memory_status(name: str) -> int:
+    """A line of /proc/self/status [byte]."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def write_moving_waves(directory: Path, episodes: int, shape: tuple[int, int]) -> None:
+    """A dataset of `LENGTH` steps an episode, all of whose pixels move: (H, W) = shape."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32) * (64 / min(shape))
+    with EpisodeWriter(directory, 20, list("xyzg"), list("xyzg")) as writer:
+        for seed in progress(range(episodes), description=f"write {directory.name}", unit="ep"):
+            phases = rng.uniform(0, 6, 3)
+            images = np.empty((LENGTH, *shape, 3), np.uint8)
+            for step, image in enumerate(images):
+                for channel, phase in enumerate(phases):
+                    image[..., channel] = 127 + 100 * np.sin(x / 7 + phase + step / 5) * np.cos(y / 9 + step / 8)
+            vectors = rng.normal(size=(LENGTH, 4)).astype(np.float32)
+            writer.add(Episode(images, vectors, vectors, "follow the waves", {"seed": seed}))
+
+
+def write_image_mode(directory: Path, store: ClipStore) -> None:
+    """The first `EPISODES` episodes of a store as a LeRobotDataset of encoded pictures."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    arrays = {IMAGE: store.frames, STATE: store.states, ACTION: store.actions}
+    features = {
+        key: {"dtype": "image" if key == IMAGE else "float32", "shape": values.shape[1:], "names": None}
+        for key, values in arrays.items()
+    }
+    dataset = LeRobotDataset.create(f"local/{directory.name}", int(store.fps), features, directory, use_videos=False)
+    for episode in progress(range(min(EPISODES, store.num_episodes)), description="write images", unit="ep"):
+        first = int(store.episode_starts[episode])
+        for row in range(first, first + int(store.episode_lengths[episode])):
+            frame = {key: values[row] for key, values in arrays.items()}
+            dataset.add_frame({**frame, "task": store.instruction(episode)})
+        dataset.save_episode()
+    dataset.finalize()
+
+
+def summary(result: dict[str, Any]) -> str:
+    ratios = [f"{c['value']:.3g} x {c['b']}" for c in result["comparisons"] if c["a"] == "clip_store"]
+    return f"the clip store reads windows at {', '.join(ratios)}"

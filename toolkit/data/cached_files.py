@@ -1,0 +1,188 @@
+"""A directory of files that can be made again: each is built once, and the least recently used ones go first.
+
+`$VAG_CACHE` names the directory, `$VAG_CACHE_GB` (default 50) its size. Nothing but files with the cache's own names
+is ever deleted. A file is built under a temporary name, locked by its builder, and renamed when it is complete: who
+finds the name finds the whole file. Deleting a file that someone has mapped leaves the map valid.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from toolkit.data.lerobot_io import dataset_id
+from toolkit.errors import UserError
+
+OWN_FILE = re.compile(r"[0-9a-f]{16}-.+\.(h5|npy)")
+OWN_PARTIAL = re.compile(r"\.[0-9a-f]{16}[-.].+\.partial")
+GIGABYTE = 1_000_000_000
+SETTLED_SECONDS = 2.0  # a file changed later than this before it was hashed could change again unnoticed
+
+
+def cache_directory() -> Path:
+    """$VAG_CACHE, else the user's cache directory."""
+    if "VAG_CACHE" in os.environ:
+        return Path(os.environ["VAG_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vag"
+
+
+def cached_file(name: str, build: Callable[[Path], None]) -> Path:
+    """The file `name` of the cache, made by `build(temporary path)` if it is not there.
+
+    Of several processes that want it at once one builds, the others wait. An exception leaves no file. What a killed
+    process left half-written is removed by the next build. Raises UserError if $VAG_CACHE_GB is not a size or the
+    file system cannot lock files.
+    """
+    path, limit = cache_directory() / name, _limit()
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _builder(path) as temporary:
+            if temporary is not None:
+                build(temporary)
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())  # else a power cut could leave the name without the content
+                os.replace(temporary, path)
+        _sweep(path.parent)
+        _evict(path.parent, keep=path, limit=limit)
+    with suppress(OSError):  # a cache that one may only read is of use too
+        os.utime(path)
+    return path
+
+
+def remembered_id(directory: Path) -> str:
+    """`dataset_id`, computed anew only when the name, size or time of a file has changed."""
+    where = Path(directory).resolve()
+    before, newest = fingerprint(where)
+    note = cache_directory() / f"{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}.id"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(note.read_text())
+        if known["fingerprint"] == before:
+            return str(known["id"])
+    identity = dataset_id(where)
+    if time.time() - newest > SETTLED_SECONDS and fingerprint(where)[0] == before:
+        temporary = note.with_name(f".{note.name}.{os.getpid()}.partial")
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps({"directory": str(where), "fingerprint": before, "id": identity}))
+            os.replace(temporary, note)
+        except OSError:  # a note saves time; without it everything works
+            temporary.unlink(missing_ok=True)
+    return identity
+
+
+def fingerprint(directory: Path) -> tuple[str, float]:
+    """SHA-256 over names, sizes and times of all files, and the latest of the times [s since 1970]."""
+    digest, newest = hashlib.sha256(), 0.0
+    for path in sorted(p for p in Path(directory).rglob("*") if p.suffix != ".partial" and p.is_file()):
+        status = path.stat()
+        digest.update(
+            f"{path.relative_to(directory)}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0"
+            f"{status.st_ino}\n".encode(errors="surrogateescape")
+        )
+        newest = max(newest, status.st_mtime, status.st_ctime)
+    return digest.hexdigest(), newest
+
+
+@contextmanager
+def _builder(path: Path) -> Iterator[Path | None]:
+    """A locked temporary name for `path`, or None once another process has built it."""
+    temporary = path.with_name(f".{path.name}.partial")
+    while True:
+        if path.exists():
+            yield None
+            return
+        try:
+            handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+            created = True
+        except FileExistsError:
+            try:
+                handle = os.open(temporary, os.O_RDWR)
+            except FileNotFoundError:  # just finished or given up
+                continue
+            created = False
+        try:
+            _lock(handle, temporary, wait=True)  # until its builder has finished, given up or died
+            if not _is_file(handle, temporary):
+                continue
+            if not created:  # its builder died
+                temporary.unlink()
+                continue
+            try:
+                yield temporary
+            finally:
+                if _is_file(handle, temporary):
+                    temporary.unlink()
+            return
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, path: Path, wait: bool) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{path}: its file system cannot lock files ({error}); set VAG_CACHE to a local disk"
+        ) from error
+    return True
+
+
+def _is_file(handle: int, path: Path) -> bool:
+    """True if `path` names the open file."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what dead processes left half-written, and notes on datasets that are gone."""
+    for path in directory.iterdir():
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if OWN_PARTIAL.fullmatch(path.name):
+                handle = os.open(path, os.O_RDWR)
+                try:
+                    if _lock(handle, path, wait=False) and _is_file(handle, path):
+                        path.unlink()
+                finally:
+                    os.close(handle)
+            elif path.suffix == ".id" and not Path(json.loads(path.read_text())["directory"]).is_dir():
+                path.unlink()
+
+
+def _evict(directory: Path, keep: Path, limit: float) -> None:
+    """Delete the files used longest ago until all fit into `limit` bytes; `keep` stays."""
+    files = []
+    for path in directory.iterdir():
+        if OWN_FILE.fullmatch(path.name):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                files.append((status.st_mtime_ns, status.st_blocks * 512, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= limit:
+            return
+        if path != keep:
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _limit() -> float:
+    """Size of the cache [byte]. Raises UserError if the variable is not a number."""
+    text = os.environ.get("VAG_CACHE_GB", "50")
+    try:
+        size = float(text)
+    except ValueError:
+        size = -1.0
+    if not size >= 0:
+        raise UserError(f"VAG_CACHE_GB={text}: expected the size of the clip cache in gigabytes, e.g. 50")
+    return size * GIGABYTE
