@@ -141,8 +141,8 @@ def run_lanes(root: Path, lanes: dict[str, Lane]) -> None:
     try:
         for process in processes.values():
             process.start()
-        while any(process.is_alive() for process in processes.values()):
-            connection.wait([process.sentinel for process in processes.values() if process.is_alive()])
+        while alive := [process.sentinel for process in processes.values() if process.is_alive()]:
+            connection.wait(alive)  # of an empty list it would wait for ever
             if any(process.exitcode for process in processes.values()):
                 break  # no need to wait for the others
         failed = [name for name, process in processes.items() if process.exitcode]
