@@ -23,7 +23,7 @@ from toolkit.errors import UserError
 from toolkit.reporting.report import write_report
 from toolkit.reporting.run_record import Run, read_record, write_json
 
-OPEN_LOOP = ("action_distance", "n", "hold", "mean")
+OPEN_LOOP = ("action_distance", "n", "mean")
 BOUNDS = ("low", "high")
 Lane = list[tuple[str, str, list[str]]]  # (directory, command, overrides)
 
@@ -194,7 +194,7 @@ def table(result: dict[str, Any], root: Path) -> str:
 def _rate(row: dict[str, Any]) -> str:
     if "rate" not in row:
         value = f"{row['action_distance']:.4f}  [{row['low']:.4f}, {row['high']:.4f}]  n = {row['n']}"
-        return f"{value}  (hold {row['hold']:.4f}, mean action {row['mean']:.4f})"
+        return f"{value}  (mean action {row['mean']:.4f})"
     return f"{row['successes']:>3}/{row['n']:<4} {row['rate']:.2f}  [{row['low']:.2f}, {row['high']:.2f}]"
 
 

@@ -80,8 +80,8 @@ def summary(result: dict[str, Any]) -> str:
         error = result["open_loop"]
         return (
             f"{result['policy']} {result['arm']} open loop: action distance {error['action_distance']:.4f} "
-            f"[{error['low']:.4f}, {error['high']:.4f}] over {error['n']} episodes; hold {error['hold']:.4f}, "
-            f"mean action {error['mean']:.4f}"
+            f"[{error['low']:.4f}, {error['high']:.4f}] over {error['n']} episodes; "
+            f"their mean action {error['mean']:.4f}"
         )
     return "; ".join(
         f"{result['policy']} {result['arm']} {name}: {s['successes']}/{s['n']} [{s['low']:.2f}, {s['high']:.2f}]"

@@ -111,7 +111,7 @@ def test_the_story_on_real_teleoperation(tmp_path: Path) -> None:
     for row in summary["policies"]:
         assert row["n"] == 5  # the held-out clips
         assert 0 < row["low"] <= row["action_distance"] <= row["high"]
-        assert row["hold"] > 0
+        assert row["mean"] > 0
     assert summary["generator"]["systems"][0]["action_distance"] > 0
     imported = json.loads((out / "import/run.json").read_text())
     assert (imported["result"]["layout"], imported["result"]["episodes"]) == ("bridge", 20)

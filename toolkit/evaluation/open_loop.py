@@ -19,9 +19,8 @@ def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch
     """Errors of the next `n_action_steps` actions, predicted at every such step of every episode.
 
     `action_distance` is the Euclidean distance (raw units) averaged over steps, then over episodes; `low` and `high`
-    bound its 95 % bootstrap interval over episodes, n of them. `hold` (the previous recorded action goes on) and
-    `mean` (the dataset's own mean action, which no policy knows) are the same errors of two policies that see
-    nothing. `per_dimension` (A,) holds mean absolute errors.
+    bound its 95 % bootstrap interval over episodes, n of them. `mean` is the same error of these episodes' own mean
+    action: a policy that is not better has learned nothing. `per_dimension` (A,) holds mean absolute errors.
     Raises UserError if the policy's actions have another width than the recorded ones.
     """
     rows = [
@@ -30,7 +29,7 @@ def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch
         for step in range(0, int(length), n_action_steps)
     ]
     mean = store.actions.mean(0)
-    errors: dict[str, list[np.ndarray]] = {"policy": [], "hold": [], "mean": []}
+    errors: dict[str, list[np.ndarray]] = {"policy": [], "mean": []}
     owners: list[np.ndarray] = []
     bar = progress(description="open loop", total=len(rows), unit="step")
     for start in range(0, len(rows), batch_size):
@@ -42,9 +41,8 @@ def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch
             raise UserError(
                 f"{store.name}: actions are {batch[ACTION].shape[2]} wide; the policy gives {chunk.shape[2]}"
             )
-        previous = store.actions[store.episode_starts[episodes] + np.maximum(steps - 1, 0)][:, None]
         real = ~batch[ACTION_IS_PAD]
-        for name, predicted in (("policy", chunk), ("hold", previous), ("mean", mean)):
+        for name, predicted in (("policy", chunk), ("mean", mean)):
             errors[name].append((predicted - batch[ACTION])[real])
         owners.append(np.broadcast_to(episodes[:, None], real.shape)[real])
         bar.update(len(episodes))
@@ -59,7 +57,6 @@ def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch
         "low": interval["low"],
         "high": interval["high"],
         "n": len(counts),
-        "hold": float(per_episode["hold"].mean()),
         "mean": float(per_episode["mean"].mean()),
         "per_dimension": np.abs(values["policy"]).mean(0).tolist(),
         "n_action_steps": n_action_steps,
