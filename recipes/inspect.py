@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from recipes.schema import InspectConfig
-from toolkit.data.contents import flat_names, one_line
+from toolkit.data.inspection.contents import flat_names, one_line
+from toolkit.data.inspection.picture_checks import shown_pictures
+from toolkit.data.inspection.repair import repair_dataset
+from toolkit.data.inspection.validate import Inspection, inspect_dataset
 from toolkit.data.lerobot_io import dataset_id
-from toolkit.data.picture_checks import shown_pictures
-from toolkit.data.repair import repair_dataset
 from toolkit.data.schema import ACTION, STATE
-from toolkit.data.validate import Inspection, inspect_dataset
 from toolkit.errors import UserError
 from toolkit.reporting.dataset_pictures import write_contact_sheet, write_histograms
 from toolkit.reporting.run_record import Run

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.contents import Contents, Findings
-from toolkit.data.picture_spans import Span, cell_picture, video_frames, video_span
-from toolkit.data.row_checks import LEAVE_OUT
+from toolkit.data.inspection.contents import Contents, Findings
+from toolkit.data.inspection.picture_spans import Span, cell_picture, video_frames, video_span
+from toolkit.data.inspection.row_checks import LEAVE_OUT
 from toolkit.errors import UserError
 from toolkit.training.logging import progress
 

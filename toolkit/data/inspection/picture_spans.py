@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.contents import Contents
 from toolkit.data.images import decode_picture
+from toolkit.data.inspection.contents import Contents
 from toolkit.data.lerobot_info import check_inside
 from toolkit.errors import UserError
 

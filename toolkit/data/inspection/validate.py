@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.contents import Contents, Findings, flat_names, read_contents
-from toolkit.data.picture_checks import CameraSample, check_pictures
-from toolkit.data.row_checks import check_rows
+from toolkit.data.inspection.contents import Contents, Findings, flat_names, read_contents
+from toolkit.data.inspection.picture_checks import CameraSample, check_pictures
+from toolkit.data.inspection.row_checks import check_rows
+from toolkit.data.inspection.stats_checks import check_statistics
 from toolkit.data.scenes import read_scenes
-from toolkit.data.stats_checks import check_statistics
 from toolkit.errors import UserError
 
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 from recipes import cli
 from toolkit.data import lerobot_io
+from toolkit.data.inspection.repair import repair_dataset
+from toolkit.data.inspection.validate import inspect_dataset
 from toolkit.data.lerobot_io import EpisodeWriter, read_episodes
-from toolkit.data.repair import repair_dataset
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
-from toolkit.data.validate import inspect_dataset
 from toolkit.errors import UserError
 from toolkit.reporting.report import write_report
 

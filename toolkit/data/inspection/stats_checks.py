@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.contents import BOOKKEEPING, Contents, Findings, dimension, read_statistics
+from toolkit.data.inspection.contents import BOOKKEEPING, Contents, Findings, dimension, read_statistics
 from toolkit.data.lerobot_stats import level_statistics
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.contents import BOOKKEEPING, Contents, flat_names
+from toolkit.data.inspection.contents import BOOKKEEPING, Contents, flat_names
+from toolkit.data.inspection.picture_spans import EpisodePictures
+from toolkit.data.inspection.stats_checks import repaired_statistics
+from toolkit.data.inspection.validate import Inspection
 from toolkit.data.lerobot_info import camera_keys
 from toolkit.data.lerobot_io import EpisodeWriter, provenance
-from toolkit.data.picture_spans import EpisodePictures
 from toolkit.data.scenes import read_scenes, write_scenes
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
-from toolkit.data.stats_checks import repaired_statistics
-from toolkit.data.validate import Inspection
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import write_json
 from toolkit.training.logging import progress

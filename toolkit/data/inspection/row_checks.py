@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from toolkit.data.contents import BOOKKEEPING, Contents, Findings, dimension, whole_numbers
+from toolkit.data.inspection.contents import BOOKKEEPING, Contents, Findings, dimension, whole_numbers
 from toolkit.data.schema import ACTION, STATE
 
 TIME_TOLERANCE = 1e-4  # seconds; LeRobot's own, beyond which it refuses a frame
