@@ -18,7 +18,7 @@ from toolkit.data.lerobot_io import dataset_id
 from vag_core import Generator
 from vag_core.config import GeneratorConfig
 
-KILLS = int(os.environ.get("VAG_KILLS", "2"))
+KILLS = int(os.environ.get("VAG_KILLS", "1"))
 PRELOAD = ["recipes.collect", "recipes.synthesize", "recipes.pretrain", "recipes.import_data", "policies.factory"]
 COMMANDS = {
     "collect": ("collect tasks=[plate-slide] episodes_per_task=4 num_steps=60 workers=1", "dataset"),

@@ -160,6 +160,7 @@ def test_an_interrupt_is_one_line_and_leaves_nothing_half_written(
     ("command", "artefact"),
     [
         ("collect episodes_per_task=9 tasks=[plate-slide]", "dataset"),
+        ("import {demo}/collect/dataset image_size=512", "dataset"),
         ("train-generator dataset={demo}/collect/dataset tokenizer_optim.steps=2 optim.steps=2", "generator"),
     ],
 )
