@@ -10,7 +10,7 @@ demo: system .venv/.installed
 	$(BIN)/vag demo out=outputs/demo overwrite=true
 
 test: system .venv/.installed
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/.installed
 	$(BIN)/ruff check .

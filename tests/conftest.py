@@ -17,13 +17,6 @@ from toolkit.data.lerobot_io import EpisodeWriter
 from toolkit.data.schema import Episode
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a worker under `pytest -n`: the tests of one file, those that need its demo run apart."""
-    for item in items:
-        needs_demo = "demo" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.name}{' demo' * needs_demo}"))
-
-
 def make_square(seed: int, length: int = 17, size: int = 32) -> Episode:
     """A square that its actions move: state = its place, action = where it goes next."""
     rng = np.random.default_rng(seed)

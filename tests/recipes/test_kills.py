@@ -4,22 +4,20 @@ $VAG_KILLS sets how often each command is killed: `VAG_KILLS=20 pytest tests/rec
 """
 
 import json
-import multiprocessing
 import os
 import random
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
-from policies.factory import build_policy  # noqa: F401  (so that the fork server's children need not import it)
-from recipes import cli
 from toolkit.data.lerobot_io import dataset_id
 from vag_core import Generator
 from vag_core.config import GeneratorConfig
 
 KILLS = int(os.environ.get("VAG_KILLS", "1"))
-PRELOAD = ["recipes.collect", "recipes.synthesize", "recipes.pretrain", "recipes.import_data", "policies.factory"]
 COMMANDS = {
     "collect": ("collect tasks=[plate-slide] episodes_per_task=4 num_steps=60 workers=1", "dataset"),
     "import": ("import {dataset} image_size=32", "dataset"),
@@ -40,15 +38,6 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(words: list[str]) -> multiprocessing.process.BaseProcess:
-    """The command in a child of a fork server that has imported everything: kills hit the work, not the imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=cli.main, args=(words,))
-    process.start()
-    return process
-
-
 def status(out: Path) -> str:
     path = out / "run.json"
     return json.loads(path.read_text())["status"] if path.exists() else "none"
@@ -67,7 +56,9 @@ def identity(out: Path, artefact: str) -> object:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", COMMANDS)
-def test_killed_commands_resume_to_the_same_artefact(name: str, dataset: Path, generator: Path, tmp_path: Path) -> None:
+def test_killed_commands_resume_to_the_same_artefact(
+    name: str, dataset: Path, generator: Path, tmp_path: Path, start: Callable[..., BaseProcess]
+) -> None:
     template, artefact = COMMANDS[name]
     words = template.format(dataset=dataset, generator=generator).split()
     whole = tmp_path / "whole"

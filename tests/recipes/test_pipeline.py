@@ -5,9 +5,9 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,11 @@ from recipes import cli
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory, start: Callable[..., BaseProcess]) -> Path:
     out = tmp_path_factory.mktemp("demo") / "run"
-    done = subprocess.run(
-        [sys.executable, "-m", "recipes.cli", "demo", "experiment=smoke", f"out={out}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = start(["demo", "experiment=smoke", f"out={out}"], out.with_name("complaint"))
+    process.join()
+    assert process.exitcode == 0, out.with_name("complaint").read_text()[-3000:]
     return out
 
 
@@ -118,15 +114,10 @@ def test_the_story_on_real_teleoperation(tmp_path: Path) -> None:
     assert (out / "report.html").stat().st_size > 50_000
 
 
-def start(*words: str, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "recipes.cli", *words]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **options)
-
-
-def wait_until(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+def wait_until(ready: Callable[[], Any], process: BaseProcess) -> None:
     deadline = time.monotonic() + 120
     while not ready():
-        assert process.poll() is None, "it ended before it could be stopped"
+        assert process.is_alive(), "it ended before it could be stopped"
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -141,14 +132,16 @@ def wait_until(ready: Callable[[], Any], process: subprocess.Popen[str]) -> None
     ],
 )
 def test_an_interrupt_is_one_line_and_leaves_nothing_half_written(
-    command: str, begun: str, artefact: str, demo: Path, tmp_path: Path
+    command: str, begun: str, artefact: str, demo: Path, tmp_path: Path, start: Callable[..., BaseProcess]
 ) -> None:
     out = tmp_path / "run"
-    process = start(*command.format(demo=demo).split(), f"out={out}", start_new_session=True)
+    process = start([*command.format(demo=demo).split(), f"out={out}"], tmp_path / "complaint")
     wait_until(lambda: list(out.glob(begun)), process)
+    assert process.pid is not None
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the command
-    _, complaint = process.communicate(timeout=60)
-    assert process.returncode == 130
+    process.join(60)
+    assert process.exitcode == 130
+    complaint = (tmp_path / "complaint").read_text()
     assert complaint.strip().splitlines()[-1].startswith("vag: error: interrupted")
     assert "Traceback" not in complaint
     assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
@@ -164,16 +157,19 @@ def test_an_interrupt_is_one_line_and_leaves_nothing_half_written(
         ("train-generator dataset={demo}/collect/dataset tokenizer_optim.steps=2 optim.steps=2", "generator"),
     ],
 )
-def test_a_full_disk_is_one_line(command: str, artefact: str, demo: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line(
+    command: str, artefact: str, demo: Path, tmp_path: Path, start: Callable[..., BaseProcess]
+) -> None:
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("cannot mount a small file system here")
     try:
-        process = start(*command.format(demo=demo).split(), f"out={small / 'run'}")
-        _, complaint = process.communicate(timeout=120)
-        assert process.returncode == 2, complaint[-2000:]
+        process = start([*command.format(demo=demo).split(), f"out={small / 'run'}"], tmp_path / "complaint")
+        process.join(120)
+        complaint = (tmp_path / "complaint").read_text()
+        assert process.exitcode == 2, complaint[-2000:]
         assert complaint.strip().splitlines()[-1].startswith("vag: error: disk full")
         assert "Traceback" not in complaint
         assert not (small / "run" / artefact).exists()
@@ -182,7 +178,7 @@ def test_a_full_disk_is_one_line(command: str, artefact: str, demo: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_killed_demo_takes_its_processes_along(demo: Path, tmp_path: Path) -> None:
+def test_a_killed_demo_takes_its_processes_along(demo: Path, tmp_path: Path, start: Callable[..., BaseProcess]) -> None:
     out = tmp_path / "run"
     shutil.copytree(demo, out)
     for name in ("evaluate_diffusion_real_few", "evaluate_pi05_compact_real_few"):
@@ -191,11 +187,11 @@ def test_a_killed_demo_takes_its_processes_along(demo: Path, tmp_path: Path) -> 
     record = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps({**record, "status": "running"}))
     words = ("demo", "experiment=smoke", f"out={out}", "resume=true")
-    process = start(*words)
+    process = start([*words])
     wait_until(lambda: list(out.glob("evaluate_*_real_few/run.json")), process)
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    process.wait()
+    process.join()
     assert len(children) >= 2
     assert not psutil.wait_procs(children, timeout=30)[1]
     assert not (out / "summary.json").exists()
@@ -221,20 +217,20 @@ TRAIN = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["tokenizer", "streams"])
-def test_killed_training_resumes_bit_for_bit(stage: str, dataset: Path, tmp_path: Path) -> None:
-    """SIGKILL in the middle of a stage, then resume=true: the same weights as an undisturbed run."""
-    command = [sys.executable, "-m", "recipes.cli", "train-generator", f"dataset={dataset}", *TRAIN]
-    assert cli.main([*command[3:], f"out={tmp_path / 'whole'}"]) == 0
+def test_killed_training_resumes_bit_for_bit(dataset: Path, tmp_path: Path, start: Callable[..., BaseProcess]) -> None:
+    """SIGKILL in the middle of each stage, then resume=true: the same weights as an undisturbed run."""
+    command = ["train-generator", f"dataset={dataset}", *TRAIN]
+    assert cli.main([*command, f"out={tmp_path / 'whole'}"]) == 0
 
-    killed = start(*command[3:], f"out={tmp_path / 'cut'}")
-    wait_until(lambda: list((tmp_path / "cut" / stage / "checkpoints").glob("step_*")), killed)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "cut/generator").exists()
-    assert json.loads((tmp_path / "cut/run.json").read_text())["status"] == "running"
+    for stage in ("tokenizer", "streams"):
+        killed = start([*command, f"out={tmp_path / 'cut'}", "resume=true"])
+        wait_until(lambda stage=stage: list((tmp_path / "cut" / stage / "checkpoints").glob("step_*")), killed)
+        killed.kill()
+        killed.join()
+        assert not (tmp_path / "cut/generator").exists()
+        assert json.loads((tmp_path / "cut/run.json").read_text())["status"] == "running"
 
-    assert cli.main([*command[3:], f"out={tmp_path / 'cut'}", "resume=true"]) == 0
+    assert cli.main([*command, f"out={tmp_path / 'cut'}", "resume=true"]) == 0
     whole, resumed = (load_file(tmp_path / name / "generator/model.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
