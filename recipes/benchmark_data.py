@@ -21,6 +21,7 @@ import numpy as np
 
 from recipes.schema import BenchmarkDataConfig
 from toolkit.data.cache import build_clips, open_clips
+from toolkit.data.cached_files import fingerprint
 from toolkit.data.clips import ClipStore, ClipTable, create_clips
 from toolkit.data.lerobot_io import EpisodeWriter, read_info
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
@@ -180,7 +181,7 @@ def _readers(config: BenchmarkDataConfig, store: ClipStore, video: Path, images:
 
 def _build(dataset: Path, image_size: int, workers: int, path: Path) -> Reader:
     def read() -> int:
-        build_clips(dataset, image_size, IMAGE, "benchmark", workers, path)
+        build_clips(dataset, image_size, IMAGE, "benchmark", fingerprint(dataset), workers, path)
         return len(ClipStore.open(path).frames)
 
     return read

@@ -197,6 +197,28 @@ def test_a_dataset_that_changes_while_it_is_read_is_refused(
     assert clip_files(cache_directory) == []
 
 
+def test_a_dataset_that_changes_while_another_process_builds_is_refused(
+    dataset: Path, tmp_path: Path, cache_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the name in the cache, which tells the old content, would be that of the new one."""
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    original = cache.cached_file
+
+    def wait(name: str, build: Callable[[Path], None]) -> Path:
+        info = copy / "meta/info.json"
+        info.write_text(info.read_text().replace("sawyer", "franka"))
+        return original(name, build)  # the other one gave up
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "cached_file", wait)
+        patch.setattr(cache, "read_pictures", lambda *_: pytest.fail("decoded"))
+        with pytest.raises(UserError, match="changed while it was read"):
+            open_clips(copy, 32)
+    assert clip_files(cache_directory) == []
+    assert open_clips(copy, 32).source_id == lerobot_io.dataset_id(copy)
+
+
 def test_least_recently_used_files_go_first(
     dataset: Path, cache_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,11 +40,12 @@ def open_clips(source: str | Path, image_size: int, image_key: str = IMAGE, work
     if source.is_file():
         store = ClipStore.open(source)
     elif source.is_dir():
+        content = fingerprint(source)  # before all else that is read: a build may begin long after, behind a lock
         info = lerobot_io.read_info(source)
         lerobot_io.check_features(source, info, image_key)
         identity = remembered_id(source)
         name = f"{identity}-{quote(image_key, safe='')}-{image_size}-{FORMAT}.h5"
-        build = partial(build_clips, source, image_size, image_key, identity, workers)
+        build = partial(build_clips, source, image_size, image_key, identity, content, workers)
         store = _open_cached(name, build, ClipStore.open)
     else:
         raise UserError(f"{source}: not found; expected a LeRobotDataset directory or a clip file (.h5)")
@@ -101,13 +102,22 @@ class _Group:
     offset: int  # byte
 
 
-def build_clips(source: Path, image_size: int, image_key: str, source_id: str, workers: int | None, path: Path) -> None:
+def build_clips(
+    source: Path,
+    image_size: int,
+    image_key: str,
+    source_id: str,
+    content: tuple[str, float],
+    workers: int | None,
+    path: Path,
+) -> None:
     """Decode a LeRobotDataset into the clip file `path`: every worker writes its rows straight into the file.
 
+    content: `fingerprint` of the dataset, taken before `source_id` was.
     Raises UserError as `lerobot_io.read_table`, for pictures that are missing or unreadable, and if the dataset
-    changes meanwhile; OSError if the disk has no room.
+    has changed since then or changes meanwhile; OSError if the disk has no room.
     """
-    before = fingerprint(source)
+    _check_unchanged(source, content)
     table = lerobot_io.read_table(source)
     info = lerobot_io.read_info(source)
     check_video_lengths(source, info, table.episodes, image_key)
@@ -141,7 +151,11 @@ def build_clips(source: Path, image_size: int, image_key: str, source_id: str, w
             bar.update(rows)
     finally:
         bar.close()
-    if fingerprint(source) != before:
+    _check_unchanged(source, content)
+
+
+def _check_unchanged(source: Path, content: tuple[str, float]) -> None:
+    if fingerprint(source) != content:
         raise UserError(f"{source}: changed while it was read; run the command again when nothing writes to it")
 
 
