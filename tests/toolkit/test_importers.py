@@ -469,6 +469,10 @@ def test_lerobot_v21_is_converted_from_a_copy(tmp_path: Path, moving_square: Cal
         assert np.array_equal(found.actions, episode.actions)
         assert found.task == episode.task
     assert sorted(path for path in old.rglob("*")) == before
+    (old / "gone").symlink_to("nowhere")
+    with pytest.raises(UserError, match="'gone' is no file, or a link that leads nowhere"):
+        open_source(old, "auto", ImportOptions(), tmp_path / "workspace")
+    (old / "gone").unlink()
     (old / "meta/episodes.jsonl").write_text("{")
     with pytest.raises(UserError, match="converter from v2.1 fails"):
         open_source(old, "auto", ImportOptions(), tmp_path / "workspace")

@@ -421,6 +421,54 @@ def test_nothing_left_to_repair_is_said(copy: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "repaired").exists()
 
 
+def test_links_are_refused_before_anything_is_read_or_copied(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What lies outside must not come into a copy, or into a report."""
+    found = inspect_dataset(copy)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    shutil.copy(copy / "meta/stats.json", outside / "secret.json")
+    for name, target, text in (
+        ("notes.txt", outside / "secret.json", "'notes.txt' leads out of the directory"),
+        ("meta/stats.json", outside / "secret.json", "'meta/stats.json' leads out of the directory"),
+        ("meta/seen_scenes.json", outside / "secret.json", "'meta/seen_scenes.json' leads out of the directory"),
+        ("more", outside, "'more' leads out of the directory"),
+        ("again", copy, "'again' is a link to a directory"),
+        ("gone", Path("nowhere"), "'gone' is no file, or a link that leads nowhere"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            aside = tmp_path / "aside"
+            if (copy / name).exists():
+                (copy / name).rename(aside)
+            (copy / name).symlink_to(target)
+            patch.setattr(shutil, "copytree", lambda *_, **__: pytest.fail("copied"))
+            with pytest.raises(UserError, match=text):
+                inspect_dataset(copy)
+            with pytest.raises(UserError, match=text):
+                repair_dataset(found, tmp_path / "repaired")
+            assert cli.main(["inspect", str(copy), "fix=true", f"out={tmp_path / 'run'}", "overwrite=true"]) == 2
+            assert text in capsys.readouterr().err
+        (copy / name).unlink()
+        if aside.exists():
+            aside.rename(copy / name)
+    os.mkfifo(copy / "pipe")
+    with pytest.raises(UserError, match="'pipe' is no file"):
+        inspect_dataset(copy)
+    assert not (tmp_path / "repaired").exists()
+
+
+def test_a_copy_that_fails_is_one_line(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: str, target: str, **_: Any) -> None:
+        raise OSError(5, "Input/output error", source)
+
+    found = inspect_dataset(copy)
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(UserError, match=r"cannot be copied \(.*Input/output error"):
+        repair_dataset(found, tmp_path / "repaired")
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
 def test_output_inside_the_dataset_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(copy.rglob("*"))
     assert cli.main(["inspect", str(copy), f"out={copy / 'run'}"]) == 2

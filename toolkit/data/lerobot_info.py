@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from string import Formatter
@@ -27,6 +28,30 @@ def check_inside(directory: str | Path, path: str | Path) -> Path:
     if not resolved.is_relative_to(root):
         raise UserError(f"{directory}: '{path}' leads out of the directory, to {resolved}; copy the file into it")
     return Path(directory) / path
+
+
+def check_links(directory: Path) -> None:
+    """Raise UserError for anything below `directory` that lies outside, or is neither a file nor a directory.
+
+    A link to a directory is refused wherever it leads: a copy would hold its content twice, or endlessly often.
+    """
+    for path in Path(directory).rglob("*"):
+        name = path.relative_to(directory)
+        check_inside(directory, name)
+        if path.is_symlink() and path.is_dir():
+            raise UserError(f"{directory}: '{name}' is a link to a directory; move the directory there")
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"{directory}: '{name}' is no file, or a link that leads nowhere; delete it")
+
+
+def copy_files(directory: Path, target: Path, leave_out: Sequence[str] = ()) -> None:
+    """Copy a dataset but for names that match `leave_out`. Raises UserError as `check_links`, or if a copy fails."""
+    check_links(directory)
+    try:
+        shutil.copytree(directory, target, ignore=shutil.ignore_patterns(*leave_out))
+    except shutil.Error as error:
+        name, _, reason = error.args[0][0]
+        raise UserError(f"{name}: cannot be copied ({reason})") from error
 
 
 def read_info(directory: Path) -> dict[str, Any]:

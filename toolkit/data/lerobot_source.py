@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -15,7 +14,8 @@ from toolkit.data.lerobot_info import (
     INFO,
     camera_keys,
     check_features,
-    check_inside,
+    check_links,
+    copy_files,
     feature_names,
     read_info,
     read_json,
@@ -46,8 +46,7 @@ def open_lerobot(source: str, options: ImportOptions, workspace: Path) -> Source
         root = _download(source, workspace)
     if not (root / INFO).is_file():
         raise UserError(f"{source}: not a LeRobotDataset (no {INFO})")
-    for path in root.rglob("*"):
-        check_inside(root, path.relative_to(root))
+    check_links(root)
     version = str(read_json(root / INFO).get("codebase_version"))
     layout = "lerobot" if version.startswith("v3") else f"lerobot {version}"
     if version == "v2.1":
@@ -129,7 +128,7 @@ def _converted(root: Path, workspace: Path) -> Path:
 
     workspace.mkdir(parents=True, exist_ok=True)
     copy = Path(tempfile.mkdtemp(dir=workspace)) / "dataset"  # the converter goes on with what lies beside it
-    shutil.copytree(root, copy)
+    copy_files(root, copy)
     try:
         convert_dataset("local/dataset", root=copy, push_to_hub=False)
     except Exception as error:  # it expects an undamaged dataset, and fails in every way on others

@@ -14,7 +14,7 @@ from toolkit.data.inspection.contents import BOOKKEEPING, Contents, flat_names
 from toolkit.data.inspection.picture_spans import EpisodePictures
 from toolkit.data.inspection.stats_checks import repaired_statistics
 from toolkit.data.inspection.validate import Inspection
-from toolkit.data.lerobot_info import camera_keys
+from toolkit.data.lerobot_info import camera_keys, copy_files
 from toolkit.data.lerobot_io import EpisodeWriter, provenance
 from toolkit.data.scenes import read_scenes, write_scenes
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
@@ -44,7 +44,7 @@ def _copy(inspection: Inspection, target: Path) -> list[str]:
     try:
         for path in (temporary, target):  # of an earlier, unfinished run
             shutil.rmtree(path, ignore_errors=True)
-        shutil.copytree(contents.directory, temporary, ignore=shutil.ignore_patterns(*SCRATCH))
+        copy_files(contents.directory, temporary, SCRATCH)
         done = ["nothing to repair: a plain copy"]
         if inspection.findings.problems:
             levels = {camera: sample.levels for camera, sample in inspection.pictures.items()}

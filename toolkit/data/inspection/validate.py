@@ -10,6 +10,7 @@ from toolkit.data.inspection.contents import Contents, Findings, flat_names, rea
 from toolkit.data.inspection.picture_checks import CameraSample, check_pictures
 from toolkit.data.inspection.row_checks import check_rows
 from toolkit.data.inspection.stats_checks import check_statistics
+from toolkit.data.lerobot_info import check_links
 from toolkit.data.scenes import read_scenes
 from toolkit.errors import UserError
 
@@ -46,9 +47,11 @@ class Inspection:
 def inspect_dataset(directory: str | Path) -> Inspection:
     """Read and check a dataset; nothing is written.
 
-    Raises UserError only where nothing can be read: no info.json, another version, no readable Parquet file.
+    Raises UserError only where nothing can be read: no info.json, another version, no readable Parquet file,
+    or a link that leads out of the dataset.
     Whatever else is wrong becomes a line in `problems` or `warnings`.
     """
+    check_links(Path(directory))
     findings = Findings()
     contents = read_contents(Path(directory), findings)
     check_rows(contents, findings)
