@@ -34,6 +34,31 @@ def _moving_square() -> Callable[..., Episode]:
     return make_square
 
 
+def retime(path: Path, times: dict[int, list[float]]) -> None:
+    """Write a video again with some frames at other times [frames]; [] leaves one out, [3, 3.4] doubles it."""
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        rate, (width, height) = stream.average_rate, (stream.width, stream.height)
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "0", "preset": "ultrafast", "g": "2"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        stream.codec_context.time_base = 1 / (10 * rate)
+        for place, picture in enumerate(frames):
+            for time in times.get(place, [place]):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = round(10 * time), stream.codec_context.time_base
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(name="retime_video", scope="session")
+def _retime_video() -> Callable[[Path, dict[int, list[float]]], None]:
+    return retime
+
+
 @pytest.fixture
 def episodes() -> list[Episode]:
     return [make_square(seed, length=17 + seed % 3) for seed in range(6)]

@@ -21,6 +21,7 @@ from toolkit.data.images import resized
 from toolkit.data.importers import ImportOptions, open_source
 from toolkit.data.lerobot_info import check_inside
 from toolkit.data.lerobot_io import EpisodeWriter
+from toolkit.data.pictures import read_pictures
 from toolkit.data.schema import IMAGE, STATE, Episode
 from toolkit.data.source import Source
 from toolkit.errors import UserError
@@ -538,6 +539,26 @@ def test_damaged_tables_are_named(broken: Path, pattern: str, column: str, value
     table.to_parquet(path)
     with pytest.raises(UserError, match=expected):
         read_all(broken)
+
+
+def test_lost_and_doubled_frames_are_named(broken: Path, retime_video: Callable[..., None]) -> None:
+    """Of one episode, too: as many frames as rows follow, each beside the action of another step."""
+    (path,) = broken.glob("videos/**/*.mp4")
+    whole, table = path.read_bytes(), lerobot_io.read_table(broken)
+    for times, expected in (
+        ({}, None),
+        ({20: []}, r"file-000.mp4: frame 3 of episode 1 stands at 1.0500 s instead of 1.0000 s"),
+        ({17: []}, r"frame 0 of episode 1 stands at 0.9000 s instead of 0.8500 s"),
+        ({20: [20, 20.4]}, r"frame 4 of episode 1 stands at 1.0200 s instead of 1.0500 s; .* missing or doubled"),
+    ):
+        path.write_bytes(whole)
+        retime_video(path, times)
+        for episodes in (table.episodes, table.episodes[1:2]):
+            if expected is None:
+                assert sum(map(len, read_pictures(broken, episodes, IMAGE))) == 17 * len(episodes)
+                continue
+            with pytest.raises(UserError, match=expected):
+                list(read_pictures(broken, episodes, IMAGE))
 
 
 def test_video_of_an_unknown_codec_is_named(broken: Path) -> None:

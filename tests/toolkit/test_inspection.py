@@ -283,6 +283,22 @@ def test_pictures_in_the_rows(copy: Path, tmp_path: Path) -> None:
     assert [e.metadata["seed"] for e in read_episodes(tmp_path / "repaired")] == [0, 3]
 
 
+def test_a_doubled_frame_is_named_and_left_out(
+    copy: Path, tmp_path: Path, retime_video: Callable[[Path, dict[int, list[float]]], None]
+) -> None:
+    """Training would refuse the video, so inspection must not pass it."""
+    for times in ([3, 3.2], [3, 3.4]):
+        shutil.rmtree(tmp_path / "other", ignore_errors=True)
+        shutil.copytree(copy, tmp_path / "other")
+        retime_video(min((tmp_path / "other").glob("videos/**/*.mp4")), {3: times})
+        found = inspect_dataset(tmp_path / "other")
+        assert any("holds 1 frames that belong to no episode" in line for line in found.problems)
+        repair_dataset(found, tmp_path / "repaired")
+        assert inspect_dataset(tmp_path / "repaired").problems == []
+        for episode, wanted in zip(read_episodes(tmp_path / "repaired"), read_episodes(copy), strict=True):
+            assert np.square(episode.images.astype(float) - wanted.images).mean() < 2
+
+
 def test_one_broken_video_hides_nothing_else(copy: Path) -> None:
     for name in ("no video", "NaN", "gap", "mean"):
         DAMAGES[name][0](copy)

@@ -78,7 +78,7 @@ def _from_videos(directory: Path, info: dict[str, Any], episodes: list[dict[str,
                 if not abs(start - reached) < tolerance:  # else the next frame is the wanted one
                     container.seek(max(0, int((start - tolerance) / stream.time_base)), stream=stream)
                     frames = _frames_from(container.decode(stream), start - tolerance)
-                yield _converted(itertools.islice(frames, episode["length"]), path)
+                yield _converted(itertools.islice(frames, episode["length"]), path, episode, start, info["fps"])
                 reached = stop
 
 
@@ -87,9 +87,16 @@ def _frames_from(frames: Iterator[Any], seconds: float) -> Iterator[Any]:
     return (frame for frame in frames if frame.time >= seconds)
 
 
-def _converted(frames: Iterator[Any], path: Path) -> Pictures:
+def _converted(frames: Iterator[Any], path: Path, episode: dict[str, Any], start: float, fps: float) -> Pictures:
+    """Pictures of an episode, of which each must stand where its row does: a lost frame would shift all that follow."""
     with _readable(path, "video"):
-        for frame in frames:
+        for number, frame in enumerate(frames):
+            seconds = start + number / fps
+            if not abs(frame.time - seconds) < 0.5 / fps:
+                raise UserError(
+                    f"{path}: frame {number} of episode {episode['episode_index']} stands at {frame.time:.4f} s "
+                    f"instead of {seconds:.4f} s; a frame is missing or doubled. Leave the episode out or record it again"
+                )
             yield frame.to_ndarray(format="rgb24")
 
 

@@ -43,6 +43,7 @@ def video_span(contents: Contents, episode: int, camera: str) -> Span | None:
 def video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
     """(place, PyAV frame) of what can be decoded; the place follows from the time stamp, so gaps keep their width.
 
+    A frame between two places, or a second one at the same place, has the place -1.
     Packets that are damaged are passed over. Raises UserError if the file holds no readable video at all.
     """
     import av
@@ -59,7 +60,7 @@ def video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
             raise UserError(f"{path}: not readable as video (it holds none, or its codec is unknown)")
         stream = container.streams.video[0]
         stream.codec_context.options = {"err_detect": "explode"}  # else it invents pictures in place of damaged ones
-        count = 0
+        count, latest = 0, -1
         for packet in _packets(container, stream):
             try:
                 frames: list[Any] = packet.decode()
@@ -68,8 +69,13 @@ def video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
             for frame in frames:
                 exact = count if frame.time is None else frame.time * fps
                 count += 1
-                if not frame.is_corrupt and abs(exact - round(exact)) < 0.25:
-                    yield round(exact), frame
+                if frame.is_corrupt:
+                    continue
+                if abs(exact - round(exact)) < 0.25 and round(exact) != latest:
+                    latest = round(exact)
+                    yield latest, frame
+                else:
+                    yield -1, frame
 
 
 def cell_picture(cell: Any) -> np.ndarray:
