@@ -7,6 +7,7 @@ from typing import Any
 
 from recipes.schema import ExportConfig
 from toolkit.data.exporters import export_robomimic
+from toolkit.data.lerobot_info import read_info
 from toolkit.data.lerobot_io import dataset_id
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
@@ -18,6 +19,8 @@ def run(config: ExportConfig, run: Run) -> None:
     if config.jpeg_quality is not None and not 1 <= config.jpeg_quality <= 100:
         raise UserError(f"jpeg_quality={config.jpeg_quality}: expected 1 to 100, or null for raw frames")
     dataset, target = Path(config.dataset), run.directory / "dataset.hdf5"
+    read_info(dataset)
+    identity = dataset_id(dataset)  # refuses links out of the dataset before anything is decoded
     result = export_robomimic(
         dataset,
         target,
@@ -25,7 +28,7 @@ def run(config: ExportConfig, run: Run) -> None:
         config.compress,
         lambda episodes, total: progress(episodes, description="export", total=total, unit="ep"),
     )
-    run.add_data(dataset, dataset_id(dataset), result["episodes"])
+    run.add_data(dataset, identity, result["episodes"])
     run.result.update(result, megabytes=round(target.stat().st_size / 1e6, 2), file="dataset.hdf5")
 
 

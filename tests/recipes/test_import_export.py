@@ -1,13 +1,14 @@
 """`vag import` and `vag export` from the command line: there, back again, and one line for every mistake."""
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from recipes import cli
+from recipes import cli, export
 from toolkit.data.lerobot_io import read_episodes
 
 
@@ -75,3 +76,16 @@ def test_mistakes_leave_only_the_record(tmp_path: Path, capsys: pytest.CaptureFi
     assert "was begun with" in complaint(capsys, "import", "other.hdf5", *again)
     assert "not a LeRobotDataset" in complaint(capsys, "export", str(tmp_path), f"out={tmp_path / 'export'}")
     assert "expected 1 to 100" in complaint(capsys, "export", "x", "jpeg_quality=0", f"out={tmp_path / 'quality'}")
+
+
+def test_export_refuses_links_before_it_decodes(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    (tmp_path / "secret").write_text("secret")
+    (copy / "notes.txt").symlink_to(tmp_path / "secret")
+    monkeypatch.setattr(export, "export_robomimic", lambda *_: pytest.fail("decoded"))
+    assert "'notes.txt' leads out of the directory" in complaint(
+        capsys, "export", str(copy), f"out={tmp_path / 'export'}"
+    )

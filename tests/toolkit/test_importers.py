@@ -19,9 +19,10 @@ from toolkit.data import lerobot_io
 from toolkit.data.exporters import export_robomimic
 from toolkit.data.images import resized
 from toolkit.data.importers import ImportOptions, open_source
+from toolkit.data.inspection.picture_spans import video_frames
 from toolkit.data.lerobot_info import check_inside
 from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.data.pictures import read_pictures
+from toolkit.data.pictures import check_videos, read_pictures
 from toolkit.data.schema import IMAGE, STATE, Episode
 from toolkit.data.source import Source
 from toolkit.errors import UserError
@@ -474,6 +475,12 @@ def test_lerobot_v21_is_converted_from_a_copy(tmp_path: Path, moving_square: Cal
     with pytest.raises(UserError, match="'gone' is no file, or a link that leads nowhere"):
         open_source(old, "auto", ImportOptions(), tmp_path / "workspace")
     (old / "gone").unlink()
+    playlist = next(old.glob("videos/**/*.mp4"))
+    whole = playlist.read_bytes()
+    playlist.write_text(f"ffconcat version 1.0\nfile '{video}'\n")
+    with pytest.raises(UserError, match=r"episode_00000\d.mp4: not readable as video"):
+        open_source(old, "auto", ImportOptions(), tmp_path / "workspace")
+    playlist.write_bytes(whole)
     (old / "meta/episodes.jsonl").write_text("{")
     with pytest.raises(UserError, match="converter from v2.1 fails"):
         open_source(old, "auto", ImportOptions(), tmp_path / "workspace")
@@ -567,6 +574,27 @@ def test_video_of_an_unknown_codec_is_named(broken: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"avc1", b"xyz1"))
     with pytest.raises(UserError, match="file-000.mp4: not readable as video"):
         read_all(broken)
+
+
+def test_a_playlist_that_is_named_like_a_video_is_not_followed(broken: Path, tmp_path: Path) -> None:
+    (path,) = broken.glob("videos/**/*.mp4")
+    outside = tmp_path / "outside.mp4"
+    path.rename(outside)
+    beside = path.with_name("beside.mp4")
+    for text in (
+        f"ffconcat version 1.0\nfile '{outside}'\n",
+        "ffconcat version 1.0\nfile beside.mp4\n",
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:3.4,\n{outside}\n#EXT-X-ENDLIST\n",
+    ):
+        path.write_text(text)
+        beside.unlink(missing_ok=True)
+        os.mkfifo(beside)  # to open it would take for ever
+        with pytest.raises(UserError, match="file-000.mp4: not readable as video"):
+            read_all(broken)
+        with pytest.raises(UserError, match="file-000.mp4: not readable as video"):
+            list(video_frames(path, 20))
+        with pytest.raises(UserError, match="file-000.mp4: not readable as video"):
+            check_videos([path])
 
 
 def test_ragged_vectors_and_links_out_of_a_dataset_are_refused(broken: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from toolkit.data.lerobot_info import (
     read_info,
     read_json,
 )
+from toolkit.data.pictures import check_videos
 from toolkit.data.scenes import read_scenes
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
 from toolkit.data.source import (
@@ -126,6 +127,7 @@ def _converted(root: Path, workspace: Path) -> Path:
     """A v3 copy of a v2.1 dataset, made by LeRobot."""
     from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
 
+    check_videos(sorted((root / "videos").rglob("*.mp4")))  # the converter would follow a playlist of that name
     workspace.mkdir(parents=True, exist_ok=True)
     copy = Path(tempfile.mkdtemp(dir=workspace)) / "dataset"  # the converter goes on with what lies beside it
     copy_files(root, copy)

@@ -7,7 +7,7 @@ of the Parquet file. The frames are those that reading everything in order gives
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from toolkit.data.images import decode_picture
 from toolkit.data.lerobot_info import data_file, read_info, video_file
 from toolkit.errors import UserError
 
+# What FFmpeg may take a file for. Others, such as playlists, name files that it would open in turn, wherever they lie.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"
 TOGETHER = 64  # pictures in memory at once: recorded ones are large, and episodes long
 Pictures = Iterator[np.ndarray]
 
@@ -45,6 +47,20 @@ def read_pictures(directory: Path, episodes: list[dict[str, Any]], image_key: st
             )
 
 
+def open_video(path: Path) -> Any:
+    """A PyAV container. Raises `av.FFmpegError` or ValueError for a damaged file and one of no video format."""
+    import av
+
+    return av.open(str(path), options={"format_whitelist": CONTAINERS})
+
+
+def check_videos(paths: Iterable[Path]) -> None:
+    """Raise UserError for the first file that cannot be opened as a video; nothing is decoded."""
+    for path in paths:
+        with _readable(path, "video"):
+            open_video(path).close()
+
+
 def check_video_lengths(directory: Path, info: dict[str, Any], episodes: list[dict[str, Any]], key: str) -> None:
     """Raise UserError for an episode whose video is not as long as its rows, or whose place is not told."""
     if info["features"][key]["dtype"] != "video":
@@ -60,13 +76,11 @@ def check_video_lengths(directory: Path, info: dict[str, Any], episodes: list[di
 
 
 def _from_videos(directory: Path, info: dict[str, Any], episodes: list[dict[str, Any]], key: str) -> Iterator[Pictures]:
-    import av
-
     tolerance = 0.5 / info["fps"]
     places = [_video_place(directory, episode, key) for episode in episodes]
     for (chunk, file), run in itertools.groupby(zip(episodes, places, strict=True), lambda item: item[1][:2]):
         path = video_file(directory, info, key, chunk, file)
-        with _readable(path, "video"), av.open(str(path)) as container:
+        with _readable(path, "video"), open_video(path) as container:
             stream = container.streams.video[0]
             if stream.codec_context is None:  # PyAV would crash while decoding
                 raise ValueError("unknown codec")
@@ -95,7 +109,7 @@ def _converted(frames: Iterator[Any], path: Path, episode: dict[str, Any], start
             if not abs(frame.time - seconds) < 0.5 / fps:
                 raise UserError(
                     f"{path}: frame {number} of episode {episode['episode_index']} stands at {frame.time:.4f} s "
-                    f"instead of {seconds:.4f} s; a frame is missing or doubled. Leave the episode out or record it again"
+                    f"instead of {seconds:.4f} s; a frame is missing or doubled. Leave the episode out"
                 )
             yield frame.to_ndarray(format="rgb24")
 

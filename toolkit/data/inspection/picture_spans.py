@@ -12,6 +12,7 @@ import numpy as np
 from toolkit.data.images import decode_picture
 from toolkit.data.inspection.contents import Contents
 from toolkit.data.lerobot_info import check_inside
+from toolkit.data.pictures import open_video
 from toolkit.errors import UserError
 
 
@@ -52,7 +53,7 @@ def video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
     if not path.is_file():
         raise UserError(f"{path}: video file is missing")
     try:
-        container = av.open(str(path))
+        container = open_video(path)
     except (av.FFmpegError, ValueError) as error:
         raise UserError(f"{path}: not readable as video ({error})") from error
     with container:
