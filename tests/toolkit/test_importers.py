@@ -361,6 +361,72 @@ def test_other_files_and_folders_are_refused(tmp_path: Path) -> None:
     refuse(folder, "'episode_0.hdf5' leads out of the directory")
 
 
+def told(fps: int = 10, names: list[str] | None = None, scenes: dict[str, list[int]] | None = None) -> Change:
+    """A change of what a file says of its episodes."""
+    stored = {"features": {"action": {"names": names}}, "seen_scenes": scenes}
+    return attribute("data", "env_args", json.dumps({"env_kwargs": {"control_freq": fps}, **stored}))
+
+
+def folder_of(directory: Path, *changes: Change) -> Path:
+    directory.mkdir()
+    for k, change in enumerate(changes):
+        write_robomimic(directory / f"part_{k}.hdf5", demos=2, length=3, change=change)
+    return directory
+
+
+def test_files_of_a_folder_must_agree(tmp_path: Path) -> None:
+    rates = folder_of(tmp_path / "rates", told(), told(), told(fps=5))
+    refuse(rates, r"part_2.hdf5: fps is 5, in part_0.hdf5 10; import the files one by one, or give fps=")
+    assert opened(rates, fps=7).fps == 7
+    assert opened(rates, episodes="0:4").num_episodes == 4  # of those that agree
+    given = tuple("abcdefg")
+    names = folder_of(tmp_path / "names", told(names=list(given)), told(names=list(reversed(given))))
+    refuse(names, r"part_1.hdf5: action_names is \['g', .*, in part_0.hdf5 \['a', .* or give action_names=")
+    assert opened(names, action_names=given).action_names == list(given)
+    some = folder_of(tmp_path / "some", told(names=list(given)), told())
+    refuse(some, r"part_1.hdf5: action_names is not told, in part_0.hdf5 \['a'")
+
+
+def test_files_of_a_folder_that_would_be_passed_over(tmp_path: Path) -> None:
+    def empty(file: h5py.File) -> None:
+        del file["data/demo_0"], file["data/demo_1"]
+
+    folder = folder_of(tmp_path / "folder", told(), empty)
+    for layout, expected in (("auto", "part_1.hdf5: no known layout"), ("robomimic", "part_1.hdf5: no episode")):
+        refuse(folder, expected, layout=layout)
+    for write_other, other in ((write_aloha, "aloha"), (write_libero, "libero")):
+        write_other(folder / "part_1.hdf5")
+        refuse(folder, rf"part_1.hdf5: has the layout {other}, part_0.hdf5 the layout robomimic; import them one by")
+
+
+def test_scenes_of_all_files_are_kept(tmp_path: Path) -> None:
+    first, second = told(scenes={"push": [2, 1]}), told(scenes={"push": [3], "pull": [1]})
+    assert opened(folder_of(tmp_path / "all", first, second)).seen_scenes == {"pull": [1], "push": [1, 2, 3]}
+    assert opened(folder_of(tmp_path / "some", first, told())).seen_scenes is None
+
+
+def test_quotes_of_an_instruction_are_kept(tmp_path: Path) -> None:
+    """But for those that LIBERO puts around all of it."""
+    path = tmp_path / "x.hdf5"
+    for text in ('say "hi"', '"hi" and "bye"', '"open the door"'):
+        write_robomimic(path, change=attribute("data/demo_1", "language_instruction", text))
+        assert list(opened(path))[1].task == text
+    for text, task in (
+        ('"open the drawer"', "open the drawer"),
+        (' " open the drawer " ', "open the drawer"),
+        ('say "hi"', 'say "hi"'),
+        ('"hi" and "bye"', '"hi" and "bye"'),
+        ('"', '"'),
+    ):
+        write_libero(path)
+        with h5py.File(path, "r+") as file:
+            file["data"].attrs["problem_info"] = json.dumps({"language_instruction": text})
+        assert next(iter(opened(path))).task == task
+    with h5py.File(path, "r+") as file:
+        file["data"].attrs["problem_info"] = json.dumps({"language_instruction": '""'})
+    refuse(path, "has no instruction")
+
+
 def test_several_cameras_through_a_dataset_and_back(tmp_path: Path) -> None:
     """Noise is the hardest content for a video codec; the claim of 45 dB holds for it too."""
     write_robomimic(tmp_path / "x.hdf5")

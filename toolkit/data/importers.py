@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from toolkit.data.hdf5 import MAX_EPISODE_BYTES, Hdf5File, natural_order
 from toolkit.data.lerobot_info import INFO, check_inside
-from toolkit.data.scenes import Scenes
+from toolkit.data.scenes import Scenes, merge
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
 from toolkit.data.source import (
     INSTRUCTIONS,
@@ -85,35 +85,31 @@ class _Demo:
 
 def _open_hdf5(source: Path, layout: str, options: ImportOptions) -> Source:
     files, root = _files(source)
-    with Hdf5File(files[0]) as file:
-        layout = _detected(file) if layout == "auto" else layout
-    demos = [demo for path in files for demo in _demos(path, layout)]
-    if not demos:
-        raise UserError(f"{source}: no episode; expected data/demo_0, data/demo_1, ...")
+    layout, demos = _survey(files, layout)
     demos = chosen(demos, options.episodes, str(source))
     first = demos[0]
     with Hdf5File(first.path) as file:
         arguments = _env_args(file)
         reader = _Reader(layout, options, root)
         reader.survey(file, first, arguments)
-        fps, fps_from = _frame_rate(file, first, layout, options, arguments)
         state_widths = [_width(file, key) for key in reader.states(file, first)]
         action_width = _width(file, reader.action(file, first))
     parts = zip(reader.state_keys, state_widths, strict=True)
     defaults = [f"{key}_{i}" for key, width in parts for i in range(width)]
-    stored, stored_robot = arguments.get("features"), arguments.get("robot_type")
+    told = _agreed(demos, layout, options)
+    stored_robot = arguments.get("robot_type")
     return Source(
         layout=layout,
-        fps=fps,
-        fps_from=fps_from,
+        fps=told.fps,
+        fps_from=told.fps_from,
         cameras=reader.cameras,
         state_keys=reader.state_keys,
         action_key=reader.action_key,
-        state_names=vector_names("state_names", options.state_names, _stored_names(stored, STATE), defaults),
+        state_names=vector_names("state_names", options.state_names, told.state_names, defaults),
         action_names=vector_names(
             "action_names",
             options.action_names,
-            _stored_names(stored, ACTION),
+            told.action_names,
             [f"action_{i}" for i in range(action_width)],
         ),
         num_episodes=len(demos),
@@ -122,7 +118,7 @@ def _open_hdf5(source: Path, layout: str, options: ImportOptions) -> Source:
         root=root,
         options=options,
         read=lambda: (reader.episode(demo) for demo in demos),
-        seen_scenes=_stored_scenes(arguments),
+        seen_scenes=told.scenes,
     )
 
 
@@ -158,12 +154,74 @@ def _detected(file: Hdf5File) -> str:
     return "bridge" if {"image_0", "state"} <= set(observations) else "robomimic"
 
 
-def _demos(path: Path, layout: str) -> list[_Demo]:
+def _survey(files: list[Path], layout: str) -> tuple[str, list[_Demo]]:
+    """The layout, which all files must have, and the episodes of all. Raises UserError for a file without one."""
+    common, demos = layout, []
+    for path in files:
+        with Hdf5File(path) as file:
+            if layout == "auto":
+                own = _detected(file)
+                if path != files[0] and own != common:
+                    raise UserError(
+                        f"{path}: has the layout {own}, {files[0].name} the layout {common}; import them one by one, "
+                        "or give layout=..."
+                    )
+                common = own
+            found = _demos(file, common)
+        if not found:
+            raise UserError(f"{path}: no episode; expected data/demo_0, data/demo_1, ...")
+        demos += found
+    return common, demos
+
+
+def _demos(file: Hdf5File, layout: str) -> list[_Demo]:
     if layout == "aloha":
-        return [_Demo(path, "", path.stem)]
-    with Hdf5File(path) as file:
-        names = (name for name in file.names("data") if file.shape(f"data/{name}") is None)
-        return [_Demo(path, f"data/{name}", name) for name in names]
+        return [_Demo(file.path, "", file.path.stem)]
+    names = (name for name in file.names("data") if file.shape(f"data/{name}") is None)
+    return [_Demo(file.path, f"data/{name}", name) for name in names]
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a file says of all its episodes, as far as the user does not."""
+
+    fps: int
+    fps_from: str
+    state_names: Any
+    action_names: Any
+    scenes: Scenes | None
+
+
+def _told(demo: _Demo, layout: str, options: ImportOptions) -> _Told:
+    with Hdf5File(demo.path) as file:
+        arguments = _env_args(file)
+        return _Told(
+            *_frame_rate(file, demo, layout, options, arguments),
+            options.state_names or _stored_names(arguments.get("features"), STATE),
+            options.action_names or _stored_names(arguments.get("features"), ACTION),
+            _stored_scenes(arguments),
+        )
+
+
+def _agreed(demos: list[_Demo], layout: str, options: ImportOptions) -> _Told:
+    """What all files of the episodes say, with the scenes of all. Raises UserError where two differ."""
+    firsts = {demo.path: demo for demo in reversed(demos)}  # of each file the first episode
+    told = {path: _told(firsts[path], layout, options) for path in dict.fromkeys(demo.path for demo in demos)}
+    common = told[demos[0].path]
+    for path, other in told.items():
+        for option in ("fps", "state_names", "action_names"):
+            ours, theirs = getattr(common, option), getattr(other, option)
+            if ours != theirs:
+                raise UserError(
+                    f"{path}: {option} is {_shown(theirs)}, in {demos[0].path.name} {_shown(ours)}; import the files "
+                    f"one by one, or give {option}=..."
+                )
+    scenes = [one.scenes for one in told.values() if one.scenes is not None]
+    return replace(common, scenes=merge(*scenes) if len(scenes) == len(told) else None)
+
+
+def _shown(value: Any) -> str:
+    return "not told" if value is None else f"{value!r}"[:200]
 
 
 class _Reader:
@@ -289,9 +347,17 @@ def _instruction(file: Hdf5File, attributes: dict[str, Any]) -> str | None:
             text: Any = place.get(key)
             if isinstance(text, list) and all(isinstance(part, str) for part in text):
                 text = "".join(text)  # LIBERO has lists of letters
-            if is_text(text) and text.strip().strip('"'):
-                return text.strip().strip('"')
+            if is_text(text):
+                found = _unquoted(text.strip()) if place is problem else text.strip()
+                if found:
+                    return found
     return None
+
+
+def _unquoted(text: str) -> str:
+    """LIBERO writes the whole instruction in quotes; those inside of one, or at one end, belong to it."""
+    inner = text[1:-1]
+    return inner.strip() if text == f'"{inner}"' and '"' not in inner else text
 
 
 def _frame_rate(
