@@ -361,6 +361,41 @@ def test_other_files_and_folders_are_refused(tmp_path: Path) -> None:
     refuse(folder, "'episode_0.hdf5' leads out of the directory")
 
 
+def test_cameras_that_would_have_the_same_name(tmp_path: Path, moving_square: Callable[..., Episode]) -> None:
+    path = tmp_path / "x.hdf5"
+
+    def cameras(*names: str) -> Change:
+        def change(file: h5py.File) -> None:
+            for k in range(3):
+                for shade, name in enumerate(names):
+                    file[f"data/demo_{k}/obs/{name}"] = np.full((5, 24, 32, 3), shade, np.uint8)
+
+        return change
+
+    write_robomimic(path, change=cameras("left_image", "left_rgb"))
+    both = "cameras 'left_image' and 'left_rgb' would both be 'observation.images.left'; name them"
+    refuse(path, both, layout="robomimic")
+    refuse(path, "no camera 'left'", image_keys={IMAGE: "left"})
+    keys = {IMAGE: "left_rgb", "observation.images.a": "left_image"}
+    source = opened(path, image_keys=keys, layout="robomimic")
+    assert source.cameras == keys
+    episode = next(iter(source))
+    assert (episode.images.max(), episode.cameras["observation.images.a"].max()) == (1, 0)
+    other = moving_square(0)
+    clash = {"observation.images.front.left": other.images, "observation.images.front_left": other.images}
+    with EpisodeWriter(tmp_path / "dataset", 20, ["y", "x"], ["a", "b"]) as writer:
+        writer.add(replace(other, cameras=clash))
+    expected = "'observation.images.front.left' and 'observation.images.front_left' would both be"
+    refuse(tmp_path / "dataset", expected)
+    with pytest.raises(UserError, match=expected):
+        export_robomimic(tmp_path / "dataset", tmp_path / "out.hdf5", None, compress=False)
+    with EpisodeWriter(tmp_path / "other", 20, ["y", "x"], ["a", "b"]) as writer:
+        writer.add(replace(other, cameras={"observation.images.image": other.images}))
+    with pytest.raises(UserError, match="would have the same name in the file"):
+        export_robomimic(tmp_path / "other", tmp_path / "out.hdf5", None, compress=False)
+    assert not (tmp_path / "out.hdf5").exists()
+
+
 def told(fps: int = 10, names: list[str] | None = None, scenes: dict[str, list[int]] | None = None) -> Change:
     """A change of what a file says of its episodes."""
     stored = {"features": {"action": {"names": names}}, "seen_scenes": scenes}

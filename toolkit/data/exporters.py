@@ -34,9 +34,9 @@ def export_robomimic(
     found = camera_keys(info)
     if not found:
         raise UserError(f"{dataset}: no camera; robomimic's layout is written with at least one")
-    features = default_cameras(found)  # where the main camera is to be observation.image again
+    features = default_cameras(found, str(dataset))  # where the main camera is to be observation.image again
     names = {feature: _name(key) for feature, key in features.items()}
-    if len(set(names.values())) < len(names):
+    if len(set(names.values())) < len(found):
         raise UserError(f"{dataset}: cameras {', '.join(found)} would have the same name in the file")
     packing: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": False} if compress else {}
     frames = count = 0

@@ -240,10 +240,11 @@ class _Reader:
         images, vectors = (f"{demo.group}/{group}" for group in (self.layout.images, self.layout.vectors))
         found = [name for name in file.names(images) if _is_camera(file, f"{images}/{name}", name)]
         stored = arguments.get("cameras")
-        if not self.options.image_keys and isinstance(stored, dict) and sorted(map(str, stored.values())) == found:
-            self.cameras = check_cameras(stored, found, str(file.path))
-        else:
-            self.cameras = check_cameras(self.options.image_keys or default_cameras(found), found, str(file.path))
+        cameras = self.options.image_keys
+        if not cameras and isinstance(stored, dict) and sorted(map(str, stored.values())) == sorted(found):
+            cameras = stored
+        source = str(file.path)
+        self.cameras = check_cameras(cameras or default_cameras(found, source), found, source)
         self.state_keys = list(self.options.state_keys) or [
             key for key in self.layout.states if file.shape(f"{vectors}/{key}") is not None
         ]

@@ -54,7 +54,7 @@ def open_lerobot(source: str, options: ImportOptions, workspace: Path) -> Source
         root = _converted(root, workspace)
     info = read_info(root)
     found = camera_keys(info)
-    cameras = check_cameras(options.image_keys or default_cameras(found), found, source)
+    cameras = check_cameras(options.image_keys or default_cameras(found, source), found, source)
     state_keys, action_key = list(options.state_keys) or [STATE], options.action_key or ACTION
     for key in cameras.values():
         check_features(root, info, key, (*state_keys, action_key))

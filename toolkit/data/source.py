@@ -132,13 +132,23 @@ def provenance(attributes: dict[str, Any], episode: str, file: str, where: str) 
     return found
 
 
-def default_cameras(found: list[str]) -> dict[str, str]:
-    """The main camera becomes `observation.image`, the others `observation.images.<name>`."""
+def default_cameras(found: list[str], source: str) -> dict[str, str]:
+    """The main camera becomes `observation.image`, the others `observation.images.<name>`.
+
+    Raises UserError if two would have the same name.
+    """
     names = {key: camera_name(key) for key in found}
     ranks = {name: rank for rank, name in enumerate(MAIN_CAMERAS)}
     main = min(found, key=lambda key: (ranks.get(names[key], len(ranks)), natural_order(key)), default=None)
-    rest = {CAMERAS + re.sub(r"\W", "_", names[key]): key for key in found if key != main}
-    return {} if main is None else {IMAGE: main, **rest}
+    cameras = {} if main is None else {IMAGE: main}
+    for key in found:
+        feature = CAMERAS + re.sub(r"\W", "_", names[key])
+        if key != main and cameras.setdefault(feature, key) != key:
+            raise UserError(
+                f"{source}: cameras '{cameras[feature]}' and '{key}' would both be '{feature}'; name them, or those "
+                "that you want, with image_keys={...} of vag import"
+            )
+    return cameras
 
 
 def camera_name(key: str) -> str:
@@ -153,7 +163,9 @@ def check_cameras(cameras: dict[str, str], found: list[str], source: str) -> dic
         raise UserError(f"{source}: no camera; expected pictures (T, H, W, 3) uint8, or one JPEG a row")
     if IMAGE not in cameras:
         raise UserError(f"image_keys: no '{IMAGE}', the main camera; choose one of: {', '.join(found)}")
-    known = {camera_name(key): key for key in found} | {key: key for key in found}
+    names = [camera_name(key) for key in found]
+    unique = {name: key for name, key in zip(names, found, strict=True) if names.count(name) == 1}
+    known = unique | {key: key for key in found}
     mapping = {}
     for feature in sorted(cameras, key=lambda feature: (feature != IMAGE, feature)):
         if feature != IMAGE and not re.fullmatch(r"observation\.images\.\w+", feature):
