@@ -259,6 +259,19 @@ def test_where_only_statistics_are_wrong_the_files_are_copied(name: str, copy: P
     np.testing.assert_allclose(saved[ACTION]["q99"], np.quantile(every, 0.99, axis=0), rtol=1e-5)
 
 
+def test_of_episodes_that_are_the_same_one_is_kept(copy: Path, tmp_path: Path) -> None:
+    """Also where the first of them is lost for another reason."""
+    for target in (2, 3):
+        rows(repeat(0, target))(copy)
+    table(put(f"videos/{IMAGE}/to_timestamp", 0, 0.0))(copy)
+    found = inspect_dataset(copy)
+    for text in ("episode 0: the episode table names no usable", "episode 2: same states", "episode 3: same states"):
+        assert any(text in line for line in found.problems)
+    repair_dataset(found, tmp_path / "repaired")
+    assert [episode.metadata["seed"] for episode in read_episodes(tmp_path / "repaired")] == [1, 2]
+    assert inspect_dataset(tmp_path / "repaired").problems == []
+
+
 def test_pictures_in_the_rows(copy: Path, tmp_path: Path) -> None:
     def encoded(picture: np.ndarray) -> dict[str, Any]:
         file = io.BytesIO()
@@ -361,6 +374,8 @@ def test_what_cannot_be_read_is_one_line(damage: Damage, text: str, copy: Path) 
         json_value("meta/info.json", "video_path", value="{nothing}"),
         json_value("meta/info.json", "video_path", value="../{video_key}{chunk_index}{file_index}"),
         json_value("meta/info.json", "video_path", value=3),
+        json_value("meta/info.json", "video_path", value="{chunk_index:4000000000d}"),
+        json_value("meta/info.json", "video_path", value="{video_key:>4000000000}"),
         json_value("meta/stats.json", ACTION, value="none"),
         rows(lambda f: f.assign(episode_index="x")),
         rows(lambda f: f.assign(task_index=1.5)),

@@ -128,16 +128,27 @@ def feature_names(info: dict[str, Any], key: str) -> list[str]:
 
 
 def video_file(directory: Path, info: dict[str, Any], key: str, chunk: int, file: int) -> Path:
-    """Path of a video. Raises UserError for a template that is damaged or leads out of the dataset, or no file."""
-    return _file(directory, info, "video_path", video_key=key, chunk_index=chunk, file_index=file)
+    """Path of a video. Raises UserError as `video_place`, or if there is no such file."""
+    return _existing(video_place(directory, info, key, chunk, file))
+
+
+def video_place(directory: Path, info: dict[str, Any], key: str, chunk: int, file: int) -> Path:
+    """Path of a video that may be missing. Raises UserError for a template that is damaged or leads out."""
+    return _place(directory, info, "video_path", video_key=key, chunk_index=chunk, file_index=file)
 
 
 def data_file(directory: Path, info: dict[str, Any], chunk: int, file: int) -> Path:
     """Path of a table of rows. Raises UserError as `video_file`."""
-    return _file(directory, info, "data_path", chunk_index=chunk, file_index=file)
+    return _existing(_place(directory, info, "data_path", chunk_index=chunk, file_index=file))
 
 
-def _file(directory: Path, info: dict[str, Any], kind: str, **values: str | int) -> Path:
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: is missing; the dataset is incomplete")
+    return path
+
+
+def _place(directory: Path, info: dict[str, Any], kind: str, **values: str | int) -> Path:
     template: Any = info.get(kind)
     try:
         fields = [(name, spec) for _, name, spec, _ in Formatter().parse(template) if name is not None]
@@ -150,6 +161,4 @@ def _file(directory: Path, info: dict[str, Any], kind: str, **values: str | int)
     path = check_inside(directory, name)
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"{directory / INFO}: '{kind}' gives '{name}'; expected a path below the dataset")
-    if not path.is_file():
-        raise UserError(f"{path}: is missing; the dataset is incomplete")
     return path

@@ -21,8 +21,8 @@ COUNTERS = ("frame_index", "index", "episode_index", "task_index")
 BOOKKEEPING = (*COUNTERS, "timestamp")  # features that LeRobot adds to every dataset
 MAX_LINES = 20  # of one kind; the rest is counted
 
-# What repairs a problem: new statistics, writing all rows again, or leaving the episodes out.
-Remedy = Literal["statistics", "rewrite", "drop"]
+# What repairs a problem: new statistics, writing all rows again, leaving the episodes out, or one of each two.
+Remedy = Literal["statistics", "rewrite", "drop", "duplicate"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Findings:
 
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    originals: dict[int, int] = field(default_factory=dict)  # of an episode that repeats another, that other one
 
     def add(self, remedy: Remedy, text: str, episodes: Iterable[int] = ()) -> None:
         self.problems.append(Problem(one_line(text), remedy, tuple(episodes)))
@@ -56,8 +57,17 @@ class Findings:
 
     @property
     def dropped(self) -> set[int]:
-        """Episodes that no repair keeps."""
-        return {e for problem in self.problems if problem.remedy == "drop" for e in problem.episodes}
+        """Episodes that no repair keeps; of those that are the same the first one stays that is whole."""
+        broken = {e for problem in self.problems if problem.remedy == "drop" for e in problem.episodes}
+        settled = set(self.originals.values()) - broken  # originals that stay, or that another stands in for
+        repeated = set()
+        for episode, original in sorted(self.originals.items()):
+            if episode in broken:
+                continue
+            if original in settled:
+                repeated.add(episode)
+            settled.add(original)
+        return broken | repeated
 
 
 @dataclass

@@ -11,7 +11,7 @@ import numpy as np
 
 from toolkit.data.images import decode_picture
 from toolkit.data.inspection.contents import Contents
-from toolkit.data.lerobot_info import check_inside
+from toolkit.data.lerobot_info import video_place
 from toolkit.data.pictures import open_video
 from toolkit.errors import UserError
 
@@ -32,13 +32,10 @@ def video_span(contents: Contents, episode: int, camera: str) -> Span | None:
     try:
         chunk, file, first, last = (float(row[f"videos/{camera}/{name}"]) for name in names)
         start, stop = round(first * contents.fps), round(last * contents.fps)
-        name = contents.info["video_path"].format(video_key=camera, chunk_index=int(chunk), file_index=int(file))
-        path = check_inside(contents.directory, name)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, UserError):
+        path = video_place(contents.directory, contents.info, camera, int(chunk), int(file))
+    except (KeyError, TypeError, ValueError, OverflowError, UserError):
         return None
-    if Path(name).is_absolute() or ".." in Path(name).parts or not 0 <= start < stop:
-        return None
-    return Span(path, start, stop)
+    return Span(path, start, stop) if 0 <= start < stop else None
 
 
 def video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:

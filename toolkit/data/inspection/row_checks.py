@@ -206,9 +206,10 @@ def _check_duplicates(contents: Contents, findings: Findings) -> None:
         text = f"{contents.name(episode)}: same states and actions as {contents.name(earlier)}"
         if contents.instruction(episode) == contents.instruction(earlier):
             again.append((episode, f"{text}; leave one of them out"))
+            findings.originals[episode] = earlier
         else:
             findings.warn(f"{text}, with another instruction")
-    findings.each("drop", "duplicates", again)
+    findings.each("duplicate", "duplicates", again)
     with np.errstate(invalid="ignore"):
         scale = np.nanstd(np.where(np.isfinite(numbers), numbers, np.nan), axis=0)
     _check_near_duplicates(contents, findings, numbers / np.where(scale > 0, scale, 1), list(first.values()))
