@@ -29,6 +29,8 @@ class CollectConfig(CommonConfig):
     num_steps: int = 100
     image_size: int = 64
     noise_scale: float = 0.1  # operator noise, deviation of the Ornstein-Uhlenbeck process
+    render_every: int = 1  # steps from one picture to the next; those between repeat the last, as with a slow camera
+    hide_robot: bool = False  # leave the robot out of the pictures
     first_seed: int = 0  # initial scenes are first_seed, first_seed + 1, ...
     workers: int = 2
 
@@ -74,6 +76,44 @@ class BenchmarkDataConfig(CommonConfig):
 
 
 @dataclass
+class SuiteConfig:
+    """Overrides that make a way of looking at the same tasks."""
+
+    collect: list[str] = field(default_factory=list)
+    train: list[str] = field(default_factory=list)
+
+
+@dataclass
+class VariantConfig:
+    """Another evaluation of a trained system: another sampler, or with one stream given."""
+
+    system: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass
+class BenchmarkGeneratorsConfig(CommonConfig):
+    suites: list[str] = MISSING
+    conditions: dict[str, SuiteConfig] = field(default_factory=dict)  # what each suite is
+    systems: list[str] = MISSING  # configs of the group `generator`
+    reference: str = "vag"  # that all others are compared with
+    variants: dict[str, VariantConfig] = field(default_factory=dict)
+    variants_suite: str = MISSING  # the one suite that they are evaluated in
+    seeds: list[int] = MISSING  # of training
+    tasks: list[str] = MISSING
+    episodes_per_task: int = 300
+    scenes_per_task: int = 50
+    first_seed: int = 0
+    held_out_seed: int = 200_000
+    collect: list[str] = field(default_factory=list)  # overrides for every collect, train-generator, ...
+    train: list[str] = field(default_factory=list)
+    head_train: list[str] = field(default_factory=list)  # of systems that take the video branch of another one
+    evaluate: list[str] = field(default_factory=list)
+    lanes: int = 2  # processes side by side
+    threads: int = 1  # of each; 0 = torch's default
+
+
+@dataclass
 class TokenizerTraining(OptimConfig):
     groups: int = 3  # frame groups per clip in a batch
 
@@ -83,7 +123,10 @@ class TrainGeneratorConfig(CommonConfig):
     dataset: str = MISSING  # LeRobotDataset v3 directory or clip file
     image_key: str = "observation.image"
     random_start: bool = False  # windows from anywhere in the episode, not only from its start
+    labelled_fraction: float = 1.0  # of the episodes of each instruction keep their actions; the rest is video alone
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    tokenizer_from: str | None = None  # generator directory whose tokenizer is taken as it is
+    video_from: str | None = None  # the same for the tokenizer and the whole video branch
     instruction_encoder: str | None = None  # directory of a sentence-transformer or T5; null = learned on bytes
     tokenizer_optim: TokenizerTraining = field(default_factory=TokenizerTraining)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -94,7 +137,8 @@ class TrainGeneratorConfig(CommonConfig):
 class SamplerConfig:
     num_inference_steps: int = 10
     guidance_scale: float = 1.0
-    method: str = "euler"
+    method: str = "euler"  # euler | heun | adams_bashforth
+    order: str | None = None  # synchronised | video_first | actions_once; null = what suits the generator
 
 
 @dataclass
@@ -108,6 +152,22 @@ class SynthesizeConfig(CommonConfig):
     image_key: str = "observation.image"
     instruction_encoder: str | None = None
     batch_size: int = 20
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
+class EvaluateGeneratorConfig(CommonConfig):
+    checkpoint: str = MISSING  # generator directory written by train-generator
+    dataset: str = MISSING  # held-out episodes: LeRobotDataset v3 directory or clip file
+    given: str = "nothing"  # or video (inverse dynamics) or actions (forward dynamics)
+    replay: bool = True  # execute the actions where the episodes name a scene of the simulator
+    keep_samples: bool = False  # write the pairs to samples.npz
+    allow_seen: bool = False  # evaluate on scenes that the generator was trained on
+    image_key: str = "observation.image"
+    instruction_encoder: str | None = None
+    batch_size: int = 20
+    workers: int = 2
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
@@ -198,11 +258,13 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "inspect": InspectConfig,
     "train-generator": TrainGeneratorConfig,
     "synthesize": SynthesizeConfig,
+    "evaluate-generator": EvaluateGeneratorConfig,
     "replay": ReplayConfig,
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
     "benchmark data": BenchmarkDataConfig,
+    "benchmark generators": BenchmarkGeneratorsConfig,
     "demo": DemoConfig,
 }

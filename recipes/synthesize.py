@@ -20,7 +20,7 @@ from recipes.common import (
     user_errors,
     weights_id,
 )
-from recipes.schema import SamplerConfig, SynthesizeConfig
+from recipes.schema import SynthesizeConfig
 from toolkit.data.lerobot_io import EpisodeWriter, read_info
 from toolkit.data.scenes import read_scenes, scenes_of, write_scenes
 from toolkit.data.schema import ACTION, STATE, Episode
@@ -51,7 +51,12 @@ def run(config: SynthesizeConfig, run: Run) -> None:
     encode = instruction_encoder(config.instruction_encoder)
     identity = weights_id(config.checkpoint)
     sampler = config.sampler
+    if not generator.config.makes_video:
+        raise UserError(f"{config.checkpoint}: it makes actions alone, which is no dataset; use another generator")
+    stride = generator.config.frame_stride
     description = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}"
+    order = sampler.order or generator.order
+    description += f"-{order}"
     scenes, layout = (
         simulated_scenes(config, generator) if config.scenes_from is None else recorded_scenes(config, run, generator)
     )
@@ -76,6 +81,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
                     num_inference_steps=sampler.num_inference_steps,
                     guidance_scale=sampler.guidance_scale,
                     method=sampler.method,
+                    order=order,
                     rng=rng,
                 )
             seconds += time.perf_counter() - began
@@ -85,7 +91,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
             for i, scene in enumerate(part):
                 writer.add(
                     Episode(
-                        images=frames[i, :-1],
+                        images=frames[i, :-1].repeat(stride, axis=0),  # a camera slower than the robot
                         states=states[i, :-1],
                         actions=actions[i],
                         task=scene.instruction,
@@ -116,7 +122,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
     run.result.update(
         episodes=len(scenes),
         seconds_per_episode=round(seconds / len(scenes), 3),
-        function_evaluations=function_evaluations(sampler),
+        function_evaluations=sample.function_evaluations,
         generator_id=identity,
         seen_scenes=seen,
         dataset="dataset",
@@ -124,12 +130,6 @@ def run(config: SynthesizeConfig, run: Run) -> None:
     )
     if metrics:
         run.result["metrics"] = {name: round(float(np.mean(values)), 4) for name, values in metrics.items()}
-
-
-def function_evaluations(sampler: SamplerConfig) -> int:
-    """Evaluations of the generator per episode; the last Heun step is an Euler step, guidance doubles all."""
-    steps = sampler.num_inference_steps
-    return (2 * steps - 1 if sampler.method == "heun" else steps) * (1 if sampler.guidance_scale == 1 else 2)
 
 
 def simulated_scenes(config: SynthesizeConfig, generator: Any) -> tuple[list[Scene], dict[str, Any]]:
@@ -166,9 +166,10 @@ def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple
             raise UserError(f"{config.scenes_from}: {name} width {values.shape[1]}; the generator has {expected}")
     scenes = []
     for episode in range(store.num_episodes):
-        window = store.generator_batch(np.array([episode]), np.array([0]), shape.num_frames)
+        window = store.generator_batch(np.array([episode]), np.array([0]), shape.num_frames, shape.frame_stride)
         length = int((~window["is_pad"][0]).sum())
-        reference = {"frames": window["frames"][0, : length + 1], "actions": window["actions"][0, :length]}
+        frames = window["frames"][0, : length // shape.frame_stride + 1]
+        reference = {"frames": frames, "actions": window["actions"][0, :length]}
         comparable = length > 3  # jerk is a third difference
         keep = {k: v for k, v in store.metadata[episode].items() if k in ("seed", "task_name")}
         scenes.append(
@@ -191,12 +192,12 @@ def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple
 
 def compare(actions: np.ndarray, frames: np.ndarray, reference: dict[str, np.ndarray]) -> dict[str, float]:
     """Metrics of one generated pair against the recorded episode of the same scene."""
-    length = len(reference["actions"])
+    length, shown = len(reference["actions"]), len(reference["frames"])
     return {
         "action_distance": float(action_distance(actions[:length], reference["actions"])),
         "jerk_ratio": float(jerk_ratio(actions[:length], reference["actions"])),
-        "psnr": float(psnr(frames[1 : length + 1], reference["frames"][1:])),
-        "ssim": float(ssim(frames[1 : length + 1], reference["frames"][1:])),
+        "psnr": float(psnr(frames[1:shown], reference["frames"][1:])),
+        "ssim": float(ssim(frames[1:shown], reference["frames"][1:])),
     }
 
 

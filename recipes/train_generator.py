@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.common import instruction_encoder, load_clips, user_errors
+from recipes.common import instruction_encoder, load_clips, load_generator, user_errors
 from recipes.schema import TrainGeneratorConfig
 from toolkit.data.cache import open_latents
 from toolkit.data.clips import ClipStore
@@ -46,33 +46,49 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
         generator.video_instruction(encode(store.tasks))  # one that is too long is told now, not after minutes
     statistics = [describe(store.actions, ACTION_FLOOR), describe(store.states, STATE_FLOOR)]
     generator.set_statistics(*(np.concatenate([s[key] for s in statistics]) for key in ("mean", "std", "min", "max")))
-    num_frames = config.generator.num_frames
+
+    def clips(batch_size: int, random_start: bool = config.random_start) -> GeneratorClips:
+        shape = config.generator
+        labelled = labelled_episodes(store, config.labelled_fraction)
+        return GeneratorClips(
+            store, batch_size, shape.num_frames, config.seed, random_start, shape.frame_stride, labelled
+        )
 
     tokenizer = generator.tokenizer
-    clips = GeneratorClips(store, config.tokenizer_optim.batch_size, num_frames, config.seed, config.random_start)
-    data = TokenizerClips(clips, config.generator.tokenizer.temporal_stride, config.tokenizer_optim.groups)
-    train(tokenizer, data, config.tokenizer_optim, config.runtime, run.directory / "tokenizer", "tokenizer")
-    whole = [_window(store, [episode], num_frames) for episode in range(min(32, store.num_episodes))]
-    tokenizer.calibrate(torch.cat(whole))
-    tokenizer.requires_grad_(False)
-    quality = reconstruction_psnr(generator, torch.cat(whole[:8]))
-    run.result["tokenizer"] = {"steps": config.tokenizer_optim.steps, "psnr": round(quality, 2)}
-    run.write()
+    starts = clips(1, random_start=False)
+    whole = torch.cat([_frames(starts, [episode]) for episode in range(min(32, store.num_episodes))])
+    if config.video_from is not None:
+        with user_errors():
+            generator.take_video_branch(load_generator(config.video_from, "cpu"))
+    elif config.tokenizer_from is not None:
+        with user_errors():
+            generator.take_tokenizer(load_generator(config.tokenizer_from, "cpu"))
+    elif config.generator.makes_video:
+        data = TokenizerClips(
+            clips(config.tokenizer_optim.batch_size),
+            config.generator.tokenizer.temporal_stride,
+            config.tokenizer_optim.groups,
+        )
+        train(tokenizer, data, config.tokenizer_optim, config.runtime, run.directory / "tokenizer", "tokenizer")
+        tokenizer.calibrate(whole)
+        tokenizer.requires_grad_(False)
+    if config.generator.makes_video:
+        taken = config.video_from or config.tokenizer_from
+        trained = 0 if taken else config.tokenizer_optim.steps
+        run.result["tokenizer"] = {"steps": trained, "psnr": round(reconstruction_psnr(generator, whole[:8]), 2)}
+        run.write()
 
-    clips = GeneratorClips(store, config.optim.batch_size, num_frames, config.seed, config.random_start)
-    source: Any = clips
-    if not config.random_start:  # one window per episode: encode each once
-        source = LatentClips(clips, _latents(store, tokenizer, num_frames))
+    source: Any = clips(config.optim.batch_size)
+    if config.generator.makes_video and not config.random_start:  # one window per episode: encode each once
+        reads_frames = config.generator.action.kind == "resnet"
+        source = LatentClips(source, _latents(starts, tokenizer), with_frames=reads_frames)
     if config.instruction_encoder is not None:
         source = EncodedInstructions(source, encode)
 
     def log_samples(log: ScalarLog, step: int) -> None:
-        if step % config.optim.checkpoint_every == 0 or step == config.optim.steps:
-            batch = to_tensors(
-                store.generator_batch(
-                    np.arange(min(2, store.num_episodes)), np.zeros(2, int)[: store.num_episodes], num_frames
-                )
-            )
+        due = step % config.optim.checkpoint_every == 0 or step == config.optim.steps
+        if due and config.generator.makes_video:
+            batch = to_tensors(starts.window(np.arange(min(2, store.num_episodes))))
             device = generator.mean.device
             with torch.random.fork_rng():
                 torch.manual_seed(0)
@@ -82,7 +98,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
                     encode(batch["instruction"]),
                 )
             pairs = np.concatenate([batch["frames"].numpy(), sample.frames.cpu().numpy()], axis=2)
-            log.video(step, "real_above_generated", pairs[:, :: max(1, num_frames // 20)], 10)
+            log.video(step, "real_above_generated", pairs[:, :: max(1, pairs.shape[1] // 20)], 10)
 
     metrics = train(
         generator, source, config.optim, config.runtime, run.directory / "streams", "generator", log_samples
@@ -94,7 +110,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     for stage in ("tokenizer", "streams"):  # the result is written: the optimiser state has served
-        shutil.rmtree(run.directory / stage / "checkpoints")
+        shutil.rmtree(run.directory / stage / "checkpoints", ignore_errors=True)
     run.result.update(
         generator={
             "steps": config.optim.steps,
@@ -103,6 +119,22 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
         },
         checkpoint="generator",
     )
+
+
+def labelled_episodes(store: ClipStore, fraction: float) -> np.ndarray | None:
+    """(E,) True for the first `fraction` of the episodes of each instruction, at least one; None for all of them.
+
+    Raises UserError unless 0 < fraction <= 1.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"labelled_fraction={fraction}: expected more than 0 and at most 1")
+    if fraction == 1:
+        return None
+    labelled = np.zeros(store.num_episodes, bool)
+    for task in np.unique(store.episode_tasks):
+        episodes = np.flatnonzero(store.episode_tasks == task)
+        labelled[episodes[: max(1, round(fraction * len(episodes)))]] = True
+    return labelled
 
 
 def reconstruction_psnr(generator: Generator, frames: torch.Tensor) -> float:
@@ -124,16 +156,18 @@ class EncodedInstructions:
         return {**batch, "instruction": self.encode(batch["instruction"])}
 
 
-def _latents(store: ClipStore, tokenizer: VideoTokenizer, num_frames: int) -> np.ndarray:
+def _latents(starts: GeneratorClips, tokenizer: VideoTokenizer) -> np.ndarray:
     """Latents of the window at the start of every episode, from the cache where it has them."""
+    store = starts.store
 
     @torch.no_grad()
     def encode() -> Iterator[np.ndarray]:
         parts = np.array_split(np.arange(store.num_episodes), -(-store.num_episodes // 8))
         for part in progress(parts, description="encode", unit="batch"):
-            yield tokenizer.encode(_window(store, part, num_frames)).numpy()
+            yield tokenizer.encode(_frames(starts, part)).numpy()
 
-    return open_latents(store, _state_id(tokenizer), f"first {num_frames} frames", encode)
+    window = f"first {starts.num_frames} frames, {starts.frame_stride} apart"
+    return open_latents(store, _state_id(tokenizer), window, encode)
 
 
 def _state_id(module: torch.nn.Module) -> str:
@@ -145,11 +179,10 @@ def _state_id(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _window(store: ClipStore, episodes: Any, num_frames: int) -> torch.Tensor:
-    episodes = np.asarray(episodes)
-    batch = store.generator_batch(episodes, np.zeros_like(episodes), num_frames)
-    return to_float_frames(torch.from_numpy(batch["frames"]))
+def _frames(starts: GeneratorClips, episodes: Any) -> torch.Tensor:
+    return to_float_frames(torch.from_numpy(starts.window(np.asarray(episodes))["frames"]))
 
 
 def summary(result: dict[str, Any]) -> str:
-    return f"tokenizer {result['tokenizer']['psnr']} dB, generator loss {result['generator'].get('loss', float('nan'))}"
+    tokenizer = f"tokenizer {result['tokenizer']['psnr']} dB, " if "tokenizer" in result else ""
+    return f"{tokenizer}generator loss {result['generator'].get('loss', float('nan'))}"

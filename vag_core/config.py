@@ -22,6 +22,16 @@ class TokenizerConfig:
 
 
 @dataclass
+class SceneConfig:
+    """Encoder of the first frame at full resolution: where things are, more precisely than the latents say."""
+
+    width: int = 96  # channels of the map
+    depth: int = 3  # residual blocks
+    stride: int = 4  # pixels per cell of the map
+    keypoints: int = 64  # places that spatial softmax reads off
+
+
+@dataclass
 class VideoConfig:
     """Latent video diffusion transformer (adaLN-Zero)."""
 
@@ -30,11 +40,12 @@ class VideoConfig:
     heads: int = 6
     patch_size: int = 2
     attention: str = "full"  # full: all space-time tokens at once; factorised: space and time in turn
+    hears_actions: bool = False  # noisy actions of the same time enter the video tokens: the bridge in both ways
 
 
 @dataclass
 class BridgeConfig:
-    """Adaptive 3D average pooling of the predicted clean video for the action branch."""
+    """Adaptive 3D average pooling of the predicted clean video, for the U-Net action branch."""
 
     grid: list[int] = field(default_factory=lambda: [4, 4, 4])  # (t, h, w) cells; [1, 1, 1] as published
     first_frame: bool = True  # also hand the action branch the unpooled first-frame latent
@@ -43,11 +54,27 @@ class BridgeConfig:
 
 @dataclass
 class ActionConfig:
-    """Conditional 1D U-Net of Diffusion Policy (arXiv 2303.04137)."""
+    """The action branch.
 
-    channels: list[int] = field(default_factory=lambda: [64, 128, 256])
+    unet: the conditional 1D U-Net of Diffusion Policy (arXiv 2303.04137) behind the pooling bridge.
+    transformer: one token per latent frame, which holds the actions that lead to it.
+    temporal, resnet: inverse dynamics of two-stage systems; no noise, read from the finished video.
+    """
+
+    kind: str = "transformer"  # unet | transformer | temporal | resnet
+    reads: str = "hidden"  # what a transformer reads of its frame: hidden (tokens of the video branch) | nothing
+    detach: bool = False  # no gradient from the action loss into the video branch
+    prediction: str = "sample"  # the network gives: velocity | sample (the clean trajectory)
+    clocks: str = "independent"  # shared: t_action = t_video, as published | independent
+    loss_weight: float = 1.0
+    width: int = 256  # of the transformers
+    depth: int = 4
+    heads: int = 4
+    dropout: float = 0.1
+    channels: list[int] = field(default_factory=lambda: [64, 128, 256])  # of the U-Net
     kernel_size: int = 5
     groups: int = 8
+    backbone: str = "resnet18"  # timm model of the frame-wise inverse dynamics
 
 
 @dataclass
@@ -66,9 +93,12 @@ class GeneratorConfig:
 
     image_size: int = 64
     num_frames: int = 81  # the first frame and whole groups of `tokenizer.temporal_stride` frames
+    frame_stride: int = 1  # actions from one frame to the next
     state_dim: int = 4
     action_dim: int = 4
+    makes_video: bool = True  # False: actions alone
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    scene: SceneConfig = field(default_factory=SceneConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     bridge: BridgeConfig = field(default_factory=BridgeConfig)
     action: ActionConfig = field(default_factory=ActionConfig)
@@ -76,45 +106,64 @@ class GeneratorConfig:
 
     @property
     def action_horizon(self) -> int:
-        """Actions per clip: one between each two frames."""
-        return self.num_frames - 1
+        """Actions per clip: `frame_stride` from each frame to the next."""
+        return (self.num_frames - 1) * self.frame_stride
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, T, h, w) of one clip's latents."""
         size = self.image_size // self.tokenizer.spatial_stride
-        return (
-            self.tokenizer.latent_channels,
-            1 + self.action_horizon // self.tokenizer.temporal_stride,
-            size,
-            size,
-        )
+        frames = 1 + (self.num_frames - 1) // self.tokenizer.temporal_stride
+        return self.tokenizer.latent_channels, frames, size, size
+
+    @property
+    def two_stage(self) -> bool:
+        """Actions are inferred from the finished video, not denoised beside it."""
+        return self.action.kind in ("temporal", "resnet")
 
     def validate(self) -> None:
         """Raise ValueError that names the field whose value does not fit the others."""
         tokenizer, _, size, _ = self.tokenizer, *self.latent_shape[1:]
-        if self.action_horizon < 1 or self.action_horizon % tokenizer.temporal_stride:
+        if self.num_frames < 2 or (self.num_frames - 1) % tokenizer.temporal_stride:
             raise ValueError(
                 f"num_frames = {self.num_frames}: expected 1 + a multiple of "
                 f"tokenizer.temporal_stride = {tokenizer.temporal_stride}"
             )
+        if self.frame_stride < 1:
+            raise ValueError(f"frame_stride = {self.frame_stride}: expected at least 1")
         if self.image_size % tokenizer.spatial_stride or size % self.video.patch_size:
             raise ValueError(
                 f"image_size = {self.image_size}: expected a multiple of tokenizer.spatial_stride x "
                 f"video.patch_size = {tokenizer.spatial_stride} x {self.video.patch_size}"
             )
-        halvings = 2 ** (len(self.action.channels) - 1)
-        if self.action_horizon % halvings:
+        if self.image_size % (2 * self.scene.stride) or (self.image_size // self.scene.stride) % (
+            size // self.video.patch_size
+        ):
             raise ValueError(
-                f"num_frames = {self.num_frames}: expected num_frames - 1 to be a multiple of {halvings}, "
-                f"since action.channels = {list(self.action.channels)} halves the time axis"
+                f"scene.stride = {self.scene.stride}: expected a map of image_size = {self.image_size} whose side "
+                f"is even and a multiple of {size // self.video.patch_size}, the video's patches a side"
             )
-        if self.video.width % (2 * self.video.heads):
-            raise ValueError(f"video.width = {self.video.width}: expected a multiple of 2 x video.heads")
-        if self.video.attention not in ("full", "factorised"):
-            raise ValueError(f"video.attention = {self.video.attention!r}: expected 'full' or 'factorised'")
-        if self.instruction.kind not in ("bytes", "embedding"):
-            raise ValueError(f"instruction.kind = {self.instruction.kind!r}: expected 'bytes' or 'embedding'")
+        halvings = 2 ** (len(self.action.channels) - 1)
+        if self.action.kind == "unet" and self.action_horizon % halvings:
+            raise ValueError(
+                f"num_frames = {self.num_frames}: expected (num_frames - 1) x frame_stride to be a multiple of "
+                f"{halvings}, since action.channels = {list(self.action.channels)} halves the time axis"
+            )
+        for name, part in (("video", self.video), ("action", self.action)):
+            if part.width % (2 * part.heads):
+                raise ValueError(f"{name}.width = {part.width}: expected a multiple of 2 x {name}.heads")
+        for field_name, value, known in (
+            ("video.attention", self.video.attention, ("full", "factorised")),
+            ("instruction.kind", self.instruction.kind, ("bytes", "embedding")),
+            ("action.kind", self.action.kind, ("unet", "transformer", "temporal", "resnet")),
+            ("action.reads", self.action.reads, ("hidden", "nothing")),
+            ("action.prediction", self.action.prediction, ("velocity", "sample")),
+            ("action.clocks", self.action.clocks, ("shared", "independent")),
+        ):
+            if value not in known:
+                raise ValueError(f"{field_name} = {value!r}: expected one of {', '.join(known)}")
+        if not self.makes_video and (self.action.kind, self.action.reads) != ("transformer", "nothing"):
+            raise ValueError("makes_video = False: expected action.kind = transformer with action.reads = nothing")
         if len(self.bridge.grid) != 3 or min(self.bridge.grid) < 1:
             raise ValueError(f"bridge.grid = {self.bridge.grid}: expected three positive numbers (t, h, w)")
 

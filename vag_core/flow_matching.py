@@ -34,6 +34,11 @@ def predict_clean(x_t: Tensor, predicted_velocity: Tensor, t: Tensor) -> Tensor:
     return x_t - expand_time(t, x_t) * predicted_velocity
 
 
-def sample_time(batch_size: int, device: torch.device | str, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Logit-normal times in (0, 1), (B,): more weight on the middle of the path (arXiv 2403.03206, eq. 19)."""
-    return torch.sigmoid(mean + std * torch.randn(batch_size, device=device))
+def sample_time(batch_size: int, device: torch.device | str, start: float = 0.25) -> Tensor:
+    """Training times in (0, 1], (B,): a share `start` at t = 1, the rest logit-normal.
+
+    The logit-normal puts weight on the middle of the path (arXiv 2403.03206, eq. 19) and hardly ever comes near its
+    start, where sampling begins and the plan is made; few steps of training leave the network blind there.
+    """
+    t = torch.sigmoid(torch.randn(batch_size, device=device))
+    return torch.where(torch.rand(batch_size, device=device) < start, torch.ones_like(t), t)

@@ -2,8 +2,9 @@
 
 Reads top to bottom: conditions -> the two branches -> loss -> sampler -> checkpoint.
 
-Shapes: B clips, F video frames, T latent frames, N = F - 1 actions, A action and S state width.
-The trajectory stream holds [action_t, state_{t+1}], t = 0 .. N-1, normalised: (B, N, A + S).
+Shapes: B clips, F video frames, T latent frames, N = (F - 1) * frame_stride actions, A action and S state width.
+The trajectory stream holds [action_t, state_{t+1}], t = 0 .. N-1, normalised: (B, N, A + S). Its chunks (B, T-1, n)
+are the same numbers, grouped by the latent frame that they lead to.
 """
 
 from __future__ import annotations
@@ -17,38 +18,60 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vag_core.action_transformer import ActionTransformer
 from vag_core.action_unet import ActionUNet
 from vag_core.config import GeneratorConfig
-from vag_core.flow_matching import interpolate, predict_clean, sample_time, velocity
+from vag_core.flow_matching import expand_time, interpolate, predict_clean, sample_time, velocity
+from vag_core.inverse_dynamics import FramewiseInverseDynamics, TemporalInverseDynamics
 from vag_core.layers import InstructionEncoder, TimeEmbedding
 from vag_core.pooling_bridge import PoolingBridge
-from vag_core.sampler import integrate
+from vag_core.sampler import Streams, Times, integrate, schedule
+from vag_core.scene_encoder import SceneEncoder
 from vag_core.video_dit import VideoDiT
 from vag_core.video_tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
 
 CHECKPOINT_TYPE = "vag_generator"
 
 NO_LIMIT = torch.finfo(torch.float32).max  # not infinity, of which no average can be kept
+SMALLEST_TIME = 1e-3  # a clean sample says nothing about the noise: velocities are not asked for below
+# Shares of the training clips on which two clocks that are independent are set to ...
+TOGETHER = 0.5  # ... the same time, as the sampler does
+VIDEO_CLEAN = 0.25  # ... t_video = 0: inverse dynamics
+ACTIONS_CLEAN = 0.1  # ... t_action = 0: forward dynamics
+ALL_NOISE = 0.5  # share of t_action = 1 where it does not follow the video: the actions' conditional mean
 
 
 @dataclass
 class GeneratedBatch:
-    """frames (B, F, H, W, 3) uint8, actions (B, N, A), states (B, F, S) in physical units, loss (B,).
+    """frames (B, F, H, W, 3) uint8, actions (B, N, A), states (B, N + 1, S) in physical units, loss (B,).
 
     `loss` is the generator's own flow-matching loss on the pair it made: lower = the model finds it likelier.
+    `function_evaluations` counts the passes through the generator that made the pairs.
     """
 
     frames: Tensor
     actions: Tensor
     states: Tensor
     loss: Tensor
+    function_evaluations: int
+
+
+@dataclass
+class Scene:
+    """What a pair starts from, as the branches see it; computed once per sample."""
+
+    first: Tensor  # (B, C, 1, h, w) latent of the first frame
+    tokens: Tensor  # (B, S, D) first frame at full resolution, for the video branch
+    video: Tensor  # (B, D) condition of the video branch
+    action: Tensor  # (B, Da) condition of the action branch
 
 
 class Generator(nn.Module):
-    """VAG (arXiv 2604.09330): a flow-matching video branch and an action branch, denoised in step.
+    """VAG (arXiv 2604.09330) and its relatives: a flow-matching video branch and an action branch.
 
-    The action branch reads the video branch only through the bridge, which pools the predicted clean video;
-    its gradient stops there, as published.
+    Which system it is follows from the config: the published one (a U-Net that reads the pooled clean video, one
+    clock for both), ours (a transformer whose tokens read the video tokens of their instant, two clocks, gradients
+    and actions flowing back into the video), two-stage ones (inverse dynamics on the finished video), actions alone.
     """
 
     mean: Tensor
@@ -60,19 +83,34 @@ class Generator(nn.Module):
         super().__init__()
         config.validate()
         self.config = config
-        text, width = config.instruction, config.video.width
-        channels = config.latent_shape[0]
+        text, width, action = config.instruction, config.video.width, config.action
+        channels, frames, side, _ = config.latent_shape
+        side //= config.video.patch_size
         trajectory = config.action_dim + config.state_dim
+        chunk = config.action_horizon // (frames - 1) * trajectory
         self.tokenizer = VideoTokenizer(config.tokenizer)
-        self.video = VideoDiT(config.video, channels)
+        self.scene = SceneEncoder(config.scene, config.image_size, side, width)
+        self.video = VideoDiT(config.video, channels, chunk)
         self.video_instruction = InstructionEncoder(text.kind, width, text.length, text.embedding_width)
         self.video_state = nn.Linear(config.state_dim, width)
-        self.bridge = PoolingBridge(config.bridge, config.latent_shape)
-        width = config.bridge.width
-        self.action_time = TimeEmbedding(width)
-        self.action_instruction = InstructionEncoder(text.kind, width, text.length, text.embedding_width)
-        self.action_state = nn.Linear(config.state_dim, width)
-        self.action = ActionUNet(config.action, trajectory, width + self.bridge.out_width)
+        inner = config.bridge.width if action.kind == "unet" else action.width
+        self.action_instruction = InstructionEncoder(text.kind, inner, text.length, text.embedding_width)
+        self.action_state = nn.Linear(config.state_dim, inner)
+        if action.kind in ("unet", "transformer"):
+            self.action_time = TimeEmbedding(inner)
+        if action.kind == "unet":
+            self.bridge = PoolingBridge(config.bridge, config.latent_shape)
+            self.action: nn.Module = ActionUNet(action, trajectory, inner + self.bridge.out_width)
+        elif action.kind == "transformer":
+            self.action_scene = nn.Linear(width, inner)
+            self.video_time = TimeEmbedding(inner)
+            tokens = side * side if action.reads == "hidden" else 0
+            self.action = ActionTransformer(action, chunk, tokens, width)
+        elif action.kind == "temporal":
+            self.action = TemporalInverseDynamics(action, chunk, config.latent_shape)
+        else:
+            self.action = FramewiseInverseDynamics(action, chunk)
+        self.video_is_given = False
         # Normalisation and range of [action, state], measured on the training data by `set_statistics`.
         for name, value in (("mean", 0.0), ("std", 1.0), ("low", -NO_LIMIT), ("high", NO_LIMIT)):
             self.register_buffer(name, torch.full((trajectory,), value))
@@ -86,77 +124,195 @@ class Generator(nn.Module):
         for buffer, value in ((self.mean, mean), (self.std, std), (self.low, low), (self.high, high)):
             buffer.copy_(torch.as_tensor(value, dtype=torch.float32))
 
+    def take_video_branch(self, other: Generator) -> None:
+        """Copy tokenizer and video branch of another generator; training then leaves them as they are.
+
+        So systems that differ in the action branch alone can share one video, weight for weight. Raises ValueError if
+        their shapes differ, or the video branch was not trained by itself but listens to actions.
+        """
+        if self.config.video.hears_actions or other.config.video.hears_actions:
+            raise ValueError("a video branch that hears actions belongs to its action branch and cannot be shared")
+        for name in ("tokenizer", "scene", "video", "video_instruction", "video_state"):
+            self._take(name, other)
+        self.video_is_given = True
+
+    def take_tokenizer(self, other: Generator) -> None:
+        """Copy the tokenizer of another generator; training then leaves it as it is. Raises as `take_video_branch`."""
+        self._take("tokenizer", other)
+
+    def _take(self, name: str, other: Generator) -> None:
+        try:
+            getattr(self, name).load_state_dict(getattr(other, name).state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"the other generator's '{name}' has other shapes ({error})") from error
+        getattr(self, name).requires_grad_(False)
+
+    @property
+    def order(self) -> str:
+        """How samples are best made: both streams in step, as published, or actions in one step after the video."""
+        return "actions_once" if self.config.action.prediction == "sample" else "synchronised"
+
     # --- the two branches ---
 
-    def video_velocity(self, noisy: Tensor, first: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Velocity of the latent frames after the first. noisy: (B, C, T-1, h, w) -> the same shape."""
-        return self.video(noisy, first, t, condition)
+    def see(self, image: Tensor, first: Tensor, state: Tensor, instruction: list[str] | Tensor, keep: Tensor) -> Scene:
+        """Conditions of both branches.
 
-    def action_velocity(self, noisy: Tensor, clean_video: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """Velocity of the trajectory. noisy: (B, N, A + S), clean_video: (B, C, T, h, w) predicted, detached."""
-        video = self.bridge(clean_video.detach())
-        return self.action(noisy, torch.cat([self.action_time(t) + condition, video], dim=-1))
-
-    def conditions(self, state: Tensor, instruction: list[str] | Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Condition vectors of both branches. state: (B, S) normalised; keep: (B,), 0 drops the instruction."""
-        vectors = []
+        image: (B, 3, H, W) in [0, 1], first: its latent (B, C, 1, h, w), state: (B, S) normalised,
+        keep: (B,), 0 drops the instruction.
+        """
+        tokens, summary = self.scene(image)
+        conditions = []
         for encoder, project in (
             (self.video_instruction, self.video_state),
             (self.action_instruction, self.action_state),
         ):
             text = encoder(instruction)
-            vectors.append(project(state) + torch.where(keep[:, None].bool(), text, encoder.null))
-        return vectors[0], vectors[1]
+            conditions.append(project(state) + torch.where(keep[:, None].bool(), text, encoder.null))
+        video, action = conditions[0] + summary, conditions[1]
+        if self.config.action.kind == "transformer":
+            action = action + self.action_scene(summary)
+        return Scene(first, tokens, video, action)
+
+    def video_step(
+        self, noisy: Tensor, t: Tensor, scene: Scene, trajectory: Tensor, t_action: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity of the latent frames after the first, as `noisy` (B, C, T-1, h, w), and their hidden tokens.
+
+        trajectory: (B, N, A + S), noisy by its own clock; ignored unless the video branch hears actions.
+        """
+        return self.video(noisy, scene.first, t, scene.tokens, scene.video, self.chunks(trajectory), t_action)
+
+    def action_step(
+        self, noisy: Tensor, t: Tensor, scene: Scene, clean: Tensor | None, hidden: Tensor | None, t_video: Tensor
+    ) -> Tensor:
+        """Velocity or clean trajectory (`action.prediction`), as `noisy` (B, N, A + S).
+
+        clean: predicted clean video (B, C, T, h, w), hidden: tokens of the video branch, t_video: its clock.
+        """
+        config = self.config.action
+        condition = scene.action + self.action_time(t)
+        if config.kind == "unet":
+            assert clean is not None
+            return self.action(noisy, torch.cat([condition, self.bridge(clean.detach())], dim=-1))
+        if config.reads == "nothing":
+            hidden = None
+        else:
+            assert hidden is not None
+            hidden = hidden.detach() if config.detach else hidden
+            condition = condition + self.video_time(t_video)
+        return self.unchunked(self.action(self.chunks(noisy), hidden, condition))
+
+    def infer_actions(self, latents: Tensor, frames: Tensor | None, scene: Scene) -> Tensor:
+        """Second stage of a two-stage system: trajectory (B, N, A + S) from a finished video.
+
+        latents: (B, C, T, h, w), frames: (B, 3, F, H, W) in [0, 1]; either may be what the system does not read.
+        """
+        if self.config.action.kind == "temporal":
+            return self.unchunked(self.action(latents, scene.action))
+        assert frames is not None
+        return self.unchunked(self.action(frames[:, :, :: self.config.tokenizer.temporal_stride]))
+
+    def chunks(self, trajectory: Tensor) -> Tensor:
+        """(B, N, A + S) -> (B, T-1, n): what belongs to one latent frame stands together."""
+        return trajectory.reshape(len(trajectory), self.config.latent_shape[1] - 1, -1)
+
+    def unchunked(self, chunks: Tensor) -> Tensor:
+        """Inverse of `chunks`."""
+        return chunks.reshape(len(chunks), self.config.action_horizon, -1)
 
     # --- training ---
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Flow-matching loss of both streams, at one shared time per clip.
+        """Flow-matching loss of both streams, each at its own time.
 
-        batch: frames (B, F, H, W, 3) uint8, or latents (B, C, T, h, w) encoded beforehand;
-        states (B, F, S) and actions (B, N, A) in physical units; instruction; is_pad (B, N) bool, where True
-        marks steps past the end of the episode: they do not count.
+        batch: frames (B, F, H, W, 3) uint8, or latents (B, C, T, h, w) encoded beforehand with image (B, H, W, 3)
+        uint8, the first frame; states (B, N + 1, S) and actions (B, N, A) in physical units; instruction;
+        is_pad (B, N) bool, where True marks steps past the end of the episode: they do not count; has_actions (B,)
+        bool, where False marks a video without action labels.
         """
-        latents = batch["latents"] if "latents" in batch else self._encode(batch["frames"])
+        frames = to_float_frames(batch["frames"]) if "frames" in batch else None
+        image = frames[:, :, 0] if frames is not None else to_float_frames(batch["image"][:, None])[:, :, 0]
         trajectory = self.pack(batch["actions"], batch["states"])
-        device = latents.device
-        keep = torch.rand(len(latents), device=device) >= self.config.instruction.dropout
-        t = sample_time(len(latents), device)
-        video, action = self.pair_loss(
-            latents, trajectory, batch["states"][:, 0], batch["instruction"], t, keep, batch.get("is_pad")
+        size, device = len(image), image.device
+        if not self.config.makes_video:
+            latents = image.new_zeros(size, *self.config.latent_shape)
+        elif "latents" in batch:
+            latents = batch["latents"]
+        else:
+            assert frames is not None
+            with torch.no_grad():
+                latents = self.tokenizer.encode(frames)
+        keep = torch.rand(size, device=device) >= self.config.instruction.dropout
+        scene = self.see(
+            image, latents[:, :, :1], self._normalise_state(batch["states"][:, 0]), batch["instruction"], keep
         )
-        metrics = {"video_loss": video.mean().detach(), "action_loss": action.mean().detach()}
-        return video.mean() + action.mean(), metrics
+        t_video, t_action = self.draw_clocks(size, device)
+        labelled = batch.get("has_actions")
+        if labelled is not None:  # what is not known is noise to both branches
+            t_action = torch.where(labelled, t_action, torch.ones_like(t_action))
+        video, action = self.pair_loss(latents, trajectory, scene, t_video, t_action, batch.get("is_pad"), frames)
+        if labelled is not None:
+            action = action * labelled
+        video_loss = video.sum() / (t_video > 0).sum().clamp(min=1)
+        counted = (t_action > 0) if labelled is None else (t_action > 0) & labelled
+        action_loss = action.sum() / counted.sum().clamp(min=1)
+        metrics = {"video_loss": video_loss.detach(), "action_loss": action_loss.detach()}
+        return video_loss + self.config.action.loss_weight * action_loss, metrics
+
+    def draw_clocks(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Training times (t_video, t_action), each (B,); 0 marks a stream that is given and has no loss."""
+        t_video = sample_time(size, device)
+        if self.config.two_stage:
+            return t_video, torch.ones_like(t_video)
+        if self.config.action.clocks == "shared":
+            return t_video, t_video
+        kind, own = torch.rand(size, device=device), torch.rand(size, device=device).clamp(min=SMALLEST_TIME)
+        own = torch.where(torch.rand(size, device=device) < ALL_NOISE, torch.ones_like(own), own)
+        if not self.config.makes_video:
+            return own, own
+        t_action = torch.where(kind < TOGETHER, t_video, own)
+        given_video = (kind >= TOGETHER) & (kind < TOGETHER + VIDEO_CLEAN)
+        given_action = kind >= 1 - ACTIONS_CLEAN
+        return t_video.masked_fill(given_video, 0.0), t_action.masked_fill(given_action, 0.0)
 
     def pair_loss(
         self,
         latents: Tensor,
         trajectory: Tensor,
-        state: Tensor,
-        instruction: list[str] | Tensor,
-        t: Tensor,
-        keep: Tensor,
+        scene: Scene,
+        t_video: Tensor,
+        t_action: Tensor,
         is_pad: Tensor | None = None,
+        frames: Tensor | None = None,
         same_noise: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Loss per pair of the video and of the action stream at time t, each (B,), with noise for each or all."""
-        video_condition, action_condition = self.conditions(self._normalise_state(state), instruction, keep)
-        first, rest = latents[:, :, :1], latents[:, :, 1:]
+        """Loss per pair of the video and of the action stream, each (B,), with noise for each or one for all.
+
+        A stream at t = 0 is given, so its loss is 0. frames: (B, 3, F, H, W), which frame-wise inverse dynamics read.
+        """
+        config, rest = self.config, latents[:, :, 1:]
         draws = slice(1) if same_noise else slice(None)
         video_noise, action_noise = (torch.randn_like(x[draws]).expand_as(x) for x in (rest, trajectory))
-        noisy = interpolate(rest, video_noise, t)
-        predicted = self.video_velocity(noisy, first, t, video_condition)
-        clean = torch.cat([first, predict_clean(noisy, predicted, t)], dim=2)
-        noisy_trajectory = interpolate(trajectory, action_noise, t)
-        predicted_action = self.action_velocity(noisy_trajectory, clean, t, action_condition)
-        video_error = (predicted - velocity(rest, video_noise)).square()
-        action_error = (predicted_action - velocity(trajectory, action_noise)).square().mean(-1)  # (B, N)
-        if is_pad is None:
-            return video_error.flatten(1).mean(1), action_error.mean(1)
-        valid = (~is_pad).float()
-        groups = valid.view(len(valid), rest.shape[2], -1).amin(-1)  # a group with a padded frame does not count
-        video_loss = (video_error.mean(dim=(1, 3, 4)) * groups).sum(1) / groups.sum(1).clamp(min=1)
-        return video_loss, (action_error * valid).sum(1) / valid.sum(1).clamp(min=1)
+        noisy_trajectory = interpolate(trajectory, action_noise, t_action)
+        video_error = clean = hidden = None
+        if config.makes_video and not (config.two_stage and self.video_is_given):
+            noisy = interpolate(rest, video_noise, t_video)
+            predicted, hidden = self.video_step(noisy, t_video, scene, noisy_trajectory, t_action)
+            clean = torch.cat([scene.first, predict_clean(noisy, predicted, t_video)], dim=2)
+            video_error = (predicted - velocity(rest, video_noise)).square().mean(dim=(1, 3, 4))  # (B, T-1)
+        if config.two_stage:
+            action_error = (self.infer_actions(latents, frames, scene) - trajectory).square()
+        else:
+            output = self.action_step(noisy_trajectory, t_action, scene, clean, hidden, t_video)
+            wanted = trajectory if config.action.prediction == "sample" else velocity(trajectory, action_noise)
+            action_error = (output - wanted).square()
+        valid = torch.ones_like(trajectory[..., 0]) if is_pad is None else (~is_pad).float()  # (B, N)
+        action_loss = (action_error.mean(-1) * valid).sum(1) / valid.sum(1).clamp(min=1)
+        video_loss = torch.zeros_like(action_loss)
+        if video_error is not None:
+            groups = self.chunks(valid[..., None]).amin(-1)  # (B, T-1): one with a padded step does not count
+            video_loss = (video_error * groups).sum(1) / groups.sum(1).clamp(min=1)
+        return video_loss * (t_video > 0), action_loss * (t_action > 0)
 
     # --- sampling ---
 
@@ -167,16 +323,24 @@ class Generator(nn.Module):
         state: Tensor,
         instruction: list[str] | Tensor,
         *,
+        frames: Tensor | None = None,
+        actions: Tensor | None = None,
+        states: Tensor | None = None,
         num_inference_steps: int = 10,
         guidance_scale: float = 1.0,
         method: str = "euler",
+        order: str | None = None,
         rng: torch.Generator | list[torch.Generator] | None = None,
     ) -> GeneratedBatch:
-        """Generate one video-action pair per first image, both streams at the same time in every step.
+        """Generate one video-action pair per first image; what is given is kept and the other stream follows it.
 
         image: (B, H, W, 3) uint8; state: (B, S) in physical units; instruction: B strings.
+        frames: (B, F, H, W, 3) uint8, known video: inverse dynamics. actions (B, N, A) with states (B, N + 1, S),
+        known trajectory: forward dynamics.
+        order: see `schedule`; None is what suits the system, `self.order`. A two-stage system has the video first.
         rng: where noise comes from; with one generator per pair, a pair does not depend on those beside it.
         guidance_scale: classifier-free guidance on the instruction (arXiv 2207.12598); 1 = off.
+        Without a video branch the frames repeat the first image.
         Raises ValueError for an image or state of another size than the generator was trained on.
         """
         config = self.config
@@ -186,52 +350,83 @@ class Generator(nn.Module):
         first = self.tokenizer.encode_first(first_image)
         normal = self._normalise_state(state)
         ones = torch.ones(size, device=device)
-        guided = self.conditions(normal, instruction, ones)
-        unguided = self.conditions(normal, instruction, 0 * ones)
+        guided = self.see(first_image, first, normal, instruction, ones)
+        free = self.see(first_image, first, normal, instruction, 0 * ones) if guidance_scale != 1 else None
 
-        def velocities(streams: tuple[Tensor, ...], time: float) -> tuple[Tensor, ...]:
-            noisy, noisy_trajectory = streams
-            t = torch.full((size,), time, device=device)
-            video = self.video_velocity(noisy, first, t, guided[0])
-            if guidance_scale != 1:
-                free = self.video_velocity(noisy, first, t, unguided[0])
-                video = free + guidance_scale * (video - free)
-            clean = torch.cat([first, predict_clean(noisy, video, t)], dim=2)
-            action = self.action_velocity(noisy_trajectory, clean, t, guided[1])
-            if guidance_scale != 1:
-                free = self.action_velocity(noisy_trajectory, clean, t, unguided[1])
-                action = free + guidance_scale * (action - free)
-            return video, action
+        evaluations = 0
 
-        channels, frames, height, width = config.latent_shape
-        shapes = (channels, frames - 1, height, width), (config.action_horizon, self.mean.numel())
+        def velocities(streams: Streams, times: Times) -> Streams:
+            nonlocal evaluations
+            evaluations += 1 if free is None else 2
+            slopes = self._velocities(streams, times, guided)
+            if free is None:
+                return slopes
+            return tuple(
+                f + guidance_scale * (g - f)
+                for g, f in zip(slopes, self._velocities(streams, times, free), strict=True)
+            )
+
+        channels, latent_frames, height, width = config.latent_shape
+        shapes = (channels, latent_frames - 1, height, width), (config.action_horizon, self.mean.numel())
         # Noise is drawn on the CPU, so that a seed means the same sample on every device.
         sources = rng if isinstance(rng, list) else [rng] * size
-        noise = [torch.stack([torch.randn(shape, generator=g) for g in sources]).to(device) for shape in shapes]
-        latents, trajectory = integrate(velocities, noise, num_inference_steps, method)
-        latents = torch.cat([first, latents], dim=2)
-        widths = [self.config.action_dim, self.config.state_dim]
+        streams = [torch.stack([torch.randn(shape, generator=g) for g in sources]).to(device) for shape in shapes]
+        if frames is not None:
+            streams[0] = self.tokenizer.encode(to_float_frames(frames.to(device)))[:, :, 1:]
+        if actions is not None and states is not None:
+            streams[1] = self.pack(actions.to(device), states.to(device))
+        pinned = (frames is not None or not config.makes_video, actions is not None or config.two_stage)
+        if pinned != (True, True):
+            times = schedule(num_inference_steps, order or self.order, pinned)
+            streams = list(integrate(velocities, streams, times, method))
+        latents = torch.cat([first, streams[0]], dim=2)
+        if not config.makes_video:
+            video = image[:, None].expand(-1, config.num_frames, -1, -1, -1)
+        elif frames is not None:
+            video = frames.to(device)
+        else:
+            video = to_uint8_frames(self.tokenizer.decode(latents, first_image))
+        trajectory = streams[1]
+        if config.two_stage and actions is None:
+            trajectory = self.infer_actions(latents, to_float_frames(video), guided)
+            evaluations += 1
+        widths = [config.action_dim, config.state_dim]
         parts = zip(self.unpack(trajectory), self.low.split(widths), self.high.split(widths), strict=True)
-        actions, states = (part.clamp(low, high) for part, low, high in parts)
-        frames_out = to_uint8_frames(self.tokenizer.decode(latents, first_image))
+        made_actions, made_states = (part.clamp(low, high) for part, low, high in parts)
         return GeneratedBatch(
-            frames=frames_out,
-            actions=actions,
-            states=torch.cat([state[:, None], states], dim=1),
-            loss=self.pair_score(latents, trajectory, state, instruction),
+            frames=video,
+            actions=made_actions,
+            states=torch.cat([state[:, None], made_states], dim=1),
+            loss=self.pair_score(latents, trajectory, guided, to_float_frames(video)),
+            function_evaluations=evaluations,
         )
 
+    def _velocities(self, streams: Streams, times: Times, scene: Scene) -> Streams:
+        """Velocities of both streams; zero for one that is given."""
+        config, size = self.config, len(streams[0])
+        noisy, noisy_trajectory = streams
+        t_video, t_action = (torch.full((size,), time, device=noisy.device) for time in times)
+        video, clean, hidden = torch.zeros_like(noisy), None, None
+        if config.makes_video:
+            video, hidden = self.video_step(noisy, t_video, scene, noisy_trajectory, t_action)
+            clean = torch.cat([scene.first, predict_clean(noisy, video, t_video)], dim=2)
+        if config.two_stage or times[1] == 0:
+            return video, torch.zeros_like(noisy_trajectory)
+        action = self.action_step(noisy_trajectory, t_action, scene, clean, hidden, t_video)
+        if config.action.prediction == "sample":
+            action = (noisy_trajectory - action) / expand_time(t_action, action)
+        return video, action
+
     @torch.no_grad()
-    def pair_score(self, latents: Tensor, trajectory: Tensor, state: Tensor, instruction: list[str] | Tensor) -> Tensor:
+    def pair_score(self, latents: Tensor, trajectory: Tensor, scene: Scene, frames: Tensor) -> Tensor:
         """Flow-matching loss of given pairs, averaged over fixed times and fixed noise: comparable, (B,)."""
         times = (0.1, 0.3, 0.5, 0.7, 0.9)
         total = torch.zeros(len(latents), device=latents.device)
-        keep = torch.ones_like(total)
         with torch.random.fork_rng(devices=[latents.device] if latents.is_cuda else []):
             torch.manual_seed(0)
             for time in times:
                 t = torch.full_like(total, time)
-                video, action = self.pair_loss(latents, trajectory, state, instruction, t, keep, same_noise=True)
+                video, action = self.pair_loss(latents, trajectory, scene, t, t, None, frames, same_noise=True)
                 total += (video + action) / len(times)
         return total
 
@@ -249,10 +444,6 @@ class Generator(nn.Module):
     def _normalise_state(self, state: Tensor) -> Tensor:
         action_dim = self.config.action_dim
         return (state - self.mean[action_dim:]) / self.std[action_dim:]
-
-    def _encode(self, frames: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.tokenizer.encode(to_float_frames(frames))
 
     def _check_inputs(self, image: Tensor, state: Tensor, instruction: list[str] | Tensor) -> tuple[Tensor, Tensor]:
         config, device = self.config, self.mean.device

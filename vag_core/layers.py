@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -62,3 +64,41 @@ class InstructionEncoder(nn.Module):
         tokens = self.embedding(ids) + self.position
         tokens = F.silu(self.convolution((tokens * mask).transpose(1, 2)).transpose(1, 2))  # (B, L, D)
         return self.out((tokens * mask).sum(1) / mask.sum(1).clamp(min=1))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.q_norm = nn.RMSNorm(width // heads)
+        self.k_norm = nn.RMSNorm(width // heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.out(rearrange(x, "b h n d -> b n (h d)"))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions and a skip. (B, width, h, w) -> the same; width divides by 8."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+        nn.init.zeros_(cast(nn.Conv2d, self.layers[-1]).weight)  # the block starts as the identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)

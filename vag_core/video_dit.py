@@ -3,7 +3,8 @@
 A DiT with adaLN-Zero (arXiv 2212.09748) over space-time patches. The clean first-frame latent is a prefix of
 the sequence; the velocity of the frames after it is predicted.
 
-Shapes: latents (B, C, T, h, w); tokens (B, N, D) with N = T * (h / p) * (w / p); condition (B, D).
+Shapes: latents (B, C, T, h, w); tokens (B, N, D) with N = T * S, S = (h / p) * (w / p); condition (B, D);
+chunks (B, T - 1, n), the n numbers of the trajectory that belong to each latent frame.
 """
 
 from __future__ import annotations
@@ -11,31 +12,11 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from vag_core.config import VideoConfig
-from vag_core.layers import TimeEmbedding, sinusoidal_embedding
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale[:, None]) + shift[:, None]
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.q_norm = nn.RMSNorm(width // heads)
-        self.k_norm = nn.RMSNorm(width // heads)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
-        return self.out(rearrange(x, "b h n d -> b n (h d)"))
+from vag_core.layers import Attention, TimeEmbedding, modulate, sinusoidal_embedding
 
 
 class Block(nn.Module):
@@ -66,15 +47,18 @@ class Block(nn.Module):
 
 
 class VideoDiT(nn.Module):
-    """Velocity of the noisy latent frames, given the clean first frame and a condition vector."""
+    """Velocity of the noisy latent frames, given the clean first frame, a condition vector and perhaps actions."""
 
-    def __init__(self, config: VideoConfig, latent_channels: int) -> None:
+    def __init__(self, config: VideoConfig, latent_channels: int, chunk: int) -> None:
+        """chunk: numbers of the trajectory that belong to one latent frame."""
         super().__init__()
         self.config = config
         width, patch = config.width, latent_channels * config.patch_size**2
         self.time = TimeEmbedding(width)
         self.embed_first = nn.Linear(patch, width)  # its own embedding tells the clean prefix from noisy frames
         self.embed = nn.Linear(patch, width)
+        self.embed_actions = nn.Linear(chunk, width) if config.hears_actions else None
+        self.action_time = TimeEmbedding(width) if config.hears_actions else None
         axes = ["full"] * config.depth
         if config.attention == "factorised":
             axes = [("space", "time")[i % 2] for i in range(config.depth)]
@@ -94,20 +78,41 @@ class VideoDiT(nn.Module):
             nn.init.zeros_(cast(nn.Linear, modulation[-1]).weight)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, noisy: Tensor, first: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """noisy: (B, C, T-1, h, w), first: (B, C, 1, h, w), t: (B,) -> velocity (B, C, T-1, h, w)."""
+    def forward(
+        self,
+        noisy: Tensor,
+        first: Tensor,
+        t: Tensor,
+        scene: Tensor,
+        condition: Tensor,
+        chunks: Tensor | None = None,
+        t_action: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """noisy: (B, C, T-1, h, w), first: (B, C, 1, h, w), t: (B,), scene: (B, S, D), condition: (B, D).
+
+        chunks, t_action: the noisy trajectory and its clock, for a branch that hears actions.
+        Returns the velocity (B, C, T-1, h, w) and the hidden tokens of the same frames (B, T-1, S, D).
+        """
         p = self.config.patch_size
         frames, height, width = noisy.shape[2] + 1, noisy.shape[3] // p, noisy.shape[4] // p
         patches = "b c t (h p) (w q) -> b (t h w) (c p q)"
-        prefix = self.embed_first(rearrange(first, patches, p=p, q=p))
-        x = torch.cat([prefix, self.embed(rearrange(noisy, patches, p=p, q=p))], dim=1)  # (B, N, D)
-        x = x + positions(frames, height, width, x.shape[-1], x.device).to(x.dtype)
+        prefix = self.embed_first(rearrange(first, patches, p=p, q=p)) + scene  # (B, S, D)
+        x = self.embed(rearrange(noisy, patches, p=p, q=p))
         c = self.time(t) + condition
+        if self.embed_actions is not None and self.action_time is not None:
+            assert chunks is not None
+            assert t_action is not None
+            x = x + self.embed_actions(chunks).repeat_interleave(height * width, dim=1)
+            c = c + self.action_time(t_action)
+        x = torch.cat([prefix, x], dim=1)  # (B, N, D)
+        x = x + positions(frames, height, width, x.shape[-1], x.device).to(x.dtype)
         for block in self.blocks:
             x = block(x, c, frames)
         shift, scale = self.modulation(c).chunk(2, dim=-1)
-        x = self.out(modulate(self.norm(x[:, prefix.shape[1] :]), shift, scale))  # (B, N', C * p * p)
-        return rearrange(x, "b (t h w) (c p q) -> b c t (h p) (w q)", h=height, w=width, p=p, q=p)
+        x = modulate(self.norm(x[:, prefix.shape[1] :]), shift, scale)  # (B, N', D)
+        hidden = x.unflatten(1, (frames - 1, -1))
+        x = self.out(x)  # (B, N', C * p * p)
+        return rearrange(x, "b (t h w) (c p q) -> b c t (h p) (w q)", h=height, w=width, p=p, q=p), hidden
 
 
 def positions(frames: int, height: int, width: int, channels: int, device: torch.device) -> Tensor:

@@ -20,23 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vag_core.config import TokenizerConfig
-
-
-class ResidualBlock(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.GroupNorm(8, width),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width),
-            nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-        )
-        nn.init.zeros_(cast(nn.Conv2d, self.layers[-1]).weight)  # the block starts as the identity
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+from vag_core.layers import ResidualBlock
 
 
 def _tower(inputs: int, width: int, depth: int, outputs: int) -> nn.Sequential:
@@ -113,7 +97,7 @@ class VideoTokenizer(nn.Module):
             raise ValueError(f"{frames.shape[2]} frames: expected 1 + a multiple of {config.temporal_stride}")
         pixels = _unshuffle(2 * frames - 1, config.spatial_stride)  # (B, F, 192, h, w)
         parts = [self.frame_encoder(pixels[:, 0])[:, :, None]]
-        groups = pixels.shape[1] // config.temporal_stride
+        groups = (pixels.shape[1] - 1) // config.temporal_stride
         if groups:
             context = pixels[:, :1].expand(-1, groups, -1, -1, -1)
             moving = rearrange(pixels[:, 1:], "b (g s) c h w -> b g (s c) h w", s=config.temporal_stride)

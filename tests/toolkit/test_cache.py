@@ -335,25 +335,27 @@ samples = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 8)), min_size=1, 
 
 
 @property_test
-@given(samples=samples, num_frames=st.integers(2, 12))
+@given(samples=samples, num_frames=st.integers(2, 6), frame_stride=st.integers(1, 3))
 def test_generator_windows_repeat_and_mask_past_the_end(
-    ragged: ClipStore, samples: list[tuple[int, int]], num_frames: int
+    ragged: ClipStore, samples: list[tuple[int, int]], num_frames: int, frame_stride: int
 ) -> None:
     episodes, starts = _inside(ragged, samples)
-    batch = ragged.generator_batch(episodes, starts, num_frames)
+    batch = ragged.generator_batch(episodes, starts, num_frames, frame_stride)
     for index, (episode, start) in enumerate(zip(episodes, starts, strict=True)):
         last = ragged.episode_lengths[episode] - 1
-        for step in range(num_frames):
+        for step in range((num_frames - 1) * frame_stride + 1):
             value = 10 * episode + min(start + step, last)
-            assert (batch["frames"][index, step] == value).all()
+            if step % frame_stride == 0:
+                assert (batch["frames"][index, step // frame_stride] == value).all()
             assert batch["states"][index, step] == value
             if step:
                 assert batch["actions"][index, step - 1] == -(10 * episode + min(start + step - 1, last))
                 assert batch["is_pad"][index, step - 1] == (start + step > last)
         assert batch["instruction"][index] == f"task {episode % 2}"
     assert batch["frames"].shape == (len(samples), num_frames, 2, 2, 3)
-    without = ragged.generator_batch(episodes, starts, num_frames, with_frames=False)
+    without = ragged.generator_batch(episodes, starts, num_frames, frame_stride, with_frames=False)
     assert set(batch) - set(without) == {"frames"}
+    assert np.array_equal(without["image"], batch["frames"][:, 0])
 
 
 @property_test

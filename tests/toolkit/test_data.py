@@ -135,6 +135,17 @@ def test_tokenizer_batches_are_a_first_frame_and_whole_groups(store: ClipStore, 
         images = episodes[index].images
         assert np.array_equal(picture[0], images[0])
         assert any(np.array_equal(picture[1:5], images[1 + 4 * g : 5 + 4 * g]) for g in range(4))
+    clips = GeneratorClips(store, 5, 5, seed=0, random_start=False, frame_stride=4)
+    frames = TokenizerClips(clips, temporal_stride=2, groups=1).batch(0)["frames"].numpy()
+    for picture, index in zip(frames, clips.draw(0)[0], strict=True):
+        images = episodes[index].images
+        assert any(np.array_equal(picture[1:], images[[4 * g + 4, 4 * g + 8]]) for g in (0, 2))
+
+
+def test_actions_are_labelled_where_they_may_be_used(store: ClipStore) -> None:
+    labelled = np.arange(store.num_episodes) < 2
+    clips = GeneratorClips(store, 8, 17, seed=0, random_start=False, labelled=labelled)
+    assert clips.batch(0)["has_actions"].tolist() == [index < 2 for index in clips.draw(0)[0]]
 
 
 def test_statistics_have_floors(store: ClipStore) -> None:

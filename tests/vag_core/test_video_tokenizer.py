@@ -25,6 +25,13 @@ def test_shapes(tokenizer: VideoTokenizer) -> None:
         tokenizer.encode(frames[:, :, :8])
 
 
+def test_a_tokenizer_of_single_frames() -> None:
+    tokenizer = VideoTokenizer(TokenizerConfig(latent_channels=8, temporal_stride=1, width=32, depth=1))
+    frames = torch.rand(2, 3, 4, 32, 32)
+    assert tokenizer.encode(frames).shape == (2, 8, 4, 4, 4)
+    assert tokenizer.decode(tokenizer.encode(frames)).shape == frames.shape
+
+
 def test_latents_do_not_see_the_future(tokenizer: VideoTokenizer) -> None:
     frames = torch.rand(1, 3, 9, 32, 32)
     changed = frames.clone()

@@ -106,14 +106,21 @@ class ClipStore:
         return self.tasks[int(self.episode_tasks[episode])]
 
     def generator_batch(
-        self, episodes: np.ndarray, starts: np.ndarray, num_frames: int, with_frames: bool = True
+        self,
+        episodes: np.ndarray,
+        starts: np.ndarray,
+        num_frames: int,
+        frame_stride: int = 1,
+        with_frames: bool = True,
     ) -> dict[str, Any]:
-        """Windows of `num_frames` frames and the actions between them; past the end the last row repeats.
+        """Windows of `num_frames` frames and the N actions between them; past the end the last row repeats.
 
-        episodes, starts: (B,), a start counts from the episode's first row. Returns frames (B, F, H, W, 3)
-        uint8, states (B, F, S), actions (B, F-1, A), is_pad (B, F-1) bool, instruction (B strings).
+        episodes, starts: (B,), a start counts from the episode's first row; frame_stride: rows from a frame to the
+        next, so N = (F - 1) * frame_stride. Returns frames (B, F, H, W, 3) uint8 (or, without frames, the first one
+        of each as image (B, H, W, 3)), states (B, N + 1, S), actions (B, N, A), is_pad (B, N) bool, instruction
+        (B strings).
         """
-        steps = starts[:, None] + np.arange(num_frames)
+        steps = starts[:, None] + np.arange((num_frames - 1) * frame_stride + 1)
         last = self.episode_lengths[episodes][:, None] - 1
         rows = self.episode_starts[episodes][:, None] + np.minimum(steps, last)
         # `take` copies rows faster than indexing does, small ones most of all.
@@ -123,7 +130,9 @@ class ClipStore:
             "is_pad": steps[:, 1:] > last,
             "instruction": [self.tasks[task] for task in self.episode_tasks[episodes].tolist()],
         }
-        return {"frames": self.frames.take(rows, axis=0), **batch} if with_frames else batch
+        if with_frames:
+            return {"frames": self.frames.take(rows[:, ::frame_stride], axis=0), **batch}
+        return {"image": self.frames.take(rows[:, 0], axis=0), **batch}
 
     def policy_batch(self, episodes: np.ndarray, steps: np.ndarray, horizon: int) -> dict[str, Any]:
         """One observation and the next `horizon` actions per sample, in LeRobot's keys.

@@ -153,22 +153,44 @@ class Mixture:
 
 
 class GeneratorClips:
-    """Generator batches: windows from the start of an episode, or from anywhere in it (`random_start`)."""
+    """Generator batches: windows from the start of an episode, or from anywhere in it (`random_start`).
 
-    def __init__(self, store: ClipStore, batch_size: int, num_frames: int, seed: int, random_start: bool) -> None:
+    frame_stride: rows from one frame to the next. labelled: (E,) True for episodes whose actions may be used; batches
+    then say so under has_actions (B,).
+    """
+
+    def __init__(
+        self,
+        store: ClipStore,
+        batch_size: int,
+        num_frames: int,
+        seed: int,
+        random_start: bool,
+        frame_stride: int = 1,
+        labelled: np.ndarray | None = None,
+    ) -> None:
         self.store, self.batch_size, self.num_frames, self.seed = store, batch_size, num_frames, seed
-        self.random_start = random_start
+        self.random_start, self.frame_stride, self.labelled = random_start, frame_stride, labelled
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Episodes and starts of a step, each (B,)."""
         rng = np.random.default_rng((self.seed, step))
         episodes = rng.integers(self.store.num_episodes, size=self.batch_size)
-        room = np.maximum(self.store.episode_lengths[episodes] - self.num_frames, 0)
+        rows = (self.num_frames - 1) * self.frame_stride + 1
+        room = np.maximum(self.store.episode_lengths[episodes] - rows, 0)
         starts = rng.integers(room + 1) if self.random_start else np.zeros_like(room)
         return episodes, starts
 
+    def window(
+        self, episodes: np.ndarray, starts: np.ndarray | None = None, with_frames: bool = True
+    ) -> dict[str, Any]:
+        """`ClipStore.generator_batch` of these clips; at the starts of the episodes unless told."""
+        starts = np.zeros_like(episodes) if starts is None else starts
+        batch = self.store.generator_batch(episodes, starts, self.num_frames, self.frame_stride, with_frames)
+        return batch if self.labelled is None else {**batch, "has_actions": self.labelled[episodes]}
+
     def batch(self, step: int) -> dict[str, Any]:
-        return to_tensors(self.store.generator_batch(*self.draw(step), self.num_frames))
+        return to_tensors(self.window(*self.draw(step)))
 
 
 class TokenizerClips:
@@ -185,22 +207,23 @@ class TokenizerClips:
         store, clips = self.clips.store, self.clips
         rng = np.random.default_rng((clips.seed, step, 1))
         chosen = rng.integers((clips.num_frames - 1) // self.stride, size=(len(episodes), self.groups))
-        steps = 1 + chosen[..., None] * self.stride + np.arange(self.stride)  # (B, groups, stride)
+        steps = 1 + chosen[..., None] * self.stride + np.arange(self.stride)  # (B, groups, stride), in frames
         steps = np.concatenate([np.zeros((len(episodes), 1), dtype=np.int64), steps.reshape(len(episodes), -1)], axis=1)
         last = store.episode_lengths[episodes][:, None] - 1
-        rows = store.episode_starts[episodes][:, None] + np.minimum(starts[:, None] + steps, last)
+        steps = starts[:, None] + clips.frame_stride * steps
+        rows = store.episode_starts[episodes][:, None] + np.minimum(steps, last)
         return {"frames": torch.from_numpy(store.frames[rows])}
 
 
 class LatentClips:
     """Generator batches whose frames were encoded beforehand: latents (E, C, T, h, w), one window per episode."""
 
-    def __init__(self, clips: GeneratorClips, latents: np.ndarray) -> None:
-        self.clips, self.latents = clips, latents
+    def __init__(self, clips: GeneratorClips, latents: np.ndarray, with_frames: bool = False) -> None:
+        self.clips, self.latents, self.with_frames = clips, latents, with_frames
 
     def batch(self, step: int) -> dict[str, Any]:
         episodes, starts = self.clips.draw(step)
-        batch = self.clips.store.generator_batch(episodes, starts, self.clips.num_frames, with_frames=False)
+        batch = self.clips.window(episodes, starts, self.with_frames)
         return {**to_tensors(batch), "latents": torch.from_numpy(np.array(self.latents[episodes]))}
 
 

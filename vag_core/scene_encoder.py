@@ -1,0 +1,52 @@
+"""What the first frame shows, read at full resolution: the plan stands or falls with where things are.
+
+The video tokenizer spends its few numbers on how the picture looks; a hand's breadth of error in the place of an
+object costs it little and the robot everything.
+
+Shapes: image (B, 3, H, W) in [0, 1]; map (B, c, H / s, W / s); tokens (B, side * side, D); summary (B, D).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vag_core.config import SceneConfig
+from vag_core.layers import ResidualBlock
+
+
+class SceneEncoder(nn.Module):
+    """Residual convolutions over the unshuffled picture; spatial softmax (arXiv 1504.00702) reads places off."""
+
+    def __init__(self, config: SceneConfig, image_size: int, side: int, width: int) -> None:
+        """side: tokens a side, the patches of the video branch; width: of tokens and summary."""
+        super().__init__()
+        self.stride, self.side = config.stride, side
+        cells = image_size // config.stride
+        self.embed = nn.Conv2d(3 * config.stride**2, config.width, 3, padding=1)
+        self.blocks = nn.Sequential(*[ResidualBlock(config.width) for _ in range(config.depth)])
+        self.norm = nn.GroupNorm(8, config.width)
+        self.keypoints = nn.Conv2d(config.width, config.keypoints, 1)
+        self.reduce = nn.Conv2d(config.width, 16, 1)
+        self.summary = nn.Sequential(
+            nn.Linear(2 * config.keypoints + 16 * (cells // 2) ** 2, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.token = nn.Linear(config.width * (cells // side) ** 2, width)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """image: (B, 3, H, W) in [0, 1] -> tokens (B, side * side, D), summary (B, D)."""
+        features = self.embed(F.pixel_unshuffle(2 * image - 1, self.stride))
+        features = F.silu(self.norm(self.blocks(features)))  # (B, c, H / s, W / s)
+        patches = rearrange(features, "b c (h p) (w q) -> b (h w) (c p q)", h=self.side, w=self.side)
+        places = self.places(self.keypoints(features)).flatten(1)  # (B, 2 * keypoints)
+        coarse = F.silu(self.reduce(F.avg_pool2d(features, 2))).flatten(1)
+        return self.token(patches), self.summary(torch.cat([places, coarse], dim=-1))
+
+    @staticmethod
+    def places(heat: Tensor) -> Tensor:
+        """Mean place under each softmax of a heat map, in [-1, 1]. (B, k, h, w) -> (B, k, 2) as (x, y)."""
+        weights = heat.flatten(2).softmax(-1).unflatten(2, heat.shape[2:])
+        x, y = (torch.linspace(-1, 1, n, device=heat.device) for n in (heat.shape[3], heat.shape[2]))
+        return torch.stack([(weights.sum(2) * x).sum(-1), (weights.sum(3) * y).sum(-1)], dim=-1)
