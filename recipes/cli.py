@@ -24,12 +24,14 @@ COMMANDS = {
     "inspect": "validate a dataset, with a picture of it; fix=true writes a repaired copy",
     "train-generator": "train the video tokenizer, then the dual-stream generator",
     "synthesize": "generate video, actions and states from new initial scenes",
+    "evaluate-generator": "compare generated pairs with recorded episodes of the same scenes",
     "replay": "execute a dataset's actions open loop and note which succeed",
     "pretrain": "train a policy on real and synthetic data",
     "finetune": "go on from a policy checkpoint on few real episodes",
     "evaluate": "roll a policy out on unseen scenes, with intervals",
     "report": "write one self-contained HTML page about runs",
     "benchmark data": "measure how fast training data is read, side by side with LeRobotDataset",
+    "benchmark generators": "train, sample and replay several generators side by side",
     "demo": "the whole story at a size two CPU cores finish in minutes",
 }
 EXAMPLES = {
@@ -57,6 +59,10 @@ EXAMPLES = {
         "vag synthesize checkpoint=outputs/generator/generator out=outputs/synthetic",
         "vag synthesize checkpoint=outputs/generator/generator scenes_from=outputs/real/dataset",
     ),
+    "evaluate-generator": (
+        "vag evaluate-generator checkpoint=outputs/generator/generator dataset=outputs/held_out/dataset",
+        "vag evaluate-generator checkpoint=outputs/generator/generator dataset=outputs/held_out/dataset given=video",
+    ),
     "replay": (
         "vag replay dataset=outputs/synthetic/dataset",
         "vag replay dataset=outputs/real/dataset system=recorded",
@@ -77,6 +83,10 @@ EXAMPLES = {
     ),
     "report": ("vag report outputs/demo", "vag report outputs/real outputs/generator out=outputs/page"),
     "benchmark data": ("vag benchmark data", "vag benchmark data dataset=outputs/real/dataset repeats=15"),
+    "benchmark generators": (
+        "vag benchmark generators out=outputs/generators",
+        "vag benchmark generators suites=[dense] systems=[vag,action_only] seeds=[0] out=outputs/quick",
+    ),
     "demo": ("vag demo out=outputs/demo", "vag demo experiment=smoke out=outputs/smoke"),
 }
 # The key of words that stand bare on the command line.
@@ -132,7 +142,7 @@ def run_command(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print("usage: vag <command> [key=value ...]\n")
         for name, line in COMMANDS.items():
-            print(f"  {name:<16} {line}")
+            print(f"  {name:<21} {line}")
         print("\nvag <command> --help shows the config and two examples.")
         return 0
     command, rest = arguments[0], arguments[1:]

@@ -46,7 +46,17 @@ def run(config: CollectConfig, run: Run) -> None:
         attempts[task] += 1
         pending[task] += 1
         path = spool / f"{task}-{seed}.npz"
-        return Attempt(task, seed, config.num_steps, config.image_size, config.noise_scale, path, operator=config.seed)
+        return Attempt(
+            task,
+            seed,
+            config.num_steps,
+            config.image_size,
+            config.noise_scale,
+            path,
+            operator=config.seed,
+            render_every=config.render_every,
+            hide_robot=config.hide_robot,
+        )
 
     # Tasks in turn, so that any prefix is balanced; the order does not depend on who finishes first.
     order = iter([(task, k) for k in range(wanted) for task in tasks])

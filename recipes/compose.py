@@ -42,6 +42,12 @@ def compose_config(command: str, overrides: list[str]) -> DictConfig:
             raise UserError(f"{command}: {_first_line(error)}") from error
 
 
+def options_of(group: str) -> list[str]:
+    """The choices of a config group."""
+    with initialize_config_module("recipes.configs", version_base="1.3"):
+        return GlobalHydra.instance().config_loader().get_group_options(group)
+
+
 def _is_open(key: str) -> bool:
     return key.startswith(tuple(f"{name}." for name in OPEN)) or key in OPEN
 
@@ -96,7 +102,7 @@ def _check_key(command: str, override: Override, keys: list[str], groups: list[s
 
 AT_LEAST_ONE = {"episodes_per_task", "num_steps", "image_size", "workers", "batch_size", "gradient_accumulation"}
 AT_LEAST_ONE |= {"log_every", "checkpoint_every", "steps", "max_steps", "num_inference_steps", "groups", "few"}
-AT_LEAST_ONE |= {"repeats", "num_frames", "large_gigabytes"}
+AT_LEAST_ONE |= {"repeats", "num_frames", "large_gigabytes", "render_every", "frame_stride", "scenes_per_task"}
 NOT_NEGATIVE = {"seed", "first_seed", "noise_scale", "learning_rate", "weight_decay", "warmup_steps", "threads"}
 
 

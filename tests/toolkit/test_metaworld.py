@@ -153,6 +153,25 @@ def test_recording_repeats_itself_and_spools(tmp_path) -> None:
     assert spooled.task == episode.task == "Press a button"
 
 
+def test_a_slow_camera_repeats_its_last_picture() -> None:
+    env = cached_env("button-press", 64)
+    slow, _ = record_episode(env, 2, 20, 0.1, render_every=8)
+    full, _ = record_episode(env, 2, 20, 0.1)
+    np.testing.assert_array_equal(slow.images, full.images[[0] * 8 + [8] * 8 + [16] * 4])
+    np.testing.assert_array_equal(slow.actions, full.actions)
+
+
+def test_a_hidden_robot_is_not_in_the_picture_and_nothing_else_changes() -> None:
+    hidden, seen = cached_env("push", 64, hide_robot=True), cached_env("push", 64)
+    first, _ = initial_scene(hidden, 3)
+    changed = (first != initial_scene(seen, 3)[0]).any(-1)
+    assert 0.02 < changed.mean() < 0.6
+    episodes = [record_episode(env, 3, 12)[0] for env in (hidden, seen)]
+    np.testing.assert_array_equal(episodes[0].states, episodes[1].states)
+    moved = [(episode.images[0] != episode.images[8]).any(-1).mean() for episode in episodes]
+    assert moved[0] < 0.2 * moved[1]  # the hand is on its way, the object has only settled
+
+
 def test_task_names_and_their_mistakes() -> None:
     assert len(instructions()) == 50
     assert MetaWorldEnv("push-v3").task == "push"

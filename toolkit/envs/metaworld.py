@@ -92,18 +92,27 @@ def thin_meshes(model: Any, cell: float, min_faces: int = 1000) -> Any:
 class MetaWorldEnv:
     """One task. The same seed and actions give the same states bit for bit, in any process and order.
 
+    hide_robot: leave the robot out of the pictures, as data that any embodiment may use is often prepared.
     Raises UserError for an unknown task, or when no OpenGL library can render.
     """
 
     fps, state_names, action_names = FPS, STATE_NAMES, ACTION_NAMES
 
-    def __init__(self, task: str, image_size: int = 64, supersample: int = 2, mesh_cell_m: float = MESH_CELL_M) -> None:
+    def __init__(
+        self,
+        task: str,
+        image_size: int = 64,
+        supersample: int = 2,
+        mesh_cell_m: float = MESH_CELL_M,
+        hide_robot: bool = False,
+    ) -> None:
         self.task = task.removesuffix("-v3")
         known = instructions()
         if self.task not in known:
             raise UserError(f"unknown Meta-World task '{task}'. {nearest(self.task, known)}")
         self.instruction = known[self.task]
         self.image_size, self.supersample, self.mesh_cell_m = image_size, supersample, mesh_cell_m
+        self.hide_robot = hide_robot
         self._env = _environment_classes()[f"{self.task}-v3-goal-observable"]()
         self._env._freeze_rand_vec = False
         self._env.seeded_rand_vec = True
@@ -187,6 +196,10 @@ class MetaWorldEnv:
             model = thin_meshes(model, self.mesh_cell_m)
         camera = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, CAMERA)
         self._camera, self._geom_group = camera, model.geom_group.copy()
+        if self.hide_robot:
+            hand = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, "hand")
+            robot = model.body_rootid[model.geom_bodyid] == model.body_rootid[hand]
+            self._geom_group[robot] = HIDDEN_GROUP
         model.cam_pos[camera], model.cam_fovy[camera] = CAMERA_POSITION, CAMERA_FOVY
         model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
         model.vis.quality.numslices, model.vis.quality.numstacks = CYLINDER_SLICES, CYLINDER_SLICES // 2
@@ -269,14 +282,18 @@ class ScriptedTeleoperator:
 
 
 def record_episode(
-    env: MetaWorldEnv, seed: int, num_steps: int, noise_scale: float = 0.1, operator: int = 0
+    env: MetaWorldEnv, seed: int, num_steps: int, noise_scale: float = 0.1, operator: int = 0, render_every: int = 1
 ) -> tuple[Episode, bool]:
-    """One episode of `num_steps` steps by the scripted teleoperator; success = solved at any step."""
+    """One episode of `num_steps` steps by the scripted teleoperator; success = solved at any step.
+
+    render_every: steps from one picture to the next; those between repeat the last, as with a slow camera.
+    """
     state = env.reset(seed)
     teleoperator = ScriptedTeleoperator(env.task, seed, noise_scale, operator)
-    images, states, actions, success = [], [], [], False
-    for _ in range(num_steps):
-        images.append(env.render())
+    images: list[np.ndarray] = []
+    states, actions, success = [], [], False
+    for step in range(num_steps):
+        images.append(images[-1] if step % render_every else env.render())
         states.append(state)
         actions.append(teleoperator.action(env.observation))
         state, solved = env.step(actions[-1])
@@ -297,6 +314,6 @@ def initial_scene(env: MetaWorldEnv, seed: int) -> tuple[np.ndarray, np.ndarray]
 
 
 @cache
-def cached_env(task: str, image_size: int) -> MetaWorldEnv:
+def cached_env(task: str, image_size: int, hide_robot: bool = False) -> MetaWorldEnv:
     """The process's own environment for a task: building one takes about a second."""
-    return MetaWorldEnv(task, image_size)
+    return MetaWorldEnv(task, image_size, hide_robot=hide_robot)

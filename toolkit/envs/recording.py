@@ -24,13 +24,17 @@ class Attempt:
     noise_scale: float
     path: Path
     operator: int = 0
+    render_every: int = 1
+    hide_robot: bool = False
 
 
 def record_attempt(attempt: Attempt) -> bool:
     """Record into the attempt's file, unless that is there already; True if the expert succeeded."""
     if not attempt.path.exists():
-        env = cached_env(attempt.task, attempt.image_size)
-        episode, success = record_episode(env, attempt.seed, attempt.num_steps, attempt.noise_scale, attempt.operator)
+        env = cached_env(attempt.task, attempt.image_size, attempt.hide_robot)
+        episode, success = record_episode(
+            env, attempt.seed, attempt.num_steps, attempt.noise_scale, attempt.operator, attempt.render_every
+        )
         arrays: dict[str, Any] = {"success": np.array(success)}
         if success:
             arrays |= {"images": episode.images, "states": episode.states, "actions": episode.actions}

@@ -1,0 +1,216 @@
+"""`vag benchmark generators`: several systems trained, sampled and replayed side by side, on the same unseen scenes.
+
+A suite is a way of looking at the same tasks: which frames the generator is given, and how the camera sees them. Each
+training and each evaluation is one of the other commands with a run directory of its own below this one, so a killed
+benchmark goes on with `resume=true`. Systems whose action branch only reads the video share one video branch, weight
+for weight.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.compose import options_of
+from recipes.demo import Lane, run_lanes, stage
+from recipes.schema import BenchmarkGeneratorsConfig, VariantConfig
+from toolkit.errors import UserError, nearest
+from toolkit.evaluation.statistics import hierarchical_bootstrap, mcnemar, wilson_interval
+from toolkit.reporting.benchmark_record import write_record
+from toolkit.reporting.run_record import Run, read_record
+
+VIDEO_SOURCE = "vag_grid"  # its video branch, trained beside a head that sends no gradient back, serves the others
+READERS = ("vag_published", "two_stage_temporal", "two_stage_resnet")
+SCENE_METRICS = ("action_distance", "end_effector_error_cm", "jerk_ratio", "psnr", "ssim")
+
+
+def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
+    """Collect, train, evaluate; write `record.json`, `record.md` and print the record as the last line."""
+    check(config)
+    root = run.directory
+    data = collect(config, root)
+    plan = {
+        (suite, seed): jobs(config, root, data[suite], suite, seed) for suite in config.suites for seed in config.seeds
+    }
+    lanes: dict[str, Lane] = {f"lane {i}": [] for i in range(min(config.lanes, len(plan)))}
+    for i, job in enumerate(plan.values()):
+        lanes[f"lane {i % len(lanes)}"] += job
+    run_lanes(root, lanes)
+    rows, comparisons = [], []
+    for suite in config.suites:
+        found = evaluations(config, root, suite)
+        rows += suite_rows(suite, found)
+        rows.append(ceiling_row(suite, read_record(root / f"replay_{data[suite]}")["result"]))
+        comparisons += suite_comparisons(config.reference, suite, found)
+    notes = {
+        "scenes": f"{config.scenes_per_task} held-out scenes of each of {', '.join(config.tasks)}, which the expert "
+        "solves; the same for all systems, and the same noise",
+        "intervals": "95 %: Wilson over all rollouts for replay_success; a bootstrap over training seeds and scenes "
+        "for other metrics of scenes and for differences; least and most of the training seeds for the rest. "
+        "p is McNemar's exact test over the pairs of all seeds",
+        "training": f"{config.episodes_per_task} episodes a task, seeds {list(config.seeds)}; "
+        f"overrides {' '.join(config.train)}",
+        "suites": "; ".join(
+            f"{suite}: {' '.join([*config.conditions[suite].collect, *config.conditions[suite].train])}"
+            for suite in config.suites
+        ),
+    }
+    lists = {name: ",".join(map(str, getattr(config, name))) for name in ("suites", "systems", "seeds")}
+    command = " ".join(["vag benchmark generators", *(f"{name}=[{values}]" for name, values in lists.items())])
+    record = write_record(root, "generators", command, rows, comparisons, notes)
+    run.result.update(rows=rows, comparisons=comparisons)
+    print(json.dumps(record), flush=True)
+
+
+def check(config: BenchmarkGeneratorsConfig) -> None:
+    """Raise UserError for a suite, system or variant that is not known, before anything is trained."""
+    known = options_of("generator")
+    for name in (*config.systems, config.reference, *(variant.system for variant in config.variants.values())):
+        if name not in known:
+            raise UserError(f"benchmark generators: unknown system '{name}'. {nearest(name, known)}")
+    if config.reference not in config.systems:
+        raise UserError(f"benchmark generators: reference={config.reference} is not among systems={config.systems}")
+    for suite in config.suites:
+        if suite not in config.conditions:
+            raise UserError(f"benchmark generators: unknown suite '{suite}'. {nearest(suite, config.conditions)}")
+
+
+def collect(config: BenchmarkGeneratorsConfig, root: Path) -> dict[str, str]:
+    """Record training and held-out episodes; the name of each suite's data, which suites that see alike share."""
+    common = [f"tasks=[{','.join(config.tasks)}]", *config.collect]
+    data: dict[str, str] = {}
+    made: dict[tuple[str, ...], str] = {}
+    for suite in config.suites:
+        special = tuple(config.conditions[suite].collect)
+        name = made.setdefault(special, suite)
+        for part, episodes, seed in (
+            ("train", config.episodes_per_task, config.first_seed),
+            ("held_out", config.scenes_per_task, config.held_out_seed),
+        ):
+            overrides = [*common, *special, f"episodes_per_task={episodes}", f"first_seed={seed}"]
+            stage(root / f"{part}_{name}", "collect", overrides)
+        stage(root / f"replay_{name}", "replay", [f"dataset={root / f'held_out_{name}/dataset'}", "system=recorded"])
+        data[suite] = name
+    return data
+
+
+def jobs(config: BenchmarkGeneratorsConfig, root: Path, data: str, suite: str, seed: int) -> Lane:
+    """Trainings and evaluations of one suite and training seed, in order."""
+    dataset, held_out = (root / f"{part}_{data}/dataset" for part in ("train", "held_out"))
+    single = [f"seed={seed}", *([f"runtime.threads={config.threads}"] if config.threads else [])]
+    common = [f"dataset={dataset}", *config.conditions[suite].train, *config.train, *single]
+    systems = list(config.systems)
+    if VIDEO_SOURCE not in systems and set(systems) & set(READERS):
+        systems.append(VIDEO_SOURCE)
+    systems.sort(key=lambda system: system != VIDEO_SOURCE)
+    source = root / f"{VIDEO_SOURCE}_{suite}_{seed}/generator"
+    lane: Lane = []
+    for system in systems:
+        overrides = [f"generator={system}", *common]
+        if system in READERS:
+            overrides += [f"video_from={source}", *config.head_train]
+        elif VIDEO_SOURCE in systems and system != VIDEO_SOURCE:
+            overrides.append(f"tokenizer_from={source}")
+        lane.append((f"{system}_{suite}_{seed}", "train-generator", overrides))
+    variants = {system: (system, list[str]()) for system in config.systems}
+    variants |= {name: (v.system, list(v.overrides)) for name, v in variants_of(config, suite).items()}
+    for name, (system, overrides) in variants.items():
+        checkpoint = f"checkpoint={root / f'{system}_{suite}_{seed}' / 'generator'}"
+        lane.append(
+            (
+                f"evaluate_{name}_{suite}_{seed}",
+                "evaluate-generator",
+                [checkpoint, f"dataset={held_out}", "workers=1", *config.evaluate, *overrides, *single[1:]],
+            )
+        )
+    return lane
+
+
+def variants_of(config: BenchmarkGeneratorsConfig, suite: str) -> dict[str, VariantConfig]:
+    """Further evaluations in a suite, of systems that take part."""
+    if suite != config.variants_suite:
+        return {}
+    return {name: variant for name, variant in config.variants.items() if variant.system in config.systems}
+
+
+def evaluations(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> dict[str, list[dict[str, Any]]]:
+    """Results of every system and variant in a suite, one per training seed."""
+    names = [*config.systems, *variants_of(config, suite)]
+    return {
+        name: [read_record(root / f"evaluate_{name}_{suite}_{seed}")["result"] for seed in config.seeds]
+        for name in names
+    }
+
+
+def suite_rows(suite: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row per system and metric."""
+    rows = []
+    for system, results in found.items():
+        values: dict[str, tuple[float, float, float, int]] = {}
+        outcomes = scene_table(results, "replay_success")
+        if outcomes is not None:
+            bounds = wilson_interval(int(outcomes.sum()), outcomes.size)
+            values["replay_success"] = (float(outcomes.mean()), *bounds, outcomes.size)
+        for metric in SCENE_METRICS:
+            table = scene_table(results, metric)
+            if table is not None:
+                mean = hierarchical_bootstrap(table.tolist(), [[0.0] * table.shape[1]])
+                values[metric] = (mean["difference"], mean["low"], mean["high"], table.size)
+        for metric in ("seconds_per_pair", "function_evaluations"):
+            measured = [float(result[metric]) for result in results]
+            values[metric] = (float(np.median(measured)), min(measured), max(measured), len(measured))
+        for i, errors in enumerate(zip(*(result["dimension_errors"] for result in results), strict=True)):
+            values[f"action_{i}_error"] = (float(np.mean(errors)), min(errors), max(errors), len(errors))
+        for metric, (value, low, high, n) in values.items():
+            row = {"system": system, "suite": suite, "metric": metric, "value": value, "low": low, "high": high}
+            rows.append({**row, "n": n, "seeds": len(results)})
+    return rows
+
+
+def scene_table(results: Sequence[dict[str, Any]], metric: str) -> np.ndarray | None:
+    """(training seeds, scenes) of a metric, None where the system has none."""
+    tables = [result["scenes"].get(metric) for result in results]
+    return None if None in tables else np.array(tables, dtype=float)
+
+
+def ceiling_row(suite: str, replay: dict[str, Any]) -> dict[str, Any]:
+    """What recorded actions reach when they are replayed."""
+    found = replay["systems"]["recorded"]
+    return {
+        "system": "recorded",
+        "suite": suite,
+        "metric": "replay_success",
+        "value": found["rate"],
+        "low": found["low"],
+        "high": found["high"],
+        "n": found["n"],
+        "seeds": 0,
+    }
+
+
+def suite_comparisons(reference: str, suite: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The reference minus every other system, paired by scene."""
+    comparisons = []
+    for system, results in found.items():
+        for metric in ("replay_success", "action_distance"):
+            ours, theirs = scene_table(found[reference], metric), scene_table(results, metric)
+            if system == reference or ours is None or theirs is None:
+                continue
+            comparison: dict[str, Any] = {"a": reference, "b": system, "suite": suite, "metric": metric, "paired": True}
+            comparison |= hierarchical_bootstrap(ours.tolist(), theirs.tolist())
+            if metric == "replay_success":
+                comparison["p"] = mcnemar(ours.ravel().astype(bool).tolist(), theirs.ravel().astype(bool).tolist())
+            comparisons.append(comparison)
+    return comparisons
+
+
+def summary(result: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{row['suite']} {row['system']} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        for row in result["rows"]
+        if row["metric"] == "replay_success"
+    )

@@ -1,0 +1,162 @@
+"""`vag evaluate-generator`: generated pairs against the recorded episodes of the same initial scenes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from recipes.common import (
+    check_unseen,
+    instruction_encoder,
+    load_clips,
+    load_generator,
+    pick_device,
+    user_errors,
+    weights_id,
+)
+from recipes.schema import EvaluateGeneratorConfig
+from toolkit.data.mixture import GeneratorClips, to_tensors
+from toolkit.data.scenes import scenes_of
+from toolkit.errors import UserError
+from toolkit.evaluation.action_metrics import (
+    action_distance,
+    dimension_errors,
+    end_effector_error_cm,
+    jerk_ratio,
+    success_curve,
+)
+from toolkit.evaluation.replay import replay_episodes
+from toolkit.evaluation.statistics import success_table
+from toolkit.evaluation.video_metrics import psnr, ssim
+from toolkit.reporting.media import atomic
+from toolkit.reporting.run_record import Run
+from toolkit.training.logging import progress
+from toolkit.training.runtime import set_threads
+from vag_core import Generator
+
+GIVEN = ("nothing", "video", "actions")
+SHORTEST = 5  # steps: jerk is a third difference
+THRESHOLDS = np.linspace(0.05, 1.0, 20)  # of the action distance
+
+
+def run(config: EvaluateGeneratorConfig, run: Run) -> None:
+    """Sample every held-out scene once; metrics of each pair, replay success and, if asked, the pairs themselves."""
+    if config.given not in GIVEN:
+        raise UserError(f"evaluate-generator: given={config.given}; expected one of {', '.join(GIVEN)}")
+    set_threads(config.runtime)
+    generator = load_generator(config.checkpoint, pick_device(config.runtime))
+    shape = generator.config
+    store = load_clips(run, config.dataset, shape.image_size, config.image_key)
+    for name, found, wanted in (
+        ("states", store.states.shape[1], shape.state_dim),
+        ("actions", store.actions.shape[1], shape.action_dim),
+    ):
+        if found != wanted:
+            raise UserError(f"{config.dataset}: {name} are {found} wide; {config.checkpoint} was trained on {wanted}")
+    seen = check_unseen("evaluate-generator", config.checkpoint, scenes_of(store.metadata), config.allow_seen)
+    clips = GeneratorClips(store, 1, shape.num_frames, config.seed, False, shape.frame_stride)
+    episodes = np.arange(store.num_episodes)
+    needed = max(SHORTEST, shape.frame_stride + 1)
+    if (shortest := store.episode_lengths.min()) < needed:
+        raise UserError(f"{config.dataset}: an episode has {shortest} steps; expected at least {needed}")
+    made, seconds, evaluations = sample_all(config, generator, clips, episodes)
+    real = clips.window(episodes)
+    scenes = compare(generator, made, real)
+    result: dict[str, Any] = {
+        "checkpoint_id": weights_id(config.checkpoint),
+        "given": config.given,
+        "seconds_per_pair": seconds / len(episodes),
+        "function_evaluations": evaluations,
+        "seen_scenes": seen,
+    }
+    result["dimension_errors"] = np.mean(scenes.pop("dimension_errors"), axis=0).tolist()
+    metrics = {name: float(np.mean(values)) for name, values in scenes.items()}
+    curve = success_curve(np.array(scenes["action_distance"]), THRESHOLDS)
+    result["success_curve"] = {"thresholds": THRESHOLDS.tolist(), "success": curve.tolist()}
+    known = [(str(row.get("task_name") or ""), row.get("seed")) for row in store.metadata]
+    if config.replay and config.given != "actions" and all(task and seed is not None for task, seed in known):
+        items = [(task, int(seed or 0), actions) for (task, seed), actions in zip(known, made["actions"], strict=True)]
+        outcomes = [bool(r["success"]) for r in replay_episodes(items, workers=config.workers)]
+        result["replay"] = success_table([item[0] for item in items], outcomes)
+        scenes["replay_success"] = outcomes
+    result["scenes"] = {"task": [task for task, _ in known], "seed": [seed for _, seed in known], **scenes}
+    result["metrics"] = metrics
+    if config.keep_samples:
+        with atomic(run.directory / "samples.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, frames=made["frames"], actions=made["actions"], states=made["states"])
+        result["samples"] = "samples.npz"
+    run.result.update(result)
+
+
+def sample_all(
+    config: EvaluateGeneratorConfig, generator: Generator, clips: GeneratorClips, episodes: np.ndarray
+) -> tuple[dict[str, np.ndarray], float, int]:
+    """frames (E, F, H, W, 3), actions (E, N, A), states (E, N + 1, S) of one pair per episode; what they took.
+
+    That is, seconds in all and evaluations of the generator per pair.
+
+    The noise of a pair depends on the seed and the episode alone, so systems are compared on equal terms.
+    """
+    encode = instruction_encoder(config.instruction_encoder)
+    sampler, parts, seconds = config.sampler, [], 0.0
+    bar = progress(description="sample", total=len(episodes), unit="pair")
+    for start in range(0, len(episodes), config.batch_size):
+        part = episodes[start : start + config.batch_size]
+        batch = to_tensors(clips.window(part))
+        given: dict[str, Any] = {}
+        if config.given == "video":
+            given = {"frames": batch["frames"]}
+        elif config.given == "actions":
+            given = {"actions": batch["actions"], "states": batch["states"]}
+        began = time.perf_counter()
+        with user_errors():
+            sample = generator.sample(
+                batch["frames"][:, 0],
+                batch["states"][:, 0],
+                encode(batch["instruction"]),
+                num_inference_steps=sampler.num_inference_steps,
+                guidance_scale=sampler.guidance_scale,
+                method=sampler.method,
+                order=sampler.order,
+                rng=[torch.Generator().manual_seed(config.seed * 1_000_003 + int(episode)) for episode in part],
+                **given,
+            )
+        seconds += time.perf_counter() - began
+        parts.append({name: getattr(sample, name).cpu().numpy() for name in ("frames", "actions", "states")})
+        bar.update(len(part))
+    bar.close()
+    made = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return made, seconds, sample.function_evaluations
+
+
+def compare(generator: Generator, made: dict[str, np.ndarray], real: dict[str, Any]) -> dict[str, list[Any]]:
+    """Metrics of each pair against the recording, one list per metric."""
+    scenes: dict[str, list[Any]] = {}
+    for i, padded in enumerate(real["is_pad"]):
+        steps = int((~padded).sum())  # what follows the end of the recording is not compared
+        shown = slice(1, steps // generator.config.frame_stride + 1)
+        actions, recorded = made["actions"][i, :steps], real["actions"][i, :steps]
+        row: dict[str, Any] = {
+            "action_distance": action_distance(actions, recorded),
+            "jerk_ratio": jerk_ratio(actions, recorded),
+            "dimension_errors": dimension_errors(actions, recorded),
+        }
+        if generator.config.state_dim >= 3:
+            places = made["states"][i, 1 : steps + 1], real["states"][i, 1 : steps + 1]
+            row["end_effector_error_cm"] = float(end_effector_error_cm(*places).mean())
+        if generator.config.makes_video:
+            row["psnr"] = psnr(made["frames"][i, shown], real["frames"][i, shown])
+            row["ssim"] = ssim(made["frames"][i, shown], real["frames"][i, shown])
+        for name, value in row.items():
+            scenes.setdefault(name, []).append(value)
+    return scenes
+
+
+def summary(result: dict[str, Any]) -> str:
+    metrics = ", ".join(f"{name} {value:.3f}" for name, value in result["metrics"].items())
+    if (replay := result.get("replay")) is None:
+        return metrics
+    return f"{metrics}; replay {replay['successes']}/{replay['n']} [{replay['low']:.2f}, {replay['high']:.2f}]"

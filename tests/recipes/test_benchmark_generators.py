@@ -1,0 +1,82 @@
+"""The benchmark of generators at smoke scale: systems trained, sampled, replayed and compared in one run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from recipes import cli
+from recipes.benchmark_generators import variants_of
+from recipes.compose import compose_config
+
+SMALL = [
+    "tasks=[plate-slide]",
+    "suites=[coarse]",
+    "systems=[vag,two_stage_temporal,action_only]",
+    "seeds=[0]",
+    "episodes_per_task=2",
+    "scenes_per_task=2",
+    "lanes=1",
+    "head_train=['optim.steps=1']",
+    "evaluate=['sampler.num_inference_steps=2']",
+]
+TRAIN = [
+    "generator.tokenizer.width=32",
+    "generator.tokenizer.depth=1",
+    "generator.scene.width=16",
+    "generator.scene.depth=1",
+    "generator.video.width=48",
+    "generator.video.depth=1",
+    "generator.action.width=48",
+    "generator.action.depth=1",
+    "tokenizer_optim.steps=2",
+    "tokenizer_optim.batch_size=2",
+    "optim.steps=2",
+    "optim.batch_size=2",
+]
+
+
+@pytest.mark.slow
+def test_systems_are_compared_on_the_same_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert cli.main(["benchmark", "generators", *SMALL, f"train={TRAIN}", f"out={out}"]) == 0
+    record = json.loads((out / "record.json").read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-2]) == record
+    success = {row["system"]: row for row in record["rows"] if row["metric"] == "replay_success"}
+    assert set(success) == {"vag", "two_stage_temporal", "action_only", "recorded"}
+    assert (out / "vag_grid_coarse_0/generator").is_dir()  # for its video branch, which two_stage_temporal takes
+    assert success["recorded"]["value"] == 1.0
+    assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in success.values())
+    assert {row["n"] for row in success.values()} == {2}
+    made = {(row["system"], row["metric"]) for row in record["rows"]}
+    assert ("vag", "psnr") in made
+    assert ("action_only", "psnr") not in made  # it makes no video
+    compared = {row["b"] for row in record["comparisons"] if row["metric"] == "replay_success"}
+    assert compared == {"two_stage_temporal", "action_only"}
+    scenes = [
+        json.loads((out / f"evaluate_{name}_coarse_0/run.json").read_text())["result"]["scenes"]["seed"]
+        for name in ("vag", "action_only")
+    ]
+    assert scenes[0] == scenes[1]
+
+
+def test_variants_are_evaluated_in_their_suite_where_their_system_takes_part() -> None:
+    config: Any = OmegaConf.to_object(compose_config("benchmark generators", ["systems=[vag]"]))
+    found = variants_of(config, "dense")
+    assert found["vag_euler_32"].overrides == ["sampler.num_inference_steps=32"]
+    assert {variant.system for variant in found.values()} == {"vag"}
+    assert variants_of(config, "coarse") == {}
+
+
+def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, complaint in (
+        (["systems=[vag,vag_gird]"], "unknown system 'vag_gird'"),
+        (["suites=[dens]"], "unknown suite 'dens'"),
+        (["systems=[vag_grid]"], "reference=vag is not among systems"),
+        (["variants.vag_euler_1.system=vga"], "unknown system 'vga'"),
+    ):
+        assert cli.main(["benchmark", "generators", *words, f"out={tmp_path / 'run'}", "overwrite=true"]) == 2
+        assert complaint in capsys.readouterr().err
+        assert not list((tmp_path / "run").glob("train_*"))
