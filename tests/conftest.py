@@ -41,6 +41,29 @@ def _moving_square() -> Callable[..., Episode]:
     return make_square
 
 
+def make_reaches(count: int, seed: int = 0, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Squares that reach from the left to a goal on the right, fast, then slow: time has a direction.
+
+    Returns clips (count, 13, size, size, 3) uint8 and actions (count, 12, 2), how far the square goes [pixels].
+    """
+    rng, side = np.random.default_rng(seed), size // 5
+    start, goal = (rng.uniform(*bounds, (count, 1, 2)) * size for bounds in ((0.05, 0.25), (0.45, 0.75)))
+    goal[..., 0] = rng.uniform(0.05, 0.75, (count, 1)) * size
+    time = np.linspace(0, 1, 13)[None, :, None]
+    places = start + (goal - start) * (1 - (1 - time) ** 2)  # (count, 13, 2)
+    pixel = np.arange(size)
+    cover = np.clip(np.minimum(places[..., None] + side, pixel + 1) - np.maximum(places[..., None], pixel), 0, 1)
+    square = (cover[:, :, 0, :, None] * cover[:, :, 1, None, :])[..., None]
+    ground = rng.uniform(60, 120, (count, 1, 1, 1, 1))
+    clips = ground + square * (np.array([220, 40, 30]) - ground)
+    return clips.round().astype(np.uint8), np.diff(places, axis=1).astype(np.float32)
+
+
+@pytest.fixture(name="reaches", scope="session")
+def _reaches() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    return make_reaches
+
+
 @pytest.fixture
 def episodes() -> list[Episode]:
     return [make_square(seed, length=17 + seed % 3) for seed in range(6)]

@@ -20,7 +20,7 @@ from toolkit.evaluation.distribution import split_distance
 
 ACTION_STEPS = 8
 GRID = 16  # pixels a side of what inverse dynamics sees
-PENALTIES = tuple(10.0**power for power in range(-3, 4))
+PENALTIES = tuple(10.0**power for power in range(-5, 2))
 
 
 class Pairs(NamedTuple):
@@ -65,18 +65,18 @@ def joint_distance(
     generated: Pairs,
     *,
     groups: Sequence[Any] | None = None,
-    components: int = 16,
+    components: int = 8,
     splits: int = 50,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Frechet distance of the joint (video, action) features of pairs, beside that of the same pairs torn apart.
 
-    Features of the clips and of the actions are each whitened on the real pairs to at most `components` dimensions,
-    then set side by side: what differs may be the clips, the actions, or how one follows from the other. The control
-    changes the last alone: the generated clips with one another's actions, within the same group (such as the task,
-    one label per generated pair) where groups are given. Returns what `split_distance` does (value, low, high, floor,
-    n), shuffled (the control), and encoder_id. A value near `shuffled` says that actions do not follow from clips.
-    Raises ValueError as `encode_clips`, `action_features` and `split_distance`, and if lengths differ.
+    Features of the clips and of the actions are each whitened on the real pairs to at most `components` dimensions
+    (few, or rare directions drown the rest), then set side by side: what differs may be the clips, the actions, or
+    how one follows from the other. The control changes the last alone: the generated clips with one another's
+    actions, within the same group (such as the task, one label per generated pair) where groups are given. Returns what
+    `split_distance` does (value, low, high, floor, n), shuffled (the control), and encoder_id. A value near `shuffled` says
+    that actions do not follow from clips. Raises ValueError as `encode_clips`, `action_features` and `split_distance`, and if lengths differ.
     """
     _check(real)
     _check(generated)

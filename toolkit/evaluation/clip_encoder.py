@@ -117,14 +117,14 @@ def random_clip_encoders(count: int = 5, reference: np.ndarray | None = None) ->
     return encoders
 
 
-def train_clip_encoder(clips: np.ndarray, steps: int = 200, seed: int = 0, batch_size: int = 12) -> ClipEncoder:
-    """Learn to tell clips apart, and each from itself reversed, shuffled and frozen.
+def train_clip_encoder(clips: np.ndarray, steps: int = 150, seed: int = 0, batch_size: int = 12) -> ClipEncoder:
+    """Learn to tell clips apart, and each from itself reversed, shuffled, frozen and coarsened.
 
     clips: (B, F, H, W, 3) uint8, real and used for nothing else. The loss is InfoNCE (van den Oord et al. 2018,
     arXiv 1807.03748, eq. 4) between two views of a clip, cropped in time and shifted in space, whose negatives are
-    the other clips and three disorders of all of them (temporal order as a free label: Misra et al. 2016,
-    arXiv 1603.08561). The same clips and seed give the same weights on one machine. Features are standardised on
-    `clips`. Raises ValueError as `encode_clips`, and for fewer than two clips.
+    the other clips and all clips in wrong order (a free label: Misra et al. 2016, arXiv 1603.08561), standing still,
+    and at half the resolution. The same clips and seed give the same weights on one machine. Features are
+    standardised on `clips`. Raises ValueError as `encode_clips`, and for fewer than two clips.
     """
     _check(clips)
     if len(clips) < 2:
@@ -137,7 +137,7 @@ def train_clip_encoder(clips: np.ndarray, steps: int = 200, seed: int = 0, batch
         chosen = clips[rng.permutation(len(clips))[:size]]
         anchors, positives = (network_input(_view(chosen, rng)) for _ in range(2))
         # One pass a kind of clip: CPU caches like small batches.
-        keys = [encoder(x) for x in (positives, *_disorders(positives, rng))]
+        keys = [encoder(x) for x in (positives, *_damaged(positives, rng))]
         loss = info_nce(encoder(anchors), torch.cat(keys))
         optimizer.zero_grad()
         loss.backward()
@@ -196,12 +196,13 @@ def _view(clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack(views)
 
 
-def _disorders(x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """x (B, 3, T, H, W) reversed, shuffled and frozen at a random frame."""
+def _damaged(x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x (B, 3, T, H, W) reversed, shuffled, frozen at a random frame, and at half the resolution."""
     length = x.shape[2]
     shuffled = torch.from_numpy(rng.permutation(length))
     frozen = torch.full((length,), int(rng.integers(length)))
-    return x.flip(2), x[:, :, shuffled], x[:, :, frozen]
+    coarse = F.interpolate(F.avg_pool3d(x, (1, 2, 2)), x.shape[2:], mode="trilinear")
+    return x.flip(2), x[:, :, shuffled], x[:, :, frozen], coarse
 
 
 def _check(clips: np.ndarray) -> None:

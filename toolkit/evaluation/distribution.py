@@ -36,9 +36,10 @@ def frechet_distance(first: np.ndarray, second: np.ndarray, shrink: bool = True)
 
 
 def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, arXiv 1801.01401).
+    """Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3.
 
-    first: (N, D), second: (M, D). Its mean is 0 for two samples of one distribution, so it may be negative.
+    This is the distance of KID (Binkowski et al. 2018, arXiv 1801.01401, section 4). Its mean is 0 for two
+    samples of one distribution, so it may be negative. first: (N, D), second: (M, D).
     Raises ValueError as `frechet_distance`.
     """
     first, second = _checked(first, second)
