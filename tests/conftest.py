@@ -42,7 +42,7 @@ def _moving_square() -> Callable[..., Episode]:
 
 
 def make_reaches(count: int, seed: int = 0, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Squares that reach from the left to a goal on the right, fast, then slow: time has a direction.
+    """Squares that reach over tiles from the left to a goal on the right, fast, then slow: time has a direction.
 
     Returns clips (count, 13, size, size, 3) uint8 and actions (count, 12, 2), how far the square goes [pixels].
     """
@@ -54,7 +54,8 @@ def make_reaches(count: int, seed: int = 0, size: int = 32) -> tuple[np.ndarray,
     pixel = np.arange(size)
     cover = np.clip(np.minimum(places[..., None] + side, pixel + 1) - np.maximum(places[..., None], pixel), 0, 1)
     square = (cover[:, :, 0, :, None] * cover[:, :, 1, None, :])[..., None]
-    ground = rng.uniform(60, 120, (count, 1, 1, 1, 1))
+    tiles = 15 * (-1.0) ** np.add.outer(pixel // 3, pixel // 3)[:, :, None]
+    ground = rng.uniform(60, 120, (count, 1, 1, 1, 1)) + tiles
     clips = ground + square * (np.array([220, 40, 30]) - ground)
     return clips.round().astype(np.uint8), np.diff(places, axis=1).astype(np.float32)
 

@@ -14,7 +14,7 @@ from toolkit.evaluation.validity import CORRUPTIONS, rank_agreement, validity_ca
 
 @pytest.fixture(name="encoder", scope="module")
 def _encoder(reaches) -> ClipEncoder:
-    return train_clip_encoder(reaches(96, seed=1)[0], steps=24, batch_size=8)
+    return train_clip_encoder(reaches(96, seed=1)[0], steps=16, batch_size=6)
 
 
 def marked(count: int = 6, length: int = 9) -> np.ndarray:

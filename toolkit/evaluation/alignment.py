@@ -6,6 +6,7 @@ last: T >= F - 1, and a stored window of F frames and F - 1 actions fits as it i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from scipy import stats
 from torch.nn import functional as F
 
 from toolkit.evaluation.clip_encoder import ClipEncoder, encode_clips
-from toolkit.evaluation.distribution import split_distance
+from toolkit.evaluation.distribution import frechet_distance, split_distance
 
 ACTION_STEPS = 8
 GRID = 16  # pixels a side of what inverse dynamics sees
@@ -74,9 +75,12 @@ def joint_distance(
     Features of the clips and of the actions are each whitened on the real pairs to at most `components` dimensions
     (few, or rare directions drown the rest), then set side by side: what differs may be the clips, the actions, or
     how one follows from the other. The control changes the last alone: the generated clips with one another's
-    actions, within the same group (such as the task, one label per generated pair) where groups are given. Returns what
-    `split_distance` does (value, low, high, floor, n), shuffled (the control), and encoder_id. A value near `shuffled` says
-    that actions do not follow from clips. Raises ValueError as `encode_clips`, `action_features` and `split_distance`, and if lengths differ.
+    actions, within the same group (such as the task, one label per generated pair) where groups are given. Returns
+    what `split_distance` does (value, low, high, floor, n), shuffled (the control), and encoder_id. A value near
+    `shuffled` says that actions do not follow from clips; one slightly below `floor` is chance, as the whitening also
+    fits the noise of the real pairs. Covariances are not shrunk: shrinkage takes torn pairs, which are white, for
+    less noisy than true ones. Raises ValueError as `encode_clips`, `action_features` and `split_distance`, and if
+    lengths differ.
     """
     _check(real)
     _check(generated)
@@ -88,9 +92,10 @@ def joint_distance(
     actions = act(action_features(generated.actions))
     reference = np.hstack([see(real_clips), act(real_actions)])
     torn = actions[_exchange(groups if groups is not None else [0] * len(actions), seed)]
-    control = split_distance(reference, np.hstack([clips, torn]), splits=splits, seed=seed)
+    distance = functools.partial(frechet_distance, shrink=False)
+    control = split_distance(reference, np.hstack([clips, torn]), distance, splits=splits, seed=seed)
     return {
-        **split_distance(reference, np.hstack([clips, actions]), splits=splits, seed=seed),
+        **split_distance(reference, np.hstack([clips, actions]), distance, splits=splits, seed=seed),
         "shuffled": control["value"],
         "encoder_id": encoder.encoder_id,
     }

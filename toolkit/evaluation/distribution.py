@@ -126,14 +126,14 @@ def i3d_fvd(path: str | Path, real: np.ndarray, generated: np.ndarray, batch_siz
         raise UserError(f"{path}: not a TorchScript file of I3D ({str(error).splitlines()[0]})") from error
     features = []
     for clips in (real, generated):
-        x = torch.from_numpy(clips).permute(0, 4, 1, 2, 3)  # (N, 3, F, H, W)
+        x = torch.from_numpy(np.array(clips)).permute(0, 4, 1, 2, 3)  # (N, 3, F, H, W)
         try:
             with torch.no_grad():
                 parts = [
                     network(batch.float(), rescale=True, resize=True, return_features=True)
                     for batch in x.split(batch_size)
                 ]
-        except RuntimeError as error:
+        except (RuntimeError, torch.jit.Error) as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"{path}: cannot encode clips {clips.shape} ({reason})") from error
         features.append(torch.cat(parts).numpy())
