@@ -59,6 +59,30 @@ def _retime_video() -> Callable[[Path, dict[int, list[float]]], None]:
     return retime
 
 
+def make_reaches(count: int, seed: int = 0, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """Squares that reach over tiles from the left to a goal on the right, fast, then slow: time has a direction.
+
+    Returns clips (count, 13, size, size, 3) uint8 and actions (count, 12, 2), how far the square goes [pixels].
+    """
+    rng, side = np.random.default_rng(seed), size // 5
+    start, goal = (rng.uniform(*bounds, (count, 1, 2)) * size for bounds in ((0.05, 0.25), (0.45, 0.75)))
+    goal[..., 0] = rng.uniform(0.05, 0.75, (count, 1)) * size
+    time = np.linspace(0, 1, 13)[None, :, None]
+    places = start + (goal - start) * (1 - (1 - time) ** 2)  # (count, 13, 2)
+    pixel = np.arange(size)
+    cover = np.clip(np.minimum(places[..., None] + side, pixel + 1) - np.maximum(places[..., None], pixel), 0, 1)
+    square = (cover[:, :, 0, :, None] * cover[:, :, 1, None, :])[..., None]
+    tiles = 15 * (-1.0) ** np.add.outer(pixel // 3, pixel // 3)[:, :, None]
+    ground = rng.uniform(60, 120, (count, 1, 1, 1, 1)) + tiles
+    clips = ground + square * (np.array([220, 40, 30]) - ground)
+    return clips.round().astype(np.uint8), np.diff(places, axis=1).astype(np.float32)
+
+
+@pytest.fixture(name="reaches", scope="session")
+def _reaches() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    return make_reaches
+
+
 @pytest.fixture
 def episodes() -> list[Episode]:
     return [make_square(seed, length=17 + seed % 3) for seed in range(6)]

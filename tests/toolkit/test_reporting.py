@@ -354,6 +354,19 @@ def test_figures_keep_any_name_as_text() -> None:
     assert plots.duration(3725) == "1 h 02 min"
 
 
+def test_validity_figure_draws_every_corruption_from_the_floor() -> None:
+    row = {"unit": "px", "strengths": [0.5, 2], "distances": [3.0, 9.0], "monotone": True}
+    rows = [{**row, "corruption": "<b>&"}, {**row, "corruption": "blur", "distances": [3.0, 2.0], "monotone": False}]
+    figure = plots.validity_lines({"floor": 1.5, "rows": rows}, "<title>")
+    words = Page(figure).words
+    assert "<b>&, 0.5 to 2 px" in words
+    assert "blur, 0.5 to 2 px, not monotone" in words
+    assert "stroke-dasharray" in figure
+    assert "http" not in figure
+    assert plots.validity_lines({"floor": -0.1, "rows": rows}).startswith("<svg viewBox")  # unbiased: may be negative
+    assert plots.validity_lines({"floor": 1.0, "rows": []}).startswith("<svg viewBox")
+
+
 def test_running_mean_keeps_a_line_and_both_ends() -> None:
     line = np.arange(100.0)
     assert np.allclose(plots.running_mean(list(line), 0.1), line)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from toolkit.evaluation.video_metrics import psnr, ssim
+from toolkit.evaluation.video_metrics import gmsd, psnr, ssim
 
 
 def noise(seed: int = 0, size: int = 48) -> np.ndarray:
@@ -52,7 +52,35 @@ def test_ssim_orders_distortions() -> None:
     assert ssim(slight, frames) == pytest.approx(ssim(frames, slight))
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("metric", [psnr, ssim, gmsd])
 def test_shapes_must_agree(metric) -> None:
     with pytest.raises(ValueError, match="equal"):
         metric(noise(), noise()[:1])
+
+
+def test_gmsd_matches_its_definition() -> None:
+    """Pixel by pixel, as Xue et al. 2014 write it: halved, Prewitt gradients of a third, constant 170."""
+    frames = [noise(seed, 12)[:1] for seed in (0, 1)]
+    vertical = np.array([[1, 1, 1], [0, 0, 0], [-1, -1, -1]]) / 3
+    gradients = []
+    for frame in frames:
+        grey = 0.299 * frame[0, ..., 0] + 0.587 * frame[0, ..., 1] + 0.114 * frame[0, ..., 2]
+        halved = np.array([[grey[2 * r : 2 * r + 2, 2 * c : 2 * c + 2].mean() for c in range(6)] for r in range(6)])
+        wide = np.pad(halved, 1, mode="symmetric")
+        windows = [[wide[r : r + 3, c : c + 3] for c in range(6)] for r in range(6)]
+        gradients.append([[np.hypot((w * vertical).sum(), (w * vertical.T).sum()) for w in row] for row in windows])
+    x, y = map(np.array, gradients)
+    assert gmsd(*frames) == pytest.approx(np.std((2 * x * y + 170) / (x * x + y * y + 170)))
+
+
+def test_gmsd_orders_distortions_and_ignores_an_offset() -> None:
+    frames = 40 + np.repeat(np.repeat(noise(0, 12) // 2, 4, axis=1), 4, axis=2)
+    rng = np.random.default_rng(5)
+    slight, strong = (
+        np.clip(frames + scale * rng.standard_normal(frames.shape), 0, 255).astype(np.uint8) for scale in (8, 60)
+    )
+    assert gmsd(frames, frames) == 0
+    assert gmsd(frames + 20, frames) == pytest.approx(0, abs=1e-9)
+    assert 0 < gmsd(slight, frames) < gmsd(strong, frames)
+    with pytest.raises(ValueError, match="2 pixels"):
+        gmsd(frames[:, :1], frames[:, :1])

@@ -136,6 +136,49 @@ def curves(lines: Mapping[str, Curve], title: str, unit: str = "") -> str:
         return _svg(figure, title)
 
 
+def validity_lines(card: Mapping[str, Any], title: str = "Validity of the clip distance") -> str:
+    """Distance against the strength of each corruption, from weakest to strongest. Returns SVG.
+
+    card: `floor`, the distance of uncorrupted clips, and `rows` of `corruption`, `unit`, `strengths`, `distances`
+    and `monotone`. The floor is the dashed line and the left end of all others; one that falls anywhere says so.
+    """
+    rows = card["rows"]
+    names = {}
+    for row in rows:
+        steps = [f"{strength:g}" for strength in row["strengths"]]
+        falls = "" if row["monotone"] else ", not monotone"
+        names[f"{row['corruption']}, {steps[0]} to {steps[-1]} {row['unit']}{falls}"] = row["distances"]
+    with _style():
+        figure = Figure(figsize=(WIDTH, 3.3))
+        axes = figure.add_axes((0.105, 0.135, 0.875, 0.75 - 0.066 * max(_legend_rows(names), 1)))
+        axes.set_yscale("log" if min([card["floor"], *(v for d in names.values() for v in d)]) > 0 else "linear")
+        axes.axhline(card["floor"], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        for index, (name, distances) in enumerate(names.items()):
+            axes.plot(
+                [card["floor"], *distances],
+                color=PALETTE[index % len(PALETTE)],
+                linewidth=1.8,
+                marker="o",
+                markersize=4,
+                label=_clean(name, 46),
+            )
+        longest = max((len(distances) for distances in names.values()), default=0)
+        axes.set_xticks(range(longest + 1), ["none", *map(str, range(1, longest + 1))])
+        axes.grid(axis="y")
+        axes.margins(x=0.02)
+        axes.set_xlabel("strength of the corruption", loc="right", fontsize=9.5)
+        figure.text(0.02, 0.985, _clean(title, 60), weight="bold", va="top")
+        if names:
+            figure.legend(
+                loc="upper left",
+                bbox_to_anchor=(0.0, 0.94),
+                ncols=1 + (_longest(names) < 26),
+                frameon=False,
+                fontsize=9.5,
+            )
+        return _svg(figure, title)
+
+
 def read_scalars(directory: str | Path) -> dict[str, Curve]:
     """Scalars of the TensorBoard event files in a directory: tag -> (steps, values), in order of steps.
 
