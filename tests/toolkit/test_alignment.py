@@ -127,6 +127,8 @@ def test_lengths_must_fit(pairs: list[Pairs]) -> None:
     clips, actions = pairs[0]
     with pytest.raises(ValueError, match="pairs"):
         InverseDynamics(Pairs(clips[:3], actions))
+    with pytest.raises(ValueError, match="at least 4 pairs"):
+        InverseDynamics(Pairs(clips[:3], actions[:3]))
     with pytest.raises(ValueError, match="T >= 12"):
         InverseDynamics(Pairs(clips, actions[:, :5]))
     with pytest.raises(ValueError, match="pairs"):

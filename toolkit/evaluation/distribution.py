@@ -138,7 +138,7 @@ def i3d_fvd(path: str | Path, real: np.ndarray, generated: np.ndarray, batch_siz
             raise UserError(f"{path}: cannot encode clips {clips.shape} ({reason})") from error
         features.append(torch.cat(parts).numpy())
     return {
-        "fvd": frechet_distance(*features, shrink=False),
+        "fvd": frechet_distance(features[0], features[1], shrink=False),
         "n_real": len(real),
         "n_generated": len(generated),
         "frames": real.shape[1],
