@@ -359,9 +359,10 @@ def test_validity_figure_draws_every_corruption_from_the_floor() -> None:
     rows = [{**row, "corruption": "<b>&"}, {**row, "corruption": "blur", "distances": [3.0, 2.0], "monotone": False}]
     figure = plots.validity_lines({"floor": 1.5, "rows": rows}, "<title>")
     words = Page(figure).words
-    assert "<b>&, 0.5 to 2 px" in words
-    assert "blur, 0.5 to 2 px, not monotone" in words
+    assert "<b>&, 0.5–2 px" in words
+    assert "blur, 0.5–2 px, not monotone" in words
     assert "stroke-dasharray" in figure
+    assert "mathdefault" not in figure + plots.curves({"loss": ([1, 2], [0.01, 10])}, "logarithmic")
     assert "http" not in figure
     assert plots.validity_lines({"floor": -0.1, "rows": rows}).startswith("<svg viewBox")  # unbiased: may be negative
     assert plots.validity_lines({"floor": 1.0, "rows": []}).startswith("<svg viewBox")

@@ -51,8 +51,8 @@ class ClipEncoder(nn.Module):
             for layer in (*self.convolutions, self.project):
                 if isinstance(layer, nn.Conv3d | nn.Linear):
                     nn.init.kaiming_normal_(layer.weight)
-                    assert layer.bias is not None
-                    nn.init.zeros_(layer.bias)
+                    if layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
         self.register_buffer("mean", torch.zeros(FEATURES))
         self.register_buffer("scale", torch.ones(FEATURES))
 

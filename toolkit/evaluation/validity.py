@@ -61,9 +61,9 @@ def reverse(clips: np.ndarray, share: float, rng: np.random.Generator) -> np.nda
 CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...], str]] = {
     "blur": (blur, (0.5, 1, 2, 4), "px"),
     "noise": (noise, (6, 12, 24, 48), "grey levels"),
-    "freeze": (freeze, (0.25, 0.5, 0.75, 1), "of the frames"),
-    "shuffle": (shuffle, (0.25, 0.5, 0.75, 1), "of the frames"),
-    "reverse": (reverse, (0.25, 0.5, 0.75, 1), "of the clips"),
+    "freeze": (freeze, (0.25, 0.5, 0.75, 1), "of frames"),
+    "shuffle": (shuffle, (0.25, 0.5, 0.75, 1), "of frames"),
+    "reverse": (reverse, (0.25, 0.5, 0.75, 1), "of clips"),
 }
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 INK, MUTED, LINE = "#1c1f23", "#626a75", "#dcdfe3"
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
@@ -109,7 +110,7 @@ def curves(lines: Mapping[str, Curve], title: str, unit: str = "") -> str:
         axes = figure.add_axes((0.105, 0.155, 0.875, 0.72 - 0.075 * _legend_rows(lines)))
         values = np.array([v for _, points in lines.values() for v in points if math.isfinite(v)])
         if len(values) and values.min() > 0 and values.max() / values.min() > 30:
-            axes.set_yscale("log")
+            _log_scale(axes)
         for index, (name, (steps, points)) in enumerate(lines.items()):
             colour, mean = PALETTE[index % len(PALETTE)], running_mean(points)
             if len(points) > 40:
@@ -142,40 +143,28 @@ def validity_lines(card: Mapping[str, Any], title: str = "Validity of the clip d
     card: `floor`, the distance of uncorrupted clips, and `rows` of `corruption`, `unit`, `strengths`, `distances`
     and `monotone`. The floor is the dashed line and the left end of all others; one that falls anywhere says so.
     """
-    rows = card["rows"]
-    names = {}
-    for row in rows:
-        steps = [f"{strength:g}" for strength in row["strengths"]]
+    lines = {}
+    for row in card["rows"]:
+        first, last = (f"{row['strengths'][end]:g}" for end in (0, -1))
         falls = "" if row["monotone"] else ", not monotone"
-        names[f"{row['corruption']}, {steps[0]} to {steps[-1]} {row['unit']}{falls}"] = row["distances"]
+        lines[f"{row['corruption']}, {first}–{last} {row['unit']}{falls}"] = [card["floor"], *row["distances"]]
     with _style():
-        figure = Figure(figsize=(WIDTH, 3.3))
-        axes = figure.add_axes((0.105, 0.135, 0.875, 0.75 - 0.066 * max(_legend_rows(names), 1)))
-        axes.set_yscale("log" if min([card["floor"], *(v for d in names.values() for v in d)]) > 0 else "linear")
+        figure = Figure(figsize=(WIDTH, 2.9))
+        axes = figure.add_axes((0.105, 0.155, 0.875, 0.72 - 0.075 * _legend_rows(lines)))
+        if min([card["floor"], *(value for line in lines.values() for value in line)]) > 0:
+            _log_scale(axes)
         axes.axhline(card["floor"], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-        for index, (name, distances) in enumerate(names.items()):
-            axes.plot(
-                [card["floor"], *distances],
-                color=PALETTE[index % len(PALETTE)],
-                linewidth=1.8,
-                marker="o",
-                markersize=4,
-                label=_clean(name, 46),
-            )
-        longest = max((len(distances) for distances in names.values()), default=0)
-        axes.set_xticks(range(longest + 1), ["none", *map(str, range(1, longest + 1))])
+        for index, (name, line) in enumerate(lines.items()):
+            axes.plot(line, color=PALETTE[index % len(PALETTE)], linewidth=1.8, marker="o", markersize=4, label=name)
+        steps = range(1, max(map(len, lines.values()), default=1))
+        axes.set_xticks([0, *steps], ["none", *map(str, steps)])
         axes.grid(axis="y")
         axes.margins(x=0.02)
         axes.set_xlabel("strength of the corruption", loc="right", fontsize=9.5)
         figure.text(0.02, 0.985, _clean(title, 60), weight="bold", va="top")
-        if names:
-            figure.legend(
-                loc="upper left",
-                bbox_to_anchor=(0.0, 0.94),
-                ncols=1 + (_longest(names) < 26),
-                frameon=False,
-                fontsize=9.5,
-            )
+        if lines:
+            columns = 1 + (_longest(lines) < 26)
+            figure.legend(loc="upper left", bbox_to_anchor=(0, 0.93), ncols=columns, frameon=False, fontsize=9.5)
         return _svg(figure, title)
 
 
@@ -256,6 +245,14 @@ def _rows(rows: Sequence[tuple[str, str, str]], row: float = ROW) -> tuple[Figur
     for place, group in headers:
         axes.text(0, place, _clean(group, 60), weight="bold", transform=axes.get_yaxis_transform())
     return figure, axes, places
+
+
+def _log_scale(axes: Axes) -> None:
+    """Plain numbers on a logarithmic axis: matplotlib's own labels are formulas, which are not parsed here."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _style() -> Any:
