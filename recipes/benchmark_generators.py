@@ -18,14 +18,26 @@ import numpy as np
 from recipes.compose import options_of
 from recipes.demo import Lane, run_lanes, stage
 from recipes.schema import BenchmarkGeneratorsConfig, VariantConfig
+from toolkit.data.cache import open_clips
+from toolkit.data.mixture import GeneratorClips
 from toolkit.errors import UserError, nearest
+from toolkit.evaluation.alignment import Pairs, inverse_dynamics_consistency, joint_distance
+from toolkit.evaluation.clip_encoder import (
+    load_clip_encoder,
+    random_clip_encoders,
+    save_clip_encoder,
+    train_clip_encoder,
+)
+from toolkit.evaluation.distribution import frechet_clip_distance
 from toolkit.evaluation.statistics import hierarchical_bootstrap, mcnemar, wilson_interval
+from toolkit.evaluation.validity import rank_agreement, validity_card
 from toolkit.reporting.benchmark_record import write_record
-from toolkit.reporting.run_record import Run, read_record
+from toolkit.reporting.run_record import Run, read_record, write_json
 
 VIDEO_SOURCE = "vag_grid"  # its video branch, trained beside a head that sends no gradient back, serves the others
 READERS = ("vag_published", "two_stage_temporal", "two_stage_resnet")
-SCENE_METRICS = ("action_distance", "end_effector_error_cm", "jerk_ratio", "psnr", "ssim")
+SCENE_METRICS = ("action_distance", "end_effector_error_cm", "jerk_ratio", "psnr", "ssim", "gmsd")
+SPLITS = 20
 
 
 def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
@@ -44,6 +56,7 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
     for suite in config.suites:
         found = evaluations(config, root, suite)
         rows += suite_rows(suite, found)
+        rows += set_rows(config, root, data[suite], suite, found)
         rows.append(ceiling_row(suite, read_record(root / f"replay_{data[suite]}")["result"]))
         comparisons += suite_comparisons(config.reference, suite, found)
     notes = {
@@ -90,6 +103,7 @@ def collect(config: BenchmarkGeneratorsConfig, root: Path) -> dict[str, str]:
         for part, episodes, seed in (
             ("train", config.episodes_per_task, config.first_seed),
             ("held_out", config.scenes_per_task, config.held_out_seed),
+            ("metric", config.scenes_per_task, config.metric_seed),
         ):
             overrides = [*common, *special, f"episodes_per_task={episodes}", f"first_seed={seed}"]
             stage(root / f"{part}_{name}", "collect", overrides)
@@ -118,13 +132,14 @@ def jobs(config: BenchmarkGeneratorsConfig, root: Path, data: str, suite: str, s
         lane.append((f"{system}_{suite}_{seed}", "train-generator", overrides))
     variants = {system: (system, list[str]()) for system in config.systems}
     variants |= {name: (v.system, list(v.overrides)) for name, v in variants_of(config, suite).items()}
+    common_evaluation = [f"dataset={held_out}", "workers=1", "keep_samples=true", *single[1:]]
     for name, (system, overrides) in variants.items():
         checkpoint = f"checkpoint={root / f'{system}_{suite}_{seed}' / 'generator'}"
         lane.append(
             (
                 f"evaluate_{name}_{suite}_{seed}",
                 "evaluate-generator",
-                [checkpoint, f"dataset={held_out}", "workers=1", *config.evaluate, *overrides, *single[1:]],
+                [checkpoint, *common_evaluation, *config.evaluate, *overrides],
             )
         )
     return lane
@@ -169,6 +184,67 @@ def suite_rows(suite: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[
             row = {"system": system, "suite": suite, "metric": metric, "value": value, "low": low, "high": high}
             rows.append({**row, "n": n, "seeds": len(results)})
     return rows
+
+
+def set_rows(
+    config: BenchmarkGeneratorsConfig, root: Path, data: str, suite: str, found: dict[str, list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Distances between sets: of clips, of pairs of video and actions, and inverse dynamics on the pairs.
+
+    The encoder, and inverse dynamics, learn on episodes of their own. The floor is the distance of recorded episodes
+    to each other; `shuffled` is the same set with its actions exchanged within each task. Values of training seeds are
+    averaged, bounds too.
+    """
+    shape = read_record(root / f"{config.reference}_{suite}_{config.seeds[0]}")["config"]["generator"]
+    metric, real = (recorded_pairs(root / f"{part}_{data}/dataset", shape) for part in ("metric", "held_out"))
+    path = root / f"clip_encoder_{suite}.safetensors"
+    if not path.exists():
+        save_clip_encoder(train_clip_encoder(metric.clips, config.encoder_steps, config.seeds[0]), path)
+    encoder = load_clip_encoder(path)
+    write_json(root / f"validity_card_{suite}.json", validity_card(encoder, real.clips, splits=SPLITS))
+    others = random_clip_encoders(reference=metric.clips)
+    rows: list[dict[str, Any]] = []
+    ranks: dict[str, list[float]] = {}
+    for system in config.systems:
+        measured: dict[str, list[dict[str, Any]]] = {}
+        for seed, result in zip(config.seeds, found[system], strict=True):
+            if "psnr" not in result["scenes"]:  # no video
+                continue
+            with np.load(root / f"evaluate_{system}_{suite}_{seed}" / result["samples"]) as saved:
+                made = Pairs(saved["frames"], saved["actions"])
+            measured.setdefault("frechet_clip_distance", []).append(
+                frechet_clip_distance(encoder, real.clips, made.clips, splits=SPLITS)
+            )
+            measured.setdefault("joint_distance", []).append(
+                joint_distance(encoder, real, made, groups=result["scenes"]["task"], splits=SPLITS)
+            )
+            consistency = inverse_dynamics_consistency(metric, real, made)
+            measured.setdefault("inverse_dynamics_error_difference", []).append(
+                {**consistency, "value": consistency["difference"], "n": consistency["n_generated"]}
+            )
+            ranks[system] = [
+                frechet_clip_distance(one, real.clips, made.clips, splits=5)["value"] for one in (encoder, *others)
+            ]
+        for metric_name, values in measured.items():
+            mean = {key: float(np.mean([v[key] for v in values])) for key in ("value", "low", "high")}
+            row = {"system": system, "suite": suite, "metric": metric_name, **mean}
+            row |= {"n": values[0]["n"], "seeds": len(values)}
+            extra = ("floor", "shuffled", "encoder_id", "real", "mean")
+            rows.append(row | {key: values[0][key] for key in extra if key in values[0]})
+    table = np.array(list(ranks.values())).T  # (encoders, systems)
+    if table.size and np.ptp(table, axis=1).min() > 0:  # systems that share a video are tied
+        agreement = rank_agreement(table)
+        row = {"system": "clip_encoders", "suite": suite, "metric": "rank_agreement", "value": agreement["mean"]}
+        rows.append({**row, "low": agreement["lowest"], "high": 1.0, "n": 1 + len(others), "seeds": 1})
+    return rows
+
+
+def recorded_pairs(dataset: Path, shape: dict[str, Any]) -> Pairs:
+    """The first window of every recorded episode."""
+    store = open_clips(dataset, shape["image_size"])
+    clips = GeneratorClips(store, 1, shape["num_frames"], 0, False, shape["frame_stride"])
+    window = clips.window(np.arange(store.num_episodes))
+    return Pairs(window["frames"], window["actions"])
 
 
 def scene_table(results: Sequence[dict[str, Any]], metric: str) -> np.ndarray | None:

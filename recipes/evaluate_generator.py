@@ -30,7 +30,7 @@ from toolkit.evaluation.action_metrics import (
 )
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.statistics import success_table
-from toolkit.evaluation.video_metrics import psnr, ssim
+from toolkit.evaluation.video_metrics import gmsd, psnr, ssim
 from toolkit.reporting.media import atomic
 from toolkit.reporting.run_record import Run
 from toolkit.training.logging import progress
@@ -148,8 +148,8 @@ def compare(generator: Generator, made: dict[str, np.ndarray], real: dict[str, A
             places = made["states"][i, 1 : steps + 1], real["states"][i, 1 : steps + 1]
             row["end_effector_error_cm"] = float(end_effector_error_cm(*places).mean())
         if generator.config.makes_video:
-            row["psnr"] = psnr(made["frames"][i, shown], real["frames"][i, shown])
-            row["ssim"] = ssim(made["frames"][i, shown], real["frames"][i, shown])
+            for metric in (psnr, ssim, gmsd):
+                row[metric.__name__] = metric(made["frames"][i, shown], real["frames"][i, shown])
         for name, value in row.items():
             scenes.setdefault(name, []).append(value)
     return scenes

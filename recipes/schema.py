@@ -105,6 +105,8 @@ class BenchmarkGeneratorsConfig(CommonConfig):
     scenes_per_task: int = 50
     first_seed: int = 0
     held_out_seed: int = 200_000
+    metric_seed: int = 300_000  # scenes that only the encoder of the clip distances learns from
+    encoder_steps: int = 150
     collect: list[str] = field(default_factory=list)  # overrides for every collect, train-generator, ...
     train: list[str] = field(default_factory=list)
     head_train: list[str] = field(default_factory=list)  # of systems that take the video branch of another one

@@ -44,12 +44,13 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     with user_errors():
         generator = Generator(config.generator)
         generator.video_instruction(encode(store.tasks))  # one that is too long is told now, not after minutes
-    statistics = [describe(store.actions, ACTION_FLOOR), describe(store.states, STATE_FLOOR)]
+    labelled = labelled_episodes(store, config.labelled_fraction)
+    rows = store.rows_of(np.arange(store.num_episodes) if labelled is None else np.flatnonzero(labelled))
+    statistics = [describe(store.actions[rows], ACTION_FLOOR), describe(store.states[rows], STATE_FLOOR)]
     generator.set_statistics(*(np.concatenate([s[key] for s in statistics]) for key in ("mean", "std", "min", "max")))
 
     def clips(batch_size: int, random_start: bool = config.random_start) -> GeneratorClips:
         shape = config.generator
-        labelled = labelled_episodes(store, config.labelled_fraction)
         return GeneratorClips(
             store, batch_size, shape.num_frames, config.seed, random_start, shape.frame_stride, labelled
         )

@@ -111,6 +111,9 @@ class Generator(nn.Module):
         else:
             self.action = FramewiseInverseDynamics(action, chunk)
         self.video_is_given = False
+        if not config.makes_video:
+            for unused in (self.tokenizer, self.scene.token, self.video, self.video_instruction, self.video_state):
+                unused.requires_grad_(False)
         # Normalisation and range of [action, state], measured on the training data by `set_statistics`.
         for name, value in (("mean", 0.0), ("std", 1.0), ("low", -NO_LIMIT), ("high", NO_LIMIT)):
             self.register_buffer(name, torch.full((trajectory,), value))

@@ -17,7 +17,8 @@ SMALL = [
     "systems=[vag,two_stage_temporal,action_only]",
     "seeds=[0]",
     "episodes_per_task=2",
-    "scenes_per_task=2",
+    "scenes_per_task=4",
+    "encoder_steps=2",
     "lanes=1",
     "head_train=['optim.steps=1']",
     "evaluate=['sampler.num_inference_steps=2']",
@@ -49,10 +50,17 @@ def test_systems_are_compared_on_the_same_scenes(tmp_path: Path, capsys: pytest.
     assert (out / "vag_grid_coarse_0/generator").is_dir()  # for its video branch, which two_stage_temporal takes
     assert success["recorded"]["value"] == 1.0
     assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in success.values())
-    assert {row["n"] for row in success.values()} == {2}
+    assert {row["n"] for row in success.values()} == {4}
     made = {(row["system"], row["metric"]) for row in record["rows"]}
     assert ("vag", "psnr") in made
     assert ("action_only", "psnr") not in made  # it makes no video
+    distances = {(row["system"], row["metric"]): row for row in record["rows"] if "encoder_id" in row}
+    for metric in ("frechet_clip_distance", "joint_distance"):
+        assert distances["vag", metric]["value"] > distances["vag", metric]["floor"]  # after two steps of training
+        assert ("action_only", metric) not in distances
+    assert ("vag", "inverse_dynamics_error_difference") in made
+    card = json.loads((out / "validity_card_coarse.json").read_text())
+    assert {row["corruption"] for row in card["rows"]} == {"blur", "noise", "freeze", "shuffle", "reverse"}
     compared = {row["b"] for row in record["comparisons"] if row["metric"] == "replay_success"}
     assert compared == {"two_stage_temporal", "action_only"}
     scenes = [

@@ -105,6 +105,11 @@ class ClipStore:
     def instruction(self, episode: int) -> str:
         return self.tasks[int(self.episode_tasks[episode])]
 
+    def rows_of(self, episodes: np.ndarray) -> np.ndarray:
+        """Rows of these episodes, one after the other."""
+        spans = zip(self.episode_starts[episodes], self.episode_lengths[episodes], strict=True)
+        return np.concatenate([np.arange(start, start + length) for start, length in spans])
+
     def generator_batch(
         self,
         episodes: np.ndarray,
