@@ -89,3 +89,11 @@ def distinct_tasks(command: str, tasks: list[str]) -> list[str]:
         if names.count(name) > 1:
             raise UserError(f"{command}: tasks names '{name}' twice; its episodes would count twice")
     return names
+
+
+def speed(throughput: dict[str, float]) -> str:
+    """A training's throughput in words, to follow its other numbers; nothing if no step was made."""
+    if not throughput:
+        return ""
+    samples, flop = throughput["samples_per_second"], throughput["flop_per_second"]
+    return f", {samples:.1f} samples/s, {flop / 1e9:.3g} GFLOP/s"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from policies.factory import PolicyObjective, build_policy
-from recipes.common import load_clips
+from recipes.common import load_clips, speed
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import Mixture, Source, make_sources
@@ -110,7 +110,8 @@ def train_policy(
     """Train through the one loop, write the checkpoint and the scenes it has seen, fill in the result."""
     mixture = Mixture(sources, config.optim.batch_size, objective.horizon, config.seed)
     name = objective.policy_type
-    metrics = train(objective, mixture, config.optim, config.runtime, run.directory, f"{run.record['command']} {name}")
+    description = f"{run.record['command']} {name}"
+    metrics, throughput = train(objective, mixture, config.optim, config.runtime, run.directory, description)
     target, temporary = run.directory / "pretrained_model", run.directory / ".pretrained_model.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     objective.save_pretrained(temporary)
@@ -126,6 +127,7 @@ def train_policy(
         steps=config.optim.steps,
         **{k: round(v, 4) for k, v in metrics.items() if k != "synthetic_fraction"},  # that of one batch
         parameters=sum(p.numel() for p in objective.parameters()),
+        throughput=throughput,
         checkpoint="pretrained_model",
         synthetic_fraction=round(sum(f for f, s in zip(realised, sources, strict=True) if s.synthetic), 4),
         episodes=[source.store.num_episodes for source in sources],
@@ -134,4 +136,5 @@ def train_policy(
 
 def summary(result: dict[str, Any]) -> str:
     loss = result.get("loss", float("nan"))
-    return f"{result['policy']}, loss {loss}, synthetic fraction {result['synthetic_fraction']}"
+    fraction = f"synthetic fraction {result['synthetic_fraction']}"
+    return f"{result['policy']}, loss {loss}, {fraction}{speed(result['throughput'])}"

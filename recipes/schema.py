@@ -140,7 +140,9 @@ class SamplerConfig:
     num_inference_steps: int = 10
     guidance_scale: float = 1.0
     method: str = "euler"  # euler | heun | adams_bashforth
-    order: str | None = None  # synchronised | video_first | actions_once; null = what suits the generator
+    order: str | None = (
+        None  # synchronised | video_first | actions_once | actions_first; null = what suits the generator
+    )
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.common import instruction_encoder, load_clips, load_generator, user_errors
+from recipes.common import instruction_encoder, load_clips, load_generator, speed, user_errors
 from recipes.schema import TrainGeneratorConfig
 from toolkit.data.cache import open_latents
 from toolkit.data.clips import ClipStore
@@ -101,7 +101,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
             pairs = np.concatenate([batch["frames"].numpy(), sample.frames.cpu().numpy()], axis=2)
             log.video(step, "real_above_generated", pairs[:, :: max(1, pairs.shape[1] // 20)], 10)
 
-    metrics = train(
+    metrics, throughput = train(
         generator, source, config.optim, config.runtime, run.directory / "streams", "generator", log_samples
     )
     target, temporary = run.directory / "generator", run.directory / ".generator.partial"
@@ -118,6 +118,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
             **{k: round(v, 4) for k, v in metrics.items()},
             "parameters": sum(p.numel() for p in generator.parameters()),
         },
+        throughput=throughput,
         checkpoint="generator",
     )
 
@@ -186,4 +187,5 @@ def _frames(starts: GeneratorClips, episodes: Any) -> torch.Tensor:
 
 def summary(result: dict[str, Any]) -> str:
     tokenizer = f"tokenizer {result['tokenizer']['psnr']} dB, " if "tokenizer" in result else ""
-    return f"{tokenizer}generator loss {result['generator'].get('loss', float('nan'))}"
+    loss = result["generator"].get("loss", float("nan"))
+    return f"{tokenizer}generator loss {loss}{speed(result['throughput'])}"

@@ -73,12 +73,13 @@ class ActionTransformer(nn.Module):
         super().__init__()
         self.embed = nn.Linear(chunk, config.width)
         self.read = nn.Linear(tokens * video_width, config.width) if tokens else None
+        self.unread = nn.Parameter(torch.zeros(config.width)) if tokens else None  # in place of a video
         self.transformer = ChunkTransformer(config, chunk)
 
     def forward(self, chunks: Tensor, hidden: Tensor | None, condition: Tensor) -> Tensor:
-        """chunks: (B, K, n), hidden: (B, K, S, Dv), condition: (B, D) -> (B, K, n)."""
+        """chunks: (B, K, n), hidden: (B, K, S, Dv) or None for no video, condition: (B, D) -> (B, K, n)."""
         x = self.embed(chunks)
-        if self.read is not None:
-            assert hidden is not None
-            x = x + self.read(hidden.flatten(2))  # not pooled: a token knows which place it comes from
+        if self.read is not None and self.unread is not None:
+            # Not pooled: a token knows which place it comes from.
+            x = x + (self.unread if hidden is None else self.read(hidden.flatten(2)))
         return self.transformer(x, condition)

@@ -66,6 +66,7 @@ class ActionConfig:
     detach: bool = False  # no gradient from the action loss into the video branch
     prediction: str = "sample"  # the network gives: velocity | sample (the clean trajectory)
     clocks: str = "independent"  # shared: t_action = t_video, as published | independent
+    plan_share: float = 0.0  # of a training batch: actions from the scene alone, at a tenth of the cost of a video
     loss_weight: float = 1.0
     width: int = 256  # of the transformers
     depth: int = 4
@@ -164,6 +165,13 @@ class GeneratorConfig:
                 raise ValueError(f"{field_name} = {value!r}: expected one of {', '.join(known)}")
         if not self.makes_video and (self.action.kind, self.action.reads) != ("transformer", "nothing"):
             raise ValueError("makes_video = False: expected action.kind = transformer with action.reads = nothing")
+        if not 0 <= self.action.plan_share < 1 or (
+            self.action.plan_share and (self.action.kind, self.action.clocks) != ("transformer", "independent")
+        ):
+            raise ValueError(
+                f"action.plan_share = {self.action.plan_share}: expected at least 0 and less than 1, and more than 0 "
+                "for action.kind = transformer with action.clocks = independent alone"
+            )
         if len(self.bridge.grid) != 3 or min(self.bridge.grid) < 1:
             raise ValueError(f"bridge.grid = {self.bridge.grid}: expected three positive numbers (t, h, w)")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -34,10 +35,10 @@ CHECKPOINT_TYPE = "vag_generator"
 
 NO_LIMIT = torch.finfo(torch.float32).max  # not infinity, of which no average can be kept
 SMALLEST_TIME = 1e-3  # a clean sample says nothing about the noise: velocities are not asked for below
-# Shares of the training clips on which two clocks that are independent are set to ...
-TOGETHER = 0.5  # ... the same time, as the sampler does
-VIDEO_CLEAN = 0.25  # ... t_video = 0: inverse dynamics
-ACTIONS_CLEAN = 0.1  # ... t_action = 0: forward dynamics
+# Shares of the training clips on which one of two independent clocks is set to 0; on the rest they agree.
+VIDEO_CLEAN = 0.25  # inverse dynamics
+ACTIONS_CLEAN = 0.15  # forward dynamics
+ACTIONS_CLEAN_FIRST = 0.5  # the same, where sampling begins with the actions
 ALL_NOISE = 0.5  # share of t_action = 1 where it does not follow the video: the actions' conditional mean
 
 
@@ -64,6 +65,9 @@ class Scene:
     tokens: Tensor  # (B, S, D) first frame at full resolution, for the video branch
     video: Tensor  # (B, D) condition of the video branch
     action: Tensor  # (B, Da) condition of the action branch
+
+    def part(self, rows: slice) -> Scene:
+        return Scene(self.first[rows], self.tokens[rows], self.video[rows], self.action[rows])
 
 
 class Generator(nn.Module):
@@ -152,7 +156,9 @@ class Generator(nn.Module):
 
     @property
     def order(self) -> str:
-        """How samples are best made: both streams in step, as published, or actions in one step after the video."""
+        """How samples are best made: both streams in step, as published, or actions in one step of their own."""
+        if self.config.action.plan_share > 0 and self.config.video.hears_actions:
+            return "actions_first"
         return "actions_once" if self.config.action.prediction == "sample" else "synchronised"
 
     # --- the two branches ---
@@ -199,11 +205,15 @@ class Generator(nn.Module):
             return self.action(noisy, torch.cat([condition, self.bridge(clean.detach())], dim=-1))
         if config.reads == "nothing":
             hidden = None
-        else:
-            assert hidden is not None
+        elif hidden is not None:
             hidden = hidden.detach() if config.detach else hidden
             condition = condition + self.video_time(t_video)
         return self.unchunked(self.action(self.chunks(noisy), hidden, condition))
+
+    def plan(self, noise: Tensor, scene: Scene) -> Tensor:
+        """Trajectory (B, N, A + S) from the scene alone, its conditional mean: no video is made or read."""
+        ones = torch.ones(len(noise), device=noise.device)
+        return self.action_step(noise, ones, scene, None, None, ones)
 
     def infer_actions(self, latents: Tensor, frames: Tensor | None, scene: Scene) -> Tensor:
         """Second stage of a two-stage system: trajectory (B, N, A + S) from a finished video.
@@ -249,16 +259,29 @@ class Generator(nn.Module):
         scene = self.see(
             image, latents[:, :, :1], self._normalise_state(batch["states"][:, 0]), batch["instruction"], keep
         )
-        t_video, t_action = self.draw_clocks(size, device)
-        labelled = batch.get("has_actions")
-        if labelled is not None:  # what is not known is noise to both branches
-            t_action = torch.where(labelled, t_action, torch.ones_like(t_action))
-        video, action = self.pair_loss(latents, trajectory, scene, t_video, t_action, batch.get("is_pad"), frames)
-        if labelled is not None:
-            action = action * labelled
+        valid = ~batch["is_pad"] if "is_pad" in batch else torch.ones_like(trajectory[..., 0], dtype=torch.bool)
+        labelled = batch.get("has_actions", torch.ones(size, dtype=torch.bool, device=device))
+        pairs = size - round(self.config.action.plan_share * size)
+        t_video, t_action = self.draw_clocks(pairs, device)
+        t_action = torch.where(labelled[:pairs], t_action, torch.ones_like(t_action))  # not known: noise to both
+        video, action = self.pair_loss(
+            latents[:pairs],
+            trajectory[:pairs],
+            scene.part(slice(pairs)),
+            t_video,
+            t_action,
+            valid[:pairs],
+            None if frames is None else frames[:pairs],
+        )
+        if pairs < size:
+            planned = self.plan(torch.randn_like(trajectory[pairs:]), scene.part(slice(pairs, None)))
+            error = (planned - trajectory[pairs:]).square().mean(-1)
+            action, t_action = (
+                torch.cat([action, masked_mean(error, valid[pairs:])]),
+                F.pad(t_action, (0, size - pairs), value=1),
+            )
         video_loss = video.sum() / (t_video > 0).sum().clamp(min=1)
-        counted = (t_action > 0) if labelled is None else (t_action > 0) & labelled
-        action_loss = action.sum() / counted.sum().clamp(min=1)
+        action_loss = (action * labelled).sum() / ((t_action > 0) & labelled).sum().clamp(min=1)
         metrics = {"video_loss": video_loss.detach(), "action_loss": action_loss.detach()}
         return video_loss + self.config.action.loss_weight * action_loss, metrics
 
@@ -273,9 +296,11 @@ class Generator(nn.Module):
         own = torch.where(torch.rand(size, device=device) < ALL_NOISE, torch.ones_like(own), own)
         if not self.config.makes_video:
             return own, own
-        t_action = torch.where(kind < TOGETHER, t_video, own)
-        given_video = (kind >= TOGETHER) & (kind < TOGETHER + VIDEO_CLEAN)
-        given_action = kind >= 1 - ACTIONS_CLEAN
+        actions_clean = ACTIONS_CLEAN if self.order != "actions_first" else ACTIONS_CLEAN_FIRST
+        together = 1 - VIDEO_CLEAN - actions_clean
+        t_action = torch.where(kind < together, t_video, own)
+        given_video = (kind >= together) & (kind < together + VIDEO_CLEAN)
+        given_action = kind >= 1 - actions_clean
         return t_video.masked_fill(given_video, 0.0), t_action.masked_fill(given_action, 0.0)
 
     def pair_loss(
@@ -285,13 +310,14 @@ class Generator(nn.Module):
         scene: Scene,
         t_video: Tensor,
         t_action: Tensor,
-        is_pad: Tensor | None = None,
+        valid: Tensor,
         frames: Tensor | None = None,
         same_noise: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Loss per pair of the video and of the action stream, each (B,), with noise for each or one for all.
 
-        A stream at t = 0 is given, so its loss is 0. frames: (B, 3, F, H, W), which frame-wise inverse dynamics read.
+        A stream at t = 0 is given, so its loss is 0. valid: (B, N), True for steps that count. frames:
+        (B, 3, F, H, W), which frame-wise inverse dynamics read.
         """
         config, rest = self.config, latents[:, :, 1:]
         draws = slice(1) if same_noise else slice(None)
@@ -309,12 +335,10 @@ class Generator(nn.Module):
             output = self.action_step(noisy_trajectory, t_action, scene, clean, hidden, t_video)
             wanted = trajectory if config.action.prediction == "sample" else velocity(trajectory, action_noise)
             action_error = (output - wanted).square()
-        valid = torch.ones_like(trajectory[..., 0]) if is_pad is None else (~is_pad).float()  # (B, N)
-        action_loss = (action_error.mean(-1) * valid).sum(1) / valid.sum(1).clamp(min=1)
+        action_loss = masked_mean(action_error.mean(-1), valid)
         video_loss = torch.zeros_like(action_loss)
-        if video_error is not None:
-            groups = self.chunks(valid[..., None]).amin(-1)  # (B, T-1): one with a padded step does not count
-            video_loss = (video_error * groups).sum(1) / groups.sum(1).clamp(min=1)
+        if video_error is not None:  # a latent frame with a padded step does not count
+            video_loss = masked_mean(video_error, self.chunks(valid[..., None]).all(-1))
         return video_loss * (t_video > 0), action_loss * (t_action > 0)
 
     # --- sampling ---
@@ -378,9 +402,23 @@ class Generator(nn.Module):
             streams[0] = self.tokenizer.encode(to_float_frames(frames.to(device)))[:, :, 1:]
         if actions is not None and states is not None:
             streams[1] = self.pack(actions.to(device), states.to(device))
-        pinned = (frames is not None or not config.makes_video, actions is not None or config.two_stage)
+        order = order or self.order
+        planned = order == "actions_first" and (frames, actions) == (None, None)
+        if planned:
+            if config.action.plan_share == 0 or not config.video.hears_actions:
+                raise ValueError(
+                    "sampler order 'actions_first': expected a generator with action.plan_share > 0 and "
+                    "video.hears_actions = True"
+                )
+            plan = self.plan(streams[1], guided)
+            evaluations += 1
+            if free is not None:
+                other = self.plan(streams[1], free)
+                plan, evaluations = other + guidance_scale * (plan - other), evaluations + 1
+            streams[1] = plan
+        pinned = (frames is not None or not config.makes_video, actions is not None or planned or config.two_stage)
         if pinned != (True, True):
-            times = schedule(num_inference_steps, order or self.order, pinned)
+            times = schedule(num_inference_steps, order, pinned)
             streams = list(integrate(velocities, streams, times, method))
         latents = torch.cat([first, streams[0]], dim=2)
         if not config.makes_video:
@@ -425,11 +463,12 @@ class Generator(nn.Module):
         """Flow-matching loss of given pairs, averaged over fixed times and fixed noise: comparable, (B,)."""
         times = (0.1, 0.3, 0.5, 0.7, 0.9)
         total = torch.zeros(len(latents), device=latents.device)
+        valid = torch.ones_like(trajectory[..., 0], dtype=torch.bool)
         with torch.random.fork_rng(devices=[latents.device] if latents.is_cuda else []):
             torch.manual_seed(0)
             for time in times:
                 t = torch.full_like(total, time)
-                video, action = self.pair_loss(latents, trajectory, scene, t, t, None, frames, same_noise=True)
+                video, action = self.pair_loss(latents, trajectory, scene, t, t, valid, frames, same_noise=True)
                 total += (video + action) / len(times)
         return total
 
@@ -491,3 +530,8 @@ class Generator(nn.Module):
         except Exception as error:  # safetensors raises its own class; torch raises RuntimeError
             raise ValueError(f"{weights}: does not fit {path} ({' '.join(str(error).split())[:200]})") from error
         return generator.to(device).eval()
+
+
+def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
+    """Mean of (B, N) over what is valid, per row: (B,); 0 where nothing is."""
+    return (error * valid).sum(1) / valid.sum(1).clamp(min=1)

@@ -56,14 +56,17 @@ class InstructionEncoder(nn.Module):
             if instruction.shape[-1] != self.embedding_width:
                 raise ValueError(f"instruction: vectors of {instruction.shape[-1]}; expected {self.embedding_width}")
             return self.out(instruction.to(device))
-        codes = [list(text.lower().strip().encode()) for text in instruction]
+        texts = list(dict.fromkeys(instruction))  # each once: a batch has few tasks
+        codes = [list(text.lower().strip().encode()) for text in texts]
         if (longest := max(map(len, codes))) > self.length:
             raise ValueError(f"instruction of {longest} bytes; the generator reads {self.length} (instruction.length)")
         ids = torch.tensor([c + [256] * (self.length - len(c)) for c in codes], device=device)  # (B, L)
         mask = (ids != 256)[..., None]
         tokens = self.embedding(ids) + self.position
         tokens = F.silu(self.convolution((tokens * mask).transpose(1, 2)).transpose(1, 2))  # (B, L, D)
-        return self.out((tokens * mask).sum(1) / mask.sum(1).clamp(min=1))
+        vectors = self.out((tokens * mask).sum(1) / mask.sum(1).clamp(min=1))
+        rows = {text: row for row, text in enumerate(texts)}
+        return vectors[torch.tensor([rows[text] for text in instruction], device=device)]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ Streams = tuple[Tensor, ...]
 Times = tuple[float, ...]  # one per stream
 VelocityFunction = Callable[[Streams, Times], Streams]
 METHODS = ("euler", "heun", "adams_bashforth")
-ORDERS = ("synchronised", "video_first", "actions_once")
+ORDERS = ("synchronised", "video_first", "actions_once", "actions_first")
 
 
 def schedule(num_steps: int, order: str = "synchronised", pinned: tuple[bool, bool] = (False, False)) -> list[Times]:
@@ -20,15 +20,18 @@ def schedule(num_steps: int, order: str = "synchronised", pinned: tuple[bool, bo
 
     synchronised: both streams in every step, as published. video_first: the video is finished before the actions
     begin, with as many steps for each. actions_once: the same, with one step for the actions, which are then their
-    conditional mean given the video. A pinned stream is known data and stays at t = 0.
-    Raises ValueError for an unknown order or num_steps < 1.
+    conditional mean given the video. actions_first: the actions are known before the video begins, so they are pinned,
+    or, if the video is, follow it in one step. A pinned stream is known data and stays at t = 0.
+    Raises ValueError for an unknown order, one that pins nothing where it must, or num_steps < 1.
     """
     if order not in ORDERS:
         raise ValueError(f"sampler order {order!r}: expected one of {', '.join(ORDERS)}")
+    if order == "actions_first" and not any(pinned):
+        raise ValueError("sampler order 'actions_first': expected actions that are known when the schedule begins")
     if num_steps < 1:
         raise ValueError(f"num_inference_steps = {num_steps}: expected at least 1")
     times = torch.linspace(1.0, 0.0, num_steps + 1).tolist()
-    action_times = [1.0, 0.0] if order == "actions_once" else times
+    action_times = [1.0, 0.0] if order in ("actions_once", "actions_first") else times
     if pinned[1]:
         return [(0.0 if pinned[0] else t, 0.0) for t in times]
     if pinned[0]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.data.mixture import BatchSource
 from toolkit.errors import UserError
@@ -57,8 +59,11 @@ def train(
     directory: Path,
     description: str,
     on_log: Callable[[ScalarLog, int], None] | None = None,
-) -> dict[str, float]:
-    """Train `objective` in place and leave its averaged weights in it; returns the last metrics.
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Train `objective` in place and leave its averaged weights in it.
+
+    Returns the last metrics, and the throughput: samples_per_second of this process since it began, flop_per_sample of
+    the first step (matrix products, convolutions and attention, forwards and backwards) and flop_per_second.
 
     Continues from `directory/checkpoints` where one is found; the result is then bit for bit that of an
     uninterrupted run, since batch k depends on the seed and k alone and the random state is restored. Of P processes
@@ -78,8 +83,9 @@ def train(
     checkpoints = directory / "checkpoints"
     first, metrics = load_checkpoint(checkpoints, objective, optimizer, average)
     model, optimizer = accelerator.prepare(trained, optimizer)
+    throughput: dict[str, float] = {}
     log = ScalarLog(directory / "tensorboard", first) if accelerator.is_main_process else None
-    started, seen = time.perf_counter(), 0
+    started, seen, flop = time.perf_counter(), 0, 0.0
     first_seed, several = torch.initial_seed(), accelerator.num_processes > 1
     bar = progress(description=description, total=config.steps, initial=first, unit="step")
     for step in range(first, config.steps):
@@ -92,9 +98,12 @@ def train(
             index = step * config.gradient_accumulation + part
             batch = data.batch(index * accelerator.num_processes + accelerator.process_index)
             batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            with accelerator.autocast():
-                loss, values = model(batch)
-            accelerator.backward(loss / config.gradient_accumulation)
+            with count_flop() if seen == 0 and part == 0 else nullcontext() as counter:
+                with accelerator.autocast():
+                    loss, values = model(batch)
+                accelerator.backward(loss / config.gradient_accumulation)
+            if counter is not None:
+                flop = counter.get_total_flops() / config.batch_size
         norm = accelerator.clip_grad_norm_(objective.parameters(), config.gradient_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -109,7 +118,8 @@ def train(
                 raise UserError(f"{description}: the loss is {loss.item()} at step {done}; try a lower learning rate")
             bar.set_postfix(loss=f"{metrics['loss']:.4f}")
             speed = seen / (time.perf_counter() - started)
-            more = {"learning_rate": rate, "gradient_norm": float(norm), "samples_per_second": speed}
+            throughput = {"samples_per_second": speed, "flop_per_sample": flop, "flop_per_second": speed * flop}
+            more = {"learning_rate": rate, "gradient_norm": float(norm), **throughput}
             if log is not None:
                 log.scalars(done, {**metrics, **more})
             if log is not None and on_log is not None:
@@ -123,4 +133,19 @@ def train(
         save_checkpoint(checkpoints, config.steps, objective, optimizer.optimizer, average, metrics)
     objective.load_state_dict(average.shadow)
     objective.to("cpu").eval()
-    return metrics
+    return metrics, throughput
+
+
+def count_flop() -> FlopCounterMode:
+    """Context that counts floating-point operations, attention on the CPU included, which PyTorch leaves out."""
+
+    def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        batch, heads, queries, width = query
+        return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+    def attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return 5 * attention(query, key, value) // 2  # five products, of which the first is made again
+
+    cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    mapping = {cpu: attention, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward}
+    return FlopCounterMode(display=False, custom_mapping=mapping)
