@@ -45,17 +45,17 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
     check(config)
     root = run.directory
     data = collect(config, root)
-    plan = {
-        (suite, seed): jobs(config, root, data[suite], suite, seed) for suite in config.suites for seed in config.seeds
-    }
-    lanes: dict[str, Lane] = {f"lane {i}": [] for i in range(min(config.lanes, len(plan)))}
-    for i, job in enumerate(plan.values()):
-        lanes[f"lane {i % len(lanes)}"] += job
-    run_lanes(root, lanes)
+    lanes: dict[str, Lane] = {}
+    after: dict[str, str] = {}
+    for suite in config.suites:
+        for seed in config.seeds:
+            add_lanes(lanes, after, config, root, data[suite], suite, seed)
+    run_lanes(root, lanes, config.lanes, after)
     rows, comparisons = [], []
     for suite in config.suites:
         found = evaluations(config, root, suite)
         rows += suite_rows(suite, found)
+        rows += training_rows(config, root, suite)
         rows += set_rows(config, root, data[suite], suite, found)
         rows.append(ceiling_row(suite, read_record(root / f"replay_{data[suite]}")["result"]))
         comparisons += suite_comparisons(config.reference, suite, found)
@@ -66,7 +66,10 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
         "for other metrics of scenes and for differences; least and most of the training seeds for the rest. "
         "p is McNemar's exact test over the pairs of all seeds",
         "training": f"{config.episodes_per_task} episodes a task, seeds {list(config.seeds)}; "
-        f"overrides {' '.join(config.train)}",
+        f"overrides {' '.join(config.train)}; "
+        + "; ".join(f"{system}: {' '.join(config.system_train.get(system, []))}" for system in config.systems)
+        + f". {', '.join(READERS)} take the video branch of {VIDEO_SOURCE}; training_minutes and training_pflop of "
+        "streams and, where a video branch is taken, of that too",
         "suites": "; ".join(
             f"{suite}: {' '.join([*config.conditions[suite].collect, *config.conditions[suite].train])}"
             for suite in config.suites
@@ -112,8 +115,16 @@ def collect(config: BenchmarkGeneratorsConfig, root: Path) -> dict[str, str]:
     return data
 
 
-def jobs(config: BenchmarkGeneratorsConfig, root: Path, data: str, suite: str, seed: int) -> Lane:
-    """Trainings and evaluations of one suite and training seed, in order."""
+def add_lanes(
+    lanes: dict[str, Lane],
+    after: dict[str, str],
+    config: BenchmarkGeneratorsConfig,
+    root: Path,
+    data: str,
+    suite: str,
+    seed: int,
+) -> None:
+    """A lane for each system of a suite and training seed: its training and its evaluations."""
     dataset, held_out = (root / f"{part}_{data}/dataset" for part in ("train", "held_out"))
     single = [f"seed={seed}", *([f"runtime.threads={config.threads}"] if config.threads else [])]
     common = [f"dataset={dataset}", *config.conditions[suite].train, *config.train, *single]
@@ -122,27 +133,25 @@ def jobs(config: BenchmarkGeneratorsConfig, root: Path, data: str, suite: str, s
         systems.append(VIDEO_SOURCE)
     systems.sort(key=lambda system: system != VIDEO_SOURCE)
     source = root / f"{VIDEO_SOURCE}_{suite}_{seed}/generator"
-    lane: Lane = []
     for system in systems:
-        overrides = [f"generator={system}", *common]
-        if system in READERS:
-            overrides += [f"video_from={source}", *config.head_train]
-        elif VIDEO_SOURCE in systems and system != VIDEO_SOURCE:
-            overrides.append(f"tokenizer_from={source}")
-        lane.append((f"{system}_{suite}_{seed}", "train-generator", overrides))
+        name = f"{system}_{suite}_{seed}"
+        overrides = [f"generator={system}", *common, *config.system_train.get(system, [])]
+        if VIDEO_SOURCE in systems and system != VIDEO_SOURCE:
+            overrides.append(f"{'video' if system in READERS else 'tokenizer'}_from={source}")
+            after[name] = f"{VIDEO_SOURCE}_{suite}_{seed}"
+        lanes[name] = [(name, "train-generator", overrides)]
     variants = {system: (system, list[str]()) for system in config.systems}
     variants |= {name: (v.system, list(v.overrides)) for name, v in variants_of(config, suite).items()}
     common_evaluation = [f"dataset={held_out}", "workers=1", "keep_samples=true", *single[1:]]
     for name, (system, overrides) in variants.items():
         checkpoint = f"checkpoint={root / f'{system}_{suite}_{seed}' / 'generator'}"
-        lane.append(
+        lanes[f"{system}_{suite}_{seed}"].append(
             (
                 f"evaluate_{name}_{suite}_{seed}",
                 "evaluate-generator",
                 [checkpoint, *common_evaluation, *config.evaluate, *overrides],
             )
         )
-    return lane
 
 
 def variants_of(config: BenchmarkGeneratorsConfig, suite: str) -> dict[str, VariantConfig]:
@@ -184,6 +193,38 @@ def suite_rows(suite: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[
             row = {"system": system, "suite": suite, "metric": metric, "value": value, "low": low, "high": high}
             rows.append({**row, "n": n, "seeds": len(results)})
     return rows
+
+
+def training_rows(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> list[dict[str, Any]]:
+    """What the training of each system took: minutes, 10^15 floating-point operations, samples/s and FLOP/s."""
+    rows = []
+    for system in config.systems:
+        measured: dict[str, list[float]] = {}
+        for seed in config.seeds:
+            costs = [training_cost(root / f"{system}_{suite}_{seed}")]
+            if system in READERS:
+                costs.append(training_cost(root / f"{VIDEO_SOURCE}_{suite}_{seed}"))
+            for key in ("training_minutes", "training_pflop"):
+                measured.setdefault(key, []).append(sum(cost[key] for cost in costs))
+            for key in ("samples_per_second", "gflop_per_second"):
+                measured.setdefault(key, []).append(costs[0][key])
+        for metric, values in measured.items():
+            row = {"system": system, "suite": suite, "metric": metric, "value": float(np.median(values))}
+            rows.append({**row, "low": min(values), "high": max(values), "n": len(values), "seeds": len(values)})
+    return rows
+
+
+def training_cost(directory: Path) -> dict[str, float]:
+    """Cost of the streams of one training, from its record; the tokenizer, which all share, is left out."""
+    record = read_record(directory)
+    speed, optim = record["result"]["throughput"], record["config"]["optim"]
+    samples = optim["steps"] * optim["batch_size"] * optim["gradient_accumulation"]
+    return {
+        "training_minutes": samples / speed["samples_per_second"] / 60,
+        "training_pflop": samples * speed["flop_per_sample"] / 1e15,
+        "samples_per_second": speed["samples_per_second"],
+        "gflop_per_second": speed["flop_per_second"] / 1e9,
+    }
 
 
 def set_rows(

@@ -131,20 +131,32 @@ def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]
     return cli.execute(command, [*overrides, f"out={directory}", "resume=true"])
 
 
-def run_lanes(root: Path, lanes: dict[str, Lane]) -> None:
-    """One process per policy. Raises UserError if one fails; its own message is already on the screen."""
+def run_lanes(
+    root: Path, lanes: dict[str, Lane], limit: int | None = None, after: dict[str, str] | None = None
+) -> None:
+    """One process per lane, `limit` at a time; a lane begins once the one that `after` names for it has ended.
+
+    Raises UserError if one fails; its own message is already on the screen.
+    """
     context = multiprocessing.get_context("spawn")
-    processes = {
-        name: context.Process(target=_run_lane, args=(position, root, lane), name=name)
-        for position, (name, lane) in enumerate(lanes.items())
-    }
+    waiting, after, limit = list(lanes), after or {}, limit or len(lanes)
+    processes: dict[str, Any] = {}
+    places: dict[str, int] = {}  # line of the progress bar
     try:
-        for process in processes.values():
-            process.start()
-        while alive := [process.sentinel for process in processes.values() if process.is_alive()]:
-            connection.wait(alive)  # of an empty list it would wait for ever
+        while True:
+            running = [name for name, process in processes.items() if process.is_alive()]
             if any(process.exitcode for process in processes.values()):
                 break  # no need to wait for the others
+            ready = [n for n in waiting if n not in after or (after[n] in processes and after[n] not in running)]
+            for name in ready[: limit - len(running)]:
+                places[name] = min(set(range(limit)) - {places[other] for other in running})
+                processes[name] = context.Process(target=_run_lane, args=(places[name], root, lanes[name]), name=name)
+                processes[name].start()
+                waiting.remove(name)
+                running.append(name)
+            if not running:
+                break
+            connection.wait([processes[name].sentinel for name in running])
         failed = [name for name, process in processes.items() if process.exitcode]
     except KeyboardInterrupt:
         for process in processes.values():

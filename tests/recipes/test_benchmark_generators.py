@@ -20,7 +20,7 @@ SMALL = [
     "scenes_per_task=4",
     "encoder_steps=2",
     "lanes=1",
-    "head_train=['optim.steps=1']",
+    "system_train={two_stage_temporal:['optim.steps=1'],vag:['optim.batch_size=4']}",
     "evaluate=['sampler.num_inference_steps=2']",
 ]
 TRAIN = [
@@ -61,6 +61,8 @@ def test_systems_are_compared_on_the_same_scenes(tmp_path: Path, capsys: pytest.
     assert ("vag", "inverse_dynamics_error_difference") in made
     card = json.loads((out / "validity_card_coarse.json").read_text())
     assert {row["corruption"] for row in card["rows"]} == {"blur", "noise", "freeze", "shuffle", "reverse"}
+    pflop = {row["system"]: row["value"] for row in record["rows"] if row["metric"] == "training_pflop"}
+    assert pflop["vag"] > pflop["action_only"] > 0
     compared = {row["b"] for row in record["comparisons"] if row["metric"] == "replay_success"}
     assert compared == {"two_stage_temporal", "action_only"}
     scenes = [
