@@ -127,7 +127,7 @@ def add_lanes(
     """A lane for each system of a suite and training seed: its training and its evaluations."""
     dataset, held_out = (root / f"{part}_{data}/dataset" for part in ("train", "held_out"))
     single = [f"seed={seed}", *([f"runtime.threads={config.threads}"] if config.threads else [])]
-    common = [f"dataset={dataset}", *config.conditions[suite].train, *config.train, *single]
+    common = [*config.train, *single]
     systems = list(config.systems)
     if VIDEO_SOURCE not in systems and set(systems) & set(READERS):
         systems.append(VIDEO_SOURCE)
@@ -135,7 +135,8 @@ def add_lanes(
     source = root / f"{VIDEO_SOURCE}_{suite}_{seed}/generator"
     for system in systems:
         name = f"{system}_{suite}_{seed}"
-        overrides = [f"generator={system}", *common, *config.system_train.get(system, [])]
+        overrides = [f"dataset={dataset}", f"generator={system}", *config.conditions[suite].train]
+        overrides += [*config.system_train.get(system, []), *common]
         if VIDEO_SOURCE in systems and system != VIDEO_SOURCE:
             overrides.append(f"{'video' if system in READERS else 'tokenizer'}_from={source}")
             after[name] = f"{VIDEO_SOURCE}_{suite}_{seed}"

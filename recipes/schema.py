@@ -109,7 +109,7 @@ class BenchmarkGeneratorsConfig(CommonConfig):
     encoder_steps: int = 150
     collect: list[str] = field(default_factory=list)  # overrides for every collect, train-generator, ...
     train: list[str] = field(default_factory=list)
-    system_train: dict[str, list[str]] = field(default_factory=dict)  # more of them for single systems
+    system_train: dict[str, list[str]] = field(default_factory=dict)  # before them, for single systems
     evaluate: list[str] = field(default_factory=list)
     lanes: int = 2  # processes side by side
     threads: int = 1  # of each; 0 = torch's default

@@ -261,7 +261,7 @@ class Generator(nn.Module):
         )
         valid = ~batch["is_pad"] if "is_pad" in batch else torch.ones_like(trajectory[..., 0], dtype=torch.bool)
         labelled = batch.get("has_actions", torch.ones(size, dtype=torch.bool, device=device))
-        pairs = size - round(self.config.action.plan_share * size)
+        pairs = max(1, size - round(self.config.action.plan_share * size))
         t_video, t_action = self.draw_clocks(pairs, device)
         t_action = torch.where(labelled[:pairs], t_action, torch.ones_like(t_action))  # not known: noise to both
         video, action = self.pair_loss(

@@ -20,7 +20,7 @@ SMALL = [
     "scenes_per_task=4",
     "encoder_steps=2",
     "lanes=1",
-    "system_train={two_stage_temporal:['optim.steps=1'],vag:['optim.batch_size=4']}",
+    "system_train={vag:['optim.gradient_accumulation=2']}",
     "evaluate=['sampler.num_inference_steps=2']",
 ]
 TRAIN = [
