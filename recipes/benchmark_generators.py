@@ -78,7 +78,8 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
     lists = {name: ",".join(map(str, getattr(config, name))) for name in ("suites", "systems", "seeds")}
     command = " ".join(["vag benchmark generators", *(f"{name}=[{values}]" for name, values in lists.items())])
     record = write_record(root, "generators", command, rows, comparisons, notes)
-    run.result.update(rows=rows, comparisons=comparisons)
+    cards = {suite: json.loads((root / f"validity_card_{suite}.json").read_text()) for suite in config.suites}
+    run.result.update(rows=rows, comparisons=comparisons, validity_cards=cards)
     print(json.dumps(record), flush=True)
 
 

@@ -318,6 +318,37 @@ def test_odd_records_still_give_a_page(tmp_path: Path) -> None:
     assert not page.of("i")
 
 
+def test_generators_side_by_side(tmp_path: Path) -> None:
+    def row(system: str, suite: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
+        return {"system": system, "suite": suite, "metric": metric, "value": value, "n": 150, **more}
+
+    bounds = {"low": 0.7, "high": 0.83}
+    rows = [row("vag", s, "replay_success", v, **bounds) for s, v in (("dense", 0.78), ("coarse", 0.76))]
+    rows += [row("two_stage_temporal", "dense", "replay_success", 0.62, low=0.54, high=0.69)]
+    rows += [row("vag", "dense", "frechet_clip_distance", 3.217), {"system": "vag"}, 7]
+    corrupted = {"corruption": "freeze", "unit": "frames", "strengths": [1, 4], "distances": [2, 3], "monotone": True}
+    result = {
+        "rows": rows,
+        "comparisons": [{"a": "vag", "b": "two_stage_temporal", "suite": "dense", "difference": 0.1601, "p": 0.0123}],
+        "validity_cards": {"dense": {"floor": 1.0, "rows": [corrupted]}},
+    }
+    table = table_of(("push", 3, 4), ("sweep-into", 1, 4))
+    scored = {
+        "replay": {"successes": 4, "n": 8, "rate": 0.5, "low": 0.2152, "high": 0.7848, "tasks": table["tasks"]},
+        "metrics": {"psnr": 21.43},
+        "success_curve": {"thresholds": [0.1, 0.2], "success": [0.0, 1.0]},
+    }
+    page = page_of(
+        write_run(tmp_path / "bench", "benchmark generators", result),
+        write_run(tmp_path / "scores", "evaluate-generator", scored),
+    )
+    assert [section["id"] for section in page.of("section")] == ["evaluate-generator", "benchmark-generators"]
+    for words in ("78 %  ·  117/150  ·  [70, 83]", "3.217", "0.1601", "freeze, 1–4 frames", "4/8", "21.43"):
+        assert words in page.words, words
+    assert "Pairs within an action distance" in page.words
+    assert {link["href"] for link in page.of("a")} >= {"#benchmark-generators", "#evaluate-generator"}
+
+
 def test_damaged_and_cut_event_files_give_what_they_hold(tmp_path: Path) -> None:
     write_curves(tmp_path / "whole", 0)
     (file,) = (tmp_path / "whole").iterdir()

@@ -100,8 +100,8 @@ def duration_bars(stages: Sequence[tuple[str, float]], title: str = "Time per st
         return _svg(figure, title)
 
 
-def curves(lines: Mapping[str, Curve], title: str, unit: str = "") -> str:
-    """One line per name against the training step; above 40 points also its running mean. Returns SVG.
+def curves(lines: Mapping[str, Curve], title: str, unit: str = "", xlabel: str = "training step") -> str:
+    """One line per name; above 40 points also its running mean. Returns SVG.
 
     The value axis is logarithmic when all values are positive and span more than a factor of 30.
     """
@@ -124,7 +124,7 @@ def curves(lines: Mapping[str, Curve], title: str, unit: str = "") -> str:
             )
         axes.grid(axis="y")
         axes.margins(x=0.01)
-        axes.set_xlabel("training step", loc="right", fontsize=9.5)
+        axes.set_xlabel(xlabel, loc="right", fontsize=9.5)
         figure.text(0.02, 0.985, _clean(f"{title} [{unit}]" if unit else title, 60), weight="bold", va="top")
         if len(lines) > 1:
             figure.legend(

@@ -73,9 +73,10 @@ def write_report(run_dirs: Iterable[str | Path], output_html: str | Path) -> Non
             continue
         title = STORY[command][0] if command in STORY else command.capitalize()
         number = f"<span>{len(links)}</span>" if command != "demo" and "demo" in {r.command for r in runs} else ""
-        links.append(f'<li><a href="#{escaped(command)}">{escaped(title)}</a></li>')
+        place = escaped(command.replace(" ", "-"))
+        links.append(f'<li><a href="#{place}">{escaped(title)}</a></li>')
         body = _section(command, chosen, has_demo=any(run.command == "demo" for run in runs))
-        sections.append(f'<section id="{escaped(command)}">\n<h2>{number}{escaped(title)}</h2>\n{body}\n</section>')
+        sections.append(f'<section id="{place}">\n<h2>{number}{escaped(title)}</h2>\n{body}\n</section>')
     template = Template(files("toolkit.reporting").joinpath("report.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title="Video-action generation: run report" if runs else "Video-action generation: no runs",
@@ -217,6 +218,52 @@ def _inspect(runs: list[RunPage], has_demo: bool) -> list[str]:
     return [part for run in runs for part in inspection(run.name, run.result)]
 
 
+def _evaluate_generator(runs: list[RunPage], has_demo: bool) -> list[str]:
+    replays = [{"system": run.name, **as_dict(run.result.get("replay"))} for run in runs]
+    parts = _success([row for row in replays if "n" in row], ("system",), "Replay success of generated actions")
+    rows = [{"run": run.name, **as_dict(run.result.get("metrics"))} for run in runs]
+    parts.append("<h3>Generated against recorded, same first picture</h3>" + rows_table(rows))
+    lines = {}
+    for run in runs:
+        curve = as_dict(run.result.get("success_curve"))
+        if curve:
+            lines[run.name] = as_list(curve.get("thresholds")), as_list(curve.get("success"))
+    if lines:
+        figure = plots.curves(lines, "Pairs within an action distance", xlabel="action distance")
+        parts.append(framed(figure, "Share of the pairs whose mean action distance is at most the threshold."))
+    return parts
+
+
+def _benchmark_generators(runs: list[RunPage], has_demo: bool) -> list[str]:
+    """Every suite: replay success, all other metrics, what was compared, and what its clip distance is worth."""
+    parts = []
+    for run in runs:
+        rows = [row for row in map(as_dict, as_list(run.result.get("rows"))) if {"system", "metric"} <= set(row)]
+        rows = [row for row in rows if finite(row.get("value")) is not None]
+        comparisons = [as_dict(row) for row in as_list(run.result.get("comparisons"))]
+        for suite in distinct(row.get("suite") for row in rows):
+            chosen = [row for row in rows if row.get("suite") == suite]
+            bars = [
+                {**row, "label": row["system"], "rate": row["value"], "successes": round(row["value"] * row["n"])}
+                for row in chosen
+                if row["metric"] == "replay_success" and finite(row.get("n")) is not None
+            ]
+            table: dict[str, dict[str, Any]] = {}
+            for row in chosen:
+                table.setdefault(row["system"], {"system": row["system"]})[row["metric"]] = row["value"]
+            card = as_dict(as_dict(run.result.get("validity_cards")).get(suite))
+            parts.append(f"<h3>Suite <code>{escaped(suite)}</code></h3>")
+            figures = [framed(plots.success_bars(bars, f"Replay success, {suite}"), "")] if bars else []
+            if card:
+                caption = "Dashed: the distance of recorded clips to each other. A useful distance rises."
+                figures.append(framed(plots.validity_lines(card), caption))
+            parts.append(side_by_side(figures))
+            parts.append(rows_table(list(table.values())) + _glossary(chosen))
+            if compared := [row for row in comparisons if row.get("suite") == suite]:
+                parts.append("<h3>Paired differences, a minus b</h3>" + rows_table(compared))
+    return parts
+
+
 def _replay(runs: list[RunPage], has_demo: bool) -> list[str]:
     return _success([row for run in runs for row in _systems(run)], ("system",), "Replay success")
 
@@ -236,6 +283,8 @@ PARTS: dict[str, Callable[[list[RunPage], bool], list[str]]] = {
     "collect": _collect,
     "inspect": _inspect,
     "synthesize": _synthesize,
+    "evaluate-generator": _evaluate_generator,
+    "benchmark generators": _benchmark_generators,
     "replay": _replay,
     "evaluate": _evaluate,
 }

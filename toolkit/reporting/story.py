@@ -53,6 +53,16 @@ STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "{generator.parameters} parameters",
         ),
     ),
+    "evaluate-generator": (
+        "Evaluate the generator",
+        "Generated pairs against recorded episodes that start in the same scene, which training has not seen.",
+        ("{seconds_per_pair} s per pair", "{function_evaluations} model evaluations each"),
+    ),
+    "benchmark generators": (
+        "Generators side by side",
+        "Several systems are trained alike, and sampled and replayed on the same unseen scenes.",
+        (),
+    ),
     "synthesize": (
         "Synthesize",
         "One picture, one state and an instruction go in; a video with matching actions and states comes out.",
@@ -98,6 +108,11 @@ ARMS = {
     "real_all": "trained on all recorded episodes",
     "shuffled_actions": "generated videos with the actions of other episodes, a control",
     "vag": "video and actions generated together",
+    "vag_grid": "video and actions in step, a U-Net that reads the video pooled to a grid",
+    "vag_published": "the same with the published bridge, one pooled cell",
+    "two_stage_temporal": "the video first, then inverse dynamics on all of its latents",
+    "two_stage_resnet": "the video first, then inverse dynamics frame by frame",
+    "action_only": "actions without a video",
     "recorded": "the operator's own actions: what open-loop replay can reach",
 }
 SHOWN = {  # keys of a result that the page already tells; the rest goes into a generic table
@@ -119,4 +134,5 @@ SHOWN = {  # keys of a result that the page already tells; the rest goes into a 
         "fixed",
     ),
     *("generator", "tokenizer", "steps", "loss", "generator_id"),
+    *("rows", "comparisons", "validity_cards", "replay", "success_curve", "scenes"),
 }
