@@ -86,7 +86,12 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
 def check(config: BenchmarkGeneratorsConfig) -> None:
     """Raise UserError for a suite, system or variant that is not known, before anything is trained."""
     known = options_of("generator")
-    for name in (*config.systems, config.reference, *(variant.system for variant in config.variants.values())):
+    for name in (
+        *config.systems,
+        *config.helpers,
+        config.reference,
+        *(variant.system for variant in config.variants.values()),
+    ):
         if name not in known:
             raise UserError(f"benchmark generators: unknown system '{name}'. {nearest(name, known)}")
     if config.reference not in config.systems:
@@ -129,7 +134,7 @@ def add_lanes(
     dataset, held_out = (root / f"{part}_{data}/dataset" for part in ("train", "held_out"))
     single = [f"seed={seed}", *([f"runtime.threads={config.threads}"] if config.threads else [])]
     common = [*config.train, *single]
-    systems = list(config.systems)
+    systems = trained(config, suite)
     if VIDEO_SOURCE not in systems and set(systems) & set(READERS):
         systems.append(VIDEO_SOURCE)
     systems.sort(key=lambda system: system != VIDEO_SOURCE)
@@ -160,7 +165,12 @@ def variants_of(config: BenchmarkGeneratorsConfig, suite: str) -> dict[str, Vari
     """Further evaluations in a suite, of systems that take part."""
     if suite != config.variants_suite:
         return {}
-    return {name: variant for name, variant in config.variants.items() if variant.system in config.systems}
+    return {name: variant for name, variant in config.variants.items() if variant.system in trained(config, suite)}
+
+
+def trained(config: BenchmarkGeneratorsConfig, suite: str) -> list[str]:
+    """Systems that are trained in a suite."""
+    return [*config.systems, *(config.helpers if suite == config.variants_suite else [])]
 
 
 def evaluations(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> dict[str, list[dict[str, Any]]]:
@@ -200,7 +210,7 @@ def suite_rows(suite: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[
 def training_rows(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> list[dict[str, Any]]:
     """What the training of each system took: minutes, 10^15 floating-point operations, samples/s and FLOP/s."""
     rows = []
-    for system in config.systems:
+    for system in trained(config, suite):
         measured: dict[str, list[float]] = {}
         for seed in config.seeds:
             costs = [training_cost(root / f"{system}_{suite}_{seed}")]

@@ -97,6 +97,7 @@ class BenchmarkGeneratorsConfig(CommonConfig):
     conditions: dict[str, SuiteConfig] = field(default_factory=dict)  # what each suite is
     systems: list[str] = MISSING  # configs of the group `generator`
     reference: str = "vag"  # that all others are compared with
+    helpers: list[str] = MISSING  # systems that only take part in the variants
     variants: dict[str, VariantConfig] = field(default_factory=dict)
     variants_suite: str = MISSING  # the one suite that they are evaluated in
     seeds: list[int] = MISSING  # of training

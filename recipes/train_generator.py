@@ -91,12 +91,15 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
         if due and config.generator.makes_video:
             batch = to_tensors(starts.window(np.arange(min(2, store.num_episodes))))
             device = generator.mean.device
+            follows = config.generator.action.clocks == "given"
+            given = {key: batch[key].to(device) for key in ("actions", "states")} if follows else {}
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 sample = generator.sample(
                     batch["frames"][:, 0].to(device),
                     batch["states"][:, 0].to(device),
                     encode(batch["instruction"]),
+                    **given,
                 )
             pairs = np.concatenate([batch["frames"].numpy(), sample.frames.cpu().numpy()], axis=2)
             log.video(step, "real_above_generated", pairs[:, :: max(1, pairs.shape[1] // 20)], 10)

@@ -65,7 +65,7 @@ class ActionConfig:
     reads: str = "hidden"  # what a transformer reads of its frame: hidden (tokens of the video branch) | nothing
     detach: bool = False  # no gradient from the action loss into the video branch
     prediction: str = "sample"  # the network gives: velocity | sample (the clean trajectory)
-    clocks: str = "independent"  # shared: t_action = t_video, as published | independent
+    clocks: str = "independent"  # shared: t_action = t_video, as published | independent | given: t_action = 0
     plan_share: float = 0.0  # of a training batch: actions from the scene alone, at a tenth of the cost of a video
     loss_weight: float = 1.0
     width: int = 256  # of the transformers
@@ -159,7 +159,7 @@ class GeneratorConfig:
             ("action.kind", self.action.kind, ("unet", "transformer", "temporal", "resnet")),
             ("action.reads", self.action.reads, ("hidden", "nothing")),
             ("action.prediction", self.action.prediction, ("velocity", "sample")),
-            ("action.clocks", self.action.clocks, ("shared", "independent")),
+            ("action.clocks", self.action.clocks, ("shared", "independent", "given")),
         ):
             if value not in known:
                 raise ValueError(f"{field_name} = {value!r}: expected one of {', '.join(known)}")
@@ -172,6 +172,8 @@ class GeneratorConfig:
                 f"action.plan_share = {self.action.plan_share}: expected at least 0 and less than 1, and more than 0 "
                 "for action.kind = transformer with action.clocks = independent alone"
             )
+        if self.action.clocks == "given" and not (self.makes_video and self.video.hears_actions):
+            raise ValueError("action.clocks = given: expected makes_video = True and video.hears_actions = True")
         if len(self.bridge.grid) != 3 or min(self.bridge.grid) < 1:
             raise ValueError(f"bridge.grid = {self.bridge.grid}: expected three positive numbers (t, h, w)")
 

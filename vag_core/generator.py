@@ -115,9 +115,13 @@ class Generator(nn.Module):
         else:
             self.action = FramewiseInverseDynamics(action, chunk)
         self.video_is_given = False
+        unused: list[nn.Module] = []
         if not config.makes_video:
-            for unused in (self.tokenizer, self.scene.token, self.video, self.video_instruction, self.video_state):
-                unused.requires_grad_(False)
+            unused = [self.tokenizer, self.scene.token, self.video, self.video_instruction, self.video_state]
+        elif action.clocks == "given":
+            unused = [module for name, module in self.named_children() if name.startswith("action")]
+        for module in unused:
+            module.requires_grad_(False)
         # Normalisation and range of [action, state], measured on the training data by `set_statistics`.
         for name, value in (("mean", 0.0), ("std", 1.0), ("low", -NO_LIMIT), ("high", NO_LIMIT)):
             self.register_buffer(name, torch.full((trajectory,), value))
@@ -292,6 +296,8 @@ class Generator(nn.Module):
             return t_video, torch.ones_like(t_video)
         if self.config.action.clocks == "shared":
             return t_video, t_video
+        if self.config.action.clocks == "given":
+            return t_video, torch.zeros_like(t_video)
         kind, own = torch.rand(size, device=device), torch.rand(size, device=device).clamp(min=SMALLEST_TIME)
         own = torch.where(torch.rand(size, device=device) < ALL_NOISE, torch.ones_like(own), own)
         if not self.config.makes_video:
@@ -329,7 +335,9 @@ class Generator(nn.Module):
             predicted, hidden = self.video_step(noisy, t_video, scene, noisy_trajectory, t_action)
             clean = torch.cat([scene.first, predict_clean(noisy, predicted, t_video)], dim=2)
             video_error = (predicted - velocity(rest, video_noise)).square().mean(dim=(1, 3, 4))  # (B, T-1)
-        if config.two_stage:
+        if config.action.clocks == "given":
+            action_error = torch.zeros_like(trajectory)
+        elif config.two_stage:
             action_error = (self.infer_actions(latents, frames, scene) - trajectory).square()
         else:
             output = self.action_step(noisy_trajectory, t_action, scene, clean, hidden, t_video)
@@ -368,10 +376,13 @@ class Generator(nn.Module):
         rng: where noise comes from; with one generator per pair, a pair does not depend on those beside it.
         guidance_scale: classifier-free guidance on the instruction (arXiv 2207.12598); 1 = off.
         Without a video branch the frames repeat the first image.
-        Raises ValueError for an image or state of another size than the generator was trained on.
+        Raises ValueError for an image or state of another size than the generator was trained on, and for an order
+        that it does not know.
         """
         config = self.config
         image, state = self._check_inputs(image, state, instruction)
+        if config.action.clocks == "given" and actions is None:
+            raise ValueError("a generator with action.clocks = given makes videos for actions that are given")
         device, size = self.mean.device, len(image)
         first_image = to_float_frames(image[:, None])[:, :, 0]
         first = self.tokenizer.encode_first(first_image)

@@ -76,7 +76,8 @@ def test_variants_are_evaluated_in_their_suite_where_their_system_takes_part() -
     config: Any = OmegaConf.to_object(compose_config("benchmark generators", ["systems=[vag]"]))
     found = variants_of(config, "dense")
     assert found["vag_euler_32"].overrides == ["sampler.num_inference_steps=32"]
-    assert {variant.system for variant in found.values()} == {"vag"}
+    assert found["dedicated_forward_dynamics"].overrides == ["given=actions"]
+    assert {variant.system for variant in found.values()} == {"vag", "forward_dynamics"}
     assert variants_of(config, "coarse") == {}
 
 

@@ -34,6 +34,7 @@ SYSTEMS = {
     "vag": {},
     "vag_plan": {"action": ActionConfig(width=48, depth=2, plan_share=0.5)},
     "vag_grid": {"video": ONE_WAY, "action": UNET},
+    "forward_dynamics": {"action": ActionConfig(clocks="given", width=48, depth=2)},
     "two_stage_temporal": {
         "video": ONE_WAY,
         "action": ActionConfig(kind="temporal", width=48, depth=2),
@@ -290,7 +291,7 @@ def test_sample_shapes_seed_and_units(batch: dict) -> None:
     assert torch.equal(clipped.frames, first.frames)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", sorted(set(SYSTEMS) - {"forward_dynamics"}))
 def test_every_system_samples_pairs_and_keeps_what_is_given(system: str, batch: dict) -> None:
     generator = build(system)
     image, state, instruction = batch["frames"][:, 0], batch["states"][:, 0], batch["instruction"]
@@ -324,6 +325,27 @@ def test_every_system_samples_pairs_and_keeps_what_is_given(system: str, batch: 
         assert not torch.equal(forward.frames, made.frames)
         assert not torch.equal(draw(order="video_first").actions, made.actions)
         assert draw(order="synchronised", guidance_scale=2.0).function_evaluations == 4
+
+
+def test_forward_dynamics_follows_actions_and_makes_none(batch: dict) -> None:
+    generator = build("forward_dynamics").train()
+    loss, metrics = generator.loss(batch)
+    loss.backward()
+    assert metrics["action_loss"] == 0
+    assert generator.video.embed_actions.weight.grad.abs().max() > 0
+    generator.eval()
+    image, state = batch["frames"][:, 0], batch["states"][:, 0]
+    with pytest.raises(ValueError, match="actions that are given"):
+        generator.sample(image, state, batch["instruction"])
+    noise = lambda: [torch.Generator().manual_seed(i) for i in range(6)]  # noqa: E731
+    made = [
+        generator.sample(
+            image, state, batch["instruction"], actions=batch["actions"] + shift, states=batch["states"], rng=noise()
+        )
+        for shift in (0.0, 2.0)
+    ]
+    assert made[0].function_evaluations == 10
+    assert not torch.equal(made[0].frames, made[1].frames)
 
 
 def test_a_shared_video_branch_is_the_same_weight_for_weight_and_stays(batch: dict) -> None:
