@@ -13,6 +13,7 @@ from typing import Any
 class TokenizerConfig:
     """Causal video tokenizer: the first frame alone, then groups of `temporal_stride` frames."""
 
+    kind: str = "conv"  # of `video_branch.TOKENIZERS`
     latent_channels: int = 16
     temporal_stride: int = 8  # frames per latent frame after the first; 1 = per-frame tokenizer
     spatial_stride: int = 8  # pixels per latent cell
@@ -35,6 +36,7 @@ class SceneConfig:
 class VideoConfig:
     """Latent video diffusion transformer (adaLN-Zero)."""
 
+    kind: str = "dit"  # of `video_branch.BACKBONES`
     width: int = 192
     depth: int = 6
     heads: int = 6
@@ -116,6 +118,11 @@ class GeneratorConfig:
         size = self.image_size // self.tokenizer.spatial_stride
         frames = 1 + (self.num_frames - 1) // self.tokenizer.temporal_stride
         return self.tokenizer.latent_channels, frames, size, size
+
+    @property
+    def chunk(self) -> int:
+        """Numbers of the trajectory that belong to one latent frame."""
+        return self.action_horizon // (self.latent_shape[1] - 1) * (self.action_dim + self.state_dim)
 
     @property
     def two_stage(self) -> bool:

@@ -28,8 +28,8 @@ from vag_core.layers import InstructionEncoder, TimeEmbedding
 from vag_core.pooling_bridge import PoolingBridge
 from vag_core.sampler import Streams, Times, integrate, schedule
 from vag_core.scene_encoder import SceneEncoder
-from vag_core.video_dit import VideoDiT
-from vag_core.video_tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
+from vag_core.video_branch import build_video_branch
+from vag_core.video_tokenizer import to_float_frames, to_uint8_frames
 
 CHECKPOINT_TYPE = "vag_generator"
 
@@ -88,13 +88,10 @@ class Generator(nn.Module):
         config.validate()
         self.config = config
         text, width, action = config.instruction, config.video.width, config.action
-        channels, frames, side, _ = config.latent_shape
-        side //= config.video.patch_size
-        trajectory = config.action_dim + config.state_dim
-        chunk = config.action_horizon // (frames - 1) * trajectory
-        self.tokenizer = VideoTokenizer(config.tokenizer)
+        side = config.latent_shape[2] // config.video.patch_size
+        trajectory, chunk = config.action_dim + config.state_dim, config.chunk
+        self.tokenizer, self.video = build_video_branch(config)
         self.scene = SceneEncoder(config.scene, config.image_size, side, width)
-        self.video = VideoDiT(config.video, channels, chunk)
         self.video_instruction = InstructionEncoder(text.kind, width, text.length, text.embedding_width)
         self.video_state = nn.Linear(config.state_dim, width)
         inner = config.bridge.width if action.kind == "unet" else action.width

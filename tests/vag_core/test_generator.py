@@ -11,6 +11,7 @@ from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import GeneratorClips
 from vag_core import Generator, GeneratorConfig
 from vag_core.config import ActionConfig, BridgeConfig, SceneConfig, TokenizerConfig, VideoConfig
+from vag_core.video_branch import BACKBONES
 
 
 def small(**changes: object) -> GeneratorConfig:
@@ -378,6 +379,33 @@ def test_bad_inputs_to_sample_are_named(generator: Generator) -> None:
         generator.sample(image, state, ["a" * 70])
     with pytest.raises(ValueError, match="expected strings"):
         generator.sample(image, state, torch.zeros(1, 384))
+
+
+class Still(torch.nn.Module):
+    """The smallest backbone: the first frame, forever."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.width = config.video.width
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, noisy, first, t, scene, condition, chunks, t_action):
+        hidden = (scene + condition[:, None])[:, None].expand(-1, noisy.shape[2], -1, -1)
+        return self.scale * (noisy - first) / t.clamp(min=0.05).view(-1, 1, 1, 1, 1), hidden
+
+
+def test_another_backbone_takes_the_place_of_the_video_branch(
+    batch: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKBONES, "still", Still)
+    generator = Generator(small(video=replace(small().video, kind="still")))
+    generator.loss(batch)[0].backward()
+    assert generator.video.scale.grad.abs() > 0
+    generator.save_pretrained(tmp_path)
+    sample = Generator.from_pretrained(tmp_path).sample(batch["frames"][:, 0], batch["states"][:, 0], ["a"] * 6)
+    assert sample.frames.shape == batch["frames"].shape
+    with pytest.raises(ValueError, match="video.kind = 'wan': expected one of dit, still"):
+        Generator(small(video=replace(small().video, kind="wan")))
 
 
 def test_checkpoint_round_trip_is_exact_and_strict(generator: Generator, tmp_path: Path) -> None:

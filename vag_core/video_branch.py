@@ -1,0 +1,79 @@
+"""What the video branch is made of: a tokenizer and a backbone, each chosen by its `kind` and replaceable.
+
+A pretrained model, such as Cosmos-Predict2 or Wan2.2 from diffusers, takes part as a module that keeps to one of the
+two protocols and an entry in the table below; generator, sampler and recipes stay as they are.
+
+Shapes: frames (B, 3, F, H, W) in [0, 1]; latents (B, C, T, h, w) of unit variance, C, T, h, w =
+`GeneratorConfig.latent_shape`: one latent frame for the first frame and one for each `temporal_stride` after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from vag_core.config import GeneratorConfig
+from vag_core.video_dit import VideoDiT
+from vag_core.video_tokenizer import VideoTokenizer
+
+
+class Tokenizer(Protocol):
+    """Frames <-> latents, causal: the first latent frame depends on the first frame alone."""
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """(B, 3, F, H, W) -> (B, C, T, h, w)."""
+
+    def encode_first(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, 1, h, w)."""
+
+    def decode(self, latents: Tensor, first_frame: Tensor | None = None) -> Tensor:
+        """(B, C, T, h, w) -> (B, 3, F, H, W); `first_frame` (B, 3, H, W) comes back as it is."""
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Objective of its own training on batch["frames"]."""
+
+    def calibrate(self, frames: Tensor) -> None:
+        """Measure on (B, 3, F, H, W) what brings the latents to unit variance."""
+
+
+class Backbone(Protocol):
+    """Noisy latents, time and conditions -> velocity and hidden tokens."""
+
+    def __call__(
+        self,
+        noisy: Tensor,
+        first: Tensor,
+        t: Tensor,
+        scene: Tensor,
+        condition: Tensor,
+        chunks: Tensor,
+        t_action: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """noisy: (B, C, T-1, h, w) at times t (B,), first: (B, C, 1, h, w) clean.
+
+        scene: (B, S, D) tokens of the first frame and condition: (B, D) of instruction and state, where D =
+        `video.width` and S = (h / `video.patch_size`) squared. chunks: (B, T-1, n) noisy trajectory at times t_action
+        (B,), to be left alone unless `video.hears_actions`. Returns the velocity, as noisy, and the hidden tokens
+        (B, T-1, S, D) of the same frames, which the action branch reads.
+        """
+
+
+TOKENIZERS: dict[str, Callable[[GeneratorConfig], Any]] = {
+    "conv": lambda config: VideoTokenizer(config.tokenizer),
+}
+BACKBONES: dict[str, Callable[[GeneratorConfig], Any]] = {
+    "dit": lambda config: VideoDiT(config.video, config.latent_shape[0], config.chunk),
+}
+
+
+def build_video_branch(config: GeneratorConfig) -> tuple[Any, Any]:
+    """Tokenizer and backbone. Raises ValueError for a kind that is in no table."""
+    for name, kind, known in (
+        ("tokenizer.kind", config.tokenizer.kind, TOKENIZERS),
+        ("video.kind", config.video.kind, BACKBONES),
+    ):
+        if kind not in known:
+            raise ValueError(f"{name} = {kind!r}: expected one of {', '.join(known)}")
+    return TOKENIZERS[config.tokenizer.kind](config), BACKBONES[config.video.kind](config)
