@@ -50,6 +50,7 @@ def record_page(record: dict[str, Any]) -> str:
         "",
         *(f"- {name.replace('_', ' ')}: {text}" for name, text in record["notes"].items()),
         f"- versions: {', '.join(f'{name} {version}' for name, version in record['versions'].items())}",
+        *overview(record["rows"]),
         "",
         "| System | Suite | Metric | Value | Low | High | n |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
@@ -57,12 +58,32 @@ def record_page(record: dict[str, Any]) -> str:
     for row in record["rows"]:
         numbers = " | ".join(_number(row[key]) for key in ("value", "low", "high", "n"))
         lines.append(f"| {row['system']} | {row['suite']} | {row['metric']} | {numbers} |")
-    lines += ["", "| Compared | Suite | Metric | Value | Low | High |", "| --- | --- | --- | ---: | ---: | ---: |"]
+    tested = any("p" in row for row in record["comparisons"])
+    heads, rule = (" p |", " ---: |") if tested else ("", "")
+    lines += ["", f"| Compared | Suite | Metric | Value | Low | High |{heads}"]
+    lines.append(f"| --- | --- | --- | ---: | ---: | ---: |{rule}")
     for row in record["comparisons"]:
         sign, value = ("/", row["value"]) if "value" in row else ("-", row["difference"])
         numbers = " | ".join(_number(number) for number in (value, row["low"], row["high"]))
-        lines.append(f"| {row['a']} {sign} {row['b']} | {row['suite']} | {row['metric']} | {numbers} |")
+        p = f" {_number(row['p']) if 'p' in row else ''} |" if tested else ""
+        lines.append(f"| {row['a']} {sign} {row['b']} | {row['suite']} | {row['metric']} | {numbers} |{p}")
     return "\n".join(lines) + "\n"
+
+
+def overview(rows: list[dict[str, Any]]) -> list[str]:
+    """Lines of a table for each suite that has many metrics: a row for each system, a column for each metric."""
+    lines: list[str] = []
+    for suite in dict.fromkeys(row["suite"] for row in rows):
+        values = {(row["system"], row["metric"]): row["value"] for row in rows if row["suite"] == suite}
+        systems, metrics = (list(dict.fromkeys(key[i] for key in values)) for i in (0, 1))
+        if len(systems) < 2 or len(metrics) < 3:
+            continue
+        names = " | ".join(metric.replace("_", " ") for metric in metrics)
+        lines += ["", f"Suite `{suite}`:", "", f"| System | {names} |", f"| --- |{' ---: |' * len(metrics)}"]
+        for system in systems:
+            cells = (_number(values[system, m]) if (system, m) in values else "" for m in metrics)
+            lines.append(f"| {system} | {' | '.join(cells)} |")
+    return lines
 
 
 def _number(value: float) -> str:
