@@ -66,9 +66,6 @@ class Scene:
     video: Tensor  # (B, D) condition of the video branch
     action: Tensor  # (B, Da) condition of the action branch
 
-    def part(self, rows: slice) -> Scene:
-        return Scene(self.first[rows], self.tokens[rows], self.video[rows], self.action[rows])
-
 
 class Generator(nn.Module):
     """VAG (arXiv 2604.09330) and its relatives: a flow-matching video branch and an action branch.
@@ -91,7 +88,7 @@ class Generator(nn.Module):
         side = config.latent_shape[2] // config.video.patch_size
         trajectory, chunk = config.action_dim + config.state_dim, config.chunk
         self.tokenizer, self.video = build_video_branch(config)
-        self.scene = SceneEncoder(config.scene, config.image_size, side, width)
+        self.video_scene = SceneEncoder(config.scene, config.image_size, side, width)
         self.video_instruction = InstructionEncoder(text.kind, width, text.length, text.embedding_width)
         self.video_state = nn.Linear(config.state_dim, width)
         inner = config.bridge.width if action.kind == "unet" else action.width
@@ -103,7 +100,7 @@ class Generator(nn.Module):
             self.bridge = PoolingBridge(config.bridge, config.latent_shape)
             self.action: nn.Module = ActionUNet(action, trajectory, inner + self.bridge.out_width)
         elif action.kind == "transformer":
-            self.action_scene = nn.Linear(width, inner)
+            self.action_scene = SceneEncoder(config.scene, config.image_size, 0, inner)
             self.video_time = TimeEmbedding(inner)
             tokens = side * side if action.reads == "hidden" else 0
             self.action = ActionTransformer(action, chunk, tokens, width)
@@ -114,7 +111,7 @@ class Generator(nn.Module):
         self.video_is_given = False
         unused: list[nn.Module] = []
         if not config.makes_video:
-            unused = [self.tokenizer, self.scene.token, self.video, self.video_instruction, self.video_state]
+            unused = [module for name, module in self.named_children() if name.startswith(("tokenizer", "video"))]
         elif action.clocks == "given":
             unused = [module for name, module in self.named_children() if name.startswith("action")]
         for module in unused:
@@ -140,7 +137,7 @@ class Generator(nn.Module):
         """
         if self.config.video.hears_actions or other.config.video.hears_actions:
             raise ValueError("a video branch that hears actions belongs to its action branch and cannot be shared")
-        for name in ("tokenizer", "scene", "video", "video_instruction", "video_state"):
+        for name in ("tokenizer", "video", "video_scene", "video_instruction", "video_state"):
             self._take(name, other)
         self.video_is_given = True
 
@@ -170,18 +167,25 @@ class Generator(nn.Module):
         image: (B, 3, H, W) in [0, 1], first: its latent (B, C, 1, h, w), state: (B, S) normalised,
         keep: (B,), 0 drops the instruction.
         """
-        tokens, summary = self.scene(image)
-        conditions = []
-        for encoder, project in (
-            (self.video_instruction, self.video_state),
-            (self.action_instruction, self.action_state),
-        ):
-            text = encoder(instruction)
-            conditions.append(project(state) + torch.where(keep[:, None].bool(), text, encoder.null))
-        video, action = conditions[0] + summary, conditions[1]
-        if self.config.action.kind == "transformer":
-            action = action + self.action_scene(summary)
+        action = self.see_for_actions(image, state, instruction, keep)
+        if not self.config.makes_video:
+            return Scene(first, first, first, action)  # nobody looks at the others
+        tokens, summary = self.video_scene(image)
+        text = torch.where(keep[:, None].bool(), self.video_instruction(instruction), self.video_instruction.null)
+        video = summary + text + self.video_state(state)
         return Scene(first, tokens, video, action)
+
+    def see_for_actions(
+        self, image: Tensor, state: Tensor, instruction: list[str] | Tensor, keep: Tensor | None = None
+    ) -> Tensor:
+        """Condition of the action branch alone, (B, Da); arguments as for `see`."""
+        text = self.action_instruction(instruction)
+        if keep is not None:
+            text = torch.where(keep[:, None].bool(), text, self.action_instruction.null)
+        condition = text + self.action_state(state)
+        if self.config.action.kind == "transformer":
+            condition = condition + self.action_scene(image)[1]
+        return condition
 
     def video_step(
         self, noisy: Tensor, t: Tensor, scene: Scene, trajectory: Tensor, t_action: Tensor
@@ -193,14 +197,15 @@ class Generator(nn.Module):
         return self.video(noisy, scene.first, t, scene.tokens, scene.video, self.chunks(trajectory), t_action)
 
     def action_step(
-        self, noisy: Tensor, t: Tensor, scene: Scene, clean: Tensor | None, hidden: Tensor | None, t_video: Tensor
+        self, noisy: Tensor, t: Tensor, view: Tensor, clean: Tensor | None, hidden: Tensor | None, t_video: Tensor
     ) -> Tensor:
         """Velocity or clean trajectory (`action.prediction`), as `noisy` (B, N, A + S).
 
-        clean: predicted clean video (B, C, T, h, w), hidden: tokens of the video branch, t_video: its clock.
+        view: (B, Da) condition, clean: predicted clean video (B, C, T, h, w), hidden: tokens of the video branch,
+        t_video: its clock.
         """
         config = self.config.action
-        condition = scene.action + self.action_time(t)
+        condition = view + self.action_time(t)
         if config.kind == "unet":
             assert clean is not None
             return self.action(noisy, torch.cat([condition, self.bridge(clean.detach())], dim=-1))
@@ -211,10 +216,10 @@ class Generator(nn.Module):
             condition = condition + self.video_time(t_video)
         return self.unchunked(self.action(self.chunks(noisy), hidden, condition))
 
-    def plan(self, noise: Tensor, scene: Scene) -> Tensor:
+    def plan(self, noise: Tensor, view: Tensor) -> Tensor:
         """Trajectory (B, N, A + S) from the scene alone, its conditional mean: no video is made or read."""
         ones = torch.ones(len(noise), device=noise.device)
-        return self.action_step(noise, ones, scene, None, None, ones)
+        return self.action_step(noise, ones, view, None, None, ones)
 
     def infer_actions(self, latents: Tensor, frames: Tensor | None, scene: Scene) -> Tensor:
         """Second stage of a two-stage system: trajectory (B, N, A + S) from a finished video.
@@ -247,40 +252,32 @@ class Generator(nn.Module):
         frames = to_float_frames(batch["frames"]) if "frames" in batch else None
         image = frames[:, :, 0] if frames is not None else to_float_frames(batch["image"][:, None])[:, :, 0]
         trajectory = self.pack(batch["actions"], batch["states"])
+        state, instruction = self._normalise_state(batch["states"][:, 0]), batch["instruction"]
         size, device = len(image), image.device
+        pairs = max(1, size - round(self.config.action.plan_share * size))
+        if frames is not None:
+            frames = frames[:pairs]
         if not self.config.makes_video:
-            latents = image.new_zeros(size, *self.config.latent_shape)
+            latents = image.new_zeros(pairs, *self.config.latent_shape)
         elif "latents" in batch:
-            latents = batch["latents"]
+            latents = batch["latents"][:pairs]
         else:
             assert frames is not None
             with torch.no_grad():
                 latents = self.tokenizer.encode(frames)
-        keep = torch.rand(size, device=device) >= self.config.instruction.dropout
-        scene = self.see(
-            image, latents[:, :, :1], self._normalise_state(batch["states"][:, 0]), batch["instruction"], keep
-        )
+        keep = torch.rand(pairs, device=device) >= self.config.instruction.dropout
+        scene = self.see(image[:pairs], latents[:, :, :1], state[:pairs], instruction[:pairs], keep)
         valid = ~batch["is_pad"] if "is_pad" in batch else torch.ones_like(trajectory[..., 0], dtype=torch.bool)
         labelled = batch.get("has_actions", torch.ones(size, dtype=torch.bool, device=device))
-        pairs = max(1, size - round(self.config.action.plan_share * size))
         t_video, t_action = self.draw_clocks(pairs, device)
         t_action = torch.where(labelled[:pairs], t_action, torch.ones_like(t_action))  # not known: noise to both
-        video, action = self.pair_loss(
-            latents[:pairs],
-            trajectory[:pairs],
-            scene.part(slice(pairs)),
-            t_video,
-            t_action,
-            valid[:pairs],
-            None if frames is None else frames[:pairs],
-        )
+        video, action = self.pair_loss(latents, trajectory[:pairs], scene, t_video, t_action, valid[:pairs], frames)
         if pairs < size:
-            planned = self.plan(torch.randn_like(trajectory[pairs:]), scene.part(slice(pairs, None)))
+            view = self.see_for_actions(image[pairs:], state[pairs:], instruction[pairs:])
+            planned = self.plan(torch.randn_like(trajectory[pairs:]), view)
             error = (planned - trajectory[pairs:]).square().mean(-1)
-            action, t_action = (
-                torch.cat([action, masked_mean(error, valid[pairs:])]),
-                F.pad(t_action, (0, size - pairs), value=1),
-            )
+            action = torch.cat([action, masked_mean(error, valid[pairs:])])
+            t_action = F.pad(t_action, (0, size - pairs), value=1)
         video_loss = video.sum() / (t_video > 0).sum().clamp(min=1)
         action_loss = (action * labelled).sum() / ((t_action > 0) & labelled).sum().clamp(min=1)
         metrics = {"video_loss": video_loss.detach(), "action_loss": action_loss.detach()}
@@ -337,7 +334,7 @@ class Generator(nn.Module):
         elif config.two_stage:
             action_error = (self.infer_actions(latents, frames, scene) - trajectory).square()
         else:
-            output = self.action_step(noisy_trajectory, t_action, scene, clean, hidden, t_video)
+            output = self.action_step(noisy_trajectory, t_action, scene.action, clean, hidden, t_video)
             wanted = trajectory if config.action.prediction == "sample" else velocity(trajectory, action_noise)
             action_error = (output - wanted).square()
         action_loss = masked_mean(action_error.mean(-1), valid)
@@ -371,7 +368,8 @@ class Generator(nn.Module):
         known trajectory: forward dynamics.
         order: see `schedule`; None is what suits the system, `self.order`. A two-stage system has the video first.
         rng: where noise comes from; with one generator per pair, a pair does not depend on those beside it.
-        guidance_scale: classifier-free guidance on the instruction (arXiv 2207.12598); 1 = off.
+        guidance_scale: classifier-free guidance on the instruction (arXiv 2207.12598); 1 = off. It does not touch
+        actions that are planned first, which are a mean.
         Without a video branch the frames repeat the first image.
         Raises ValueError for an image or state of another size than the generator was trained on, and for an order
         that it does not know.
@@ -418,12 +416,8 @@ class Generator(nn.Module):
                     "sampler order 'actions_first': expected a generator with action.plan_share > 0 and "
                     "video.hears_actions = True"
                 )
-            plan = self.plan(streams[1], guided)
+            streams[1] = self.plan(streams[1], guided.action)
             evaluations += 1
-            if free is not None:
-                other = self.plan(streams[1], free)
-                plan, evaluations = other + guidance_scale * (plan - other), evaluations + 1
-            streams[1] = plan
         pinned = (frames is not None or not config.makes_video, actions is not None or planned or config.two_stage)
         if pinned != (True, True):
             times = schedule(num_inference_steps, order, pinned)
@@ -461,7 +455,7 @@ class Generator(nn.Module):
             clean = torch.cat([scene.first, predict_clean(noisy, video, t_video)], dim=2)
         if config.two_stage or times[1] == 0:
             return video, torch.zeros_like(noisy_trajectory)
-        action = self.action_step(noisy_trajectory, t_action, scene, clean, hidden, t_video)
+        action = self.action_step(noisy_trajectory, t_action, scene.action, clean, hidden, t_video)
         if config.action.prediction == "sample":
             action = (noisy_trajectory - action) / expand_time(t_action, action)
         return video, action

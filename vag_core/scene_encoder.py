@@ -21,7 +21,7 @@ class SceneEncoder(nn.Module):
     """Residual convolutions over the unshuffled picture; spatial softmax (arXiv 1504.00702) reads places off."""
 
     def __init__(self, config: SceneConfig, image_size: int, side: int, width: int) -> None:
-        """side: tokens a side, the patches of the video branch; width: of tokens and summary."""
+        """side: tokens a side, the patches of the video branch, 0 = no tokens; width: of tokens and summary."""
         super().__init__()
         self.stride, self.side = config.stride, side
         cells = image_size // config.stride
@@ -33,16 +33,18 @@ class SceneEncoder(nn.Module):
         self.summary = nn.Sequential(
             nn.Linear(2 * config.keypoints + 16 * (cells // 2) ** 2, width), nn.SiLU(), nn.Linear(width, width)
         )
-        self.token = nn.Linear(config.width * (cells // side) ** 2, width)
+        self.token = nn.Linear(config.width * (cells // side) ** 2, width) if side else None
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor | None, Tensor]:
         """image: (B, 3, H, W) in [0, 1] -> tokens (B, side * side, D), summary (B, D)."""
         features = self.embed(F.pixel_unshuffle(2 * image - 1, self.stride))
         features = F.silu(self.norm(self.blocks(features)))  # (B, c, H / s, W / s)
-        patches = rearrange(features, "b c (h p) (w q) -> b (h w) (c p q)", h=self.side, w=self.side)
+        tokens = None
+        if self.token is not None:
+            tokens = self.token(rearrange(features, "b c (h p) (w q) -> b (h w) (c p q)", h=self.side, w=self.side))
         places = self.places(self.keypoints(features)).flatten(1)  # (B, 2 * keypoints)
         coarse = F.silu(self.reduce(F.avg_pool2d(features, 2))).flatten(1)
-        return self.token(patches), self.summary(torch.cat([places, coarse], dim=-1))
+        return tokens, self.summary(torch.cat([places, coarse], dim=-1))
 
     @staticmethod
     def places(heat: Tensor) -> Tensor:
