@@ -105,7 +105,7 @@ class BenchmarkGeneratorsConfig(CommonConfig):
     episodes_per_task: int = 300
     scenes_per_task: int = 50
     first_seed: int = 0
-    held_out_seed: int = 200_000
+    held_out_seed: int = 250_000
     metric_seed: int = 300_000  # scenes that only the encoder of the clip distances learns from
     encoder_steps: int = 150
     collect: list[str] = field(default_factory=list)  # overrides for every collect, train-generator, ...
