@@ -53,7 +53,7 @@ def test_synthetic_episodes_carry_their_provenance(demo: Path) -> None:
         assert metadata["source"] == "synthetic"
         assert metadata["seed"] >= 100_000
         assert len(metadata["generator_id"]) == 16
-        assert metadata["sampler"] == "euler-10-guidance-1.0-actions_once"
+        assert metadata["sampler"] == "euler-10-guidance-1.0-actions_first"
         assert metadata["score_flow_loss"] > 0
     replayed = read_actions(demo / "synthesize_held_out/dataset")
     assert all(isinstance(metadata["replay_success"], bool) for metadata, _ in replayed)

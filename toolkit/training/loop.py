@@ -85,7 +85,7 @@ def train(
     model, optimizer = accelerator.prepare(trained, optimizer)
     throughput: dict[str, float] = {}
     log = ScalarLog(directory / "tensorboard", first) if accelerator.is_main_process else None
-    started, seen, flop = time.perf_counter(), 0, 0.0
+    started, seen, flop = time.perf_counter(), 0, metrics.get("flop_per_sample", 0.0)
     first_seed, several = torch.initial_seed(), accelerator.num_processes > 1
     bar = progress(description=description, total=config.steps, initial=first, unit="step")
     for step in range(first, config.steps):
@@ -98,7 +98,8 @@ def train(
             index = step * config.gradient_accumulation + part
             batch = data.batch(index * accelerator.num_processes + accelerator.process_index)
             batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            with count_flop() if seen == 0 and part == 0 else nullcontext() as counter:
+            # Counting changes the last bit of sums: never at a step that depends on when training was interrupted.
+            with count_flop() if index == 0 else nullcontext() as counter:
                 with accelerator.autocast():
                     loss, values = model(batch)
                 accelerator.backward(loss / config.gradient_accumulation)
@@ -113,13 +114,14 @@ def train(
         done = step + 1
         saving = done % config.checkpoint_every == 0 and done < config.steps
         if done % config.log_every == 0 or done == config.steps or saving:
-            metrics = {"loss": loss.item(), **{k: float(v) for k, v in values.items()}}
+            metrics = {"loss": loss.item(), "flop_per_sample": flop, **{k: float(v) for k, v in values.items()}}
             if not torch.isfinite(loss):
                 raise UserError(f"{description}: the loss is {loss.item()} at step {done}; try a lower learning rate")
             bar.set_postfix(loss=f"{metrics['loss']:.4f}")
             speed = seen / (time.perf_counter() - started)
-            throughput = {"samples_per_second": speed, "flop_per_sample": flop, "flop_per_second": speed * flop}
+            throughput = {"samples_per_second": speed, "flop_per_second": speed * flop}
             more = {"learning_rate": rate, "gradient_norm": float(norm), **throughput}
+            throughput["flop_per_sample"] = flop
             if log is not None:
                 log.scalars(done, {**metrics, **more})
             if log is not None and on_log is not None:
@@ -133,6 +135,7 @@ def train(
         save_checkpoint(checkpoints, config.steps, objective, optimizer.optimizer, average, metrics)
     objective.load_state_dict(average.shadow)
     objective.to("cpu").eval()
+    metrics.pop("flop_per_sample", None)
     return metrics, throughput
 
 
