@@ -192,9 +192,11 @@ class Generator(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Velocity of the latent frames after the first, as `noisy` (B, C, T-1, h, w), and their hidden tokens.
 
-        trajectory: (B, N, A + S), noisy by its own clock; ignored unless the video branch hears actions.
+        trajectory: (B, N, A + S), noisy by its own clock; ignored unless the video branch hears actions. It is not
+        looked at where t_action = 1: see `known`.
         """
-        return self.video(noisy, scene.first, t, scene.tokens, scene.video, self.chunks(trajectory), t_action)
+        heard = self.chunks(known(trajectory, t_action))
+        return self.video(noisy, scene.first, t, scene.tokens, scene.video, heard, t_action)
 
     def action_step(
         self, noisy: Tensor, t: Tensor, view: Tensor, clean: Tensor | None, hidden: Tensor | None, t_video: Tensor
@@ -205,6 +207,8 @@ class Generator(nn.Module):
         t_video: its clock.
         """
         config = self.config.action
+        if config.prediction == "sample":
+            noisy = known(noisy, t)
         condition = view + self.action_time(t)
         if config.kind == "unet":
             assert clean is not None
@@ -216,9 +220,10 @@ class Generator(nn.Module):
             condition = condition + self.video_time(t_video)
         return self.unchunked(self.action(self.chunks(noisy), hidden, condition))
 
-    def plan(self, noise: Tensor, view: Tensor) -> Tensor:
+    def plan(self, view: Tensor) -> Tensor:
         """Trajectory (B, N, A + S) from the scene alone, its conditional mean: no video is made or read."""
-        ones = torch.ones(len(noise), device=noise.device)
+        ones = torch.ones(len(view), device=view.device)
+        noise = view.new_zeros(len(view), self.config.action_horizon, self.mean.numel())
         return self.action_step(noise, ones, view, None, None, ones)
 
     def infer_actions(self, latents: Tensor, frames: Tensor | None, scene: Scene) -> Tensor:
@@ -274,7 +279,7 @@ class Generator(nn.Module):
         video, action = self.pair_loss(latents, trajectory[:pairs], scene, t_video, t_action, valid[:pairs], frames)
         if pairs < size:
             view = self.see_for_actions(image[pairs:], state[pairs:], instruction[pairs:])
-            planned = self.plan(torch.randn_like(trajectory[pairs:]), view)
+            planned = self.plan(view)
             error = (planned - trajectory[pairs:]).square().mean(-1)
             action = torch.cat([action, masked_mean(error, valid[pairs:])])
             t_action = F.pad(t_action, (0, size - pairs), value=1)
@@ -416,7 +421,7 @@ class Generator(nn.Module):
                     "sampler order 'actions_first': expected a generator with action.plan_share > 0 and "
                     "video.hears_actions = True"
                 )
-            streams[1] = self.plan(streams[1], guided.action)
+            streams[1] = self.plan(guided.action)
             evaluations += 1
         pinned = (frames is not None or not config.makes_video, actions is not None or planned or config.two_stage)
         if pinned != (True, True):
@@ -532,6 +537,11 @@ class Generator(nn.Module):
         except Exception as error:  # safetensors raises its own class; torch raises RuntimeError
             raise ValueError(f"{weights}: does not fit {path} ({' '.join(str(error).split())[:200]})") from error
         return generator.to(device).eval()
+
+
+def known(noisy: Tensor, t: Tensor) -> Tensor:
+    """`noisy` (B, ...), with zeros in place of pure noise, t = 1: it says nothing, and to learn that takes long."""
+    return noisy * expand_time(t < 1, noisy)
 
 
 def masked_mean(error: Tensor, valid: Tensor) -> Tensor:

@@ -233,6 +233,20 @@ def test_actions_first_then_the_video_that_follows_them(batch: dict) -> None:
             build(system).sample(batch["frames"][:, 0], batch["states"][:, 0], ["a"] * 6, order="actions_first")
 
 
+@pytest.mark.parametrize(("time", "matters"), [(0.99, True), (1.0, False)])
+def test_actions_that_are_all_noise_are_not_looked_at(batch: dict, time: float, matters: bool) -> None:
+    generator = build("vag")
+    trajectory, noisy = torch.randn(2, 6, 16, 4), torch.randn(6, 8, 4, 4, 4)
+    t, t_action = torch.full((6,), 0.5), torch.full((6,), time)
+    image = batch["frames"][:, 0].permute(0, 3, 1, 2).float() / 255
+    first = torch.randn(6, 8, 1, 4, 4)
+    scene = generator.see(image, first, batch["states"][:, 0], batch["instruction"], torch.ones(6))
+    videos = [generator.video_step(noisy, t, scene, x, t_action)[0] for x in trajectory]
+    actions = [generator.action_step(x, t_action, scene.action, None, None, t) for x in trajectory]
+    for first, second in (videos, actions):
+        assert torch.equal(first, second) != matters
+
+
 def test_published_bridge_has_no_layer_and_tiles_one_cell() -> None:
     generator = Generator(
         small(video=ONE_WAY, action=UNET, bridge=BridgeConfig(grid=[1, 1, 1], first_frame=False, width=20))
