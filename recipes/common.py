@@ -96,4 +96,7 @@ def speed(throughput: dict[str, float]) -> str:
     if not throughput:
         return ""
     samples, flop = throughput["samples_per_second"], throughput["flop_per_second"]
-    return f", {samples:.1f} samples/s, {flop / 1e9:.3g} GFLOP/s"
+    text = f", {samples:.1f} samples/s, {flop / 1e9:.3g} GFLOP/s"
+    if "bf16_peak_share" in throughput:
+        text += f" ({throughput['bf16_peak_share']:.0%} of the measured bf16 peak)"
+    return text

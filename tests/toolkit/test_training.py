@@ -5,17 +5,19 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 from toolkit.errors import UserError
 from toolkit.training.loop import OptimConfig, train
 from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
-from toolkit.training.runtime import RuntimeConfig, make_accelerator, seed_everything
+from toolkit.training.runtime import RuntimeConfig, bf16_peak, make_accelerator, seed_everything
 
 
 class Regression(nn.Module):
@@ -197,6 +199,26 @@ def test_only_matrices_decay() -> None:
     assert {p.ndim for p in decayed["params"]} == {2}
     assert {p.ndim for p in plain["params"]} == {1}
     assert plain["weight_decay"] == 0
+
+
+@pytest.mark.slow
+def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
+    weights = {}
+    for compiled in (False, True):
+        seed_everything(0)
+        model = Regression()
+        runtime = replace(CPU, compile=compiled)
+        config = OptimConfig(steps=5, warmup_steps=2, learning_rate=0.01)
+        with torch._inductor.config.patch(fallback_random=True):  # draws as uncompiled code does
+            throughput = train(model, Numbers(), config, runtime, tmp_path / str(compiled), "test")[1]
+        weights[compiled] = model.layers[0].weight
+        assert throughput["flop_per_sample"] > 0
+    torch.testing.assert_close(weights[True], weights[False])
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
+def test_peak_of_large_products_is_measured() -> None:
+    assert bf16_peak("cpu", side=64) > 1e6
 
 
 def test_device_that_is_not_there_is_named() -> None:

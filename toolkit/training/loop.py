@@ -21,7 +21,7 @@ from toolkit.errors import UserError
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint
 from toolkit.training.logging import ScalarLog, progress
 from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
-from toolkit.training.runtime import RuntimeConfig, make_accelerator
+from toolkit.training.runtime import RuntimeConfig, bf16_peak, make_accelerator
 
 
 @dataclass
@@ -63,7 +63,8 @@ def train(
     """Train `objective` in place and leave its averaged weights in it.
 
     Returns the last metrics, and the throughput: samples_per_second of this process since it began, flop_per_sample of
-    the first step (matrix products, convolutions and attention, forwards and backwards) and flop_per_second.
+    the first step (matrix products, convolutions and attention, forwards and backwards), flop_per_second, and on a
+    GPU bf16_peak_share of it in what that GPU was measured to reach in large matrix products.
 
     Continues from `directory/checkpoints` where one is found; the result is then bit for bit that of an
     uninterrupted run, since batch k depends on the seed and k alone and the random state is restored. Of P processes
@@ -83,6 +84,8 @@ def train(
     checkpoints = directory / "checkpoints"
     first, metrics = load_checkpoint(checkpoints, objective, optimizer, average)
     model, optimizer = accelerator.prepare(trained, optimizer)
+    compiled = torch.compile(model) if runtime.compile else model
+    peak = bf16_peak(accelerator.device) if accelerator.device.type == "cuda" else None
     throughput: dict[str, float] = {}
     log = ScalarLog(directory / "tensorboard", first) if accelerator.is_main_process else None
     started, seen, flop = time.perf_counter(), 0, metrics.get("flop_per_sample", 0.0)
@@ -101,7 +104,8 @@ def train(
             # Counting changes the last bit of sums: never at a step that depends on when training was interrupted.
             with count_flop() if index == 0 else nullcontext() as counter:
                 with accelerator.autocast():
-                    loss, values = model(batch)
+                    # Counting would switch compilation off for good.
+                    loss, values = (compiled if counter is None else model)(batch)
                 accelerator.backward(loss / config.gradient_accumulation)
             if counter is not None:
                 flop = counter.get_total_flops() / config.batch_size
@@ -120,6 +124,8 @@ def train(
             bar.set_postfix(loss=f"{metrics['loss']:.4f}")
             speed = seen / (time.perf_counter() - started)
             throughput = {"samples_per_second": speed, "flop_per_second": speed * flop}
+            if peak is not None:
+                throughput["bf16_peak_share"] = speed * flop / peak
             more = {"learning_rate": rate, "gradient_norm": float(norm), **throughput}
             throughput["flop_per_sample"] = flop
             if log is not None:

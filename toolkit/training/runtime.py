@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.utils.benchmark import Timer
 
 from toolkit.errors import UserError
 
@@ -19,6 +20,7 @@ class RuntimeConfig:
     device: str = "auto"  # auto | cpu | cuda
     mixed_precision: str = "no"  # no | bf16 | fp16; bf16 on a CPU without AMX or AVX-512 is far slower
     threads: int = 0  # CPU threads of torch; 0 = torch's default
+    compile: bool = False  # torch.compile the training step: worth its minute or more where training takes hours
 
 
 def check_runtime(config: RuntimeConfig) -> None:
@@ -38,6 +40,13 @@ def make_accelerator(config: RuntimeConfig) -> Accelerator:
     check_runtime(config)
     set_threads(config)
     return Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision)
+
+
+def bf16_peak(device: torch.device | str, side: int = 8192) -> float:
+    """FLOP/s of square bf16 matrix products on a device, measured: what a training step can hope for."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2 * side**3 / timer.blocked_autorange(min_run_time=0.2).median
 
 
 def set_threads(config: RuntimeConfig) -> None:
