@@ -9,7 +9,7 @@ from typing import Any
 from recipes.common import distinct_tasks
 from recipes.schema import CollectConfig
 from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES, instructions
+from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES, instructions, scene_stream
 from toolkit.envs.pool import parallel_feed
 from toolkit.envs.recording import Attempt, load_attempt, record_attempt
 from toolkit.errors import UserError, nearest
@@ -30,6 +30,7 @@ def run(config: CollectConfig, run: Run) -> None:
     spool.mkdir(exist_ok=True)
     wanted = config.episodes_per_task
     attempts, pending = dict.fromkeys(tasks, 0), dict.fromkeys(tasks, 0)
+    seeds = {task: scene_stream(task, config.first_seed, config.positions) for task in tasks}
     successes: dict[str, list[Attempt]] = {task: [] for task in tasks}
 
     def next_attempt() -> Attempt | None:
@@ -42,7 +43,7 @@ def run(config: CollectConfig, run: Run) -> None:
                 f"collect: '{task}' succeeded {len(successes[task])} times in {attempts[task] - pending[task]} "
                 f"attempts of {config.num_steps} steps; raise num_steps, lower noise_scale or drop the task"
             )
-        seed = config.first_seed + attempts[task]
+        seed = next(seeds[task])
         attempts[task] += 1
         pending[task] += 1
         path = spool / f"{task}-{seed}.npz"

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from policies.factory import PolicyObjective
 from recipes.common import check_unseen, distinct_tasks, load_clips, pick_device, weights_id
 from recipes.schema import EvaluateConfig
-from toolkit.errors import UserError
+from toolkit.data.scenes import merge
+from toolkit.envs.metaworld import scene_stream
+from toolkit.envs.shifts import SUITES
+from toolkit.errors import UserError, nearest
 from toolkit.evaluation.open_loop import open_loop_error
 from toolkit.evaluation.rollout import rollout
 from toolkit.evaluation.statistics import success_table
 from toolkit.reporting.media import grid, write_video
 from toolkit.reporting.run_record import Run
 from toolkit.training.runtime import seed_everything, set_threads
-
-SUITES = {"unseen": "new initial scenes of the same tasks"}
 
 
 def run(config: EvaluateConfig, run: Run) -> None:
@@ -26,21 +28,31 @@ def run(config: EvaluateConfig, run: Run) -> None:
     tasks = distinct_tasks("evaluate", config.tasks)
     for suite in config.suites:
         if suite not in SUITES:
-            raise UserError(f"evaluate: unknown suite '{suite}'; expected one of {', '.join(SUITES)}")
+            raise UserError(f"evaluate: unknown suite '{suite}'. {nearest(suite, SUITES)}")
+        if SUITES[suite].new_tasks and not config.new_tasks:
+            raise UserError(
+                f"evaluate: suite '{suite}' rolls out on tasks without real episodes; name them: new_tasks=[...]"
+            )
     set_threads(config.runtime)
     seed_everything(config.seed)
     policy = PolicyObjective.from_pretrained(config.checkpoint, device=pick_device(config.runtime))
-    seeds = list(range(config.first_seed, config.first_seed + config.episodes_per_task))
-    seen = check_unseen("evaluate", config.checkpoint, dict.fromkeys(tasks, seeds), config.allow_seen)
+    scenes = {
+        suite: {
+            task: list(islice(scene_stream(task, config.first_seed, SUITES[suite].positions), config.episodes_per_task))
+            for task in (distinct_tasks("evaluate", config.new_tasks) if SUITES[suite].new_tasks else tasks)
+        }
+        for suite in config.suites
+    }
+    seen = check_unseen("evaluate", config.checkpoint, merge(*scenes.values()), config.allow_seen)
     media, suites = [], {}
     (run.directory / "media").mkdir(exist_ok=True)
     for suite in config.suites:
         rollouts = rollout(
             policy,
-            tasks,
-            seeds,
+            scenes[suite],
             max_steps=config.max_steps,
             image_size=config.image_size,
+            suite=SUITES[suite],
             record_first=3,
         )
         suites[suite] = success_table([r.task for r in rollouts], [r.success for r in rollouts])

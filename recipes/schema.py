@@ -31,6 +31,7 @@ class CollectConfig(CommonConfig):
     noise_scale: float = 0.1  # operator noise, deviation of the Ornstein-Uhlenbeck process
     render_every: int = 1  # steps from one picture to the next; those between repeat the last, as with a slow camera
     hide_robot: bool = False  # leave the robot out of the pictures
+    positions: str = "all"  # scenes by their object's place: all | inner | outer, which the suite `position` is made of
     first_seed: int = 0  # initial scenes are first_seed, first_seed + 1, ...
     workers: int = 2
 
@@ -223,7 +224,8 @@ class EvaluateConfig(CommonConfig):
     dataset: str | None = None  # instead of rollouts: open-loop error on these episodes (LeRobotDataset, clip file)
     image_key: str = "observation.image"
     tasks: list[str] = MISSING
-    suites: list[str] = field(default_factory=lambda: ["unseen"])
+    suites: list[str] = field(default_factory=lambda: ["unseen"])  # unseen, position, visual, language, task
+    new_tasks: list[str] = field(default_factory=list)  # of the suite `task`
     arm: str = "policy"  # the name in tables
     episodes_per_task: int = 20
     first_seed: int = 500_000

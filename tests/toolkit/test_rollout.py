@@ -24,8 +24,8 @@ class Expert:
         made = self.environments
 
         class Watched(MetaWorldEnv):
-            def __init__(self, *arguments: Any) -> None:
-                super().__init__(*arguments)
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                super().__init__(*arguments, **options)
                 made.append(self)
 
         monkeypatch.setattr(module, "MetaWorldEnv", Watched)
@@ -54,7 +54,9 @@ class Constant:
 def test_the_expert_solves_its_tasks_and_leaves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     expert = Expert(monkeypatch)
     tasks = ["drawer-open", "button-press-v3"]
-    results = rollout(expert, tasks, [0, 1], max_steps=120, image_size=64, record_first=1, num_envs=2)
+    results = rollout(
+        expert, {task: [0, 1] for task in tasks}, max_steps=120, image_size=64, record_first=1, num_envs=2
+    )
     assert [(r.task, r.seed) for r in results] == [(t, s) for t in ("drawer-open", "button-press") for s in (0, 1)]
     assert all(r.success and 0 < r.steps < 120 for r in results)
     assert max(expert.batches) == 2  # one environment a task, each with two scenes
@@ -71,7 +73,7 @@ def test_rollouts_repeat_and_do_not_depend_on_the_batch() -> None:
 
     def run(num_envs: int) -> list[Rollout]:
         return rollout(
-            Constant(chunk), ["push"], [3, 4], max_steps=12, image_size=64, num_envs=num_envs, record_first=2
+            Constant(chunk), {"push": [3, 4]}, max_steps=12, image_size=64, num_envs=num_envs, record_first=2
         )
 
     for one, other in zip(run(1), run(2), strict=True):
@@ -81,7 +83,7 @@ def test_rollouts_repeat_and_do_not_depend_on_the_batch() -> None:
 
 def test_only_the_first_actions_of_a_chunk_are_executed() -> None:
     policy = Constant(np.zeros((8, 4)))
-    (result,) = rollout(policy, ["push"], [0], max_steps=12, image_size=64, n_action_steps=3)
+    (result,) = rollout(policy, {"push": [0]}, max_steps=12, image_size=64, n_action_steps=3)
     assert policy.calls == 4
     assert (result.success, result.steps) == (False, 12)
 
@@ -92,7 +94,7 @@ def test_only_the_first_actions_of_a_chunk_are_executed() -> None:
 )
 def test_a_policy_for_another_robot_is_refused(chunk: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        rollout(Constant(chunk), ["push"], [0], max_steps=10, image_size=64)
+        rollout(Constant(chunk), {"push": [0]}, max_steps=10, image_size=64)
 
 
 def test_replay_of_many_equals_replay_of_one() -> None:

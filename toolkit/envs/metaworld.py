@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import atexit
 import copy
+import itertools
 import json
 import os
 import sys
 import warnings
 import weakref
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.schema import Episode
+from toolkit.envs.shifts import HELD_OUT_FROM, POSITIONS, Looks, takes_part
 from toolkit.errors import UserError, nearest
 
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -41,6 +44,7 @@ MESH_CELL_M = 0.008  # visual meshes are thinned to this grid; one pixel of 64 s
 CYLINDER_SLICES = 12  # corners of a cylinder or sphere; less than a millimetre off on what the robot handles
 FLOOR_GRID_M = 1.0  # the floor's plane comes as 6,400 tiles of 10 cm, all of one colour
 HIDDEN_GROUP = 5  # MuJoCo draws groups 0 to 2
+MOST_MISSED = 200  # scenes in a row
 NOISE_PULL = 0.15  # share of the operator noise that is lost per step
 
 _rendering: weakref.WeakSet[MetaWorldEnv] = weakref.WeakSet()
@@ -93,6 +97,7 @@ class MetaWorldEnv:
     """One task. The same seed and actions give the same states bit for bit, in any process and order.
 
     hide_robot: leave the robot out of the pictures, as data that any embodiment may use is often prepared.
+    visual_shift: each scene has light, colours, a camera pose and distracting objects of its own.
     Raises UserError for an unknown task, or when no OpenGL library can render.
     """
 
@@ -105,6 +110,7 @@ class MetaWorldEnv:
         supersample: int = 2,
         mesh_cell_m: float = MESH_CELL_M,
         hide_robot: bool = False,
+        visual_shift: bool = False,
     ) -> None:
         self.task = task.removesuffix("-v3")
         known = instructions()
@@ -112,19 +118,21 @@ class MetaWorldEnv:
             raise UserError(f"unknown Meta-World task '{task}'. {nearest(self.task, known)}")
         self.instruction = known[self.task]
         self.image_size, self.supersample, self.mesh_cell_m = image_size, supersample, mesh_cell_m
-        self.hide_robot = hide_robot
+        self.hide_robot, self.visual_shift = hide_robot, visual_shift
         self._env = _environment_classes()[f"{self.task}-v3-goal-observable"]()
         self._env._freeze_rand_vec = False
         self._env.seeded_rand_vec = True
         self._env.max_path_length = 1_000_000
         self._renderer: Any = None
+        self._looks: Any = None
+        self._drawn: int | None = None  # scene whose look is on
         self.observation = np.zeros(0)
 
     def reset(self, seed: int) -> np.ndarray:
         """Put the scene of this seed; returns the state (4,): hand x, y, z [m] and gripper opening [0, 1]."""
         import mujoco
 
-        env = self._env
+        env, self._seed = self._env, seed
         env.seed(seed)
         env.reset(seed=seed)
         # See the module's note on the first picture. Kinematics alone changes nothing that physics starts from.
@@ -133,6 +141,12 @@ class MetaWorldEnv:
         env._prev_obs = env._get_curr_obs_combined_no_goal()
         self.observation = env._get_obs()
         return self._state()
+
+    @property
+    def position_held_out(self) -> bool:
+        """If the object of the present scene stands where `HELD_OUT_FROM` keeps scenes from training."""
+        space = self._env._random_reset_space
+        return bool(self._env._last_rand_vec[0] > space.low[0] + HELD_OUT_FROM * (space.high[0] - space.low[0]))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
         """Execute an action (4,), clipped to [-1, 1]; returns the state after it and if the task is solved now.
@@ -152,10 +166,16 @@ class MetaWorldEnv:
         if self._renderer is None:
             self._renderer = self._make_renderer()
         renderer = self._renderer
+        if self.visual_shift and self._drawn != self._seed:
+            self._looks.draw(self._seed)
+            self._drawn = self._seed
+            mujoco.mj_camlight(self._env.model, self._env.data)
         renderer.model.geom_group[:] = np.where(self._in_view(), self._geom_group, HIDDEN_GROUP)
         renderer.update_scene(self._env.data, camera=CAMERA)
         for flag in ("SHADOW", "REFLECTION", "SKYBOX"):
             renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
+        if self.visual_shift:
+            self._looks.add_distractors(renderer.scene)
         picture = renderer.render()[::-1, ::-1]
         s, size = self.supersample, self.image_size
         if s == 1:
@@ -182,6 +202,7 @@ class MetaWorldEnv:
     def close(self) -> None:
         """Free the OpenGL context; a later `render` makes a new one."""
         if self._renderer is not None:
+            self._looks.take_off()
             self._renderer.close()
             self._renderer = None
 
@@ -211,6 +232,7 @@ class MetaWorldEnv:
         # The data holds the camera's place from the last step: kinematics must see the moved camera.
         self._env.model.cam_pos[camera] = CAMERA_POSITION
         mujoco.mj_camlight(self._env.model, self._env.data)
+        self._looks, self._drawn = Looks(model, self._env.model, camera), None
 
         class Renderer(mujoco.Renderer):
             _gl_context = _mjr_context = None  # so that one whose construction failed can still be deleted
@@ -311,6 +333,25 @@ def initial_scene(env: MetaWorldEnv, seed: int) -> tuple[np.ndarray, np.ndarray]
     """Picture (H, W, 3) and state (S,) of a scene before anything moved."""
     state = env.reset(seed)
     return env.render(), state
+
+
+def scene_stream(task: str, first_seed: int, positions: str = "all") -> Iterator[int]:
+    """Seeds from `first_seed` on whose scenes take part: `all`, or those of `inner` or `outer` object positions.
+
+    Raises UserError for other positions, or for a task whose object always stands in one of them.
+    """
+    if positions not in POSITIONS:
+        raise UserError(f"positions={positions}: expected one of {', '.join(POSITIONS)}")
+    env = cached_env(task, 64) if positions != "all" else None
+    missed = 0
+    for seed in itertools.count(first_seed):
+        if env is not None:
+            env.reset(seed)
+        if env is None or takes_part(positions, env.position_held_out):
+            missed = 0
+            yield seed
+        elif (missed := missed + 1) == MOST_MISSED:
+            raise UserError(f"'{task}': {missed} scenes in a row are not of positions={positions}; choose another task")
 
 
 @cache

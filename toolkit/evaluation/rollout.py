@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from toolkit.data.schema import IMAGE, STATE, TASK
 from toolkit.envs.base import Policy
 from toolkit.envs.metaworld import MetaWorldEnv
+from toolkit.envs.shifts import SUITES, Suite, paraphrase
 from toolkit.errors import UserError
 from toolkit.training.logging import progress
 
@@ -66,38 +67,40 @@ class _Slot:
 
 def rollout(
     policy: Policy,
-    tasks: Sequence[str],
-    seeds: Sequence[int],
+    scenes: Mapping[str, Sequence[int]],
     *,
     max_steps: int,
     image_size: int,
+    suite: Suite = SUITES["unseen"],
     record_first: int = 0,
     num_envs: int = 4,
     n_action_steps: int | None = None,
 ) -> list[Rollout]:
-    """Roll the policy out on every task and seed; a rollout ends when the task is solved or after `max_steps`.
+    """Roll the policy out on the seeds of every task; a rollout ends when the task is solved or after `max_steps`.
 
-    About `num_envs` environments share each prediction. `n_action_steps` of every chunk are executed, by default
-    all of it. A picture is rendered only for a new chunk, and where frames are recorded (the first `record_first`
-    seeds). Results are in the order of tasks and seeds. Raises UserError if the policy returns actions of another
-    shape, or NaN.
+    suite: how the scenes look and how the instruction is worded. About `num_envs` environments share each prediction.
+    `n_action_steps` of every chunk are executed, by default all of it. A picture is rendered only for a new chunk, and
+    where frames are recorded (the first `record_first` seeds of a task). Results are in the order of tasks and seeds.
+    Raises UserError if the policy returns actions of another shape, or NaN.
     """
-    per_task = min(max(1, num_envs // len(tasks)), len(seeds))
-    recorded = set(seeds[:record_first])
-    slots = [
-        _Slot(MetaWorldEnv(task, image_size), list(seeds[k::per_task]), recorded)
-        for task in tasks
-        for k in range(per_task)
-    ]
+    slots = []
+    for task, seeds in scenes.items():
+        per_task = min(max(1, num_envs // len(scenes)), len(seeds))
+        for k in range(per_task):
+            env = MetaWorldEnv(task, image_size, visual_shift=suite.visual)
+            slots.append(_Slot(env, list(seeds[k::per_task]), set(seeds[:record_first])))
     results: dict[tuple[str, int], Rollout] = {}
-    bar = progress(description="evaluate", total=len(tasks) * len(seeds), unit="ep")
+    bar = progress(description="evaluate", total=sum(map(len, scenes.values())), unit="ep")
     try:
         while active := [slot for slot in slots if slot.active]:
             images = np.stack([slot.env.render() for slot in active])
             observation = {
                 IMAGE: torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,
                 STATE: torch.from_numpy(np.stack([slot.state for slot in active])),
-                TASK: [slot.env.instruction for slot in active],
+                TASK: [
+                    paraphrase(slot.env.instruction, slot.seed) if suite.paraphrased else slot.env.instruction
+                    for slot in active
+                ],
             }
             chunk = torch.as_tensor(policy.predict_action_chunk(observation)).detach().cpu().numpy()  # (B, n, A)
             _check(chunk, len(active), active[0].env)
@@ -109,7 +112,7 @@ def rollout(
         for slot in slots:
             slot.env.close()
         bar.close()
-    return [results[slot_task.removesuffix("-v3"), seed] for slot_task in tasks for seed in seeds]
+    return [results[task.removesuffix("-v3"), seed] for task, seeds in scenes.items() for seed in seeds]
 
 
 def _check(chunk: np.ndarray, batch: int, env: MetaWorldEnv) -> None:
