@@ -25,6 +25,7 @@ COMMANDS = {
     "train-generator": "train the video tokenizer, then the dual-stream generator",
     "synthesize": "generate video, actions and states from new initial scenes",
     "evaluate-generator": "compare generated pairs with recorded episodes of the same scenes",
+    "score": "note how far each synthetic episode can be trusted",
     "replay": "execute a dataset's actions open loop and note which succeed",
     "pretrain": "train a policy on real and synthetic data",
     "finetune": "go on from a policy checkpoint on few real episodes",
@@ -66,6 +67,11 @@ EXAMPLES = {
     "replay": (
         "vag replay dataset=outputs/synthetic/dataset",
         "vag replay dataset=outputs/real/dataset system=recorded",
+    ),
+    "score": (
+        "vag score dataset=outputs/synthetic/dataset checkpoint=outputs/generator/generator "
+        "real=[outputs/real/dataset]",
+        "vag score dataset=outputs/synthetic/dataset real=[outputs/real/dataset]",
     ),
     "pretrain": (
         "vag pretrain synthetic=[outputs/synthetic/dataset] out=outputs/pretrained",

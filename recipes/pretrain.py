@@ -13,10 +13,12 @@ from policies.factory import PolicyObjective, build_policy
 from recipes.common import load_clips, speed
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.data.clips import ClipStore
-from toolkit.data.mixture import Mixture, Source, make_sources
+from toolkit.data.lerobot_io import read_actions
+from toolkit.data.mixture import Augmented, BatchSource, Mixture, Source, make_sources
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.scenes import Scenes, merge, read_scenes, scenes_of, write_scenes
 from toolkit.data.schema import IMAGE
+from toolkit.data.selection import first_episodes, select, subset, weights_by, with_shuffled_actions
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.loop import train
@@ -58,7 +60,11 @@ def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[
     real = [load_clips(run, path, config.image_size, config.image_key) for path in config.real]
     if config.episodes_per_task is not None:
         real = [first_episodes(store, config.episodes_per_task) for store in real]
-    synthetic = [load_clips(run, path, config.image_size, IMAGE) for path in config.synthetic]  # as synthesize names it
+    chosen = [
+        chosen_synthetic(config, path, load_clips(run, path, config.image_size, IMAGE))  # as synthesize names it
+        for path in config.synthetic
+    ]
+    synthetic = [store for store, _ in chosen]
     weights = [float(store.episode_lengths.sum()) for store in [*real, *synthetic]]
     if fraction is not None:
         weights = [
@@ -66,7 +72,7 @@ def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[
             for share, part in ((1 - fraction, weights[: len(real)]), (fraction, weights[len(real) :]))
             for size in part
         ]
-    return make_sources(
+    sources = make_sources(
         [*real, *synthetic],
         weights,
         len(real),
@@ -74,30 +80,25 @@ def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[
         pad_widths=config.pad_widths,
         **widths,
     )
+    for source, (_, episode_weights) in zip(sources[len(real) :], chosen, strict=True):
+        source.episode_weights = episode_weights
+    return sources
 
 
-def first_episodes(store: ClipStore, per_task: int) -> ClipStore:
-    """The first `per_task` episodes of each task, as a store of their own (copied; few by intention)."""
-    chosen = np.sort(
-        np.concatenate([np.flatnonzero(store.episode_tasks == t)[:per_task] for t in range(len(store.tasks))])
-    )
-    rows = np.concatenate(
-        [np.arange(s, s + n) for s, n in zip(store.episode_starts[chosen], store.episode_lengths[chosen], strict=True)]
-    )
-    lengths = store.episode_lengths[chosen]
-    return ClipStore(
-        path=store.path,
-        frames=store.frames[rows],
-        states=store.states[rows],
-        actions=store.actions[rows],
-        episode_starts=np.cumsum(lengths) - lengths,
-        episode_lengths=lengths,
-        episode_tasks=store.episode_tasks[chosen],
-        tasks=store.tasks,
-        metadata=[store.metadata[i] for i in chosen],
-        fps=store.fps,
-        source_id=store.source_id,
-    )
+def chosen_synthetic(config: PolicyTrainingConfig, path: str, store: ClipStore) -> tuple[ClipStore, np.ndarray | None]:
+    """The episodes of a synthetic dataset that take part, and their weights if they are not drawn alike."""
+    weights = None
+    if config.select or config.weight_by:
+        if not Path(path).is_dir():
+            raise UserError(f"{path}: select and weight_by read scores from the episode table of a dataset directory")
+        metadata = [row for row, _ in read_actions(Path(path))]  # the cached clips may be older than a score
+        kept = np.flatnonzero(select(config.select, metadata, store.episode_tasks, path))
+        store, metadata = subset(store, kept), [metadata[i] for i in kept]
+        if config.weight_by:
+            weights = weights_by(config.weight_by, metadata, store.episode_tasks, path)
+    if config.shuffle_actions:
+        store = with_shuffled_actions(store, config.seed)
+    return store, weights
 
 
 def train_policy(
@@ -109,9 +110,10 @@ def train_policy(
 ) -> None:
     """Train through the one loop, write the checkpoint and the scenes it has seen, fill in the result."""
     mixture = Mixture(sources, config.optim.batch_size, objective.horizon, config.seed)
+    data: BatchSource = Augmented(mixture, config.seed) if config.augment else mixture
     name = objective.policy_type
     description = f"{run.record['command']} {name}"
-    metrics, throughput = train(objective, mixture, config.optim, config.runtime, run.directory, description)
+    metrics, throughput = train(objective, data, config.optim, config.runtime, run.directory, description)
     target, temporary = run.directory / "pretrained_model", run.directory / ".pretrained_model.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     objective.save_pretrained(temporary)

@@ -179,6 +179,18 @@ class EvaluateGeneratorConfig(CommonConfig):
 
 
 @dataclass
+class ScoreConfig(CommonConfig):
+    dataset: str = MISSING  # LeRobotDataset directory written by synthesize
+    checkpoint: str | None = None  # generator, for score_cycle_error
+    real: list[str] = field(default_factory=list)  # what the generator learned from, for limits and copies
+    image_key: str = "observation.image"
+    image_size: int = 64
+    instruction_encoder: str | None = None
+    batch_size: int = 20
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
 class ReplayConfig(CommonConfig):
     dataset: str = MISSING
     system: str = "vag"  # the name in tables
@@ -200,6 +212,10 @@ class PolicyTrainingConfig(CommonConfig):
     normalization: str = "shared"  # or per_source: each dataset's range onto that of the first one
     pad_widths: bool = False  # let robots with fewer state or action dimensions take part
     episodes_per_task: int | None = None  # use only the first so many real episodes of each task
+    augment: bool = False  # pictures in random colours, slightly turned and moved
+    select: list[str] = field(default_factory=list)  # synthetic episodes by score: score_cycle_error<=0.2, or <=50%
+    weight_by: str | None = None  # score whose best synthetic episodes are drawn most often
+    shuffle_actions: bool = False  # synthetic episodes get the actions of other ones: a control that must not help
     image_key: str = "observation.image"
     image_size: int = 64
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -266,6 +282,7 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "train-generator": TrainGeneratorConfig,
     "synthesize": SynthesizeConfig,
     "evaluate-generator": EvaluateGeneratorConfig,
+    "score": ScoreConfig,
     "replay": ReplayConfig,
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,

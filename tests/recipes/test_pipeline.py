@@ -88,6 +88,34 @@ def test_recorded_actions_replay_to_success(demo: Path) -> None:
 
 
 @pytest.mark.slow
+def test_scores_choose_the_synthetic_episodes_that_a_policy_trains_on(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from toolkit.data.lerobot_io import dataset_id, read_actions
+
+    dataset = tmp_path / "dataset"
+    shutil.copytree(demo / "synthesize/dataset", dataset)
+    before = dataset_id(dataset)
+    generator, real = demo / "train_generator/generator", demo / "collect/dataset"
+    words = ["score", f"dataset={dataset}", f"checkpoint={generator}", f"real=[{real}]", f"out={tmp_path / 'score'}"]
+    assert cli.main(words) == 0
+    episodes = [metadata for metadata, _ in read_actions(dataset)]
+    for name in ("score_cycle_error", "score_limit_excess", "score_nearest"):
+        assert all(metadata[name] >= 0 for metadata in episodes)
+    assert episodes[0]["score_cycle_error"] != episodes[1]["score_cycle_error"] > 0
+    assert dataset_id(dataset) == before  # what was cached stays so
+    better = min(metadata["score_cycle_error"] for metadata in episodes)
+    words = ["pretrain", f"synthetic=[{dataset}]", "optim.steps=1", "optim.batch_size=2"]
+    kept = [f'select=["score_cycle_error<={better}"]', "weight_by=score_nearest", "augment=true"]
+    assert cli.main([*words, *kept, f"out={tmp_path / 'kept'}"]) == 0
+    assert json.loads((tmp_path / "kept/run.json").read_text())["result"]["episodes"] == [1]
+    assert cli.main([*words, 'select=["score_cycle<=1"]', f"out={tmp_path / 'unknown'}"]) == 2
+    assert "no number 'score_cycle' in the episode table" in capsys.readouterr().err
+    assert cli.main(["score", f"dataset={dataset}", f"out={tmp_path / 'nothing'}"]) == 2
+    assert "give checkpoint=GENERATOR" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_policy_checkpoints_have_lerobots_layout(demo: Path) -> None:
     for name in ("finetune_pi05_compact", "finetune_diffusion"):
         files = {path.name for path in (demo / name / "pretrained_model").iterdir()}

@@ -287,7 +287,7 @@ def _next_episode(parts: Iterator[np.ndarray], length: int) -> np.ndarray:
 
 
 def dataset_id(directory: Path) -> str:
-    """SHA-256 over names and contents of all files, first 16 hex digits; what `vag replay` noted does not count."""
+    """SHA-256 over names and contents of all files, first 16 hex digits; scores noted later do not count."""
     import pyarrow
     import pyarrow.parquet
 
@@ -301,7 +301,7 @@ def dataset_id(directory: Path) -> str:
                 table = pyarrow.parquet.read_table(path).replace_schema_metadata(None)
             except (OSError, pyarrow.ArrowException) as error:
                 raise UserError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
-            for column in sorted(c for c in table.column_names if not c.startswith("replay_")):
+            for column in sorted(c for c in table.column_names if not c.startswith(("replay_", "score_"))):
                 digest.update(f"{column}={table[column].to_pylist()}".encode())
         else:
             with path.open("rb") as file:

@@ -14,7 +14,7 @@ import torch
 
 from toolkit.data.clips import ClipStore
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
-from toolkit.data.schema import ACTION_DIM_IS_PAD, SYNTHETIC
+from toolkit.data.schema import ACTION_DIM_IS_PAD, IMAGE, SYNTHETIC
 from toolkit.errors import UserError
 
 
@@ -34,6 +34,7 @@ class Source:
     state_dim: int  # width before padding
     action_dim: int
     synthetic: bool = False
+    episode_weights: np.ndarray | None = None  # (E,) how often each is drawn; None = in proportion to its length
 
     @property
     def action_dim_is_pad(self) -> np.ndarray:
@@ -131,15 +132,25 @@ class Mixture:
         sources = np.searchsorted(np.cumsum(self.weights)[:-1], positions, side="right")
         return np.bincount(sources, minlength=len(self.sources))
 
+    @staticmethod
+    def _rows(source: Source, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Episodes and their steps, each (count,)."""
+        store, weights = source.store, source.episode_weights
+        if weights is None:
+            rows = rng.integers(len(store.frames), size=count)
+            episodes = np.searchsorted(store.episode_starts, rows, side="right") - 1
+            return episodes, rows - store.episode_starts[episodes]
+        shares = weights * store.episode_lengths
+        episodes = rng.choice(store.num_episodes, size=count, p=shares / shares.sum())
+        return episodes, rng.integers(store.episode_lengths[episodes])
+
     def batch(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, step))
         parts = []
         for source, count in zip(self.sources, self._counts(rng), strict=True):
             if count:
                 store = source.store
-                rows = rng.integers(len(store.frames), size=count)
-                episodes = np.searchsorted(store.episode_starts, rows, side="right") - 1
-                part = store.policy_batch(episodes, rows - store.episode_starts[episodes], self.horizon)
+                part = store.policy_batch(*self._rows(source, count, rng), self.horizon)
                 part[SYNTHETIC] = np.full(count, source.synthetic, np.float32)
                 if self.padded:
                     part[ACTION_DIM_IS_PAD] = np.tile(source.action_dim_is_pad, (count, 1))
@@ -150,6 +161,28 @@ class Mixture:
         """Realised share of each source among the samples of the first `steps` batches."""
         counts = [self._counts(np.random.default_rng((self.seed, step))) for step in range(steps)]
         return (np.sum(counts, axis=0) / (steps * self.batch_size)).tolist()
+
+
+class Augmented:
+    """Classical image augmentation: LeRobot's random colours, sharpness and small affine moves, on another source.
+
+    Pictures are transformed in groups of `GROUP`, each in its own way: one by one would take longer than training.
+    """
+
+    GROUP = 4
+
+    def __init__(self, source: BatchSource, seed: int) -> None:
+        from lerobot.transforms.transforms import ImageTransforms, ImageTransformsConfig
+
+        self.source, self.seed = source, seed
+        self.transforms = ImageTransforms(ImageTransformsConfig(enable=True))
+
+    def batch(self, step: int) -> dict[str, Any]:
+        batch = self.source.batch(step)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * 1_000_003 + step)
+            images = torch.cat([self.transforms(group) for group in batch[IMAGE].split(self.GROUP)])
+        return {**batch, IMAGE: images.clamp(0, 1)}
 
 
 class GeneratorClips:

@@ -1,0 +1,108 @@
+"""`vag score`: note in the episode table of a synthetic dataset how far each episode can be trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recipes.common import instruction_encoder, load_clips, load_generator, pick_device, user_errors, weights_id
+from recipes.schema import ScoreConfig
+from toolkit.data.clips import ClipStore
+from toolkit.data.lerobot_io import add_episode_columns
+from toolkit.data.mixture import GeneratorClips, to_tensors
+from toolkit.data.normalizer import STATE_FLOOR, describe
+from toolkit.errors import UserError
+from toolkit.evaluation.action_metrics import action_distance
+from toolkit.evaluation.episode_scores import Limits, limit_excess, nearest_distance
+from toolkit.reporting.run_record import Run
+from toolkit.training.logging import progress
+from toolkit.training.runtime import set_threads
+
+
+def run(config: ScoreConfig, run: Run) -> None:
+    """Add the columns score_cycle_error (with a checkpoint), score_limit_excess and score_nearest (with real data)."""
+    if config.checkpoint is None and not config.real:
+        raise UserError("score: give checkpoint=GENERATOR for the cycle error, real=[DATASET] for the others, or both")
+    set_threads(config.runtime)
+    dataset = Path(config.dataset)
+    if not dataset.is_dir():
+        raise UserError(f"{dataset}: expected a LeRobotDataset directory, whose episode table takes the scores")
+    store = load_clips(run, dataset, config.image_size, config.image_key)
+    scores: dict[str, list[float]] = {}
+    if config.real:
+        real = [load_clips(run, path, config.image_size, config.image_key) for path in config.real]
+        scores |= against_real(store, real)
+    if config.checkpoint is not None:
+        scores["score_cycle_error"] = cycle_errors(config, config.checkpoint, store)
+        run.result["checkpoint_id"] = weights_id(config.checkpoint)
+    add_episode_columns(dataset, scores)
+    run.result["scores"] = {
+        name: dict(zip(("least", "median", "most"), np.quantile(values, (0, 0.5, 1)).tolist(), strict=True))
+        for name, values in scores.items()
+    }
+
+
+def against_real(store: ClipStore, real: list[ClipStore]) -> dict[str, list[float]]:
+    """Kinematic limits of the real episodes, and the distance to the nearest of the same instruction."""
+    for other in real:
+        for name in ("states", "actions"):
+            ours, theirs = getattr(store, name).shape[1], getattr(other, name).shape[1]
+            if ours != theirs:
+                raise UserError(f"{other.name}: {name} are {theirs} wide; {store.name} has {ours}: not the same robot")
+    limits = Limits.measured([trajectory(other, e) for other in real for e in range(other.num_episodes)])
+    deviation = describe(np.concatenate([other.states for other in real]), STATE_FLOOR)["std"]
+    known: dict[str, list[np.ndarray]] = {}
+    for other in real:
+        for episode in range(other.num_episodes):
+            known.setdefault(other.instruction(episode), []).append(other.states[other.rows_of(np.array([episode]))])
+    scores: dict[str, list[float]] = {"score_limit_excess": [], "score_nearest": []}
+    for episode in progress(range(store.num_episodes), description="score", total=store.num_episodes, unit="ep"):
+        scores["score_limit_excess"].append(limit_excess(trajectory(store, episode), limits))
+        states = store.states[store.rows_of(np.array([episode]))]
+        scores["score_nearest"].append(nearest_distance(states, known.get(store.instruction(episode), []), deviation))
+    return scores
+
+
+def trajectory(store: ClipStore, episode: int) -> np.ndarray:
+    """[state, action] of an episode, (T, S + A)."""
+    rows = store.rows_of(np.array([episode]))
+    return np.concatenate([store.states[rows], store.actions[rows]], axis=1)
+
+
+def cycle_errors(config: ScoreConfig, checkpoint: str, store: ClipStore) -> list[float]:
+    """Distance of each episode's actions to those that the generator infers from its video (inverse dynamics)."""
+    generator = load_generator(checkpoint, pick_device(config.runtime))
+    encode, shape = instruction_encoder(config.instruction_encoder), generator.config
+    if not shape.makes_video:
+        raise UserError(f"{checkpoint}: it makes no video, so it infers no actions from one; use another generator")
+    for name, width in (("states", shape.state_dim), ("actions", shape.action_dim)):
+        if (found := getattr(store, name).shape[1]) != width:
+            raise UserError(f"{store.name}: {name} are {found} wide; {checkpoint} was trained on {width}")
+    clips = GeneratorClips(store, 1, shape.num_frames, 0, False, shape.frame_stride)
+    errors: list[float] = []
+    bar = progress(description="cycle error", total=store.num_episodes, unit="ep")
+    for part in np.array_split(np.arange(store.num_episodes), -(-store.num_episodes // config.batch_size)):
+        batch = to_tensors(clips.window(part))
+        with user_errors():
+            inferred = generator.sample(
+                batch["frames"][:, 0],
+                batch["states"][:, 0],
+                encode(batch["instruction"]),
+                frames=batch["frames"],
+                rng=[torch.Generator().manual_seed(int(episode)) for episode in part],
+            ).actions.cpu()
+        for i, padded in enumerate(batch["is_pad"].numpy()):
+            steps = int((~padded).sum())
+            errors.append(action_distance(inferred[i, :steps].numpy(), batch["actions"][i, :steps].numpy()))
+        bar.update(len(part))
+    bar.close()
+    return errors
+
+
+def summary(result: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {s['median']:.3f} [{s['least']:.3f}, {s['most']:.3f}]" for name, s in result["scores"].items()
+    )

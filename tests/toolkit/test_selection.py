@@ -1,0 +1,111 @@
+"""Which episodes take part: rules, weights, and the control with shuffled actions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from toolkit.data.clips import ClipStore
+from toolkit.data.mixture import Augmented, Mixture, Source
+from toolkit.data.schema import ACTION, IMAGE
+from toolkit.data.selection import first_episodes, select, subset, weights_by, with_shuffled_actions
+from toolkit.errors import UserError
+
+LENGTHS = np.array([3, 5, 2, 4])
+
+
+def store() -> ClipStore:
+    """Four episodes of two instructions; states and actions tell the episode."""
+    episodes = np.repeat(np.arange(4), LENGTHS)
+    rng = np.random.default_rng(0)
+    return ClipStore(
+        path=Path("clips.h5"),
+        frames=rng.integers(0, 255, (14, 16, 16, 3), dtype=np.uint8),
+        states=np.stack([episodes, np.arange(14)], axis=1).astype(np.float32),
+        actions=np.stack([episodes, np.arange(14)], axis=1).astype(np.float32),
+        episode_starts=np.cumsum(LENGTHS) - LENGTHS,
+        episode_lengths=LENGTHS,
+        episode_tasks=np.array([0, 1, 0, 1]),
+        tasks=["a", "b"],
+        metadata=[{"score": s, "replay_success": s < 3} for s in (4.0, 1.0, 2.0, 3.0)],
+        fps=10.0,
+        source_id="x",
+    )
+
+
+def test_a_subset_keeps_whole_episodes() -> None:
+    part = subset(store(), np.array([1, 3]))
+    assert part.states[:, 0].tolist() == [1] * 5 + [3] * 4
+    assert part.episode_starts.tolist() == [0, 5]
+    assert [row["score"] for row in part.metadata] == [1.0, 3.0]
+    assert part.instruction(1) == "b"
+    np.testing.assert_array_equal(part.frames, store().frames[part.states[:, 1].astype(int)])
+    assert first_episodes(store(), 1).states[:, 0].tolist() == [0] * 3 + [1] * 5
+
+
+@pytest.mark.parametrize(
+    ("rules", "kept"),
+    [
+        ([], [0, 1, 2, 3]),
+        (["score<=3"], [1, 2, 3]),
+        (["score >= 1.5", "replay_success==1"], None),  # nothing of the second instruction
+        (["score<=50%"], [1, 2]),  # the better of each instruction
+        (["replay_success==1"], [1, 2]),
+    ],
+)
+def test_rules_choose_episodes(rules: list[str], kept: list[int] | None) -> None:
+    clips = store()
+    if kept is None:
+        with pytest.raises(UserError, match="leaves no episode of 1 of 2 tasks"):
+            select(rules, clips.metadata, clips.episode_tasks, "data")
+    else:
+        assert np.flatnonzero(select(rules, clips.metadata, clips.episode_tasks, "data")).tolist() == kept
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("score<3", "cannot read 'score<3'"),
+        ("score<=200%", "cannot read"),
+        ("scor<=2", "data: episode 0 has no number 'scor'.*score"),
+    ],
+)
+def test_rules_that_make_no_sense_are_named(rule: str, message: str) -> None:
+    clips = store()
+    with pytest.raises(UserError, match=message):
+        select([rule], clips.metadata, clips.episode_tasks, "data")
+
+
+def test_weights_fall_with_the_rank_within_an_instruction() -> None:
+    clips = store()
+    weights = weights_by("score", clips.metadata, clips.episode_tasks, "data")
+    assert weights.tolist() == [0.5, 1.5, 1.5, 0.5]
+    source = Source(clips, 1.0, 2, 2, episode_weights=np.array([0.0, 1.0, 0.0, 3.0]))
+    drawn = Mixture([source], 1000, 2, seed=0).batch(0)[ACTION][:, 0, 0].numpy()
+    counts = {int(value): int((drawn == value).sum()) for value in np.unique(drawn)}
+    assert counts.keys() == {1, 3}
+    assert counts[3] / counts[1] == pytest.approx(3 * 4 / 5, rel=0.25)  # weight times length
+
+
+def test_shuffled_actions_are_those_of_another_episode() -> None:
+    clips = store()
+    shuffled = with_shuffled_actions(clips, seed=0)
+    np.testing.assert_array_equal(shuffled.states, clips.states)
+    taken = [np.unique(shuffled.actions[clips.rows_of(np.array([e])), 0]) for e in range(4)]
+    assert all(len(owner) == 1 for owner in taken)
+    assert sorted(float(owner[0]) for owner in taken) == [0, 1, 2, 3]
+    assert all(owner[0] != e for e, owner in enumerate(taken))
+    assert (with_shuffled_actions(clips, 1).actions != shuffled.actions).any()
+    with pytest.raises(UserError, match="two episodes"):
+        with_shuffled_actions(subset(clips, np.array([0])), 0)
+
+
+def test_augmented_pictures_repeat_and_leave_the_rest_alone() -> None:
+    mixture = Mixture([Source(store(), 1.0, 2, 2)], 8, 2, seed=0)
+    plain, first, again, other = mixture.batch(3), *(Augmented(mixture, seed).batch(3) for seed in (0, 0, 1))
+    assert (first[IMAGE] == again[IMAGE]).all()
+    assert (first[IMAGE] != other[IMAGE]).any()
+    changed = (first[IMAGE] != plain[IMAGE]).flatten(1).any(1)
+    assert changed.all()
+    assert 0 <= first[IMAGE].min() <= first[IMAGE].max() <= 1
+    assert (first[ACTION] == plain[ACTION]).all()

@@ -1,0 +1,106 @@
+"""Which episodes of a dataset take part in training, and how often: few, the best ones, or a control."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from toolkit.data.clips import ClipStore
+from toolkit.errors import UserError, nearest
+
+RULE = re.compile(r"\s*(\w+)\s*(<=|>=|==)\s*(-?[\d.]+(?:e-?\d+)?)\s*(%?)\s*")
+RELATIONS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
+
+
+def subset(store: ClipStore, episodes: np.ndarray) -> ClipStore:
+    """Some episodes as a store of their own, their frames copied unless they are all of them."""
+    if len(episodes) == store.num_episodes:
+        return store
+    rows, lengths = store.rows_of(episodes), store.episode_lengths[episodes]
+    return replace(
+        store,
+        frames=store.frames[rows],
+        states=store.states[rows],
+        actions=store.actions[rows],
+        episode_starts=np.cumsum(lengths) - lengths,
+        episode_lengths=lengths,
+        episode_tasks=store.episode_tasks[episodes],
+        metadata=[store.metadata[i] for i in episodes],
+    )
+
+
+def first_episodes(store: ClipStore, per_task: int) -> ClipStore:
+    """The first `per_task` episodes of each instruction."""
+    tasks = range(len(store.tasks))
+    chosen = np.concatenate([np.flatnonzero(store.episode_tasks == task)[:per_task] for task in tasks])
+    return subset(store, np.sort(chosen))
+
+
+def column(name: str, metadata: Sequence[dict[str, Any]], where: str) -> np.ndarray:
+    """A score of every episode, (E,). Raises UserError if an episode has none, naming those that there are."""
+    missing = next((i for i, row in enumerate(metadata) if not isinstance(row.get(name), bool | int | float)), None)
+    if missing is None:
+        return np.array([float(row[name]) for row in metadata])
+    known = [key for key, value in metadata[missing].items() if isinstance(value, bool | int | float)]
+    raise UserError(
+        f"{where}: episode {missing} has no number '{name}' in the episode table. {nearest(name, known)} "
+        "`vag score` and `vag replay` write scores"
+    )
+
+
+def select(rules: Sequence[str], metadata: Sequence[dict[str, Any]], tasks: np.ndarray, where: str) -> np.ndarray:
+    """(E,) True for episodes that meet all rules, such as `replay_success==1`, `score_cycle_error<=0.2` or, for the
+    best half of each instruction, `score_cycle_error<=50%`.
+
+    tasks: (E,) number of the instruction. Raises UserError for a rule that cannot be read, a score that is not there,
+    or an instruction of which nothing is left.
+    """
+    kept = np.ones(len(metadata), bool)
+    for rule in rules:
+        match = RULE.fullmatch(rule)
+        if match is None or (match[4] and not 0 <= float(match[3]) <= 100):
+            raise UserError(f"select: cannot read '{rule}'; expected such as score_cycle_error<=0.2 or <=50%")
+        name, relation, bound, percent = match[1], match[2], float(match[3]), match[4]
+        values = column(name, metadata, where)
+        bounds = np.full(len(values), bound)
+        if percent:
+            for task in np.unique(tasks):
+                bounds[tasks == task] = np.percentile(values[tasks == task], bound, method="nearest")
+        kept &= RELATIONS[relation](values, bounds)
+    if len(lost := np.setdiff1d(tasks, tasks[kept])):
+        raise UserError(f"{where}: select={list(rules)} leaves no episode of {len(lost)} of {len(set(tasks))} tasks")
+    return kept
+
+
+def weights_by(name: str, metadata: Sequence[dict[str, Any]], tasks: np.ndarray, where: str) -> np.ndarray:
+    """(E,) weights that fall with the rank of a score among the episodes of an instruction, from 2 to 0 times the mean.
+
+    Ranks, since scores of different systems have different tails. Raises UserError as `column`.
+    """
+    values, weights = column(name, metadata, where), np.zeros(len(metadata))
+    for task in np.unique(tasks):
+        chosen = np.flatnonzero(tasks == task)
+        ranks = np.argsort(np.argsort(values[chosen], kind="stable"))
+        weights[chosen] = 2 * (1 - (ranks + 0.5) / len(chosen))
+    return weights
+
+
+def with_shuffled_actions(store: ClipStore, seed: int) -> ClipStore:
+    """A control: every episode keeps its pictures and states, and gets the actions of another one.
+
+    Where the other is shorter, its last action is repeated. Raises UserError for a single episode.
+    """
+    if store.num_episodes < 2:
+        raise UserError(f"{store.name}: shuffled actions need two episodes or more")
+    order = np.random.default_rng((seed, 4)).permutation(store.num_episodes)
+    actions = np.empty_like(store.actions)
+    for episode, other in zip(order, np.roll(order, 1), strict=True):  # one cycle: none keeps its own
+        first, length = store.episode_starts[episode], store.episode_lengths[episode]
+        steps = np.minimum(np.arange(length), store.episode_lengths[other] - 1)
+        actions[first : first + length] = store.actions[store.episode_starts[other] + steps]
+    return replace(store, actions=actions)
