@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from recipes.compose import options_of
-from recipes.demo import Lane, run_lanes, stage
+from recipes.lanes import Lane, run_lanes, stage
 from recipes.schema import BenchmarkGeneratorsConfig, VariantConfig
 from toolkit.data.cache import open_clips
 from toolkit.data.mixture import GeneratorClips

@@ -6,26 +6,21 @@ at or rerun alone. The two policies train and roll out side by side, one process
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from recipes import cli
 from recipes.compose import check_ranges, compose_config
+from recipes.lanes import Lane, run_lanes, stage
 from recipes.schema import DemoConfig
 from toolkit.data.lerobot_io import read_table
-from toolkit.envs.pool import die_with_parent
 from toolkit.errors import UserError
 from toolkit.reporting.report import write_report
 from toolkit.reporting.run_record import Run, read_record, write_json
 
 OPEN_LOOP = ("action_distance", "n", "mean")
 BOUNDS = ("low", "high")
-Lane = list[tuple[str, str, list[str]]]  # (directory, command, overrides)
 
 
 def run(config: DemoConfig, run: Run) -> None:
@@ -120,69 +115,6 @@ def policy_lane(config: DemoConfig, root: Path, policy: str, dataset: Path, test
             )
         )
     return lane
-
-
-def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]:
-    """Run one command into its directory, go on with an unfinished one, or take a finished one as it is."""
-    if (directory / "run.json").exists():
-        record = read_record(directory)
-        if record["status"] == "finished":
-            return record["result"]
-    return cli.execute(command, [*overrides, f"out={directory}", "resume=true"])
-
-
-def run_lanes(
-    root: Path, lanes: dict[str, Lane], limit: int | None = None, after: dict[str, str] | None = None
-) -> None:
-    """One process per lane, `limit` at a time; a lane begins once the one that `after` names for it has ended.
-
-    Raises UserError if one fails; its own message is already on the screen.
-    """
-    context = multiprocessing.get_context("spawn")
-    waiting, after, limit = list(lanes), after or {}, limit or len(lanes)
-    processes: dict[str, Any] = {}
-    places: dict[str, int] = {}  # line of the progress bar
-    try:
-        while True:
-            running = [name for name, process in processes.items() if process.is_alive()]
-            if any(process.exitcode for process in processes.values()):
-                break  # no need to wait for the others
-            ready = [n for n in waiting if n not in after or (after[n] in processes and after[n] not in running)]
-            for name in ready[: limit - len(running)]:
-                places[name] = min(set(range(limit)) - {places[other] for other in running})
-                processes[name] = context.Process(target=_run_lane, args=(places[name], root, lanes[name]), name=name)
-                processes[name].start()
-                waiting.remove(name)
-                running.append(name)
-            if not running:
-                break
-            connection.wait([processes[name].sentinel for name in running])
-        failed = [name for name, process in processes.items() if process.exitcode]
-    except KeyboardInterrupt:
-        for process in processes.values():
-            process.join(20)  # it was interrupted too and cleans up
-        raise
-    finally:
-        for process in processes.values():
-            process.terminate()
-            process.join()
-    if failed:
-        raise UserError(f"demo: stages of {', '.join(failed)} failed; their messages stand above")
-
-
-def _run_lane(position: int, root: Path, lane: Lane) -> None:
-    die_with_parent()
-    os.environ["VAG_PROGRESS_POSITION"] = str(position)
-
-    def stages() -> int:
-        try:
-            for name, command, overrides in lane:
-                stage(root / name, command, overrides)
-        except KeyboardInterrupt:
-            return 130  # the parent says so
-        return 0
-
-    raise SystemExit(cli.guarded(stages))
 
 
 def table(result: dict[str, Any], root: Path) -> str:

@@ -124,7 +124,7 @@ class TokenizerTraining(OptimConfig):
 
 @dataclass
 class TrainGeneratorConfig(CommonConfig):
-    dataset: str = MISSING  # LeRobotDataset v3 directory or clip file
+    dataset: Any = MISSING  # LeRobotDataset v3 directory or clip file, or several: [a,b]
     image_key: str = "observation.image"
     random_start: bool = False  # windows from anywhere in the episode, not only from its start
     labelled_fraction: float = 1.0  # of the episodes of each instruction keep their actions; the rest is video alone

@@ -13,7 +13,7 @@ import torch
 
 from recipes.common import instruction_encoder, load_clips, load_generator, speed, user_errors
 from recipes.schema import TrainGeneratorConfig
-from toolkit.data.cache import open_latents
+from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import GeneratorClips, LatentClips, TokenizerClips, to_tensors
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
@@ -30,7 +30,10 @@ from vag_core.video_tokenizer import VideoTokenizer, to_float_frames, to_uint8_f
 def run(config: TrainGeneratorConfig, run: Run) -> None:
     """Train both stages and write `generator/` (averaged weights, safetensors)."""
     set_threads(config.runtime)
-    store = load_clips(run, config.dataset, config.generator.image_size, config.image_key)
+    sources = [config.dataset] if isinstance(config.dataset, str) else list(config.dataset)
+    if not sources:
+        raise UserError("train-generator: dataset=[] is empty; name at least one")
+    store = open_merged([load_clips(run, s, config.generator.image_size, config.image_key) for s in sources])
     config.generator.state_dim, config.generator.action_dim = store.states.shape[1], store.actions.shape[1]
     if max(store.episode_lengths) < 2:
         raise UserError(f"{config.dataset}: episodes have one step; the generator needs sequences")

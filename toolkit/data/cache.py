@@ -6,7 +6,7 @@ import errno
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,45 @@ def open_latents(
     key = hashlib.sha256(f"{FORMAT} {_clip_id(store)} {encoder_id} {window}".encode()).hexdigest()[:16]
     build = partial(_build_latents, store.num_episodes, encode)
     return _open_cached(f"{key}-latents.npy", build, lambda path: np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def open_merged(stores: Sequence[ClipStore]) -> ClipStore:
+    """Several clip stores as one, through the cache; a single one stays as it is.
+
+    Raises UserError if their pictures, states or actions differ in size, or their rates.
+    """
+    first = stores[0]
+    if len(stores) == 1:
+        return first
+    for store in stores[1:]:
+        for what in ("frames", "states", "actions"):
+            ours, theirs = getattr(store, what).shape[1:], getattr(first, what).shape[1:]
+            if ours != theirs:
+                raise UserError(f"{store.name}: {what} are {ours}; {first.name} has {theirs}: they cannot be joined")
+        if store.fps != first.fps:
+            raise UserError(f"{store.name}: {store.fps} fps; {first.name} has {first.fps}: they cannot be joined")
+    key = hashlib.sha256(" ".join([str(FORMAT), *map(_clip_id, stores)]).encode()).hexdigest()[:16]
+    return _open_cached(f"{key}-joined-{first.image_size}.h5", partial(_join, stores, key), ClipStore.open)
+
+
+def _join(stores: Sequence[ClipStore], source_id: str, path: Path) -> None:
+    episodes = [(store, episode) for store in stores for episode in range(store.num_episodes)]
+    rows = [store.rows_of(np.array([episode])) for store, episode in episodes]
+    table = ClipTable(
+        np.concatenate([store.states[part] for (store, _), part in zip(episodes, rows, strict=True)]),
+        np.concatenate([store.actions[part] for (store, _), part in zip(episodes, rows, strict=True)]),
+        np.array([len(part) for part in rows]),
+        [store.instruction(episode) for store, episode in episodes],
+        [store.metadata[episode] for store, episode in episodes],
+        stores[0].fps,
+        source_id,
+    )
+    offset = create_clips(path, table, stores[0].frames.shape[1:])
+    _reserve(path)
+    first = 0
+    for (store, _), part in progress(zip(episodes, rows, strict=True), description="join", total=len(rows), unit="ep"):
+        write_frames(path, offset, first, store.frames[part])
+        first += len(part)
 
 
 def _open_cached[Opened](name: str, build: Callable[[Path], None], opened: Callable[[Path], Opened]) -> Opened:

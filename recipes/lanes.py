@@ -1,0 +1,86 @@
+"""Commands that run other commands: each in a run directory of its own, several side by side, all of it resumable."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+from recipes import cli
+from toolkit.envs.pool import die_with_parent
+from toolkit.errors import UserError
+from toolkit.reporting.run_record import read_record
+
+Lane = list[tuple[str, str, list[str]]]  # (directory, command, overrides)
+
+
+def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]:
+    """Run one command into its directory, go on with an unfinished one, or take a finished one as it is."""
+    if (directory / "run.json").exists():
+        record = read_record(directory)
+        if record["status"] == "finished":
+            return record["result"]
+    return cli.execute(command, [*overrides, f"out={directory}", "resume=true"])
+
+
+def run_lanes(
+    root: Path,
+    lanes: dict[str, Lane],
+    limit: int | None = None,
+    after: dict[str, str] | None = None,
+    keep_going: bool = False,
+) -> list[str]:
+    """One process per lane, `limit` at a time; a lane begins once the one that `after` names for it has ended.
+
+    Returns the lanes that failed, and those that waited for them, if it is to `keep_going`; else raises UserError at
+    the first. Their own messages are already on the screen.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting, after, limit = list(lanes), after or {}, limit or len(lanes)
+    processes: dict[str, Any] = {}
+    places: dict[str, int] = {}  # line of the progress bar
+    try:
+        while True:
+            running = [name for name, process in processes.items() if process.is_alive()]
+            if any(process.exitcode for process in processes.values()) and not keep_going:
+                break  # no need to wait for the others
+            done = {name for name, process in processes.items() if process.exitcode == 0}
+            ready = [name for name in waiting if name not in after or after[name] in done]
+            for name in ready[: limit - len(running)]:
+                places[name] = min(set(range(limit)) - {places[other] for other in running})
+                processes[name] = context.Process(target=_run_lane, args=(places[name], root, lanes[name]), name=name)
+                processes[name].start()
+                waiting.remove(name)
+                running.append(name)
+            if not running:
+                break
+            connection.wait([processes[name].sentinel for name in running])
+        failed = [name for name, process in processes.items() if process.exitcode]
+    except KeyboardInterrupt:
+        for process in processes.values():
+            process.join(20)  # it was interrupted too and cleans up
+        raise
+    finally:
+        for process in processes.values():
+            process.terminate()
+            process.join()
+    if failed and not keep_going:
+        raise UserError(f"stages of {', '.join(failed)} failed; their messages stand above")
+    return failed + waiting
+
+
+def _run_lane(position: int, root: Path, lane: Lane) -> None:
+    die_with_parent()
+    os.environ["VAG_PROGRESS_POSITION"] = str(position)
+
+    def stages() -> int:
+        try:
+            for name, command, overrides in lane:
+                stage(root / name, command, overrides)
+        except KeyboardInterrupt:
+            return 130  # the parent says so
+        return 0
+
+    raise SystemExit(cli.guarded(stages))

@@ -1,0 +1,37 @@
+"""Commands that run other commands: what goes on after one has failed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipes.lanes import Lane, run_lanes
+from toolkit.errors import UserError
+from toolkit.reporting.run_record import read_record
+
+
+def lanes(root: Path) -> tuple[dict[str, Lane], dict[str, str]]:
+    """Two that succeed, one that fails, and two that wait for it."""
+    (root / "page").mkdir()
+    (root / "page/run.json").write_text(json.dumps({"command": "collect", "status": "finished", "result": {}}))
+    good, bad = f"runs=[{root / 'page'}]", f"runs=[{root / 'nowhere'}]"
+    what = {"good": good, "bad": bad, "after_good": good, "after_bad": good, "after_after_bad": good}
+    after = {"after_good": "good", "after_bad": "bad", "after_after_bad": "after_bad"}
+    return {name: [(name, "report", [words])] for name, words in what.items()}, after
+
+
+@pytest.mark.slow
+def test_others_go_on_when_one_fails(tmp_path: Path) -> None:
+    work, after = lanes(tmp_path)
+    failed = run_lanes(tmp_path, work, limit=2, after=after, keep_going=True)
+    assert sorted(failed) == ["after_after_bad", "after_bad", "bad"]
+    assert all(read_record(tmp_path / name)["status"] == "finished" for name in ("good", "after_good"))
+    assert "not found" in read_record(tmp_path / "bad")["error"]
+    assert not (tmp_path / "after_bad").exists()
+
+
+@pytest.mark.slow
+def test_a_failure_is_an_error_unless_told_otherwise(tmp_path: Path) -> None:
+    work, after = lanes(tmp_path)
+    with pytest.raises(UserError, match="stages of bad failed"):
+        run_lanes(tmp_path, {name: work[name] for name in ("bad", "after_bad")}, after=after)
