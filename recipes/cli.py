@@ -33,6 +33,7 @@ COMMANDS = {
     "report": "write one self-contained HTML page about runs",
     "benchmark data": "measure how fast training data is read, side by side with LeRobotDataset",
     "benchmark generators": "train, sample and replay several generators side by side",
+    "ablate": "does synthetic data help? arms x policies x seeds, with controls and intervals",
     "demo": "the whole story at a size two CPU cores finish in minutes",
 }
 EXAMPLES = {
@@ -92,6 +93,10 @@ EXAMPLES = {
     "benchmark generators": (
         "vag benchmark generators out=outputs/generators",
         "vag benchmark generators suites=[dense] systems=[vag,action_only] seeds=[0] out=outputs/quick",
+    ),
+    "ablate": (
+        "vag ablate experiment=ablate_cpu out=outputs/study",
+        "vag ablate steps=2000 grid=['arm=real_few','arm=cotrain synthetic_fraction=0.25,0.5,0.75 seed=0,1,2']",
     ),
     "demo": ("vag demo out=outputs/demo", "vag demo experiment=smoke out=outputs/smoke"),
 }

@@ -18,7 +18,7 @@ from toolkit.data.mixture import Augmented, BatchSource, Mixture, Source, make_s
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.scenes import Scenes, merge, read_scenes, scenes_of, write_scenes
 from toolkit.data.schema import IMAGE
-from toolkit.data.selection import first_episodes, select, subset, weights_by, with_shuffled_actions
+from toolkit.data.selection import first_of_each, select, subset, weights_by, with_shuffled_actions
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.loop import train
@@ -59,7 +59,7 @@ def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[
         raise UserError(f"synthetic_fraction={fraction} needs real=[DATASET]")
     real = [load_clips(run, path, config.image_size, config.image_key) for path in config.real]
     if config.episodes_per_task is not None:
-        real = [first_episodes(store, config.episodes_per_task) for store in real]
+        real = [subset(store, first_of_each(store, config.episodes_per_task)) for store in real]
     chosen = [
         chosen_synthetic(config, path, load_clips(run, path, config.image_size, IMAGE))  # as synthesize names it
         for path in config.synthetic
@@ -87,15 +87,19 @@ def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[
 
 def chosen_synthetic(config: PolicyTrainingConfig, path: str, store: ClipStore) -> tuple[ClipStore, np.ndarray | None]:
     """The episodes of a synthetic dataset that take part, and their weights if they are not drawn alike."""
-    weights = None
+    weights, episodes = None, np.arange(store.num_episodes)
+    if config.synthetic_per_task is not None:
+        episodes = first_of_each(store, config.synthetic_per_task)
     if config.select or config.weight_by:
         if not Path(path).is_dir():
             raise UserError(f"{path}: select and weight_by read scores from the episode table of a dataset directory")
-        metadata = [row for row, _ in read_actions(Path(path))]  # the cached clips may be older than a score
-        kept = np.flatnonzero(select(config.select, metadata, store.episode_tasks, path))
-        store, metadata = subset(store, kept), [metadata[i] for i in kept]
+        rows = [row for row, _ in read_actions(Path(path))]  # the cached clips may be older than a score
+        kept = select(config.select, [rows[i] for i in episodes], store.episode_tasks[episodes], path)
+        episodes = episodes[kept]
         if config.weight_by:
-            weights = weights_by(config.weight_by, metadata, store.episode_tasks, path)
+            metadata = [rows[i] for i in episodes]
+            weights = weights_by(config.weight_by, metadata, store.episode_tasks[episodes], path)
+    store = subset(store, episodes)
     if config.shuffle_actions:
         store = with_shuffled_actions(store, config.seed)
     return store, weights

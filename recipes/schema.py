@@ -212,6 +212,7 @@ class PolicyTrainingConfig(CommonConfig):
     normalization: str = "shared"  # or per_source: each dataset's range onto that of the first one
     pad_widths: bool = False  # let robots with fewer state or action dimensions take part
     episodes_per_task: int | None = None  # use only the first so many real episodes of each task
+    synthetic_per_task: int | None = None  # the same for synthetic ones, before any are selected
     augment: bool = False  # pictures in random colours, slightly turned and moved
     select: list[str] = field(default_factory=list)  # synthetic episodes by score: score_cycle_error<=0.2, or <=50%
     weight_by: str | None = None  # score whose best synthetic episodes are drawn most often
@@ -274,6 +275,39 @@ class DemoConfig(CommonConfig):
     evaluate: list[str] = MISSING
 
 
+@dataclass
+class AblateConfig(CommonConfig):
+    """The study: see `recipes/study.py` for arms, axes and how a line of the grid is read."""
+
+    grid: list[str] = MISSING  # Hydra multirun lines: 'arm=real_few,cotrain policy=diffusion seed=0,1,2'
+    tasks: list[str] = MISSING
+    new_tasks: list[str] = field(default_factory=list)  # the policy gets synthetic episodes of them alone: suite `task`
+    other_tasks: list[str] = field(default_factory=list)  # more of what the generator of the feed `fair` sees
+    real_per_task: int = 50
+    fed_few: int = 5  # of each task, what the generator of the feed `fair` sees
+    first_seed: int = 0
+    synthetic_seed: int = 100_000
+    held_out_seed: int = 500_000
+    generator_seeds: list[int] = field(default_factory=lambda: [0])  # a policy's seed k has the k-th of them, in turn
+    steps: int = MISSING  # gradient steps of the policy, in every arm
+    finetune_share: float = 0.5  # of these steps
+    suites: list[str] = field(default_factory=lambda: ["unseen", "position"])
+    scenes_per_task: int = 50
+    filters: dict[str, list[str]] = field(default_factory=dict)  # name: rules of `vag pretrain select=`
+    finetunes: dict[str, list[str]] = field(default_factory=dict)  # name: overrides of `vag finetune`
+    collect: list[str] = field(default_factory=list)  # overrides for every collect, train-generator, ...
+    train_generator: list[str] = field(default_factory=list)
+    synthesize: list[str] = field(default_factory=list)
+    train: list[str] = field(default_factory=list)
+    policy_train: dict[str, list[str]] = field(default_factory=dict)  # after them, for single policies
+    finetune: list[str] = field(default_factory=list)
+    evaluate: list[str] = field(default_factory=list)
+    gap: list[float] = field(default_factory=lambda: [0.35, 0.55])  # success rates that shall be told apart
+    power: float = 0.8
+    lanes: int = 2  # processes side by side
+    threads: int = 1  # of each; 0 = torch's default
+
+
 SCHEMAS: dict[str, type[CommonConfig]] = {
     "collect": CollectConfig,
     "import": ImportConfig,
@@ -290,5 +324,6 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "report": ReportConfig,
     "benchmark data": BenchmarkDataConfig,
     "benchmark generators": BenchmarkGeneratorsConfig,
+    "ablate": AblateConfig,
     "demo": DemoConfig,
 }

@@ -8,7 +8,7 @@ import pytest
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import Augmented, Mixture, Source
 from toolkit.data.schema import ACTION, IMAGE
-from toolkit.data.selection import first_episodes, select, subset, weights_by, with_shuffled_actions
+from toolkit.data.selection import first_of_each, select, subset, weights_by, with_shuffled_actions
 from toolkit.errors import UserError
 
 LENGTHS = np.array([3, 5, 2, 4])
@@ -40,7 +40,7 @@ def test_a_subset_keeps_whole_episodes() -> None:
     assert [row["score"] for row in part.metadata] == [1.0, 3.0]
     assert part.instruction(1) == "b"
     np.testing.assert_array_equal(part.frames, store().frames[part.states[:, 1].astype(int)])
-    assert first_episodes(store(), 1).states[:, 0].tolist() == [0] * 3 + [1] * 5
+    assert first_of_each(store(), 1).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,10 @@ def subset(store: ClipStore, episodes: np.ndarray) -> ClipStore:
     )
 
 
-def first_episodes(store: ClipStore, per_task: int) -> ClipStore:
-    """The first `per_task` episodes of each instruction."""
+def first_of_each(store: ClipStore, per_task: int) -> np.ndarray:
+    """The first `per_task` episodes of each instruction, in order."""
     tasks = range(len(store.tasks))
-    chosen = np.concatenate([np.flatnonzero(store.episode_tasks == task)[:per_task] for task in tasks])
-    return subset(store, np.sort(chosen))
+    return np.sort(np.concatenate([np.flatnonzero(store.episode_tasks == task)[:per_task] for task in tasks]))
 
 
 def column(name: str, metadata: Sequence[dict[str, Any]], where: str) -> np.ndarray:

@@ -62,16 +62,33 @@ def hierarchical_bootstrap(
     Hinkley 1997, section 3.8). Two or three training seeds say little about their spread: read it as a lower bound.
     Returns difference, low, high. Raises ValueError unless both are matrices over equally many scenes.
     """
-    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.size == 0 or b.size == 0:
-        raise ValueError(f"expected (training seeds, scenes) over the same scenes, got {a.shape} and {b.shape}")
-    rng, scenes = np.random.default_rng(seed), a.shape[1]
-    means = []
-    for _ in range(resamples):
+    tables = [np.asarray(table, dtype=float) for table in (first, second)]
+    means = bootstrap_means(tables, resamples=resamples, seed=seed)
+    return _difference(tables[0].mean() - tables[1].mean(), means[:, 0] - means[:, 1], confidence)
+
+
+def bootstrap_means(tables: Sequence[np.ndarray], *, resamples: int = 10_000, seed: int = 0) -> np.ndarray:
+    """Mean outcome of several systems in many resamples, (resamples, systems): whatever follows from means follows.
+
+    tables: (training seeds, scenes) each, over the same scenes; drawn as in `hierarchical_bootstrap`, which see.
+    Raises ValueError unless all are matrices over equally many scenes.
+    """
+    shapes = [table.shape for table in tables]
+    if any(len(shape) != 2 or shape[1] != shapes[0][1] or 0 in shape for shape in shapes):
+        raise ValueError(f"expected (training seeds, scenes) over the same scenes, got {shapes}")
+    rng, scenes = np.random.default_rng(seed), shapes[0][1]
+    means = np.empty((resamples, len(tables)))
+    for resample in means:
         drawn = rng.integers(scenes, size=scenes)
-        rows_a, rows_b = rng.integers(len(a), size=len(a)), rng.integers(len(b), size=len(b))
-        means.append(a[rows_a].mean(0)[drawn].mean() - b[rows_b].mean(0)[drawn].mean())
-    return _difference(a.mean() - b.mean(), means, confidence)
+        for i, table in enumerate(tables):
+            resample[i] = table[rng.integers(len(table), size=len(table))].mean(0)[drawn].mean()
+    return means
+
+
+def percentile_interval(value: float, resampled: np.ndarray, confidence: float = 0.95) -> dict[str, float]:
+    """value, low, high: a quantity and its percentile interval (Efron 1979) from what it was in each resample."""
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def two_proportion_power(p: float, q: float, n: int, significance: float = 0.05) -> float:
@@ -107,8 +124,8 @@ def _effect_size(p: float, q: float) -> float:
 
 
 def _difference(value: float, means: Sequence[float], confidence: float) -> dict[str, float]:
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return {"difference": float(value), "low": float(low), "high": float(high)}
+    found = percentile_interval(value, np.asarray(means), confidence)
+    return {"difference": found.pop("value"), **found}
 
 
 def success_rate(outcomes: Sequence[bool]) -> dict[str, Any]:

@@ -1,0 +1,229 @@
+"""Cells of the ablation: what an arm is, which cells a grid names, and the commands that one cell runs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from recipes.lanes import Lane
+from recipes.schema import AblateConfig
+from toolkit.errors import UserError, nearest
+
+FEEDS = ("paper", "fair")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a policy is trained on, in the same number of gradient steps as every other arm.
+
+    real: `few`, `all` that the generator has seen, or none. stages: `once`, or synthetic episodes first and then a
+    fine-tuning on the real ones.
+    """
+
+    real: str | None = "few"
+    synthetic: bool = False
+    finetuned: bool = False
+    filtered: bool = False
+    augmented: bool = False
+    shuffled: bool = False
+
+
+ARMS = {
+    "real_few": Arm(),
+    "real_few_augmented": Arm(augmented=True),
+    "real_all": Arm(real="all"),
+    "synthetic_only": Arm(real=None, synthetic=True),
+    "synthetic_only_filtered": Arm(real=None, synthetic=True, filtered=True),
+    "pretrain_finetune": Arm(synthetic=True, finetuned=True),
+    "pretrain_finetune_filtered": Arm(synthetic=True, finetuned=True, filtered=True),
+    "cotrain": Arm(synthetic=True),
+    "cotrain_filtered": Arm(synthetic=True, filtered=True),
+    "cotrain_augmented": Arm(synthetic=True, augmented=True),
+    "shuffled_actions": Arm(synthetic=True, shuffled=True),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training and its evaluations. Axes that do not concern the arm hold their defaults."""
+
+    arm: str
+    policy: str = "pi05_compact"
+    feed: str = "paper"  # what the generator was trained on: every real demo, or the few and those of other tasks
+    few: int = 5  # real episodes per task that the policy gets
+    synthetic_fraction: float = 0.5  # of the clips of a co-training
+    synthetic_per_task: int = 200
+    filter: str = "none"
+    finetune: str = "default"
+    seed: int = 0
+
+    @property
+    def needs_generator(self) -> bool:
+        return ARMS[self.arm].synthetic
+
+    @property
+    def system(self) -> str:
+        """Its name in tables: the arm, and the axes that are not at their defaults."""
+        told = [
+            f"{field.name}={getattr(self, field.name)}"
+            for field in fields(self)
+            if field.name not in ("arm", "policy", "seed") and getattr(self, field.name) != field.default
+        ]
+        return " ".join([self.arm, *told])
+
+    @property
+    def name(self) -> str:
+        """Its directory."""
+        return "-".join([self.system.replace(" ", "-").replace("=", "_"), self.policy, str(self.seed)])
+
+
+def parse_grid(config: AblateConfig) -> list[Cell]:
+    """Cells of all lines of `grid`, each a product in Hydra's multirun syntax; no cell twice.
+
+    Raises UserError for a line, axis or value that is not known, and for an empty grid.
+    """
+    cells: dict[Cell, None] = {}
+    for line in config.grid:
+        try:
+            overrides = OverridesParser.create().parse_overrides(shlex.split(line))
+        except (HydraException, ValueError) as error:
+            raise UserError(f"ablate: grid line '{line}': expected axis=value,value ... ({error})") from error
+        choices = []
+        for override in overrides:
+            sweep = override.is_sweep_override()
+            values = override.sweep_string_iterator() if sweep else [override.get_value_element_as_str()]
+            choices.append([(override.key_or_group, value) for value in values])
+        for combination in product(*choices):
+            cells[_cell(config, dict(combination), line)] = None
+    if not cells:
+        raise UserError("ablate: grid=[] names no cell; give at least one line, e.g. grid=['arm=real_few,cotrain']")
+    return list(cells)
+
+
+def _cell(config: AblateConfig, values: dict[str, str], line: str) -> Cell:
+    axes = {field.name: field for field in fields(Cell)}
+    parsed: dict[str, Any] = {}
+    for key, text in values.items():
+        if key not in axes:
+            raise UserError(f"ablate: grid line '{line}': unknown axis '{key}'. {nearest(key, axes)}")
+        try:
+            parsed[key] = {"int": int, "float": float, "str": str}[str(axes[key].type)](text)
+        except ValueError as error:
+            raise UserError(f"ablate: grid line '{line}': {key}={text} is not a number") from error
+    if "arm" not in parsed:
+        raise UserError(f"ablate: grid line '{line}' names no arm; expected arm=... of {', '.join(ARMS)}")
+    known: dict[str, Sequence[str]] = {
+        "arm": list(ARMS),
+        "policy": ["pi05_compact", "diffusion"],
+        "feed": FEEDS,
+        "filter": ["none", *config.filters],
+        "finetune": ["default", *config.finetunes],
+    }
+    for key, options in known.items():
+        if parsed.get(key, options[0]) not in options:
+            raise UserError(f"ablate: {key}={parsed[key]} is unknown. {nearest(parsed[key], options)}")
+    cell = Cell(**parsed)
+    if not 0 <= cell.synthetic_fraction <= 1:
+        raise UserError(f"ablate: synthetic_fraction={cell.synthetic_fraction}: expected a number from 0 to 1")
+    if min(cell.few, cell.synthetic_per_task) < 1:
+        raise UserError(f"ablate: grid line '{line}': few and synthetic_per_task must be at least 1")
+    return _relevant(config, cell)
+
+
+def _relevant(config: AblateConfig, cell: Cell) -> Cell:
+    """Axes that do not concern the arm at their defaults, so that equal cells are equal."""
+    arm, default = ARMS[cell.arm], Cell(cell.arm)
+    changes: dict[str, Any] = {}
+    if not arm.synthetic:
+        changes["synthetic_per_task"] = default.synthetic_per_task
+    if not arm.synthetic and arm.real != "all":
+        changes["feed"] = default.feed
+    if arm.real != "few":
+        changes["few"] = default.few
+    if not arm.synthetic or arm.finetuned or arm.real is None:
+        changes["synthetic_fraction"] = default.synthetic_fraction
+    if not arm.finetuned:
+        changes["finetune"] = default.finetune
+    if not arm.filtered:
+        changes["filter"] = default.filter
+    elif cell.filter == "none":
+        if not config.filters:
+            raise UserError(f"ablate: arm={cell.arm} needs a filter; filters={{}} names none")
+        changes["filter"] = next(iter(config.filters))
+    return replace(cell, **changes)
+
+
+def generator_seed(config: AblateConfig, cell: Cell) -> int:
+    """Training seed of the generator behind a cell: the policy's seeds go round the generators."""
+    return config.generator_seeds[cell.seed % len(config.generator_seeds)]
+
+
+def generator_lane(config: AblateConfig, root: Path, feed: str, seed: int, episodes: int) -> Lane:
+    """Train a generator on what the feed gives it, let it generate, and score what it made."""
+    fed = fed_datasets(root, config, feed)
+    name = f"{feed}_{seed}"
+    generator, synthetic = root / f"generator_{name}/generator", root / f"synthetic_{name}/dataset"
+    tasks = f"tasks=[{','.join([*config.tasks, *config.new_tasks])}]"
+    single = [f"seed={seed}", f"runtime.threads={config.threads}"]
+    scenes = [f"episodes_per_task={episodes}", f"first_seed={config.synthetic_seed}"]
+    return [
+        (f"generator_{name}", "train-generator", [f"dataset=[{fed}]", *config.train_generator, *single]),
+        (f"synthetic_{name}", "synthesize", [f"checkpoint={generator}", tasks, *scenes, *config.synthesize, *single]),
+        (f"replay_{name}", "replay", [f"dataset={synthetic}", "workers=1", f"seed={seed}"]),
+        (f"score_{name}", "score", [f"dataset={synthetic}", f"checkpoint={generator}", f"real=[{fed}]", *single]),
+    ]
+
+
+def fed_datasets(root: Path, config: AblateConfig, feed: str) -> str:
+    """Datasets that the generator of a feed is trained on, with commas between."""
+    if feed == "paper":
+        return str(root / "real_all/dataset")
+    others = [root / "real_others/dataset"] if config.other_tasks or config.new_tasks else []
+    return ",".join(map(str, [root / "real_few_fed/dataset", *others]))
+
+
+def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
+    """Train the policy of a cell and evaluate it."""
+    arm = ARMS[cell.arm]
+    synthetic = root / f"synthetic_{cell.feed}_{generator_seed(config, cell)}/dataset"
+    single = [f"seed={cell.seed}", f"runtime.threads={config.threads}"]
+    few = [f"real=[{root / 'real_few/dataset'}]", f"episodes_per_task={cell.few}"]
+    generated = [f"synthetic=[{synthetic}]", f"synthetic_per_task={cell.synthetic_per_task}"]
+    if arm.filtered:
+        rules = ",".join(f"'{rule}'" for rule in config.filters[cell.filter])
+        generated.append(f"select=[{rules}]")
+    if arm.shuffled:
+        generated.append("shuffle_actions=true")
+    train = [f"policy={cell.policy}", *config.train, *config.policy_train.get(cell.policy, []), *single]
+    if arm.augmented:
+        train.append("augment=true")
+    lane: Lane = []
+    last = f"{cell.name}/train"
+    if arm.finetuned:
+        tuning = round(config.finetune_share * config.steps)
+        steps = f"optim.steps={config.steps - tuning}"
+        lane.append((last, "pretrain", [*train, *generated, "synthetic_fraction=1", steps]))
+        checkpoint = f"checkpoint={root / last / 'pretrained_model'}"
+        tune = [*config.finetune, *config.finetunes.get(cell.finetune, []), f"optim.steps={tuning}"]
+        last = f"{cell.name}/finetune"
+        lane.append((last, "finetune", [checkpoint, *few, *tune, *single]))
+    else:
+        data = few if arm.real == "few" else []
+        if arm.real == "all":
+            data = [f"real=[{fed_datasets(root, config, cell.feed)}]"]
+        if arm.synthetic:
+            data = [*data, *generated, f"synthetic_fraction={cell.synthetic_fraction if arm.real else 1}"]
+        lane.append((last, "pretrain", [*train, *data, f"optim.steps={config.steps}"]))
+    where = [f"tasks=[{','.join(config.tasks)}]", f"new_tasks=[{','.join(config.new_tasks)}]"]
+    where += [f"suites=[{','.join(config.suites)}]", f"episodes_per_task={config.scenes_per_task}"]
+    where += [f"first_seed={config.held_out_seed}", f"arm='{cell.arm}'", *config.evaluate]
+    checkpoint = f"checkpoint={root / last / 'pretrained_model'}"
+    lane.append((f"{cell.name}/evaluate", "evaluate", [checkpoint, *where, *single]))
+    return lane

@@ -1,0 +1,149 @@
+"""The study: which cells a grid names, what each of them runs, and what is made of their outcomes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from recipes import ablate, cli
+from recipes.compose import compose_config
+from recipes.schema import AblateConfig
+from recipes.study import ARMS, Cell, cell_lane, generator_lane, parse_grid
+from toolkit.errors import UserError
+from toolkit.evaluation.exchange import exchange_rate
+
+
+def config(*overrides: str) -> AblateConfig:
+    composed = compose_config("ablate", ["grid=['arm=real_few']", "steps=10", "out=x", *overrides])
+    made: Any = OmegaConf.to_object(composed)
+    return made
+
+
+def test_lines_are_products_and_axes_that_do_not_matter_make_no_cells() -> None:
+    grid = "grid=['arm=real_few,cotrain synthetic_fraction=0.25,0.5 feed=paper,fair seed=0,1','arm=real_few seed=1,2']"
+    cells = parse_grid(config(grid))
+    assert len(cells) == len(set(cells)) == 3 + 2 * 2 * 2
+    assert [cell.seed for cell in cells if cell.arm == "real_few"] == [0, 1, 2]
+    fair = next(cell for cell in cells if (cell.feed, cell.synthetic_fraction, cell.seed) == ("fair", 0.25, 1))
+    assert fair.system == "cotrain feed=fair synthetic_fraction=0.25"
+    assert fair.name == "cotrain-feed_fair-synthetic_fraction_0.25-pi05_compact-1"
+    (filtered,) = parse_grid(config("grid=['arm=cotrain_filtered']"))
+    assert filtered.filter == "cycle"  # the first
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("[]", "names no cell"),
+        ("['seed=0']", "names no arm"),
+        ("['arm=cotrian']", "arm=cotrian is unknown. Did you mean 'cotrain'"),
+        ("['arm=cotrain fraction=0.5']", "unknown axis 'fraction'"),
+        ("['arm=cotrain synthetic_fraction=1.5']", "synthetic_fraction=1.5: expected a number from 0 to 1"),
+        ("['arm=cotrain seed=one']", "seed=one is not a number"),
+        ("['arm=cotrain few=0']", "at least 1"),
+        ("['arm=cotrain_filtered filter=cycel']", "filter=cycel is unknown"),
+        ("['arm cotrain']", "expected axis=value"),
+    ],
+)
+def test_grids_that_make_no_sense_are_named(grid: str, message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        parse_grid(config(f"grid={grid}"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["suites=[unsen]"], "unknown suite 'unsen'"),
+        (["suites=[task]"], "suite 'task' needs new_tasks"),
+        (["other_tasks=[push]"], "'push' is among tasks and"),
+        (["held_out_seed=100050"], "synthetic_seed=100000 and held_out_seed=100050: .* would overlap"),
+    ],
+)
+def test_studies_that_would_mislead_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ablate.check(config(*overrides))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_takes_the_same_steps_and_commands_that_compose(arm: str) -> None:
+    study = config("steps=11", "finetune_share=0.3")
+    (cell,) = parse_grid(config(f"grid=['arm={arm} seed=3 feed=fair']"))
+    lane = cell_lane(study, Path("root"), cell)
+    composed = [compose_config(command, words) for _, command, words in lane]
+    assert sum(c.optim.steps for c in composed[:-1]) == 11
+    assert all(c.seed == 3 for c in composed)
+    assert composed[0].augment == ("augmented" in arm)
+    assert bool(composed[0].select) == ("filtered" in arm)
+    assert composed[0].shuffle_actions == (arm == "shuffled_actions")
+    assert composed[-1].checkpoint.startswith(f"root/{lane[-2][0]}")
+    for _, command, words in generator_lane(study, Path("root"), "fair", 1, 20):
+        compose_config(command, words)
+
+
+def outcomes(**rates: float) -> ablate.Outcomes:
+    rng = np.random.default_rng(0)
+    return {
+        (name, "diffusion", "unseen"): {s: [bool(x) for x in rng.random(300) < rate] for s in range(3)}
+        for name, rate in rates.items()
+    }
+
+
+def test_rows_say_how_much_of_the_gap_is_closed_and_comparisons_are_paired() -> None:
+    found = outcomes(real_few=0.3, cotrain=0.6, real_all=0.9)
+    rows = {(row["system"], row["metric"]): row for row in ablate.system_rows(found)}
+    assert rows["cotrain", "success"]["n"] == 900
+    closed = rows["cotrain", "gap_closed"]
+    assert closed["low"] < closed["value"] < closed["high"]
+    assert closed["value"] == pytest.approx(0.5, abs=0.1)
+    assert ("real_all", "gap_closed") not in rows
+    comparisons = {c["a"]: c for c in ablate.system_comparisons(found)}
+    assert comparisons.keys() == {"cotrain", "real_all"}
+    assert comparisons["cotrain"]["low"] > 0.2
+    assert comparisons["cotrain"]["p"] < 1e-6
+
+
+def test_a_synthetic_episode_is_worth_what_the_learning_curve_says() -> None:
+    def table(rate: float) -> np.ndarray:
+        return np.repeat([[1.0] * round(1000 * rate) + [0.0] * round(1000 * (1 - rate))], 2, axis=0)
+
+    curve = {5: table(0.3), 10: table(0.5), 20: table(0.7)}
+    assert exchange_rate(table(0.5), curve, few=5, synthetic=100)["value"] == pytest.approx(5 / 100)
+    assert exchange_rate(table(0.6), curve, 5, 100)["value"] == pytest.approx((np.sqrt(200) - 5) / 100)
+    assert exchange_rate(table(0.9), curve, 5, 100)["value"] == pytest.approx(15 / 100)  # the end of the curve
+    worse = exchange_rate(table(0.2), curve, 5, 100)
+    assert worse["value"] == worse["low"] == 0
+    with pytest.raises(ValueError, match="expected 5 and more"):
+        exchange_rate(table(0.5), {5: table(0.3)}, 5, 100)
+
+
+@pytest.mark.slow
+def test_a_study_at_smoke_scale_marks_what_fails_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas as pd
+
+    out = tmp_path / "study"
+    words = ["ablate", "experiment=ablate_smoke", f"out={out}"]
+    assert cli.main([*words, "filters.cycle=['score_cycle_error<=-1']"]) == 0  # leaves no episode: that cell fails
+    record = json.loads((out / "record.json").read_text())
+    table = pd.read_parquet(out / "cells.parquet")
+    assert set(table["suite"]) == {"unseen", "position"}
+    failed = table[table["status"] == "failed"]
+    assert set(failed["arm"]) == {"pretrain_finetune_filtered"}
+    assert failed["error"].str.contains("leaves no episode").all()
+    assert failed["rate"].isna().all()
+    systems = {row["system"] for row in record["rows"]}
+    assert {"real_few", "real_few few=2", "real_all", "cotrain synthetic_per_task=2"} <= systems
+    assert {row["metric"] for row in record["rows"]} >= {"success", "real_per_synthetic"}
+    assert all(row["low"] <= row["value"] <= row["high"] for row in record["rows"])
+    assert {c["b"] for c in record["comparisons"]} == {"real_few"}
+    assert "rollouts an arm" in capsys.readouterr().out
+    assert cli.main(["report", str(out), f"out={tmp_path / 'page'}"]) == 0
+
+
+def test_cells_have_names_of_their_own() -> None:
+    cells = [Cell("cotrain", few=5), Cell("cotrain", few=2), Cell("cotrain", synthetic_fraction=0.25)]
+    assert len({cell.name for cell in cells}) == len({cell.system for cell in cells}) == 3
