@@ -23,10 +23,10 @@ from toolkit.errors import UserError, nearest
 from toolkit.evaluation.exchange import exchange_rate
 from toolkit.evaluation.statistics import (
     bootstrap_means,
+    counted_rate,
     hierarchical_bootstrap,
     mcnemar,
     percentile_interval,
-    success_rate,
     two_proportion_sample_size,
     wilson_interval,
 )
@@ -213,7 +213,7 @@ def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> l
         results = [finished(root / f"replay_{feed}_{seed}") for seed in sorted(seeds)]
         found = [result["systems"]["vag"] for result in results if result is not None]
         if found:
-            total = success_rate([i < f["successes"] for f in found for i in range(f["n"])])
+            total = counted_rate(sum(f["successes"] for f in found), sum(f["n"] for f in found))
             row = {"system": f"synthetic feed={feed}", "policy": "replay", "suite": "synthetic scenes"}
             bounds = {"value": total["rate"], "low": total["low"], "high": total["high"]}
             rows.append({**row, "metric": "success", **bounds, "n": total["n"], "seeds": len(found)})

@@ -22,7 +22,7 @@ from PIL import Image
 from toolkit.errors import UserError
 from toolkit.evaluation.statistics import success_table
 from toolkit.reporting import media, plots
-from toolkit.reporting.report import write_report
+from toolkit.reporting.report import fraction_points, write_report
 
 EVIL = "<script>alert('push & $x$')</script>"
 
@@ -347,6 +347,28 @@ def test_generators_side_by_side(tmp_path: Path) -> None:
         assert words in page.words, words
     assert "Pairs within an action distance" in page.words
     assert {link["href"] for link in page.of("a")} >= {"#benchmark-generators", "#evaluate-generator"}
+
+
+def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path) -> None:
+    axes = {"policy": "diffusion", "feed": "paper", "few": 5, "suite": "unseen", "status": "finished"}
+    cells = [
+        {**axes, "arm": arm, "synthetic_fraction": fraction, "successes": wins, "n": 40, "seed": seed}
+        for arm, fraction, wins in (("real_few", 0.5, 8), ("cotrain", 0.25, 20), ("synthetic_only", 0.5, 12))
+        for seed in (0, 1)
+    ]
+    cells += [{**axes, "arm": "cotrain", "status": "failed", "error": "train: disk <full>"}]
+    rate = {"system": "cotrain", "policy": "diffusion", "suite": "unseen", "metric": "success", "n": 80}
+    result = {
+        "cells": cells,
+        "rows": [{**rate, "value": 0.5, "low": 0.39, "high": 0.61}],
+        "comparisons": [{"a": "cotrain", "b": "real_few", "suite": "unseen", "difference": 0.3012, "p": 0.001}],
+        "failed": ["cotrain-diffusion-2"],
+    }
+    points = fraction_points(cells)
+    assert [(p["fraction"], p["rate"]) for p in points["diffusion, feed paper"]] == [(0, 0.2), (0.25, 0.5), (1, 0.3)]
+    page = page_of(write_run(tmp_path / "study", "ablate", result))
+    for words in ("50 %  ·  40/80  ·  [39, 61]", "0.3012", "disk <full>", "synthetic fraction", "Does synthetic data"):
+        assert words in page.words, words
 
 
 def test_damaged_and_cut_event_files_give_what_they_hold(tmp_path: Path) -> None:

@@ -129,8 +129,12 @@ def _difference(value: float, means: Sequence[float], confidence: float) -> dict
 
 
 def success_rate(outcomes: Sequence[bool]) -> dict[str, Any]:
+    """`counted_rate` of outcomes."""
+    return counted_rate(sum(map(bool, outcomes)), len(outcomes))
+
+
+def counted_rate(successes: int, n: int) -> dict[str, Any]:
     """successes, n, rate and the bounds low, high of the 95 % Wilson interval."""
-    successes, n = sum(map(bool, outcomes)), len(outcomes)
     low, high = wilson_interval(successes, n)
     return {"successes": successes, "n": n, "rate": successes / n, "low": low, "high": high}
 

@@ -137,6 +137,35 @@ def curves(lines: Mapping[str, Curve], title: str, unit: str = "", xlabel: str =
         return _svg(figure, title)
 
 
+def fraction_lines(lines: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> str:
+    """Success against the synthetic fraction, with intervals. Returns SVG.
+
+    lines: name -> points of `fraction`, `rate`, `low` and `high`, all in [0, 1].
+    """
+    with _style():
+        figure = Figure(figsize=(WIDTH, 3.2))
+        axes = figure.add_axes((0.105, 0.145, 0.875, 0.74 - 0.07 * _legend_rows(lines)))
+        for index, (name, points) in enumerate(lines.items()):
+            ordered = sorted(points, key=lambda point: point["fraction"])
+            x = [point["fraction"] + 0.006 * (index - (len(lines) - 1) / 2) for point in ordered]  # side by side
+            y = [point["rate"] for point in ordered]
+            error = [
+                [max(0.0, p["rate"] - p["low"]) for p in ordered],
+                [max(0.0, p["high"] - p["rate"]) for p in ordered],
+            ]
+            style: Any = {"linewidth": 1.8, "elinewidth": 1.2, "capsize": 3.5, "marker": "o", "markersize": 4}
+            axes.errorbar(x, y, yerr=error, color=PALETTE[index % len(PALETTE)], label=_clean(name, 46), **style)
+        axes.set_ylim(0, 1)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+        axes.grid(axis="y")
+        axes.set_xlabel("synthetic fraction of the training clips", loc="right", fontsize=9.5)
+        figure.text(0.02, 0.985, _clean(title, 60), weight="bold", va="top")
+        if len(lines) > 1:
+            columns = 1 + (_longest(lines) < 26)
+            figure.legend(loc="upper left", bbox_to_anchor=(0, 0.93), ncols=columns, frameon=False, fontsize=9.5)
+        return _svg(figure, title)
+
+
 def validity_lines(card: Mapping[str, Any], title: str = "Validity of the clip distance") -> str:
     """Distance against the strength of each corruption, from weakest to strongest. Returns SVG.
 

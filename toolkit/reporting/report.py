@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from toolkit.evaluation.statistics import counted_rate
 from toolkit.reporting import media, plots
 from toolkit.reporting.markup import (
     as_dict,
@@ -264,6 +265,57 @@ def _benchmark_generators(runs: list[RunPage], has_demo: bool) -> list[str]:
     return parts
 
 
+def _ablate(runs: list[RunPage], has_demo: bool) -> list[str]:
+    """Every suite: success of all systems, success against the synthetic fraction, differences, cells that failed."""
+    parts = []
+    for run in runs:
+        rows = [row for row in map(as_dict, as_list(run.result.get("rows"))) if finite(row.get("value")) is not None]
+        cells = [as_dict(cell) for cell in as_list(run.result.get("cells"))]
+        comparisons = [as_dict(row) for row in as_list(run.result.get("comparisons"))]
+        for suite in distinct(row.get("suite") for row in rows):
+            chosen = [row for row in rows if row.get("suite") == suite and row.get("n")]
+            rates = [
+                {**row, "rate": row["value"], "successes": round(row["value"] * row["n"])}
+                for row in chosen
+                if row.get("metric") == "success"
+            ]
+            bars = [{**row, "group": row.get("policy", ""), "label": row.get("system", "")} for row in rates]
+            lines = fraction_points([cell for cell in cells if cell.get("suite") == suite])
+            figures = [framed(plots.success_bars(bars, f"Success, {suite}"), "")] if bars else []
+            if lines:
+                caption = "0: the few real episodes alone; 1: synthetic episodes alone; between: co-training."
+                figures.append(framed(plots.fraction_lines(lines, f"Success by synthetic fraction, {suite}"), caption))
+            parts += [f"<h3>Suite <code>{escaped(suite)}</code></h3>", side_by_side(figures)]
+            parts.append(rows_table([row for row in chosen if row.get("metric") != "success"]))
+            if compared := [row for row in comparisons if row.get("suite") == suite]:
+                parts.append("<h3>Paired differences, a minus b</h3>" + rows_table(compared))
+            parts.append(_glossary(chosen))
+        if failed := [cell for cell in cells if cell.get("status") == "failed"]:
+            parts.append("<h3>Cells that failed</h3>" + rows_table(failed))
+    return parts
+
+
+def fraction_points(cells: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """Points for `plots.fraction_lines`, over all training seeds: the few alone, co-training, synthetic alone."""
+    mixed = [cell for cell in cells if cell.get("arm") == "cotrain"]
+    feeds, few = (distinct(cell.get(axis) for cell in mixed) for axis in ("feed", "few"))
+    totals: dict[str, dict[float, list[int]]] = {}
+    for cell in cells:
+        known = {"real_few": 0.0, "cotrain": finite(cell.get("synthetic_fraction")), "synthetic_only": 1.0}
+        fraction = known.get(str(cell.get("arm")))
+        n, successes = finite(cell.get("n")), finite(cell.get("successes"))
+        if fraction is None or successes is None or not n or (fraction == 0 and cell.get("few") not in few):
+            continue
+        for feed in feeds if fraction == 0 else [cell.get("feed")]:
+            total = totals.setdefault(f"{cell.get('policy')}, feed {feed}", {}).setdefault(fraction, [0, 0])
+            total[0], total[1] = total[0] + int(successes), total[1] + int(n)
+    return {
+        name: [{"fraction": f, **counted_rate(successes, n)} for f, (successes, n) in points.items()]
+        for name, points in totals.items()
+        if len(points) > 1
+    }
+
+
 def _replay(runs: list[RunPage], has_demo: bool) -> list[str]:
     return _success([row for run in runs for row in _systems(run)], ("system",), "Replay success")
 
@@ -285,6 +337,7 @@ PARTS: dict[str, Callable[[list[RunPage], bool], list[str]]] = {
     "synthesize": _synthesize,
     "evaluate-generator": _evaluate_generator,
     "benchmark generators": _benchmark_generators,
+    "ablate": _ablate,
     "replay": _replay,
     "evaluate": _evaluate,
 }

@@ -63,6 +63,17 @@ STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Several systems are trained alike, and sampled and replayed on the same unseen scenes.",
         (),
     ),
+    "score": (
+        "Score",
+        "Every generated episode gets numbers that say how far it can be trusted.",
+        (),
+    ),
+    "ablate": (
+        "Does synthetic data help?",
+        "Policies trained on real and synthetic episodes in many ways, in equally many steps, on the same scenes. What "
+        "counts is the distance to the few real episodes alone, and to all that the generator has seen.",
+        (),
+    ),
     "synthesize": (
         "Synthesize",
         "One picture, one state and an instruction go in; a video with matching actions and states comes out.",
@@ -107,6 +118,7 @@ ARMS = {
     "cotrain": "trained on recorded and generated episodes together",
     "real_all": "trained on all recorded episodes",
     "shuffled_actions": "generated videos with the actions of other episodes, a control",
+    "cotrain_augmented": "the same with image augmentation",
     "vag": "video and actions generated together",
     "vag_grid": "video and actions in step, a U-Net that reads the video pooled to a grid",
     "vag_published": "the same with the published bridge, one pooled cell",
@@ -134,5 +146,5 @@ SHOWN = {  # keys of a result that the page already tells; the rest goes into a 
         "fixed",
     ),
     *("generator", "tokenizer", "steps", "loss", "generator_id"),
-    *("rows", "comparisons", "validity_cards", "replay", "success_curve", "scenes"),
+    *("rows", "comparisons", "cells", "failed", "scores", "validity_cards", "replay", "success_curve", "scenes"),
 }
