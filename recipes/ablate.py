@@ -23,9 +23,8 @@ from toolkit.errors import UserError, nearest
 from toolkit.evaluation.exchange import exchange_rate
 from toolkit.evaluation.statistics import (
     bootstrap_means,
+    compare_systems,
     counted_rate,
-    hierarchical_bootstrap,
-    mcnemar,
     percentile_interval,
     two_proportion_sample_size,
     wilson_interval,
@@ -195,13 +194,8 @@ def system_comparisons(outcomes: Outcomes) -> list[dict[str, Any]]:
         few = outcomes.get(("real_few", policy, suite))
         if system == "real_few" or few is None:
             continue
-        ours, theirs = matrix(seeds), matrix(few)
-        comparison: dict[str, Any] = {"a": system, "b": "real_few", "policy": policy, "suite": suite}
-        comparison |= {"metric": "success", "paired": True, **hierarchical_bootstrap(ours.tolist(), theirs.tolist())}
-        if common := sorted(set(seeds) & set(few)):  # the seeds that both have
-            pairs = [matrix({s: side[s] for s in common}).ravel().astype(bool).tolist() for side in (seeds, few)]
-            comparison["p"] = mcnemar(*pairs)
-        comparisons.append(comparison)
+        place = {"a": system, "b": "real_few", "policy": policy, "suite": suite, "metric": "success", "paired": True}
+        comparisons.append(place | compare_systems(matrix(seeds), matrix(few)))
     return comparisons
 
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "report": "write one self-contained HTML page about runs",
     "benchmark data": "measure how fast training data is read, side by side with LeRobotDataset",
     "benchmark generators": "train, sample and replay several generators side by side",
+    "benchmark policies": "rank policy checkpoints on the same scenes, with intervals",
     "ablate": "does synthetic data help? arms x policies x seeds, with controls and intervals",
     "demo": "the whole story at a size two CPU cores finish in minutes",
 }
@@ -65,14 +66,14 @@ EXAMPLES = {
         "vag evaluate-generator checkpoint=outputs/generator/generator dataset=outputs/held_out/dataset",
         "vag evaluate-generator checkpoint=outputs/generator/generator dataset=outputs/held_out/dataset given=video",
     ),
-    "replay": (
-        "vag replay dataset=outputs/synthetic/dataset",
-        "vag replay dataset=outputs/real/dataset system=recorded",
-    ),
     "score": (
         "vag score dataset=outputs/synthetic/dataset checkpoint=outputs/generator/generator "
         "real=[outputs/real/dataset]",
         "vag score dataset=outputs/synthetic/dataset real=[outputs/real/dataset]",
+    ),
+    "replay": (
+        "vag replay dataset=outputs/synthetic/dataset",
+        "vag replay dataset=outputs/real/dataset system=recorded",
     ),
     "pretrain": (
         "vag pretrain synthetic=[outputs/synthetic/dataset] out=outputs/pretrained",
@@ -94,9 +95,14 @@ EXAMPLES = {
         "vag benchmark generators out=outputs/generators",
         "vag benchmark generators suites=[dense] systems=[vag,action_only] seeds=[0] out=outputs/quick",
     ),
+    "benchmark policies": (
+        "vag benchmark policies checkpoints={ours:outputs/finetuned/pretrained_model}",
+        "vag benchmark policies checkpoints={a:[outputs/a0/pretrained_model,outputs/a1/pretrained_model],"
+        "b:outputs/b/pretrained_model} suites=[unseen,position,visual,language]",
+    ),
     "ablate": (
         "vag ablate experiment=ablate_cpu out=outputs/study",
-        "vag ablate steps=2000 grid=['arm=real_few','arm=cotrain synthetic_fraction=0.25,0.5,0.75 seed=0,1,2']",
+        "vag ablate steps=2000 \"grid=['arm=real_few','arm=cotrain synthetic_fraction=0.25,0.5,0.75 seed=0,1,2']\"",
     ),
     "demo": ("vag demo out=outputs/demo", "vag demo experiment=smoke out=outputs/smoke"),
 }

@@ -17,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from recipes.schema import SCHEMAS
 from toolkit.errors import UserError, nearest
 
-OPEN = ("policy.options", "image_keys", "filters", "finetunes", "policy_train")  # mappings that take any key
+# Mappings that take any key.
+OPEN = ("policy.options", "image_keys", "filters", "finetunes", "policy_train", "checkpoints")
 
 
 def file_name(command: str) -> str:

@@ -276,6 +276,19 @@ class DemoConfig(CommonConfig):
 
 
 @dataclass
+class BenchmarkPoliciesConfig(CommonConfig):
+    checkpoints: dict[str, Any] = field(default_factory=dict)  # name: directory, or one for each training seed
+    tasks: list[str] = MISSING
+    new_tasks: list[str] = field(default_factory=list)
+    suites: list[str] = field(default_factory=lambda: ["unseen"])
+    episodes_per_task: int = 50
+    first_seed: int = 500_000
+    evaluate: list[str] = field(default_factory=list)  # overrides of every evaluation
+    lanes: int = 2  # processes side by side
+    threads: int = 1  # of each; 0 = torch's default
+
+
+@dataclass
 class AblateConfig(CommonConfig):
     """The study: see `recipes/study.py` for arms, axes and how a line of the grid is read."""
 
@@ -324,6 +337,7 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "report": ReportConfig,
     "benchmark data": BenchmarkDataConfig,
     "benchmark generators": BenchmarkGeneratorsConfig,
+    "benchmark policies": BenchmarkPoliciesConfig,
     "ablate": AblateConfig,
     "demo": DemoConfig,
 }

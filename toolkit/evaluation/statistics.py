@@ -67,6 +67,16 @@ def hierarchical_bootstrap(
     return _difference(tables[0].mean() - tables[1].mean(), means[:, 0] - means[:, 1], confidence)
 
 
+def compare_systems(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """Two systems on the same scenes: `hierarchical_bootstrap`, and `mcnemar` as p over the training seeds of both.
+
+    first, second: (training seeds, scenes) outcomes of 0 and 1.
+    """
+    seeds = min(len(first), len(second))
+    pairs = [table[:seeds].ravel().astype(bool).tolist() for table in (first, second)]
+    return {**hierarchical_bootstrap(first.tolist(), second.tolist()), "p": mcnemar(*pairs)}
+
+
 def bootstrap_means(tables: Sequence[np.ndarray], *, resamples: int = 10_000, seed: int = 0) -> np.ndarray:
     """Mean outcome of several systems in many resamples, (resamples, systems): whatever follows from means follows.
 

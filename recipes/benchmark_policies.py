@@ -1,0 +1,114 @@
+"""`vag benchmark policies`: any policy checkpoints on the same scenes, ranked, with what cannot be told apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.lanes import Lane, run_lanes
+from recipes.schema import BenchmarkPoliciesConfig
+from toolkit.errors import UserError
+from toolkit.evaluation.statistics import compare_systems, counted_rate
+from toolkit.reporting.benchmark_record import write_record
+from toolkit.reporting.run_record import Run, read_record
+
+
+def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
+    """Roll every checkpoint out on every suite; write `record.json` and `record.md`, print leaderboard and record."""
+    checkpoints = checkpoints_of(config)
+    root = run.directory
+    tasks = [f"tasks=[{','.join(config.tasks)}]", f"new_tasks=[{','.join(config.new_tasks)}]"]
+    scenes = [f"suites=[{','.join(config.suites)}]", f"episodes_per_task={config.episodes_per_task}"]
+    common = [*tasks, *scenes, f"first_seed={config.first_seed}", f"seed={config.seed}", *config.evaluate]
+    lanes: dict[str, Lane] = {}
+    for name, paths in checkpoints.items():
+        for k, path in enumerate(paths):
+            words = [f"checkpoint='{path}'", f"arm='{name}'", f"runtime.threads={config.threads}", *common]
+            lanes[f"{name}_{k}"] = [(f"{name}_{k}", "evaluate", words)]
+    run_lanes(root, lanes, config.lanes)
+    outcomes = {
+        suite: {name: outcome_table(root, name, len(paths), suite) for name, paths in checkpoints.items()}
+        for suite in config.suites
+    }
+    rows, comparisons, boards = [], [], {}
+    for suite, tables in outcomes.items():
+        for name, table in tables.items():
+            rate = counted_rate(int(table.sum()), table.size)
+            bounds = {"value": rate["rate"], "low": rate["low"], "high": rate["high"], "n": rate["n"]}
+            rows.append({"system": name, "suite": suite, "metric": "success", **bounds, "seeds": len(table)})
+        for a, b in combinations(tables, 2):
+            pair = {"a": a, "b": b, "suite": suite, "metric": "success", "paired": True}
+            comparisons.append(pair | compare_systems(tables[a], tables[b]))
+        boards[suite] = leaderboard(tables)
+    notes = {
+        "scenes": f"{config.episodes_per_task} of each of {', '.join(config.tasks)} in every suite, from seed "
+        f"{config.first_seed} on; the same for all policies",
+        "intervals": "95 %: Wilson over all rollouts for success, a bootstrap over checkpoints and scenes for "
+        "differences; p is McNemar's exact test over the pairs of all checkpoints",
+        "checkpoints": "; ".join(f"{name}: {', '.join(paths)}" for name, paths in checkpoints.items()),
+    }
+    command = f"vag benchmark policies suites=[{','.join(config.suites)}]"
+    record = write_record(root, "policies", command, rows, comparisons, notes)
+    run.result.update(rows=rows, comparisons=comparisons, leaderboards=boards)
+    for suite, board in boards.items():
+        print(board_text(suite, board), flush=True)
+    print(json.dumps(record), flush=True)
+
+
+def checkpoints_of(config: BenchmarkPoliciesConfig) -> dict[str, list[str]]:
+    """Name -> checkpoints, one for each training seed. Raises UserError for none, or one that is given twice."""
+    found: dict[str, list[str]] = {}
+    for name, given in config.checkpoints.items():
+        found[str(name)] = [given] if isinstance(given, str) else [str(path) for path in given or []]
+        if not found[str(name)]:
+            raise UserError(f"benchmark policies: checkpoints.{name} is empty; expected a directory, or several")
+    paths = [path for given in found.values() for path in given]
+    if not paths:
+        raise UserError("benchmark policies: checkpoints={} is empty; expected such as {ours:[a,b],other:c}")
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise UserError(f"benchmark policies: {twice} is given twice; it would count as two training seeds")
+    return found
+
+
+def outcome_table(root: Path, name: str, checkpoints: int, suite: str) -> np.ndarray:
+    """(checkpoints, scenes)."""
+    results = [read_record(root / f"{name}_{k}")["result"]["suites"][suite] for k in range(checkpoints)]
+    return np.array([[success for _, _, success in result["outcomes"]] for result in results], dtype=float)
+
+
+def leaderboard(tables: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Systems from best to worst; rank 1 is shared by all that the data cannot tell from the best, and so on.
+
+    Two are not distinguishable where the interval of their paired difference holds 0.
+    """
+    order = sorted(tables, key=lambda name: -tables[name].mean())
+    board: list[dict[str, Any]] = []
+    leader, rank = order[0], 1
+    for place, name in enumerate(order):
+        difference = compare_systems(tables[leader], tables[name])
+        if difference["low"] > 0:
+            leader, rank = name, place + 1
+        row = {"rank": rank, "system": name, **counted_rate(int(tables[name].sum()), tables[name].size)}
+        board.append(row | {"seeds": len(tables[name]), "not_distinguishable_from": None if name == leader else leader})
+    return board
+
+
+def board_text(suite: str, board: Sequence[dict[str, Any]]) -> str:
+    lines = ["", f"{suite:<6}{'system':<32}{'success':<10}{'rate':<6}95 % interval"]
+    for row in board:
+        tied = row["not_distinguishable_from"]
+        note = f"  not distinguishable from {tied}" if tied else ""
+        counts = f"{row['successes']}/{row['n']}"
+        bounds = f"[{row['low']:.2f}, {row['high']:.2f}]"
+        lines.append(f"{row['rank']:<6}{row['system']:<32}{counts:<10}{row['rate']:<6.2f}{bounds}{note}")
+    return "\n".join(lines)
+
+
+def summary(result: dict[str, Any]) -> str:
+    best = {suite: board[0] for suite, board in result["leaderboards"].items()}
+    return "; ".join(f"{suite}: {row['system']} {row['rate']:.2f}" for suite, row in best.items())
