@@ -241,10 +241,10 @@ class PolicyObjective(nn.Module):
         or if a weight is missing, unexpected or of another shape.
         """
         directory = Path(directory)
-        config = _read_config(directory)
+        config = read_config(directory)
         config.device = device
         policy = get_policy_class(config.type)(config)
-        _load_weights(policy, directory / "model.safetensors")
+        load_weights(policy, directory / "model.safetensors")
         try:
             preprocessor, postprocessor = make_pre_post_processors(
                 config,
@@ -362,7 +362,8 @@ def _with_width(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return values
 
 
-def _read_config(directory: Path) -> PreTrainedConfig:
+def read_config(directory: Path, any_type: bool = False) -> PreTrainedConfig:
+    """The config of a checkpoint; `any_type`: of any LeRobot policy. Raises UserError for what is none."""
     path = directory / "config.json"
     if not directory.is_dir():
         raise UserError(f"{directory}: not a directory; expected a policy checkpoint ({LAYOUT})")
@@ -375,12 +376,15 @@ def _read_config(directory: Path) -> PreTrainedConfig:
         raise UserError(f"{path}: not valid JSON ({_first_line(error)})") from error
     if kind is None:
         raise UserError(f"{path}: no 'type'; this is the checkpoint of something else, expected a policy")
-    if kind not in CONFIGS:
-        raise UserError(f"{path}: checkpoint of type '{kind}', expected a policy. {nearest(str(kind), CONFIGS)}")
+    known = PreTrainedConfig.get_known_choices() if any_type else CONFIGS
+    if kind not in known:
+        raise UserError(f"{path}: checkpoint of type '{kind}', expected a policy. {nearest(str(kind), known)}")
     try:
         config = PreTrainedConfig.from_pretrained(directory)
     except Exception as error:  # draccus raises its own family of errors
         raise UserError(f"{path}: not a valid {kind} configuration ({_first_line(error)})") from error
+    if any_type:
+        return config
     missing = [key for key in (IMAGE, STATE) if key not in (config.input_features or {})]
     missing += [ACTION] if ACTION not in (config.output_features or {}) else []
     if missing:
@@ -388,7 +392,8 @@ def _read_config(directory: Path) -> PreTrainedConfig:
     return config
 
 
-def _load_weights(policy: PreTrainedPolicy, path: Path) -> None:
+def load_weights(policy: PreTrainedPolicy, path: Path) -> None:
+    """Load safetensors strictly. Raises UserError if a weight is missing, unexpected or of another shape."""
     if not path.is_file():
         raise UserError(f"{path}: not found; weights are read from safetensors only")
     try:

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from policies.factory import PolicyObjective
+from policies.stock import checkpoint_directory, load_policy
 from recipes.common import check_unseen, distinct_tasks, load_clips, pick_device, weights_id
 from recipes.schema import EvaluateConfig
 from toolkit.data.scenes import merge
@@ -35,7 +36,8 @@ def run(config: EvaluateConfig, run: Run) -> None:
             )
     set_threads(config.runtime)
     seed_everything(config.seed)
-    policy = PolicyObjective.from_pretrained(config.checkpoint, device=pick_device(config.runtime))
+    checkpoint = checkpoint_directory(config.checkpoint)
+    policy = load_policy(checkpoint, device=pick_device(config.runtime))
     scenes = {
         suite: {
             task: list(islice(scene_stream(task, config.first_seed, SUITES[suite].positions), config.episodes_per_task))
@@ -43,7 +45,7 @@ def run(config: EvaluateConfig, run: Run) -> None:
         }
         for suite in config.suites
     }
-    seen = check_unseen("evaluate", config.checkpoint, merge(*scenes.values()), config.allow_seen)
+    seen = check_unseen("evaluate", str(checkpoint), merge(*scenes.values()), config.allow_seen)
     media, suites = [], {}
     (run.directory / "media").mkdir(exist_ok=True)
     for suite in config.suites:
@@ -62,10 +64,9 @@ def run(config: EvaluateConfig, run: Run) -> None:
             path = f"media/{suite}.mp4"
             write_video(run.directory / path, grid(videos, columns=6), fps=20)
             media.append({"path": path, "caption": f"{suite}: the first rollouts of each task"})
-    identity = weights_id(config.checkpoint)
     run.result.update(
         policy=policy.policy_type,
-        checkpoint_id=identity,
+        checkpoint_id=weights_id(checkpoint),
         arm=config.arm,
         seen_scenes=seen,
         suites=suites,

@@ -237,7 +237,7 @@ class FinetuneConfig(PolicyTrainingConfig):
 
 @dataclass
 class EvaluateConfig(CommonConfig):
-    checkpoint: str = MISSING  # pretrained_model directory
+    checkpoint: str = MISSING  # pretrained_model directory, or owner/name of a LeRobot policy on the hub
     dataset: str | None = None  # instead of rollouts: open-loop error on these episodes (LeRobotDataset, clip file)
     image_key: str = "observation.image"
     tasks: list[str] = MISSING

@@ -78,7 +78,8 @@ def rollout(
 ) -> list[Rollout]:
     """Roll the policy out on the seeds of every task; a rollout ends when the task is solved or after `max_steps`.
 
-    suite: how the scenes look and how the instruction is worded. About `num_envs` environments share each prediction.
+    suite: how the scenes look and how the instruction is worded. About `num_envs` environments share each prediction,
+    unless the policy has a memory, which its method `reset` clears: then there is one scene at a time.
     `n_action_steps` of every chunk are executed, by default all of it. A picture is rendered only for a new chunk, and
     where frames are recorded (the first `record_first` seeds of a task). Results are in the order of tasks and seeds.
     Raises UserError if the policy returns actions of another shape, or NaN.
@@ -89,10 +90,15 @@ def rollout(
         for k in range(per_task):
             env = MetaWorldEnv(task, image_size, visual_shift=suite.visual)
             slots.append(_Slot(env, list(seeds[k::per_task]), set(seeds[:record_first])))
+    forget = getattr(policy, "reset", None)
     results: dict[tuple[str, int], Rollout] = {}
     bar = progress(description="evaluate", total=sum(map(len, scenes.values())), unit="ep")
     try:
         while active := [slot for slot in slots if slot.active]:
+            if forget is not None:
+                active = active[:1]
+                if active[0].step == 0:
+                    forget()
             images = np.stack([slot.env.render() for slot in active])
             observation = {
                 IMAGE: torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,

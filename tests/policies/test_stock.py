@@ -1,0 +1,113 @@
+"""Policies of other types, and with longer memories, run as LeRobot runs them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.policies.act.configuration_act import ACTConfig
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+
+from policies.factory import PolicyObjective
+from policies.stock import StockPolicy, checkpoint_directory, load_policy
+from toolkit.data.schema import ACTION, IMAGE, STATE, TASK
+from toolkit.errors import UserError
+from toolkit.evaluation.rollout import rollout
+
+SMALL: dict[str, Any] = {
+    "act": (
+        ACTConfig,
+        {"chunk_size": 4, "n_action_steps": 3, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32, "use_vae": False},
+    ),
+    "diffusion": (
+        DiffusionConfig,
+        {"horizon": 16, "n_action_steps": 2, "down_dims": (16, 32), "num_inference_steps": 2, "crop_shape": None},
+    ),
+}
+
+
+def save_stock(kind: str, directory: Path, picture: str = IMAGE) -> Path:
+    """A checkpoint as LeRobot's own training writes it."""
+    config_class, options = SMALL[kind]
+    torch.manual_seed(0)
+    config = config_class(
+        device="cpu",
+        push_to_hub=False,
+        pretrained_backbone_weights=None,
+        input_features={
+            picture: PolicyFeature(FeatureType.VISUAL, (3, 64, 64)),
+            STATE: PolicyFeature(FeatureType.STATE, (4,)),
+        },
+        output_features={ACTION: PolicyFeature(FeatureType.ACTION, (4,))},
+        **options,
+    )
+    stats = {key: {"mean": torch.zeros(4), "std": torch.ones(4)} for key in (STATE, ACTION)}
+    stats |= {key: stats[key] | {"min": -torch.ones(4), "max": torch.ones(4)} for key in (STATE, ACTION)}
+    flat = {name: torch.full((3, 1, 1), value) for name, value in (("mean", 0.5), ("std", 0.2), ("min", 0), ("max", 1))}
+    before, after = make_pre_post_processors(config, dataset_stats={**stats, picture: flat})
+    for part in (get_policy_class(kind)(config), before, after):
+        part.save_pretrained(directory)
+    return directory
+
+
+def observation(seed: int) -> dict[str, Any]:
+    rng = torch.Generator().manual_seed(seed)
+    return {IMAGE: torch.rand(1, 3, 64, 64, generator=rng), STATE: torch.randn(1, 4, generator=rng), TASK: ["push"]}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_it_acts_as_lerobot_would_and_forgets_at_a_reset(kind: str, tmp_path: Path) -> None:
+    policy = load_policy(save_stock(kind, tmp_path / kind, picture="observation.images.top"))
+    assert isinstance(policy, StockPolicy)
+    assert policy.policy_type == kind
+
+    def actions() -> np.ndarray:
+        torch.manual_seed(0)
+        policy.reset()
+        return np.concatenate([policy.predict_action_chunk(observation(seed)).numpy() for seed in range(5)], axis=1)
+
+    first = actions()
+    assert first.shape == (1, 5, 4)
+    np.testing.assert_array_equal(first, actions())
+    torch.manual_seed(0)
+    policy.reset()
+    inner = [
+        policy.policy.select_action(
+            policy.preprocessor({"observation.images.top" if k == IMAGE else k: v for k, v in observation(s).items()})
+        )
+        for s in range(5)
+    ]
+    np.testing.assert_allclose(first[0], torch.cat([policy.postprocessor(a) for a in inner]).numpy(), atol=1e-6)
+
+
+def test_rollouts_give_it_one_scene_at_a_time(tmp_path: Path) -> None:
+    policy = load_policy(save_stock("act", tmp_path / "act"))
+    resets = []
+    policy.reset = lambda forget=policy.reset: (resets.append(1), forget())  # type: ignore[method-assign]
+    rollouts = rollout(policy, {"push": [0, 1], "reach": [2]}, max_steps=3, image_size=64)
+    assert [(r.task, r.seed, r.steps) for r in rollouts] == [("push", 0, 3), ("push", 1, 3), ("reach", 2, 3)]
+    assert len(resets) == 3
+
+
+def test_our_own_checkpoints_stay_what_they_are(make_policy: Any, tmp_path: Path) -> None:
+    make_policy("diffusion").save_pretrained(tmp_path / "own")
+    assert isinstance(load_policy(tmp_path / "own"), PolicyObjective)
+
+
+def test_policies_that_see_more_than_there_is_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a directory"):
+        load_policy(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="the Hugging Face hub does not give it"):
+        checkpoint_directory("nobody/nothing-at-all")
+    directory = save_stock("act", tmp_path / "act")
+    text = (directory / "config.json").read_text()
+    (directory / "config.json").write_text(text.replace('"observation.state"', '"observation.environment_state"', 1))
+    with pytest.raises(UserError, match="the environments show one picture and observation.state"):
+        load_policy(directory)
+    (directory / "config.json").write_text(text)
+    (directory / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="truncated or not a safetensors file"):
+        load_policy(directory)
