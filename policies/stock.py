@@ -68,7 +68,7 @@ def load_policy(directory: str | Path, device: str = "cpu") -> PolicyObjective |
     except Exception as error:  # every policy type has requirements of its own
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
         raise UserError(f"{directory}: LeRobot cannot load this '{config.type}' policy ({reason})") from error
-    return StockPolicy(policy.to(device).eval(), *processors, image_key)
+    return StockPolicy(policy.to(device).eval(), processors[0], processors[1], image_key)
 
 
 def _only_picture(config: PreTrainedConfig, directory: Path) -> str:

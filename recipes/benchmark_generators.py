@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.compose import options_of
+from recipes.compose import compose_config, options_of
 from recipes.lanes import Lane, run_lanes, stage
 from recipes.schema import BenchmarkGeneratorsConfig, VariantConfig
 from toolkit.data.cache import open_clips
@@ -29,7 +29,7 @@ from toolkit.evaluation.clip_encoder import (
     train_clip_encoder,
 )
 from toolkit.evaluation.distribution import frechet_clip_distance
-from toolkit.evaluation.statistics import hierarchical_bootstrap, mcnemar, wilson_interval
+from toolkit.evaluation.statistics import compare_systems, hierarchical_bootstrap, wilson_interval
 from toolkit.evaluation.validity import rank_agreement, validity_card
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.run_record import Run, read_record, write_json
@@ -38,6 +38,7 @@ VIDEO_SOURCE = "vag_grid"  # its video branch, trained beside a head that sends 
 READERS = ("vag_published", "two_stage_temporal", "two_stage_resnet")
 SCENE_METRICS = ("action_distance", "end_effector_error_cm", "jerk_ratio", "psnr", "ssim", "gmsd")
 SPLITS = 20
+FEWEST_RANKED = 4  # videos, below which a ranking says nothing
 
 
 def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
@@ -58,13 +59,18 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
         rows += training_rows(config, root, suite)
         rows += set_rows(config, root, data[suite], suite, found)
         rows.append(ceiling_row(suite, read_record(root / f"replay_{data[suite]}")["result"]))
-        comparisons += suite_comparisons(config.reference, suite, found)
+        comparisons += suite_comparisons(config, suite, found)
     notes = {
         "scenes": f"{config.scenes_per_task} held-out scenes of each of {', '.join(config.tasks)}, which the expert "
         "solves; the same for all systems, and the same noise",
-        "intervals": "95 %: Wilson over all rollouts for replay_success; a bootstrap over training seeds and scenes "
-        "for other metrics of scenes and for differences; least and most of the training seeds for the rest. "
-        "p is McNemar's exact test over the pairs of all seeds",
+        "intervals": "95 %: Wilson over all rollouts for replay_success, too narrow where training seeds differ; "
+        "a bootstrap over training seeds and scenes for other metrics of scenes and for differences; least and most "
+        "of the training seeds for the rest, for distances between sets of their bounds. p is McNemar's exact test "
+        "for the training seed where it is largest, not corrected for the number of comparisons",
+        "first frame": "vag and action_only have an encoder of it for their actions too; the action branches of the "
+        "others see it through the video branch or its latents, as published. The actions of vag, in its own order, "
+        "are planned from the first frame and read no video",
+        "time": f"{config.lanes} processes side by side, {config.threads} threads each",
         "training": f"{config.episodes_per_task} episodes a task, seeds {list(config.seeds)}; "
         f"overrides {' '.join(config.train)}; "
         + "; ".join(f"{system}: {' '.join(config.system_train.get(system, []))}" for system in config.systems)
@@ -94,11 +100,28 @@ def check(config: BenchmarkGeneratorsConfig) -> None:
     ):
         if name not in known:
             raise UserError(f"benchmark generators: unknown system '{name}'. {nearest(name, known)}")
+        if name in config.systems and not makes_actions(name):
+            raise UserError(f"benchmark generators: '{name}' makes no actions; it can be a helper for a variant alone")
     if config.reference not in config.systems:
         raise UserError(f"benchmark generators: reference={config.reference} is not among systems={config.systems}")
     for suite in config.suites:
         if suite not in config.conditions:
             raise UserError(f"benchmark generators: unknown suite '{suite}'. {nearest(suite, config.conditions)}")
+    for key in ("suites", "systems", "seeds"):
+        values = getattr(config, key)
+        if twice := next((value for value in values if values.count(value) > 1), None):
+            raise UserError(f"benchmark generators: {key}={values} names {twice} twice; it would count twice")
+    lanes: dict[str, Lane] = {}
+    for suite in config.suites:
+        add_lanes(lanes, {}, config, Path("out"), suite, suite, config.seeds[0])
+    for command, overrides in {(command, tuple(words)) for lane in lanes.values() for _, command, words in lane}:
+        compose_config(command, list(overrides))  # a mistake in train=, evaluate=, ... is told now, not after minutes
+    compose_config("collect", config.collect)
+
+
+def makes_actions(system: str) -> bool:
+    composed = compose_config("train-generator", ["dataset=x", f"generator={system}"])
+    return str(composed.generator.action.clocks) != "given"
 
 
 def collect(config: BenchmarkGeneratorsConfig, root: Path) -> dict[str, str]:
@@ -199,7 +222,7 @@ def suite_rows(suite: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[
         for metric in ("seconds_per_pair", "function_evaluations"):
             measured = [float(result[metric]) for result in results]
             values[metric] = (float(np.median(measured)), min(measured), max(measured), len(measured))
-        for i, errors in enumerate(zip(*(result["dimension_errors"] for result in results), strict=True)):
+        for i, errors in enumerate(zip(*(result.get("dimension_errors", []) for result in results), strict=True)):
             values[f"action_{i}_error"] = (float(np.mean(errors)), min(errors), max(errors), len(errors))
         for metric, (value, low, high, n) in values.items():
             row = {"system": system, "suite": suite, "metric": metric, "value": value, "low": low, "high": high}
@@ -246,7 +269,7 @@ def set_rows(
 
     The encoder, and inverse dynamics, learn on episodes of their own. The floor is the distance of recorded episodes
     to each other; `shuffled` is the same set with its actions exchanged within each task. Values of training seeds are
-    averaged, bounds too.
+    averaged; the bounds are the least and most of theirs.
     """
     shape = read_record(root / f"{config.reference}_{suite}_{config.seeds[0]}")["config"]["generator"]
     metric, real = (recorded_pairs(root / f"{part}_{data}/dataset", shape) for part in ("metric", "held_out"))
@@ -257,7 +280,7 @@ def set_rows(
     write_json(root / f"validity_card_{suite}.json", validity_card(encoder, real.clips, splits=SPLITS))
     others = random_clip_encoders(reference=metric.clips)
     rows: list[dict[str, Any]] = []
-    ranks: dict[str, list[float]] = {}
+    ranks: dict[tuple[str, int], list[float]] = {}
     for system in config.systems:
         measured: dict[str, list[dict[str, Any]]] = {}
         for seed, result in zip(config.seeds, found[system], strict=True):
@@ -266,26 +289,30 @@ def set_rows(
             with np.load(root / f"evaluate_{system}_{suite}_{seed}" / result["samples"]) as saved:
                 made = Pairs(saved["frames"], saved["actions"])
             measured.setdefault("frechet_clip_distance", []).append(
-                frechet_clip_distance(encoder, real.clips, made.clips, splits=SPLITS)
+                frechet_clip_distance(encoder, real.clips, made.clips, splits=SPLITS, paired=True)
             )
             measured.setdefault("joint_distance", []).append(
-                joint_distance(encoder, real, made, groups=result["scenes"]["task"], splits=SPLITS)
+                joint_distance(encoder, real, made, groups=result["scenes"]["task"], splits=SPLITS, paired=True)
             )
             consistency = inverse_dynamics_consistency(metric, real, made)
             measured.setdefault("inverse_dynamics_error_difference", []).append(
                 {**consistency, "value": consistency["difference"], "n": consistency["n_generated"]}
             )
-            ranks[system] = [
-                frechet_clip_distance(one, real.clips, made.clips, splits=5)["value"] for one in (encoder, *others)
-            ]
+            if system not in READERS or VIDEO_SOURCE not in config.systems:  # else the video of another once more
+                ranks[system, seed] = [
+                    frechet_clip_distance(one, real.clips, made.clips, splits=5, paired=True)["value"]
+                    for one in (encoder, *others)
+                ]
         for metric_name, values in measured.items():
-            mean = {key: float(np.mean([v[key] for v in values])) for key in ("value", "low", "high")}
-            row = {"system": system, "suite": suite, "metric": metric_name, **mean}
+            row: dict[str, Any] = {"system": system, "suite": suite, "metric": metric_name}
+            row |= {"value": float(np.mean([v["value"] for v in values]))}
+            row |= {"low": min(v["low"] for v in values), "high": max(v["high"] for v in values)}
             row |= {"n": values[0]["n"], "seeds": len(values)}
-            extra = ("floor", "shuffled", "encoder_id", "real", "mean")
-            rows.append(row | {key: values[0][key] for key in extra if key in values[0]})
-    table = np.array(list(ranks.values())).T  # (encoders, systems)
-    if table.size and np.ptp(table, axis=1).min() > 0:  # systems that share a video are tied
+            extra = [key for key in ("floor", "shuffled", "real", "mean") if key in values[0]]
+            row |= {key: float(np.mean([v[key] for v in values])) for key in extra}
+            rows.append(row | {key: values[0][key] for key in ("encoder_id",) if key in values[0]})
+    table = np.array(list(ranks.values())).T  # (encoders, videos of a system and training seed)
+    if len(ranks) >= FEWEST_RANKED:
         agreement = rank_agreement(table)
         row = {"system": "clip_encoders", "suite": suite, "metric": "rank_agreement", "value": agreement["mean"]}
         rows.append({**row, "low": agreement["lowest"], "high": 1.0, "n": 1 + len(others), "seeds": 1})
@@ -321,20 +348,30 @@ def ceiling_row(suite: str, replay: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def suite_comparisons(reference: str, suite: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The reference minus every other system, paired by scene."""
+def suite_comparisons(
+    config: BenchmarkGeneratorsConfig, suite: str, found: dict[str, list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """The reference minus every other system, and variants minus what they name, paired by scene."""
+    pairs = [(config.reference, system) for system in config.systems if system != config.reference]
+    for name, variant in variants_of(config, suite).items():
+        if variant.against is None:
+            pairs.append((config.reference, name))
+        elif variant.against in found:
+            pairs.append((name, variant.against))
     comparisons = []
-    for system, results in found.items():
-        for metric in ("replay_success", "action_distance"):
-            ours, theirs = scene_table(found[reference], metric), scene_table(results, metric)
-            if system == reference or ours is None or theirs is None:
+    for a, b in pairs:
+        for metric in ("replay_success", "action_distance", "psnr"):
+            ours, theirs = scene_table(found[a], metric), scene_table(found[b], metric)
+            if ours is None or theirs is None:
                 continue
-            comparison: dict[str, Any] = {"a": reference, "b": system, "suite": suite, "metric": metric, "paired": True}
-            comparison |= hierarchical_bootstrap(ours.tolist(), theirs.tolist())
-            if metric == "replay_success":
-                comparison["p"] = mcnemar(ours.ravel().astype(bool).tolist(), theirs.ravel().astype(bool).tolist())
-            comparisons.append(comparison)
+            comparison: dict[str, Any] = {"a": a, "b": b, "suite": suite, "metric": metric, "paired": True}
+            found_difference = compare_systems if metric == "replay_success" else mean_difference
+            comparisons.append(comparison | found_difference(ours, theirs))
     return comparisons
+
+
+def mean_difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    return hierarchical_bootstrap(ours.tolist(), theirs.tolist())
 
 
 def summary(result: dict[str, Any]) -> str:

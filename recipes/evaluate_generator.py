@@ -64,7 +64,7 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> None:
         raise UserError(f"{config.dataset}: an episode has {shortest} steps; expected at least {needed}")
     made, seconds, evaluations = sample_all(config, generator, clips, episodes)
     real = clips.window(episodes)
-    scenes = compare(generator, made, real)
+    scenes = compare(generator, made, real, config.given)
     result: dict[str, Any] = {
         "checkpoint_id": weights_id(config.checkpoint),
         "given": config.given,
@@ -72,10 +72,11 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> None:
         "function_evaluations": evaluations,
         "seen_scenes": seen,
     }
-    result["dimension_errors"] = np.mean(scenes.pop("dimension_errors"), axis=0).tolist()
+    if config.given != "actions":
+        result["dimension_errors"] = np.mean(scenes.pop("dimension_errors"), axis=0).tolist()
+        curve = success_curve(np.array(scenes["action_distance"]), THRESHOLDS)
+        result["success_curve"] = {"thresholds": THRESHOLDS.tolist(), "success": curve.tolist()}
     metrics = {name: float(np.mean(values)) for name, values in scenes.items()}
-    curve = success_curve(np.array(scenes["action_distance"]), THRESHOLDS)
-    result["success_curve"] = {"thresholds": THRESHOLDS.tolist(), "success": curve.tolist()}
     known = [(str(row.get("task_name") or ""), row.get("seed")) for row in store.metadata]
     if config.replay and config.given != "actions" and all(task and seed is not None for task, seed in known):
         items = [(task, int(seed or 0), actions) for (task, seed), actions in zip(known, made["actions"], strict=True)]
@@ -132,22 +133,24 @@ def sample_all(
     return made, seconds, sample.function_evaluations
 
 
-def compare(generator: Generator, made: dict[str, np.ndarray], real: dict[str, Any]) -> dict[str, list[Any]]:
-    """Metrics of each pair against the recording, one list per metric."""
+def compare(
+    generator: Generator, made: dict[str, np.ndarray], real: dict[str, Any], given: str
+) -> dict[str, list[Any]]:
+    """Metrics of each pair against the recording, one list per metric; none of a stream that was given."""
     scenes: dict[str, list[Any]] = {}
     for i, padded in enumerate(real["is_pad"]):
         steps = int((~padded).sum())  # what follows the end of the recording is not compared
         shown = slice(1, steps // generator.config.frame_stride + 1)
         actions, recorded = made["actions"][i, :steps], real["actions"][i, :steps]
-        row: dict[str, Any] = {
-            "action_distance": action_distance(actions, recorded),
-            "jerk_ratio": jerk_ratio(actions, recorded),
-            "dimension_errors": dimension_errors(actions, recorded),
-        }
-        if generator.config.state_dim >= 3:
+        row: dict[str, Any] = {}
+        if given != "actions":
+            row["action_distance"] = action_distance(actions, recorded)
+            row["jerk_ratio"] = jerk_ratio(actions, recorded)
+            row["dimension_errors"] = dimension_errors(actions, recorded)
+        if given != "actions" and generator.config.state_dim >= 3:
             places = made["states"][i, 1 : steps + 1], real["states"][i, 1 : steps + 1]
             row["end_effector_error_cm"] = float(end_effector_error_cm(*places).mean())
-        if generator.config.makes_video:
+        if given != "video" and generator.config.makes_video:
             for metric in (psnr, ssim, gmsd):
                 row[metric.__name__] = metric(made["frames"][i, shown], real["frames"][i, shown])
         for name, value in row.items():

@@ -6,12 +6,15 @@ import multiprocessing
 import os
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from omegaconf import OmegaConf
 
 from recipes import cli
+from recipes.compose import compose_config
 from toolkit.envs.pool import die_with_parent
 from toolkit.errors import UserError
-from toolkit.reporting.run_record import read_record
+from toolkit.reporting.run_record import leaves, read_record
 
 Lane = list[tuple[str, str, list[str]]]  # (directory, command, overrides)
 
@@ -21,8 +24,20 @@ def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]
     if (directory / "run.json").exists():
         record = read_record(directory)
         if record["status"] == "finished":
+            check_same(directory, record["config"], command, overrides)
             return record["result"]
     return cli.execute(command, [*overrides, f"out={directory}", "resume=true"])
+
+
+def check_same(directory: Path, before: dict[str, Any], command: str, overrides: list[str]) -> None:
+    """Raise UserError if a finished run was made with other settings than those asked for now."""
+    earlier = dict(leaves(before))
+    for key, now in leaves(cast(Any, OmegaConf.to_container(compose_config(command, overrides), resolve=True))):
+        if key in earlier and key not in ("out", "overwrite", "resume") and earlier[key] != now:
+            raise UserError(
+                f"{directory}: finished with {key}={earlier[key]}; now it is {now}. "
+                "Delete it to have it made again, or choose another out"
+            )
 
 
 def run_lanes(

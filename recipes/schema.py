@@ -90,6 +90,7 @@ class VariantConfig:
 
     system: str = MISSING
     overrides: list[str] = field(default_factory=list)
+    against: str | None = None  # variant or system that it is compared with; null = the reference is, with it
 
 
 @dataclass

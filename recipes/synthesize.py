@@ -83,8 +83,10 @@ def run(config: SynthesizeConfig, run: Run) -> None:
                     method=sampler.method,
                     order=order,
                     rng=rng,
+                    score=True,
                 )
             seconds += time.perf_counter() - began
+            assert sample.loss is not None
             frames, actions, states, loss = (
                 x.cpu().numpy() for x in (sample.frames, sample.actions, sample.states, sample.loss)
             )
@@ -170,7 +172,7 @@ def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple
         length = int((~window["is_pad"][0]).sum())
         frames = window["frames"][0, : length // shape.frame_stride + 1]
         reference = {"frames": frames, "actions": window["actions"][0, :length]}
-        comparable = length > 3  # jerk is a third difference
+        comparable = length > max(3, shape.frame_stride)  # jerk is a third difference, and a frame follows the first
         keep = {k: v for k, v in store.metadata[episode].items() if k in ("seed", "task_name")}
         scenes.append(
             Scene(

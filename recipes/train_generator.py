@@ -17,7 +17,7 @@ from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import GeneratorClips, LatentClips, TokenizerClips, to_tensors
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
-from toolkit.data.scenes import scenes_of, write_scenes
+from toolkit.data.scenes import merge, read_scenes, scenes_of, write_scenes
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.logging import ScalarLog, progress
@@ -37,6 +37,10 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     config.generator.state_dim, config.generator.action_dim = store.states.shape[1], store.actions.shape[1]
     if max(store.episode_lengths) < 2:
         raise UserError(f"{config.dataset}: episodes have one step; the generator needs sequences")
+    if config.video_from and config.tokenizer_from:
+        raise UserError("train-generator: video_from brings its tokenizer along; give it or tokenizer_from")
+    if config.generator.action.plan_share > 0 and config.optim.batch_size == 1:
+        raise UserError("optim.batch_size=1 leaves nothing to plan; take more, or generator.action.plan_share=0")
     encode = instruction_encoder(config.instruction_encoder)
     if config.instruction_encoder is not None:
         config.generator.instruction.kind = "embedding"
@@ -96,6 +100,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
             device = generator.mean.device
             follows = config.generator.action.clocks == "given"
             given = {key: batch[key].to(device) for key in ("actions", "states")} if follows else {}
+            generator.eval()
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 sample = generator.sample(
@@ -104,6 +109,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
                     encode(batch["instruction"]),
                     **given,
                 )
+            generator.train()
             pairs = np.concatenate([batch["frames"].numpy(), sample.frames.cpu().numpy()], axis=2)
             log.video(step, "real_above_generated", pairs[:, :: max(1, pairs.shape[1] // 20)], 10)
 
@@ -113,7 +119,8 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     target, temporary = run.directory / "generator", run.directory / ".generator.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     generator.save_pretrained(temporary)
-    write_scenes(temporary, scenes_of(store.metadata))
+    taken = config.video_from or config.tokenizer_from
+    write_scenes(temporary, merge(scenes_of(store.metadata), (read_scenes(taken) if taken else None) or {}))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     for stage in ("tokenizer", "streams"):  # the result is written: the optimiser state has served

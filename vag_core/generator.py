@@ -39,12 +39,13 @@ SMALLEST_TIME = 1e-3  # a clean sample says nothing about the noise: velocities 
 VIDEO_CLEAN = 0.25  # inverse dynamics
 ACTIONS_CLEAN = 0.15  # forward dynamics
 ACTIONS_CLEAN_FIRST = 0.5  # the same, where sampling begins with the actions
+ACTIONS_UNKNOWN = 0.5  # share of t_action = 1 where it would follow the video, and the video comes first
 ALL_NOISE = 0.5  # share of t_action = 1 where it does not follow the video: the actions' conditional mean
 
 
 @dataclass
 class GeneratedBatch:
-    """frames (B, F, H, W, 3) uint8, actions (B, N, A), states (B, N + 1, S) in physical units, loss (B,).
+    """frames (B, F, H, W, 3) uint8, actions (B, N, A), states (B, N + 1, S) in physical units, loss (B,) if asked for.
 
     `loss` is the generator's own flow-matching loss on the pair it made: lower = the model finds it likelier.
     `function_evaluations` counts the passes through the generator that made the pairs.
@@ -53,8 +54,8 @@ class GeneratedBatch:
     frames: Tensor
     actions: Tensor
     states: Tensor
-    loss: Tensor
     function_evaluations: int
+    loss: Tensor | None = None
 
 
 @dataclass
@@ -109,16 +110,25 @@ class Generator(nn.Module):
         else:
             self.action = FramewiseInverseDynamics(action, chunk)
         self.video_is_given = False
-        unused: list[nn.Module] = []
-        if not config.makes_video:
-            unused = [module for name, module in self.named_children() if name.startswith(("tokenizer", "video"))]
-        elif action.clocks == "given":
-            unused = [module for name, module in self.named_children() if name.startswith("action")]
-        for module in unused:
-            module.requires_grad_(False)
+        self._freeze_unused()
         # Normalisation and range of [action, state], measured on the training data by `set_statistics`.
         for name, value in (("mean", 0.0), ("std", 1.0), ("low", -NO_LIMIT), ("high", NO_LIMIT)):
             self.register_buffer(name, torch.full((trajectory,), value))
+
+    def _freeze_unused(self) -> None:
+        """No gradients for what this system never looks at: processes that train together wait for all of them."""
+        action, unused = self.config.action, list[str]()
+        if not self.config.makes_video:
+            unused += ["tokenizer", "video"]
+        if action.clocks == "given":
+            unused += ["action", "video_time"]
+        if action.kind == "resnet":
+            unused += ["action_instruction", "action_state"]
+        if action.plan_share == 0:
+            unused.append("action.unread")
+        for name, parameter in self.named_parameters():
+            if name.startswith(tuple(unused)):
+                parameter.requires_grad_(False)
 
     def set_statistics(self, mean: Any, std: Any, low: Any = -NO_LIMIT, high: Any = NO_LIMIT) -> None:
         """Mean, deviation, least and largest value of [action, state] in physical units, each (A + S,).
@@ -133,12 +143,19 @@ class Generator(nn.Module):
         """Copy tokenizer and video branch of another generator; training then leaves them as they are.
 
         So systems that differ in the action branch alone can share one video, weight for weight. Raises ValueError if
-        their shapes differ, or the video branch was not trained by itself but listens to actions.
+        what they see differs, or the video branch was not trained by itself but listens to actions.
         """
         if self.config.video.hears_actions or other.config.video.hears_actions:
             raise ValueError("a video branch that hears actions belongs to its action branch and cannot be shared")
+        parts = ("image_size", "num_frames", "frame_stride", "tokenizer", "scene", "video", "instruction")
+        for name in parts:
+            ours, theirs = getattr(self.config, name), getattr(other.config, name)
+            if ours != theirs:
+                raise ValueError(f"the other generator has {name} = {theirs}, this one {ours}: no video to share")
         for name in ("tokenizer", "video", "video_scene", "video_instruction", "video_state"):
             self._take(name, other)
+        states = slice(self.config.action_dim, None)  # as the video branch learned to see them
+        self.mean[states], self.std[states] = other.mean[states], other.std[states]
         self.video_is_given = True
 
     def take_tokenizer(self, other: Generator) -> None:
@@ -254,6 +271,8 @@ class Generator(nn.Module):
         is_pad (B, N) bool, where True marks steps past the end of the episode: they do not count; has_actions (B,)
         bool, where False marks a video without action labels.
         """
+        if self.config.action.plan_share > 0 and "has_actions" in batch:
+            batch = labelled_last(batch)  # what is planned needs labels, a video does not
         frames = to_float_frames(batch["frames"]) if "frames" in batch else None
         image = frames[:, :, 0] if frames is not None else to_float_frames(batch["image"][:, None])[:, :, 0]
         trajectory = self.pack(batch["actions"], batch["states"])
@@ -275,7 +294,9 @@ class Generator(nn.Module):
         valid = ~batch["is_pad"] if "is_pad" in batch else torch.ones_like(trajectory[..., 0], dtype=torch.bool)
         labelled = batch.get("has_actions", torch.ones(size, dtype=torch.bool, device=device))
         t_video, t_action = self.draw_clocks(pairs, device)
-        t_action = torch.where(labelled[:pairs], t_action, torch.ones_like(t_action))  # not known: noise to both
+        if not labelled[:pairs].all():  # actions that are not known are noise to both, and nothing follows the video
+            t_action = torch.where(labelled[:pairs], t_action, torch.ones_like(t_action))
+            t_video = torch.where(labelled[:pairs] | (t_video > 0), t_video, sample_time(pairs, device))
         video, action = self.pair_loss(latents, trajectory[:pairs], scene, t_video, t_action, valid[:pairs], frames)
         if pairs < size:
             view = self.see_for_actions(image[pairs:], state[pairs:], instruction[pairs:])
@@ -303,7 +324,11 @@ class Generator(nn.Module):
             return own, own
         actions_clean = ACTIONS_CLEAN if self.order != "actions_first" else ACTIONS_CLEAN_FIRST
         together = 1 - VIDEO_CLEAN - actions_clean
-        t_action = torch.where(kind < together, t_video, own)
+        if self.order == "actions_once":  # the video comes first then: it learns to do without actions
+            blind = torch.rand(size, device=device) < ACTIONS_UNKNOWN
+            t_action = torch.where(kind < together, t_video.masked_fill(blind, 1.0), own)
+        else:
+            t_action = torch.where(kind < together, t_video, own)
         given_video = (kind >= together) & (kind < together + VIDEO_CLEAN)
         given_action = kind >= 1 - actions_clean
         return t_video.masked_fill(given_video, 0.0), t_action.masked_fill(given_action, 0.0)
@@ -365,6 +390,7 @@ class Generator(nn.Module):
         method: str = "euler",
         order: str | None = None,
         rng: torch.Generator | list[torch.Generator] | None = None,
+        score: bool = False,
     ) -> GeneratedBatch:
         """Generate one video-action pair per first image; what is given is kept and the other stream follows it.
 
@@ -375,6 +401,7 @@ class Generator(nn.Module):
         rng: where noise comes from; with one generator per pair, a pair does not depend on those beside it.
         guidance_scale: classifier-free guidance on the instruction (arXiv 2207.12598); 1 = off. It does not touch
         actions that are planned first, which are a mean.
+        score: also compute `loss`, at the cost of five more evaluations.
         Without a video branch the frames repeat the first image.
         Raises ValueError for an image or state of another size than the generator was trained on, and for an order
         that it does not know.
@@ -411,6 +438,7 @@ class Generator(nn.Module):
         streams = [torch.stack([torch.randn(shape, generator=g) for g in sources]).to(device) for shape in shapes]
         if frames is not None:
             streams[0] = self.tokenizer.encode(to_float_frames(frames.to(device)))[:, :, 1:]
+        self._check_given(size, frames, actions, states)
         if actions is not None and states is not None:
             streams[1] = self.pack(actions.to(device), states.to(device))
         order = order or self.order
@@ -421,7 +449,7 @@ class Generator(nn.Module):
                     "sampler order 'actions_first': expected a generator with action.plan_share > 0 and "
                     "video.hears_actions = True"
                 )
-            streams[1] = self.plan(guided.action)
+            streams[1] = self._limited(self.plan(guided.action))
             evaluations += 1
         pinned = (frames is not None or not config.makes_video, actions is not None or planned or config.two_stage)
         if pinned != (True, True):
@@ -438,16 +466,21 @@ class Generator(nn.Module):
         if config.two_stage and actions is None:
             trajectory = self.infer_actions(latents, to_float_frames(video), guided)
             evaluations += 1
-        widths = [config.action_dim, config.state_dim]
-        parts = zip(self.unpack(trajectory), self.low.split(widths), self.high.split(widths), strict=True)
-        made_actions, made_states = (part.clamp(low, high) for part, low, high in parts)
+        if actions is not None and states is not None:
+            made_actions, made_states = actions.to(device), states[:, 1:].to(device)
+        else:
+            made_actions, made_states = self.unpack(self._limited(trajectory))
         return GeneratedBatch(
             frames=video,
             actions=made_actions,
             states=torch.cat([state[:, None], made_states], dim=1),
-            loss=self.pair_score(latents, trajectory, guided, to_float_frames(video)),
             function_evaluations=evaluations,
+            loss=self.pair_score(latents, trajectory, guided, to_float_frames(video)) if score else None,
         )
+
+    def _limited(self, trajectory: Tensor) -> Tensor:
+        """A normalised trajectory within the range of the training data: see `set_statistics`."""
+        return ((trajectory * self.std + self.mean).clamp(self.low, self.high) - self.mean) / self.std
 
     def _velocities(self, streams: Streams, times: Times, scene: Scene) -> Streams:
         """Velocities of both streams; zero for one that is given."""
@@ -505,6 +538,24 @@ class Generator(nn.Module):
             raise ValueError(f"instruction: expected {len(image)}, one per image, got {len(instruction)}")
         return image.to(device), state.to(device, torch.float32)
 
+    def _check_given(self, size: int, frames: Tensor | None, actions: Tensor | None, states: Tensor | None) -> None:
+        config = self.config
+        if (actions is None) != (states is None):
+            raise ValueError("actions and states are given together, or neither")
+        side, steps = config.image_size, config.action_horizon
+        for name, given, shape in (
+            ("frames", frames, (size, config.num_frames, side, side, 3)),
+            ("actions", actions, (size, steps, config.action_dim)),
+            ("states", states, (size, steps + 1, config.state_dim)),
+        ):
+            if given is not None and tuple(given.shape) != shape:
+                raise ValueError(f"{name}: expected {shape}, got {tuple(given.shape)}")
+        if actions is not None and not config.video.hears_actions:
+            raise ValueError("actions are given, but the video of this generator hears none (video.hears_actions)")
+        reads_video = config.makes_video and (config.action.kind != "transformer" or config.action.reads != "nothing")
+        if frames is not None and not reads_video:
+            raise ValueError("frames are given, but the actions of this generator read no video")
+
     # --- checkpoint ---
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -542,6 +593,12 @@ class Generator(nn.Module):
 def known(noisy: Tensor, t: Tensor) -> Tensor:
     """`noisy` (B, ...), with zeros in place of pure noise, t = 1: it says nothing, and to learn that takes long."""
     return noisy * expand_time(t < 1, noisy)
+
+
+def labelled_last(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with samples that have no actions before those that do, else in order."""
+    order = torch.argsort(batch["has_actions"].int(), stable=True)
+    return {key: [value[i] for i in order] if isinstance(value, list) else value[order] for key, value in batch.items()}
 
 
 def masked_mean(error: Tensor, valid: Tensor) -> Tensor:

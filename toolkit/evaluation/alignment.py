@@ -69,6 +69,7 @@ def joint_distance(
     components: int = 8,
     splits: int = 50,
     seed: int = 0,
+    paired: bool = False,
 ) -> dict[str, Any]:
     """Frechet distance of the joint (video, action) features of pairs, beside that of the same pairs torn apart.
 
@@ -93,9 +94,9 @@ def joint_distance(
     reference = np.hstack([see(real_clips), act(real_actions)])
     torn = actions[_exchange(groups if groups is not None else [0] * len(actions), seed)]
     distance = functools.partial(frechet_distance, shrink=False)
-    control = split_distance(reference, np.hstack([clips, torn]), distance, splits=splits, seed=seed)
+    control = split_distance(reference, np.hstack([clips, torn]), distance, splits=splits, seed=seed, paired=paired)
     return {
-        **split_distance(reference, np.hstack([clips, actions]), distance, splits=splits, seed=seed),
+        **split_distance(reference, np.hstack([clips, actions]), distance, splits=splits, seed=seed, paired=paired),
         "shuffled": control["value"],
         "encoder_id": encoder.encoder_id,
     }

@@ -62,6 +62,7 @@ def split_distance(
     confidence: float = 0.95,
     splits: int = 50,
     seed: int = 0,
+    paired: bool = False,
 ) -> dict[str, float]:
     """Distance of generated features to real ones beside the distance of real ones to each other, at equal numbers.
 
@@ -69,9 +70,13 @@ def split_distance(
     real ones. Returns value (real to generated) and floor (real to real), both means over splits, the bounds low and
     high of value, and n. The bounds are quantiles over splits: half-samples without replacement spread like samples
     of the full size (delete-half jackknife, Shao and Wu 1989), and hold no duplicates, which bias both distances.
+    paired: row k of both is of the same scene; then the generated half is of other scenes than the real one, as the
+    two real halves of the floor are: what scenes have in common would count as likeness.
     Raises ValueError as `frechet_distance`, and if there are fewer than four of either.
     """
     n = min(len(real), len(generated)) // 2
+    if paired and len(real) != len(generated):
+        raise ValueError(f"paired: expected as many real as generated, got {len(real)} and {len(generated)}")
     if n < 2:
         raise ValueError(f"need at least 4 real and 4 generated features, got {len(real)} and {len(generated)}")
     rng = np.random.default_rng(seed)
@@ -79,7 +84,8 @@ def split_distance(
     for _ in range(splits):
         order = rng.permutation(len(real))
         half, other = real[order[:n]], real[order[n : 2 * n]]
-        values.append(distance(half, generated[rng.permutation(len(generated))[:n]]))
+        chosen = order[n : 2 * n] if paired else rng.permutation(len(generated))[:n]
+        values.append(distance(half, generated[chosen]))
         floors.append(distance(half, other))
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return {
@@ -92,21 +98,33 @@ def split_distance(
 
 
 def frechet_clip_distance(
-    encoder: ClipEncoder, real: np.ndarray, generated: np.ndarray, *, splits: int = 50, seed: int = 0
+    encoder: ClipEncoder,
+    real: np.ndarray,
+    generated: np.ndarray,
+    *,
+    splits: int = 50,
+    seed: int = 0,
+    paired: bool = False,
 ) -> dict[str, Any]:
     """`split_distance` of the encoder's features by `frechet_distance`, and the `encoder_id`.
 
     real: (N, F, H, W, 3) uint8, generated: (M, F', H', W', 3) uint8. Values of other encoders or another n are not
     comparable. Raises ValueError as `split_distance` and `encode_clips`.
     """
-    return _clip_distance(encoder, real, generated, frechet_distance, splits, seed)
+    return _clip_distance(encoder, real, generated, frechet_distance, splits, seed, paired)
 
 
 def kernel_clip_distance(
-    encoder: ClipEncoder, real: np.ndarray, generated: np.ndarray, *, splits: int = 50, seed: int = 0
+    encoder: ClipEncoder,
+    real: np.ndarray,
+    generated: np.ndarray,
+    *,
+    splits: int = 50,
+    seed: int = 0,
+    paired: bool = False,
 ) -> dict[str, Any]:
     """As `frechet_clip_distance`, by `kernel_distance`."""
-    return _clip_distance(encoder, real, generated, kernel_distance, splits, seed)
+    return _clip_distance(encoder, real, generated, kernel_distance, splits, seed, paired)
 
 
 def i3d_fvd(path: str | Path, real: np.ndarray, generated: np.ndarray, batch_size: int = 8) -> dict[str, Any]:
@@ -147,10 +165,17 @@ def i3d_fvd(path: str | Path, real: np.ndarray, generated: np.ndarray, batch_siz
 
 
 def _clip_distance(
-    encoder: ClipEncoder, real: np.ndarray, generated: np.ndarray, distance: Distance, splits: int, seed: int
+    encoder: ClipEncoder,
+    real: np.ndarray,
+    generated: np.ndarray,
+    distance: Distance,
+    splits: int,
+    seed: int,
+    paired: bool,
 ) -> dict[str, Any]:
     features = encode_clips(encoder, real), encode_clips(encoder, generated)
-    return {**split_distance(*features, distance, splits=splits, seed=seed), "encoder_id": encoder.encoder_id}
+    found = split_distance(*features, distance, splits=splits, seed=seed, paired=paired)
+    return {**found, "encoder_id": encoder.encoder_id}
 
 
 def _checked(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

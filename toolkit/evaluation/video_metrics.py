@@ -59,5 +59,6 @@ def _gradient_magnitude(frames: np.ndarray) -> np.ndarray:
 
 
 def _check(generated: np.ndarray, recorded: np.ndarray) -> None:
-    if generated.shape != recorded.shape or generated.ndim != 4 or generated.shape[-1] != 3:
-        raise ValueError(f"frames: expected two equal (T, H, W, 3), got {generated.shape} and {recorded.shape}")
+    if generated.shape != recorded.shape or generated.ndim != 4 or generated.shape[-1] != 3 or not generated.size:
+        shapes = f"{generated.shape} and {recorded.shape}"
+        raise ValueError(f"frames: expected two equal (T, H, W, 3) with T > 0, got {shapes}")

@@ -80,7 +80,7 @@ class Run:
             )
         if earlier["command"] != self.record["command"]:
             raise UserError(f"out={self.directory}: holds a run of 'vag {earlier['command']}'; choose another out=")
-        before, now = (dict(_leaves(record.get("config") or {})) for record in (earlier, self.record))
+        before, now = (dict(leaves(record.get("config") or {})) for record in (earlier, self.record))
         for key in [key for key in {**before, **now} if key not in ("out", "overwrite", "resume")]:
             if before.get(key) != now.get(key):
                 raise UserError(
@@ -90,7 +90,7 @@ class Run:
 
     def _set_aside(self) -> None:
         """Move what is to be replaced out of the way; it comes back if the new run's input is refused."""
-        inside = [v for _, v in _leaves(self.record["config"]) if isinstance(v, str) and self._holds(v)]
+        inside = [v for _, v in leaves(self.record["config"]) if isinstance(v, str) and self._holds(v)]
         if inside:
             raise UserError(f"out={self.directory}: holds the input {inside[0]}; overwrite=true would delete it")
         shutil.rmtree(self._aside, ignore_errors=True)
@@ -138,11 +138,11 @@ class Run:
         return self.record["result"]
 
 
-def _leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values of a nested config; the elements of a list count one by one."""
     for key, value in config.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         elif isinstance(value, list):
             yield f"{prefix}{key}", str(value)
             yield from ((f"{prefix}{key}[{i}]", item) for i, item in enumerate(value))

@@ -23,6 +23,8 @@ from toolkit.training.logging import ScalarLog, progress
 from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
 from toolkit.training.runtime import RuntimeConfig, bf16_peak, make_accelerator
 
+THROUGHPUT = ("samples_per_second", "flop_per_second", "flop_per_sample", "bf16_peak_share")
+
 
 @dataclass
 class OptimConfig:
@@ -86,7 +88,7 @@ def train(
     model, optimizer = accelerator.prepare(trained, optimizer)
     compiled = torch.compile(model) if runtime.compile else model
     peak = bf16_peak(accelerator.device) if accelerator.device.type == "cuda" else None
-    throughput: dict[str, float] = {}
+    throughput = {key: metrics[key] for key in THROUGHPUT if key in metrics}  # of a run that was killed at its end
     log = ScalarLog(directory / "tensorboard", first) if accelerator.is_main_process else None
     started, seen, flop = time.perf_counter(), 0, metrics.get("flop_per_sample", 0.0)
     first_seed, several = torch.initial_seed(), accelerator.num_processes > 1
@@ -128,6 +130,7 @@ def train(
                 throughput["bf16_peak_share"] = speed * flop / peak
             more = {"learning_rate": rate, "gradient_norm": float(norm), **throughput}
             throughput["flop_per_sample"] = flop
+            metrics |= throughput
             if log is not None:
                 log.scalars(done, {**metrics, **more})
             if log is not None and on_log is not None:
@@ -141,8 +144,7 @@ def train(
         save_checkpoint(checkpoints, config.steps, objective, optimizer.optimizer, average, metrics)
     objective.load_state_dict(average.shadow)
     objective.to("cpu").eval()
-    metrics.pop("flop_per_sample", None)
-    return metrics, throughput
+    return {key: value for key, value in metrics.items() if key not in THROUGHPUT}, throughput
 
 
 def count_flop() -> FlopCounterMode:
