@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.lanes import Lane, run_lanes
+from recipes.lanes import Lane, run_lanes, stage
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import read_record
 
@@ -28,6 +28,17 @@ def test_others_go_on_when_one_fails(tmp_path: Path) -> None:
     assert all(read_record(tmp_path / name)["status"] == "finished" for name in ("good", "after_good"))
     assert "not found" in read_record(tmp_path / "bad")["error"]
     assert not (tmp_path / "after_bad").exists()
+
+
+@pytest.mark.slow
+def test_a_finished_stage_of_other_settings_is_not_taken(tmp_path: Path) -> None:
+    work, _ = lanes(tmp_path)
+    name, command, words = work["good"][0]
+    first = stage(tmp_path / name, command, words)
+    assert stage(tmp_path / name, command, words) == first
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"good: finished with runs=.*page.*; now it is .*other"):
+        stage(tmp_path / name, command, [f"runs=[{tmp_path / 'other'}]"])
 
 
 @pytest.mark.slow

@@ -173,3 +173,13 @@ def test_i3d_fvd_needs_its_file(tmp_path: Path) -> None:
     for name in ("text.pt", "missing.pt"):
         with pytest.raises(UserError, match=f"{name}: not a TorchScript file"):
             i3d_fvd(tmp_path / name, clips, clips)
+
+
+def test_scenes_in_common_do_not_count_as_likeness() -> None:
+    """Generated features that equal the real ones are exactly as far as real ones from each other, once paired."""
+    real = np.random.default_rng(0).standard_normal((60, 6))
+    paired = split_distance(real, real, paired=True)
+    assert paired["value"] == paired["floor"]
+    assert split_distance(real, real)["value"] < 0.8 * paired["floor"]
+    with pytest.raises(ValueError, match="as many real as generated"):
+        split_distance(real, real[:50], paired=True)

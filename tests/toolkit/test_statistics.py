@@ -5,6 +5,7 @@ import pytest
 
 from toolkit.evaluation.statistics import (
     clopper_pearson,
+    compare_systems,
     hierarchical_bootstrap,
     mcnemar,
     paired_bootstrap,
@@ -77,6 +78,14 @@ def test_hierarchical_bootstrap_sees_the_training_seeds() -> None:
     assert wide["high"] - wide["low"] > 1.5 * (only_scenes["high"] - only_scenes["low"])
     with pytest.raises(ValueError, match="same scenes"):
         hierarchical_bootstrap(steady, steady[:, :50])
+
+
+def test_p_is_that_of_the_least_favourable_seed() -> None:
+    better, worse = np.ones((2, 20)), np.zeros((2, 20))
+    better[1, 2:] = 0  # the second training seed wins two scenes alone
+    found = compare_systems(better, worse)
+    assert found["difference"] == pytest.approx(0.55)
+    assert found["p"] == mcnemar([True] * 2 + [False] * 18, [False] * 20) == 0.5
 
 
 def test_power_known_answers() -> None:
