@@ -109,11 +109,13 @@ def check(config: BenchmarkGeneratorsConfig) -> None:
             raise UserError(f"benchmark generators: unknown suite '{suite}'. {nearest(suite, config.conditions)}")
     for key in ("suites", "systems", "seeds"):
         values = getattr(config, key)
-        if twice := next((value for value in values if values.count(value) > 1), None):
-            raise UserError(f"benchmark generators: {key}={values} names {twice} twice; it would count twice")
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise UserError(f"benchmark generators: {key}={values} names {twice[0]} twice; it would count twice")
     lanes: dict[str, Lane] = {}
     for suite in config.suites:
-        add_lanes(lanes, {}, config, Path("out"), suite, suite, config.seeds[0])
+        made: dict[str, Lane] = {}
+        add_lanes(made, {}, config, Path("out"), suite, suite, config.seeds[0])
+        lanes |= made if suite == config.suites[0] else dict(list(made.items())[:1])
     for command, overrides in {(command, tuple(words)) for lane in lanes.values() for _, command, words in lane}:
         compose_config(command, list(overrides))  # a mistake in train=, evaluate=, ... is told now, not after minutes
     compose_config("collect", config.collect)

@@ -89,8 +89,8 @@ def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path, capsys: py
         (["variants.vag_euler_1.system=vga"], "unknown system 'vga'"),
         (["systems=[vag,forward_dynamics]"], "'forward_dynamics' makes no actions"),
         (["seeds=[0,0]"], "names 0 twice"),
-        (["systems=[vag]", "train=[optim.stepz=3]"], "unknown key 'optim.stepz'"),
-        (["systems=[vag]", "evaluate=[sampler.steps=2]"], "unknown key 'sampler.steps'"),
+        (["systems=[vag]", "suites=[coarse]", 'train=["optim.stepz=3"]'], "unknown key 'optim.stepz'"),
+        (["systems=[vag]", "suites=[coarse]", 'evaluate=["sampler.steps=2"]'], "unknown key 'sampler.steps'"),
     ):
         assert cli.main(["benchmark", "generators", *words, f"out={tmp_path / 'run'}", "overwrite=true"]) == 2
         assert complaint in capsys.readouterr().err
