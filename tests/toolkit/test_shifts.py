@@ -22,6 +22,7 @@ def test_positions_divide_the_scenes() -> None:
             env.reset(seed)
             object_x = env.observation[4]
             assert (object_x > -0.1 + HELD_OUT_FROM * 0.2) == (positions == "outer")
+    assert len(list(islice(scene_stream("plate-slide", 10, "outer"), 2))) == 2  # its plate has one place, its goal many
     with pytest.raises(UserError, match="positions=left: expected one of all, inner, outer"):
         next(scene_stream("push", 0, "left"))
 

@@ -144,9 +144,11 @@ class MetaWorldEnv:
 
     @property
     def position_held_out(self) -> bool:
-        """If the object of the present scene stands where `HELD_OUT_FROM` keeps scenes from training."""
+        """If the object of the present scene, or its goal where the object has one place, is kept from training."""
         space = self._env._random_reset_space
-        return bool(self._env._last_rand_vec[0] > space.low[0] + HELD_OUT_FROM * (space.high[0] - space.low[0]))
+        width = space.high - space.low
+        axis = int(np.argmax(width > 0))  # x of the object, as a rule
+        return bool(self._env._last_rand_vec[axis] > space.low[axis] + HELD_OUT_FROM * width[axis])
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
         """Execute an action (4,), clipped to [-1, 1]; returns the state after it and if the task is solved now.

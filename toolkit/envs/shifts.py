@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# The robot's object stands within a box; scenes in the last part of its x range can be kept from training.
+# What a task moves about stands within a box; scenes in the last part of its x range can be kept from training.
 HELD_OUT_FROM = 0.7  # of the range
 POSITIONS = ("all", "inner", "outer")
 
