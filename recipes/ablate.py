@@ -226,7 +226,7 @@ def exchange_rows(config: AblateConfig, root: Path, cells: Sequence[Cell], outco
         curve = {
             by_system[other].few: matrix(found)
             for (other, p, s), found in outcomes.items()
-            if (p, s) == (policy, suite) and by_system[other].arm == "real_few"
+            if (p, s) == (policy, suite) and by_system[other].arm == "real_few" and by_system[other].few >= cell.few
         }
         if len(curve) < 2 or cell.few not in curve:
             continue

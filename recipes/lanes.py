@@ -30,8 +30,18 @@ def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]
 
 
 def check_same(directory: Path, before: dict[str, Any], command: str, overrides: list[str]) -> None:
-    """Raise UserError if a finished run was made with other settings than those asked for now."""
-    earlier = dict(leaves(before))
+    """Raise UserError if a finished run was made with other settings than those asked for now.
+
+    Paths below the directory that all stages share may have moved with it.
+    """
+    was, is_now = list(Path(before["out"]).parts), list(directory.parts)
+    while was and is_now and was[-1] == is_now[-1]:
+        was.pop()
+        is_now.pop()
+    old, new = f"{Path(*was)}/", f"{Path(*is_now)}/"
+    earlier = {
+        key: value.replace(old, new) if was and isinstance(value, str) else value for key, value in leaves(before)
+    }
     for key, now in leaves(cast(Any, OmegaConf.to_container(compose_config(command, overrides), resolve=True))):
         if key in earlier and key not in ("out", "overwrite", "resume") and earlier[key] != now:
             raise UserError(

@@ -36,6 +36,9 @@ def test_a_finished_stage_of_other_settings_is_not_taken(tmp_path: Path) -> None
     name, command, words = work["good"][0]
     first = stage(tmp_path / name, command, words)
     assert stage(tmp_path / name, command, words) == first
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert stage(moved / name, command, [f"runs=[{moved / 'page'}]"]) == first
+    moved.rename(tmp_path)
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match=r"good: finished with runs=.*page.*; now it is .*other"):
         stage(tmp_path / name, command, [f"runs=[{tmp_path / 'other'}]"])
