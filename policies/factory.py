@@ -65,6 +65,7 @@ DIFFUSION_DEFAULTS: dict[str, Any] = {
 # LeRobot's ResNet has stride 32: of a smaller picture it leaves one cell, whose keypoints are always its centre.
 SMALLEST_DIFFUSION_PICTURE = 64
 DEFAULTS: dict[str, dict[str, Any]] = {"pi05_compact": {}, "diffusion": DIFFUSION_DEFAULTS}
+VISION_ENCODERS = {"pi05_compact": "model.image_encoder", "diffusion": "diffusion.rgb_encoder"}
 
 # Set by the factory from the data, so they are not options.
 FEATURE_FIELDS = ("input_features", "output_features")
@@ -164,6 +165,10 @@ class PolicyObjective(nn.Module):
         chunk = cast(Any, self.policy).predict_action_chunk(self._prepare(kept))
         self.policy.train(was_training)
         return self.postprocessor(chunk[:, : self.n_action_steps])
+
+    def freeze_vision_encoder(self) -> None:
+        """Leave what turns the picture into features as it is from now on."""
+        self.policy.get_submodule(VISION_ENCODERS[self.policy_type]).requires_grad_(False)
 
     def refit_statistics(self, stats: Statistics) -> None:
         """Replace the normalisation statistics; by default fine-tuning keeps those of pretraining."""

@@ -259,7 +259,7 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         f"{config.held_out_seed} on; the same for all cells",
         "intervals": "95 %: Wilson over all rollouts for success; a bootstrap over training seeds and scenes for "
         "differences, gap_closed = (system - real_few) / (real_all - real_few) and real_per_synthetic. p is McNemar's "
-        "exact test over the pairs of all seeds. Generators behind the policies' seeds: "
+        "exact test for the training seed where it is largest. Generators behind the policies' seeds: "
         f"{len(config.generator_seeds)}",
         "training": f"{config.steps} gradient steps in every arm; {config.real_per_task} real episodes a task are all",
         "power": power_sentence(config),

@@ -49,7 +49,7 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
         "scenes": f"{config.episodes_per_task} of each of {', '.join(config.tasks)} in every suite, from seed "
         f"{config.first_seed} on; the same for all policies",
         "intervals": "95 %: Wilson over all rollouts for success, a bootstrap over checkpoints and scenes for "
-        "differences; p is McNemar's exact test over the pairs of all checkpoints",
+        "differences; p is McNemar's exact test for the checkpoint where it is largest",
         "checkpoints": "; ".join(f"{name}: {', '.join(paths)}" for name, paths in checkpoints.items()),
     }
     command = f"vag benchmark policies suites=[{','.join(config.suites)}]"

@@ -32,5 +32,7 @@ def run(config: FinetuneConfig, run: Run) -> None:
         raise UserError(f"image_size={config.image_size}; {config.checkpoint} expects {objective.image_shape[1]}")
     if config.refit_statistics:
         objective.refit_statistics(compute_statistics([source.unpadded for source in sources if source.weight]))
+    if config.freeze_vision_encoder:
+        objective.freeze_vision_encoder()
     run.result["pretrained_id"] = weights_id(config.checkpoint)
     train_policy(config, run, objective, sources, seen_before=read_scenes(config.checkpoint) or {})

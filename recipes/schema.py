@@ -234,6 +234,7 @@ class PretrainConfig(PolicyTrainingConfig):
 class FinetuneConfig(PolicyTrainingConfig):
     checkpoint: str = MISSING  # pretrained_model directory
     refit_statistics: bool = False  # replace the normalisation statistics of pretraining
+    freeze_vision_encoder: bool = False
 
 
 @dataclass

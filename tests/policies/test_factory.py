@@ -36,6 +36,18 @@ def test_sizes_and_a_training_step(objective: PolicyObjective, batch: Batch) -> 
     assert not any("normal" in name for name in objective.state_dict())
 
 
+def test_a_frozen_vision_encoder_is_not_trained(objective: PolicyObjective, batch: Batch) -> None:
+    objective.freeze_vision_encoder()
+    objective.loss(batch)[0].backward()
+    trained = {name for name, p in objective.policy.named_parameters() if p.grad is not None}
+    frozen = {name for name, p in objective.policy.named_parameters() if not p.requires_grad}
+    assert trained
+    assert frozen
+    assert not trained & frozen
+    assert all("encoder" in name for name in frozen)
+    assert not any("rgb_encoder" in name or "image_encoder" in name for name in trained)
+
+
 def test_prediction_is_physical_stateless_and_keeps_the_mode(objective: PolicyObjective, batch: Batch) -> None:
     objective.train()
     first = chunk(objective, batch)

@@ -116,6 +116,26 @@ def test_scores_choose_the_synthetic_episodes_that_a_policy_trains_on(
 
 
 @pytest.mark.slow
+def test_policies_are_ranked_on_the_same_scenes(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few, tuned = (demo / f"{name}_pi05_compact/pretrained_model" for name in ("real_few", "finetune"))
+    other = demo / "real_few_diffusion/pretrained_model"
+    words = ["benchmark", "policies", f"checkpoints={{ours:[{few},{tuned}],diffusion:{other}}}", "tasks=[plate-slide]"]
+    words += ["suites=[unseen,visual]", "episodes_per_task=2", "evaluate=[max_steps=4]", f"out={tmp_path / 'board'}"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "diffusion" in printed
+    assert "not distinguishable from ours" in printed  # nobody solves it in four steps
+    record = json.loads((tmp_path / "board/record.json").read_text())
+    rows = {(row["system"], row["suite"]): (row["value"], row["n"], row["seeds"]) for row in record["rows"]}
+    for suite in ("unseen", "visual"):
+        assert rows["ours", suite] == (0, 4, 2)
+        assert rows["diffusion", suite] == (0, 2, 1)
+    assert {(c["a"], c["b"]) for c in record["comparisons"]} == {("ours", "diffusion")}
+    assert cli.main([*words[:2], f"checkpoints={{a:{few},b:{few}}}", f"out={tmp_path / 'twice'}"]) == 2
+    assert "is given twice" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_policy_checkpoints_have_lerobots_layout(demo: Path) -> None:
     for name in ("finetune_pi05_compact", "finetune_diffusion"):
         files = {path.name for path in (demo / name / "pretrained_model").iterdir()}

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.data import cache, cached_files, lerobot_io
-from toolkit.data.cache import open_clips, open_latents
+from toolkit.data.cache import open_clips, open_latents, open_merged
 from toolkit.data.clips import ClipStore, write_clips
 from toolkit.data.images import resized
 from toolkit.data.lerobot_io import EpisodeWriter
@@ -280,6 +280,31 @@ def test_latents_are_encoded_once_per_clips_encoder_and_window(dataset: Path, ca
     for key in (*others, (open_clips(dataset, 20), "encoder", "first 9 frames")):
         open_latents(*key, encode)
     assert len(calls) == 4
+
+
+def test_joined_clips_are_those_of_every_part_and_built_once(
+    tmp_path: Path, moving_square: MakeEpisode, cache_directory: Path
+) -> None:
+    parts = []
+    for name, lengths, size in (("a", (9, 12), 32), ("b", (7,), 32), ("small", (7,), 16)):
+        path = tmp_path / f"{name}.h5"
+        episodes = [moving_square(i, length=n, size=size) for i, n in enumerate(lengths)]
+        write_clips(path, episodes, sum(lengths), 20, name)
+        parts.append(ClipStore.open(path))
+    joined = open_merged(parts[:2])
+    assert joined.episode_lengths.tolist() == [9, 12, 7]
+    for column in ("frames", "states", "actions"):
+        whole = np.concatenate([getattr(part, column) for part in parts[:2]])
+        np.testing.assert_array_equal(getattr(joined, column), whole)
+    assert [joined.instruction(i) for i in range(3)] == [
+        part.instruction(i) for part in parts[:2] for i in range(part.num_episodes)
+    ]
+    built = clip_files(cache_directory)
+    assert open_merged(parts[:2]).source_id == joined.source_id != open_merged(parts[1::-1]).source_id
+    assert len(clip_files(cache_directory)) == len(built) + 1
+    assert open_merged(parts[:1]) is parts[0]
+    with pytest.raises(UserError, match="frames are .*cannot be joined"):
+        open_merged(parts)
 
 
 def test_clip_file_damage_is_named(store: ClipStore, tmp_path: Path) -> None:
