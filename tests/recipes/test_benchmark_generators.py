@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipes import cli
-from recipes.benchmark_generators import variants_of
+from recipes.benchmark_generators import check, variants_of
 from recipes.compose import compose_config
 
 SMALL = [
@@ -79,6 +79,12 @@ def test_variants_are_evaluated_in_their_suite_where_their_system_takes_part() -
     assert found["dedicated_forward_dynamics"].overrides == ["given=actions"]
     assert {variant.system for variant in found.values()} == {"vag", "forward_dynamics"}
     assert variants_of(config, "coarse") == {}
+
+
+def test_the_experiment_for_a_gpu_composes_every_training() -> None:
+    config: Any = OmegaConf.to_object(compose_config("benchmark generators", ["experiment=generators_h100", "out=x"]))
+    check(config)
+    assert set(config.system_train) == {*config.systems, *config.helpers}
 
 
 def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
