@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from recipes.compose import command_words
 from recipes.lanes import Lane, run_lanes, stage
 from recipes.schema import AblateConfig
 from recipes.study import ARMS, Cell, cell_lane, generator_lane, generator_seed, parse_grid
+from toolkit.data.lerobot_io import read_actions
 from toolkit.envs.shifts import SUITES
 from toolkit.errors import UserError, nearest
 from toolkit.evaluation.exchange import exchange_rate
@@ -25,27 +27,28 @@ from toolkit.evaluation.statistics import (
     bootstrap_means,
     compare_systems,
     counted_rate,
+    design_power,
     percentile_interval,
+    success_interval,
     two_proportion_sample_size,
-    wilson_interval,
 )
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.media import atomic
 from toolkit.reporting.run_record import Run, read_record
 
-Outcomes = dict[tuple[str, str, str], dict[int, list[bool]]]  # (system, policy, suite): training seed: scenes
+Outcomes = dict[tuple[Cell, str], dict[int, list[bool]]]  # (cell with seed 0, suite): training seed: scenes
+
+EXTENDABLE = True  # cells that are there are taken as they are, so a grid can grow
 
 
 def run(config: AblateConfig, run: Run) -> None:
     """Collect, train, evaluate all cells; write `cells.parquet`, `record.json`, `record.md`; print the record."""
     cells = parse_grid(config)
-    check(config)
+    check(config, cells)
     root = run.directory
-    scenes = config.scenes_per_task * len(config.tasks)
-    seeds = len({cell.seed for cell in cells})
-    power = power_sentence(config)
-    print(f"ablate: {len(cells)} cells; {power}; here are {scenes} scenes x {seeds} training seeds", flush=True)
+    print(f"ablate: {len(cells)} cells; {power_sentence(config, cells)}", flush=True)
     collect(config, cells, root)
+    check_nested(root)
     lanes: dict[str, Lane] = {}
     after: dict[str, str] = {}
     for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
@@ -56,24 +59,27 @@ def run(config: AblateConfig, run: Run) -> None:
         if cell.needs_generator:
             after[cell.name] = f"generator_{cell.feed}_{generator_seed(config, cell)}"
     failed = run_lanes(root, lanes, config.lanes, after, keep_going=True)
-    table = cell_table(config, root, cells)
+    table = cell_table(config, root, cells, failed)
     with atomic(root / "cells.parquet") as temporary:
         table.to_parquet(temporary, index=False)
     outcomes = gather(root, [cell for cell in cells if cell.name not in failed])
     if not outcomes:
         raise UserError(f"ablate: all {len(cells)} cells failed; their messages stand above and in {root}")
     rows, comparisons = system_rows(outcomes), system_comparisons(outcomes)
-    generators = generator_rows(root, cells, config)
-    rows += generators + exchange_rows(config, root, cells, outcomes)
-    record = write_record(root, "ablation", command(config), rows, comparisons, notes(config, cells, failed))
+    rows += generator_rows(root, cells, config) + exchange_rows(outcomes)
+    command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
+    record = write_record(root, "ablation", command, rows, comparisons, notes(config, cells, failed))
     run.result.update(
         rows=rows, comparisons=comparisons, failed=failed, cells=json.loads(table.to_json(orient="records"))
     )
     print(json.dumps(record), flush=True)
 
 
-def check(config: AblateConfig) -> None:
-    """Raise UserError for a suite that is not known or has no tasks, and for scenes that would be seen twice."""
+def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
+    """Raise UserError for what cannot be run or would mislead, before anything is recorded or trained."""
+    for key in ("suites", "generator_seeds"):
+        if not getattr(config, key):
+            raise UserError(f"ablate: {key}=[] is empty")
     for suite in config.suites:
         if suite not in SUITES:
             raise UserError(f"ablate: unknown suite '{suite}'. {nearest(suite, SUITES)}")
@@ -90,6 +96,31 @@ def check(config: AblateConfig) -> None:
                 f"ablate: {name}={low} and {other}={high}: training, synthetic and evaluation scenes would overlap; "
                 "keep 10,000 seeds between them"
             )
+    if len(set(config.gap)) != 2 or not all(0 < rate < 1 for rate in config.gap) or not 0 < config.power < 1:
+        raise UserError(f"ablate: gap={config.gap}, power={config.power}: expected two different rates and one below 1")
+    for cell in cells:
+        if cell.feed == "fair" and not [*config.other_tasks, *config.new_tasks]:
+            raise UserError("ablate: feed=fair needs other_tasks=[...], of which its generator sees all real episodes")
+        if cell.feed == "fair" and ARMS[cell.arm].real == "few" and cell.few != config.fed_few:
+            raise UserError(
+                f"ablate: '{cell.system}': a fair generator has seen fed_few={config.fed_few} real episodes of each "
+                f"task, the policy would get {cell.few}; expected the same"
+            )
+
+
+def check_nested(root: Path) -> None:
+    """Raise UserError unless what the policies get of the real episodes is part of all there are."""
+
+    def scenes(name: str) -> set[tuple[Any, Any]]:
+        rows = [metadata for metadata, _ in read_actions(root / name / "dataset")]
+        return {(row["task_name"], row["seed"]) for row in rows}
+
+    if (root / "real_all").exists() and (lost := scenes("real_few") - scenes("real_all")):
+        task, seed = min(lost)
+        raise UserError(
+            f"ablate: real_few holds {len(lost)} episodes that real_all lacks (first: {task}, seed {seed}); "
+            "raise real_per_task"
+        )
 
 
 def collect(config: AblateConfig, cells: Sequence[Cell], root: Path) -> None:
@@ -109,13 +140,13 @@ def collect(config: AblateConfig, cells: Sequence[Cell], root: Path) -> None:
             record("real_others", others, config.real_per_task)
 
 
-def cell_table(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> Any:
+def cell_table(config: AblateConfig, root: Path, cells: Sequence[Cell], failed: Sequence[str]) -> Any:
     """One row for each cell and suite: axes, successes, interval, status and, where it failed, the message."""
     import pandas as pd
 
     rows = []
     for cell in cells:
-        evaluation = finished(root / cell.name / "evaluate")
+        evaluation = None if cell.name in failed else finished(root / cell.name / "evaluate")
         status = {"status": "failed" if evaluation is None else "finished", "error": None}
         if evaluation is None:
             status["error"] = first_error(config, root, cell)
@@ -150,7 +181,7 @@ def gather(root: Path, cells: Sequence[Cell]) -> Outcomes:
     for cell in cells:
         evaluation = finished(root / cell.name / "evaluate")
         for suite, measured in (evaluation or {"suites": {}})["suites"].items():
-            seeds = outcomes.setdefault((cell.system, cell.policy, suite), {})
+            seeds = outcomes.setdefault((cell.group, suite), {})
             seeds[cell.seed] = [bool(success) for _, _, success in measured["outcomes"]]
     return outcomes
 
@@ -160,42 +191,52 @@ def matrix(seeds: dict[int, list[bool]]) -> np.ndarray:
     return np.array([seeds[seed] for seed in sorted(seeds)], dtype=float)
 
 
+def place(cell: Cell, suite: str) -> dict[str, Any]:
+    """What a row of the record says of a cell: its name in tables, and its axes."""
+    axes = {key: value for key, value in asdict(cell).items() if key != "seed"}
+    return {"system": cell.system, "suite": suite, **axes}
+
+
+def few_alone(cell: Cell, outcomes: Outcomes, suite: str) -> Cell | None:
+    """The control with as many real episodes as a cell has; with the fewest there are if it has none."""
+    found = [c for c, s in outcomes if s == suite and c.arm == "real_few" and c.policy == cell.policy]
+    if ARMS[cell.arm].real == "few":
+        found = [c for c in found if c.few == cell.few]
+    return min(found, key=lambda c: c.few, default=None)
+
+
 def system_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
     """Success of each system, policy and suite over all training seeds; how much of the gap to real_all it closes."""
     rows = []
-    for (system, policy, suite), seeds in outcomes.items():
+    for (cell, suite), seeds in outcomes.items():
         table = matrix(seeds)
-        low, high = wilson_interval(int(table.sum()), table.size)
-        place = {"system": system, "policy": policy, "suite": suite}
+        low, high = success_interval(table)
         success = {"metric": "success", "value": float(table.mean()), "low": low, "high": high}
-        rows.append({**place, **success, "n": table.size, "seeds": len(table)})
-        few, everything = (outcomes.get((name, policy, suite)) for name in ("real_few", real_all_for(system)))
-        if few is None or everything is None or ARMS[system.split()[0]].real == "all" or system == "real_few":
+        rows.append({**place(cell, suite), **success, "n": table.size, "seeds": len(table)})
+        few = few_alone(cell, outcomes, suite)
+        everything = outcomes.get((Cell("real_all", cell.policy, cell.feed), suite))
+        if few is None or everything is None or cell == few or ARMS[cell.arm].real == "all":
             continue
-        means = bootstrap_means([table, matrix(few), matrix(everything)])
-        gap = matrix(everything).mean() - matrix(few).mean()
-        if (means[:, 2] - means[:, 1]).min() > 0:  # else a share of nothing
-            closed = percentile_interval(
-                (table.mean() - matrix(few).mean()) / gap, (means[:, 0] - means[:, 1]) / (means[:, 2] - means[:, 1])
-            )
-            rows.append({**place, "metric": "gap_closed", **closed, "n": table.size, "seeds": len(table)})
+        tables = [table, matrix(outcomes[few, suite]), matrix(everything)]
+        means = bootstrap_means(tables)
+        gain, gap = means[:, 0] - means[:, 1], means[:, 2] - means[:, 1]
+        if percentile_interval(0, gap)["low"] > 0:  # else a share of what may be nothing
+            share = (tables[0].mean() - tables[1].mean()) / (tables[2].mean() - tables[1].mean())
+            closed = percentile_interval(share, gain[gap > 0] / gap[gap > 0])
+            rows.append({**place(cell, suite), "metric": "gap_closed", **closed, "n": table.size, "seeds": len(table)})
     return rows
 
 
-def real_all_for(system: str) -> str:
-    """The control that has everything the generator behind a system has seen."""
-    return "real_all feed=fair" if "feed=fair" in system else "real_all"
-
-
 def system_comparisons(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """Every system minus real_few, paired by scene."""
+    """Every system minus the same few real episodes alone, paired by scene."""
     comparisons = []
-    for (system, policy, suite), seeds in outcomes.items():
-        few = outcomes.get(("real_few", policy, suite))
-        if system == "real_few" or few is None:
+    for (cell, suite), seeds in outcomes.items():
+        few = few_alone(cell, outcomes, suite)
+        if few is None or few == cell:
             continue
-        place = {"a": system, "b": "real_few", "policy": policy, "suite": suite, "metric": "success", "paired": True}
-        comparisons.append(place | compare_systems(matrix(seeds), matrix(few)))
+        pair = {"a": cell.system, "b": few.system, "policy": cell.policy, "suite": suite}
+        found = compare_systems(matrix(seeds), matrix(outcomes[few, suite]))
+        comparisons.append({**pair, "arm": cell.arm, "metric": "success", "paired": True, **found})
     return comparisons
 
 
@@ -214,36 +255,43 @@ def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> l
     return rows
 
 
-def exchange_rows(config: AblateConfig, root: Path, cells: Sequence[Cell], outcomes: Outcomes) -> list[dict[str, Any]]:
-    """How many real episodes a synthetic one replaces, where the grid has a learning curve of real episodes."""
+def exchange_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """How many real episodes a synthetic one replaces, where the grid has a learning curve of real episodes.
+
+    Not on `position`: real episodes of the curve never cover it, however many there are.
+    """
     rows = []
-    by_system = {cell.system: cell for cell in cells}
-    for (system, policy, suite), seeds in outcomes.items():
-        cell = by_system[system]
+    for (cell, suite), seeds in outcomes.items():
         arm = ARMS[cell.arm]
-        if not arm.synthetic or arm.real != "few" or arm.shuffled:
+        if not arm.synthetic or arm.real != "few" or arm.shuffled or SUITES[suite].positions == "outer":
             continue
         curve = {
-            by_system[other].few: matrix(found)
-            for (other, p, s), found in outcomes.items()
-            if (p, s) == (policy, suite) and by_system[other].arm == "real_few" and by_system[other].few >= cell.few
+            other.few: matrix(found)
+            for (other, s), found in outcomes.items()
+            if (other.arm, other.policy, s) == ("real_few", cell.policy, suite) and other.few >= cell.few
         }
         if len(curve) < 2 or cell.few not in curve:
             continue
-        place = {"system": system, "policy": policy, "suite": suite, "n": matrix(seeds).size, "seeds": len(seeds)}
-        rate = exchange_rate(matrix(seeds), curve, cell.few, cell.synthetic_per_task)
-        rows.append({**place, "metric": "real_per_synthetic", **rate})
+        table = matrix(seeds)
+        where = {**place(cell, suite), "n": table.size, "seeds": len(seeds)}
+        rate = exchange_rate(table, curve, cell.few, cell.synthetic_per_task)
+        rows.append({**where, "metric": "real_per_synthetic", **rate})
+        if rate["low"] > 0:
+            inverse = {"value": 1 / rate["value"], "low": 1 / rate["high"], "high": 1 / rate["low"]}
+            rows.append({**where, "metric": "synthetic_per_real", **rate, **inverse})
     return rows
 
 
-def command(config: AblateConfig) -> str:
-    return " ".join(["vag ablate", *(f"'{line}'" for line in config.grid)])
-
-
-def power_sentence(config: AblateConfig) -> str:
+def power_sentence(config: AblateConfig, cells: Sequence[Cell]) -> str:
     few, many = config.gap
     needed = two_proportion_sample_size(few, many, config.power)
-    return f"to tell {few} from {many} apart with power {config.power} takes {needed} rollouts an arm"
+    scenes, seeds = config.scenes_per_task * len(config.tasks), len({cell.seed for cell in cells})
+    found = design_power(few, many, scenes, seeds, config.seed_deviation)
+    return (
+        f"to tell {few} from {many} apart with power {config.power} takes {needed} independent rollouts an arm; "
+        f"{scenes} scenes x {seeds} training seeds have power {found:.2f} if the rate differs by "
+        f"{config.seed_deviation} from seed to seed"
+    )
 
 
 def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) -> dict[str, str]:
@@ -255,14 +303,18 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         episodes["fair"] += f", {config.real_per_task} of each of {', '.join(others)}"
     feeds = dict.fromkeys(cell.feed for cell in cells if cell.needs_generator)
     found = {
-        "scenes": f"{config.scenes_per_task} of each of {', '.join(config.tasks)} in every suite, from seed "
-        f"{config.held_out_seed} on; the same for all cells",
-        "intervals": "95 %: Wilson over all rollouts for success; a bootstrap over training seeds and scenes for "
-        "differences, gap_closed = (system - real_few) / (real_all - real_few) and real_per_synthetic. p is McNemar's "
-        "exact test for the training seed where it is largest. Generators behind the policies' seeds: "
-        f"{len(config.generator_seeds)}",
+        "scenes": f"{config.scenes_per_task} of each of {', '.join(config.tasks)} in every suite"
+        + (f", of {', '.join(config.new_tasks)} in task" if "task" in config.suites else "")
+        + f", from seed {config.held_out_seed} on; the same for all cells. Objects stand where those of the few real "
+        "episodes may, in `position` where they may not",
+        "intervals": "95 %, over training seeds and scenes: the wider of Wilson's and a bootstrap for success, a "
+        "bootstrap for differences, gap_closed = (system - real_few) / (real_all - real_few), told where that gap is "
+        "surely above 0, and real_per_synthetic, a lower bound where at_end_of_curve. p is McNemar's exact test for "
+        "the training seed where it is largest, not corrected for the number of comparisons",
+        "generators": f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of "
+        "the policies. The exchange rate counts the real episodes that they have seen as free",
         "training": f"{config.steps} gradient steps in every arm; {config.real_per_task} real episodes a task are all",
-        "power": power_sentence(config),
+        "power": power_sentence(config, cells),
     }
     found |= {f"generator of feed={feed}": f"has seen {episodes[feed]}" for feed in feeds}
     if failed:
@@ -271,10 +323,12 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
 
 
 def summary(result: dict[str, Any]) -> str:
-    lifts = [c for c in result["comparisons"] if c["suite"] == "unseen"]
-    best = max(lifts, key=lambda c: c["difference"], default=None)
+    """How many cells, and the largest lift of synthetic episodes: a choice made on the scenes it is told for."""
     text = f"{len(result['cells'])} rows, {len(result['failed'])} cells failed"
-    if best is None:
+    arms = [name for name, arm in ARMS.items() if arm.synthetic and not arm.shuffled]
+    lifts = [c for c in result["comparisons"] if c["suite"] == "unseen" and c["arm"] in arms]
+    if not lifts:
         return text
+    best = max(lifts, key=lambda c: c["difference"])
     span = f"{best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}]"
-    return f"{text}; largest lift over real_few on unseen: {best['a']} ({best['policy']}) {span}"
+    return f"{text}; largest lift of {len(lifts)} over real_few on unseen: {best['a']} ({best['policy']}) {span}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.compose import compose_config, options_of
+from recipes.compose import command_words, compose_config, options_of
 from recipes.lanes import Lane, run_lanes, stage
 from recipes.schema import BenchmarkGeneratorsConfig, VariantConfig
 from toolkit.data.cache import open_clips
@@ -81,8 +81,7 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
             for suite in config.suites
         ),
     }
-    lists = {name: ",".join(map(str, getattr(config, name))) for name in ("suites", "systems", "seeds")}
-    command = " ".join(["vag benchmark generators", *(f"{name}=[{values}]" for name, values in lists.items())])
+    command = " ".join(["vag benchmark generators", *command_words("benchmark generators", run.record["config"])])
     record = write_record(root, "generators", command, rows, comparisons, notes)
     cards = {suite: json.loads((root / f"validity_card_{suite}.json").read_text()) for suite in config.suites}
     run.result.update(rows=rows, comparisons=comparisons, validity_cards=cards)

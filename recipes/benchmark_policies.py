@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from recipes.compose import command_words
 from recipes.lanes import Lane, run_lanes
 from recipes.schema import BenchmarkPoliciesConfig
 from toolkit.errors import UserError
@@ -30,9 +31,16 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
         for k, path in enumerate(paths):
             words = [f"checkpoint='{path}'", f"arm='{name}'", f"runtime.threads={config.threads}", *common]
             lanes[f"{name}_{k}"] = [(f"{name}_{k}", "evaluate", words)]
-    run_lanes(root, lanes, config.lanes)
+    failed = run_lanes(root, lanes, config.lanes, keep_going=True)
+    whole = {
+        name: len(paths)
+        for name, paths in checkpoints.items()
+        if not any(f"{name}_{k}" in failed for k in range(len(paths)))
+    }
+    if not whole:
+        raise UserError(f"benchmark policies: no policy could be rolled out ({', '.join(failed)}); see above")
     outcomes = {
-        suite: {name: outcome_table(root, name, len(paths), suite) for name, paths in checkpoints.items()}
+        suite: {name: outcome_table(root, name, count, suite) for name, count in whole.items()}
         for suite in config.suites
     }
     rows, comparisons, boards = [], [], {}
@@ -52,11 +60,15 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
         "differences; p is McNemar's exact test for the checkpoint where it is largest",
         "checkpoints": "; ".join(f"{name}: {', '.join(paths)}" for name, paths in checkpoints.items()),
     }
-    command = f"vag benchmark policies suites=[{','.join(config.suites)}]"
+    if failed:
+        notes["failed"] = ", ".join(failed)
+    command = " ".join(["vag benchmark policies", *command_words("benchmark policies", run.record["config"])])
     record = write_record(root, "policies", command, rows, comparisons, notes)
-    run.result.update(rows=rows, comparisons=comparisons, leaderboards=boards)
+    run.result.update(rows=rows, comparisons=comparisons, leaderboards=boards, failed=failed)
     for suite, board in boards.items():
         print(board_text(suite, board), flush=True)
+    if failed:
+        print(f"\ncould not be rolled out: {', '.join(failed)}", flush=True)
     print(json.dumps(record), flush=True)
 
 

@@ -194,7 +194,9 @@ def execute(command: str, overrides: list[str]) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     module = importlib.import_module(f"recipes.{MODULES.get(command, file_name(command))}")
     check_ranges(plain)
-    with Run(command, config.out, plain, overwrite=config.overwrite, resume=config.resume) as run:
+    extendable = getattr(module, "EXTENDABLE", False)
+    again = {"overwrite": config.overwrite, "resume": config.resume, "extendable": extendable}
+    with Run(command, config.out, plain, **again) as run:
         try:
             module.run(typed, run)
         except BaseException as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from functools import cache
 from typing import Any
 
@@ -18,7 +20,7 @@ from recipes.schema import SCHEMAS
 from toolkit.errors import UserError, nearest
 
 # Mappings that take any key.
-OPEN = ("policy.options", "image_keys", "filters", "finetunes", "policy_train", "checkpoints")
+OPEN = ("policy.options", "image_keys", "filters", "finetunes", "policy_train", "policy_finetune", "checkpoints")
 
 
 def file_name(command: str) -> str:
@@ -41,6 +43,22 @@ def compose_config(command: str, overrides: list[str]) -> DictConfig:
             return compose(primary, overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"{command}: {_first_line(error)}") from error
+
+
+def command_words(command: str, config: dict[str, Any]) -> list[str]:
+    """The overrides that make a config what it is, as they are typed; not where it writes to."""
+    default: Any = OmegaConf.to_container(compose_config(command, []))
+    told = [key for key in config if key not in ("out", "overwrite", "resume") and config[key] != default[key]]
+    return [shlex.quote(f"{key}={_typed(config[key])}") for key in told]
+
+
+def _typed(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_typed(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_typed, value)) + "]"
+    return json.dumps(value)
 
 
 def options_of(group: str) -> list[str]:

@@ -38,9 +38,11 @@ def run(config: EvaluateConfig, run: Run) -> None:
     seed_everything(config.seed)
     checkpoint = checkpoint_directory(config.checkpoint)
     policy = load_policy(checkpoint, device=pick_device(config.runtime))
+    own = {suite: SUITES[suite].positions for suite in config.suites}
+    positions = {suite: config.positions if where == "all" else where for suite, where in own.items()}
     scenes = {
         suite: {
-            task: list(islice(scene_stream(task, config.first_seed, SUITES[suite].positions), config.episodes_per_task))
+            task: list(islice(scene_stream(task, config.first_seed, positions[suite]), config.episodes_per_task))
             for task in (distinct_tasks("evaluate", config.new_tasks) if SUITES[suite].new_tasks else tasks)
         }
         for suite in config.suites

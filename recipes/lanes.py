@@ -46,7 +46,7 @@ def check_same(directory: Path, before: dict[str, Any], command: str, overrides:
         if key in earlier and key not in ("out", "overwrite", "resume") and earlier[key] != now:
             raise UserError(
                 f"{directory}: finished with {key}={earlier[key]}; now it is {now}. "
-                "Delete it to have it made again, or choose another out"
+                "Delete it and what was made from it to have them made again, or choose another out"
             )
 
 

@@ -18,7 +18,7 @@ from toolkit.data.mixture import Augmented, BatchSource, Mixture, Source, make_s
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.scenes import Scenes, merge, read_scenes, scenes_of, write_scenes
 from toolkit.data.schema import IMAGE
-from toolkit.data.selection import first_of_each, select, subset, weights_by, with_shuffled_actions
+from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.loop import train
@@ -66,6 +66,11 @@ def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[
     ]
     synthetic = [store for store, _ in chosen]
     weights = [float(store.episode_lengths.sum()) for store in [*real, *synthetic]]
+    if config.real_shares is not None:
+        if len(config.real_shares) != len(real) or min(config.real_shares, default=1) < 0:
+            raise UserError(f"real_shares={config.real_shares}: expected a number from 0 up for each of real=[...]")
+        total = sum(weights[: len(real)])
+        weights[: len(real)] = [total * share / max(1e-9, sum(config.real_shares)) for share in config.real_shares]
     if fraction is not None:
         weights = [
             share * size / max(1.0, sum(part))
@@ -94,11 +99,12 @@ def chosen_synthetic(config: PolicyTrainingConfig, path: str, store: ClipStore) 
         if not Path(path).is_dir():
             raise UserError(f"{path}: select and weight_by read scores from the episode table of a dataset directory")
         rows = [row for row, _ in read_actions(Path(path))]  # the cached clips may be older than a score
-        kept = select(config.select, [rows[i] for i in episodes], store.episode_tasks[episodes], path)
+        kept = select(config.select, [rows[i] for i in episodes], store.episode_tasks[episodes], path, config.seed)
         episodes = episodes[kept]
+        weights = balanced(store.episode_tasks[episodes])  # a rule that few episodes of a task meet starves no task
         if config.weight_by:
             metadata = [rows[i] for i in episodes]
-            weights = weights_by(config.weight_by, metadata, store.episode_tasks[episodes], path)
+            weights *= weights_by(config.weight_by, metadata, store.episode_tasks[episodes], path)
     store = subset(store, episodes)
     if config.shuffle_actions:
         store = with_shuffled_actions(store, config.seed)

@@ -210,11 +210,12 @@ class PolicyTrainingConfig(CommonConfig):
     real: list[str] = field(default_factory=list)
     synthetic: list[str] = field(default_factory=list)
     synthetic_fraction: float | None = None  # of all sampled clips; null = in proportion to the frames
+    real_shares: list[float] | None = None  # of the real clips, for each dataset; null = in proportion to the frames
     normalization: str = "shared"  # or per_source: each dataset's range onto that of the first one
     pad_widths: bool = False  # let robots with fewer state or action dimensions take part
     episodes_per_task: int | None = None  # use only the first so many real episodes of each task
     synthetic_per_task: int | None = None  # the same for synthetic ones, before any are selected
-    augment: bool = False  # pictures in random colours, slightly turned and moved
+    augment: bool = False  # pictures in random colours and sharpness
     select: list[str] = field(default_factory=list)  # synthetic episodes by score: score_cycle_error<=0.2, or <=50%
     weight_by: str | None = None  # score whose best synthetic episodes are drawn most often
     shuffle_actions: bool = False  # synthetic episodes get the actions of other ones: a control that must not help
@@ -244,6 +245,7 @@ class EvaluateConfig(CommonConfig):
     image_key: str = "observation.image"
     tasks: list[str] = MISSING
     suites: list[str] = field(default_factory=lambda: ["unseen"])  # unseen, position, visual, language, task
+    positions: str = "all"  # inner = in all suites but `position`, only scenes of positions that it does not hold out
     new_tasks: list[str] = field(default_factory=list)  # of the suite `task`
     arm: str = "policy"  # the name in tables
     episodes_per_task: int = 20
@@ -299,13 +301,12 @@ class AblateConfig(CommonConfig):
     new_tasks: list[str] = field(default_factory=list)  # the policy gets synthetic episodes of them alone: suite `task`
     other_tasks: list[str] = field(default_factory=list)  # more of what the generator of the feed `fair` sees
     real_per_task: int = 50
-    fed_few: int = 5  # of each task, what the generator of the feed `fair` sees
+    fed_few: int = 5  # of each task, what the generator of the feed `fair` sees; the policy gets the same ones
     first_seed: int = 0
     synthetic_seed: int = 100_000
     held_out_seed: int = 500_000
-    generator_seeds: list[int] = field(default_factory=lambda: [0])  # a policy's seed k has the k-th of them, in turn
+    generator_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # a policy's seed k has the k-th, in turn
     steps: int = MISSING  # gradient steps of the policy, in every arm
-    finetune_share: float = 0.5  # of these steps
     suites: list[str] = field(default_factory=lambda: ["unseen", "position"])
     scenes_per_task: int = 50
     filters: dict[str, list[str]] = field(default_factory=dict)  # name: rules of `vag pretrain select=`
@@ -316,9 +317,11 @@ class AblateConfig(CommonConfig):
     train: list[str] = field(default_factory=list)
     policy_train: dict[str, list[str]] = field(default_factory=dict)  # after them, for single policies
     finetune: list[str] = field(default_factory=list)
+    policy_finetune: dict[str, list[str]] = field(default_factory=dict)
     evaluate: list[str] = field(default_factory=list)
     gap: list[float] = field(default_factory=lambda: [0.35, 0.55])  # success rates that shall be told apart
     power: float = 0.8
+    seed_deviation: float = 0.05  # of the success rate from one training seed to the next, as far as is known
     lanes: int = 2  # processes side by side
     threads: int = 1  # of each; 0 = torch's default
 

@@ -23,8 +23,7 @@ FEEDS = ("paper", "fair")
 class Arm:
     """What a policy is trained on, in the same number of gradient steps as every other arm.
 
-    real: `few`, `all` that the generator has seen, or none. stages: `once`, or synthetic episodes first and then a
-    fine-tuning on the real ones.
+    real: `few`, `all` that the generator has seen, or none. finetuned: synthetic episodes first, the real ones after.
     """
 
     real: str | None = "few"
@@ -46,7 +45,8 @@ ARMS = {
     "cotrain": Arm(synthetic=True),
     "cotrain_filtered": Arm(synthetic=True, filtered=True),
     "cotrain_augmented": Arm(synthetic=True, augmented=True),
-    "shuffled_actions": Arm(synthetic=True, shuffled=True),
+    "cotrain_shuffled": Arm(synthetic=True, shuffled=True),
+    "pretrain_finetune_shuffled": Arm(synthetic=True, finetuned=True, shuffled=True),
 }
 
 
@@ -61,12 +61,20 @@ class Cell:
     synthetic_fraction: float = 0.5  # of the clips of a co-training
     synthetic_per_task: int = 200
     filter: str = "none"
+    weight_by: str = "none"  # score whose best synthetic episodes are drawn most often
     finetune: str = "default"
+    finetune_share: float = 0.5  # of the gradient steps
+    finetune_fraction: float = 0.0  # of synthetic clips while fine-tuning
     seed: int = 0
 
     @property
     def needs_generator(self) -> bool:
         return ARMS[self.arm].synthetic
+
+    @property
+    def group(self) -> Cell:
+        """What it has in common with its repetitions: itself with seed 0."""
+        return replace(self, seed=0)
 
     @property
     def system(self) -> str:
@@ -130,8 +138,13 @@ def _cell(config: AblateConfig, values: dict[str, str], line: str) -> Cell:
         if parsed.get(key, options[0]) not in options:
             raise UserError(f"ablate: {key}={parsed[key]} is unknown. {nearest(parsed[key], options)}")
     cell = Cell(**parsed)
-    if not 0 <= cell.synthetic_fraction <= 1:
-        raise UserError(f"ablate: synthetic_fraction={cell.synthetic_fraction}: expected a number from 0 to 1")
+    for key in ("synthetic_fraction", "finetune_fraction"):
+        if not 0 <= (fraction := getattr(cell, key)) <= 1:
+            raise UserError(f"ablate: {key}={fraction}: expected a number from 0 to 1")
+    if not 1 <= round(cell.finetune_share * config.steps) < config.steps and ARMS[cell.arm].finetuned:
+        raise UserError(
+            f"ablate: finetune_share={cell.finetune_share} of steps={config.steps}: both stages need at least one step"
+        )
     if min(cell.few, cell.synthetic_per_task) < 1:
         raise UserError(f"ablate: grid line '{line}': few and synthetic_per_task must be at least 1")
     return _relevant(config, cell)
@@ -142,7 +155,7 @@ def _relevant(config: AblateConfig, cell: Cell) -> Cell:
     arm, default = ARMS[cell.arm], Cell(cell.arm)
     changes: dict[str, Any] = {}
     if not arm.synthetic:
-        changes["synthetic_per_task"] = default.synthetic_per_task
+        changes |= {"synthetic_per_task": default.synthetic_per_task, "weight_by": default.weight_by}
     if not arm.synthetic and arm.real != "all":
         changes["feed"] = default.feed
     if arm.real != "few":
@@ -150,7 +163,7 @@ def _relevant(config: AblateConfig, cell: Cell) -> Cell:
     if not arm.synthetic or arm.finetuned or arm.real is None:
         changes["synthetic_fraction"] = default.synthetic_fraction
     if not arm.finetuned:
-        changes["finetune"] = default.finetune
+        changes |= {key: getattr(default, key) for key in ("finetune", "finetune_share", "finetune_fraction")}
     if not arm.filtered:
         changes["filter"] = default.filter
     elif cell.filter == "none":
@@ -185,8 +198,7 @@ def fed_datasets(root: Path, config: AblateConfig, feed: str) -> str:
     """Datasets that the generator of a feed is trained on, with commas between."""
     if feed == "paper":
         return str(root / "real_all/dataset")
-    others = [root / "real_others/dataset"] if config.other_tasks or config.new_tasks else []
-    return ",".join(map(str, [root / "real_few_fed/dataset", *others]))
+    return ",".join(str(root / name / "dataset") for name in ("real_few_fed", "real_others"))
 
 
 def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
@@ -199,6 +211,8 @@ def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
     if arm.filtered:
         rules = ",".join(f"'{rule}'" for rule in config.filters[cell.filter])
         generated.append(f"select=[{rules}]")
+    if cell.weight_by != "none":
+        generated.append(f"weight_by={cell.weight_by}")
     if arm.shuffled:
         generated.append("shuffle_actions=true")
     train = [f"policy={cell.policy}", *config.train, *config.policy_train.get(cell.policy, []), *single]
@@ -207,23 +221,28 @@ def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
     lane: Lane = []
     last = f"{cell.name}/train"
     if arm.finetuned:
-        tuning = round(config.finetune_share * config.steps)
+        tuning = round(cell.finetune_share * config.steps)
         steps = f"optim.steps={config.steps - tuning}"
         lane.append((last, "pretrain", [*train, *generated, "synthetic_fraction=1", steps]))
         checkpoint = f"checkpoint={root / last / 'pretrained_model'}"
-        tune = [*config.finetune, *config.finetunes.get(cell.finetune, []), f"optim.steps={tuning}"]
+        tune = [*config.finetune, *config.policy_finetune.get(cell.policy, [])]
+        tune += [*config.finetunes.get(cell.finetune, []), f"optim.steps={tuning}"]
+        if cell.finetune_fraction:
+            tune += [*generated, f"synthetic_fraction={cell.finetune_fraction}"]
         last = f"{cell.name}/finetune"
         lane.append((last, "finetune", [checkpoint, *few, *tune, *single]))
     else:
         data = few if arm.real == "few" else []
         if arm.real == "all":
             data = [f"real=[{fed_datasets(root, config, cell.feed)}]"]
+            if cell.feed == "fair":  # the few get the share that they get beside synthetic episodes
+                data.append(f"real_shares=[{1 - cell.synthetic_fraction},{cell.synthetic_fraction}]")
         if arm.synthetic:
             data = [*data, *generated, f"synthetic_fraction={cell.synthetic_fraction if arm.real else 1}"]
         lane.append((last, "pretrain", [*train, *data, f"optim.steps={config.steps}"]))
     where = [f"tasks=[{','.join(config.tasks)}]", f"new_tasks=[{','.join(config.new_tasks)}]"]
     where += [f"suites=[{','.join(config.suites)}]", f"episodes_per_task={config.scenes_per_task}"]
-    where += [f"first_seed={config.held_out_seed}", f"arm='{cell.arm}'", *config.evaluate]
+    where += ["positions=inner", f"first_seed={config.held_out_seed}", f"arm='{cell.arm}'", *config.evaluate]
     checkpoint = f"checkpoint={root / last / 'pretrained_model'}"
     lane.append((f"{cell.name}/evaluate", "evaluate", [checkpoint, *where, *single]))
     return lane

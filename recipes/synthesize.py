@@ -23,7 +23,7 @@ from recipes.common import (
 from recipes.schema import SynthesizeConfig
 from toolkit.data.lerobot_io import EpisodeWriter, read_info
 from toolkit.data.scenes import read_scenes, scenes_of, write_scenes
-from toolkit.data.schema import ACTION, STATE, Episode
+from toolkit.data.schema import ACTION, PICTURE_EVERY, STATE, Episode
 from toolkit.errors import UserError
 from toolkit.evaluation.action_metrics import action_distance, jerk_ratio
 from toolkit.evaluation.video_metrics import psnr, ssim
@@ -103,6 +103,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
                             "generator_id": identity,
                             "sampler": description,
                             "sample_seed": config.seed,
+                            PICTURE_EVERY: stride,
                             "score_flow_loss": float(loss[i]),
                         },
                     )

@@ -1,6 +1,8 @@
 """The study: which cells a grid names, what each of them runs, and what is made of their outcomes."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipes import ablate, cli
-from recipes.compose import compose_config
+from recipes.compose import command_words, compose_config
 from recipes.schema import AblateConfig
 from recipes.study import ARMS, Cell, cell_lane, generator_lane, parse_grid
 from toolkit.errors import UserError
@@ -44,6 +46,7 @@ def test_lines_are_products_and_axes_that_do_not_matter_make_no_cells() -> None:
         ("['arm=cotrain synthetic_fraction=1.5']", "synthetic_fraction=1.5: expected a number from 0 to 1"),
         ("['arm=cotrain seed=one']", "seed=one is not a number"),
         ("['arm=cotrain few=0']", "at least 1"),
+        ("['arm=pretrain_finetune finetune_share=1']", "both stages need at least one step"),
         ("['arm=cotrain_filtered filter=cycel']", "filter=cycel is unknown"),
         ("['arm cotrain']", "expected axis=value"),
     ],
@@ -60,35 +63,53 @@ def test_grids_that_make_no_sense_are_named(grid: str, message: str) -> None:
         (["suites=[task]"], "suite 'task' needs new_tasks"),
         (["other_tasks=[push]"], "'push' is among tasks and"),
         (["held_out_seed=100050"], "synthetic_seed=100000 and held_out_seed=100050: .* would overlap"),
+        (["suites=[]"], r"suites=\[\] is empty"),
+        (["generator_seeds=[]"], r"generator_seeds=\[\] is empty"),
+        (["gap=[0.3,0.3]"], "expected two different rates"),
+        (["power=1"], "power=1"),
+        (["grid=['arm=cotrain feed=fair']"], "feed=fair needs other_tasks"),
+        (["grid=['arm=cotrain feed=fair few=2']", "other_tasks=[door-open]"], "has seen fed_few=5 .* would get 2"),
     ],
 )
 def test_studies_that_would_mislead_are_refused(overrides: list[str], message: str) -> None:
+    made = config(*overrides)
+    cells = parse_grid(made)
     with pytest.raises(UserError, match=message):
-        ablate.check(config(*overrides))
+        ablate.check(made, cells)
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_takes_the_same_steps_and_commands_that_compose(arm: str) -> None:
-    study = config("steps=11", "finetune_share=0.3")
-    (cell,) = parse_grid(config(f"grid=['arm={arm} seed=3 feed=fair']"))
+    batch = "['optim.batch_size=7']"
+    study = config("steps=11", f"policy_train={{pi05_compact:{batch}}}", f"finetune={batch}")
+    (cell,) = parse_grid(config(f"grid=['arm={arm} seed=3 feed=fair finetune_share=0.3 finetune_fraction=0.25']"))
     lane = cell_lane(study, Path("root"), cell)
     composed = [compose_config(command, words) for _, command, words in lane]
     assert sum(c.optim.steps for c in composed[:-1]) == 11
     assert all(c.seed == 3 for c in composed)
     assert composed[0].augment == ("augmented" in arm)
     assert bool(composed[0].select) == ("filtered" in arm)
-    assert composed[0].shuffle_actions == (arm == "shuffled_actions")
+    assert composed[0].shuffle_actions == ("shuffled" in arm)
+    assert {c.optim.batch_size for c in composed[:-1]} == {7}
+    if "finetune" in arm:
+        assert composed[1].synthetic_fraction == 0.25
+    if arm == "real_all":
+        assert composed[0].real_shares == [0.5, 0.5]
     assert composed[-1].checkpoint.startswith(f"root/{lane[-2][0]}")
     for _, command, words in generator_lane(study, Path("root"), "fair", 1, 20):
         compose_config(command, words)
 
 
 def outcomes(**rates: float) -> ablate.Outcomes:
-    rng = np.random.default_rng(0)
-    return {
-        (name, "diffusion", "unseen"): {s: [bool(x) for x in rng.random(300) < rate] for s in range(3)}
-        for name, rate in rates.items()
-    }
+    """Scenes are easy or hard for all: the same draw decides each, so pairs differ far less than lone rates."""
+    difficulty = np.random.default_rng(0).random(300)
+    found: ablate.Outcomes = {}
+    for k, (name, rate) in enumerate(rates.items()):
+        noise = np.random.default_rng(k + 1).random((3, 300)) < 0.01
+        arm, _, few = name.partition("_of_")
+        cell = Cell(arm, "diffusion", few=int(few or 5))
+        found[cell, "unseen"] = {s: ((difficulty < rate) ^ noise[s]).tolist() for s in range(3)}
+    return found
 
 
 def test_rows_say_how_much_of_the_gap_is_closed_and_comparisons_are_paired() -> None:
@@ -103,6 +124,44 @@ def test_rows_say_how_much_of_the_gap_is_closed_and_comparisons_are_paired() -> 
     assert comparisons.keys() == {"cotrain", "real_all"}
     assert comparisons["cotrain"]["low"] > 0.2
     assert comparisons["cotrain"]["p"] < 1e-6
+    close = outcomes(real_few=0.5, cotrain=0.56, real_all=0.57)
+    (paired,) = (c for c in ablate.system_comparisons(close) if c["a"] == "cotrain")
+    assert 0 < paired["low"] < paired["high"] < 0.1  # the rates alone are only known within .06 each
+    assert not [
+        row for row in ablate.system_rows(outcomes(real_few=0.5, cotrain=0.6, real_all=0.45)) if "gap" in row["metric"]
+    ]
+
+
+def test_each_system_is_compared_with_as_many_real_episodes_as_it_has() -> None:
+    found = outcomes(real_few_of_2=0.2, real_few_of_20=0.6, cotrain_of_20=0.65, cotrain_of_2=0.3, synthetic_only=0.4)
+    pairs = {c["a"]: c["b"] for c in ablate.system_comparisons(found)}
+    assert pairs["cotrain few=20"] == "real_few few=20"
+    assert pairs["cotrain few=2"] == pairs["synthetic_only"] == "real_few few=2"
+    values = {row["system"]: row["value"] for row in ablate.exchange_rows(found) if "per_synthetic" in row["metric"]}
+    assert values.keys() == {"cotrain few=2"}  # nothing lies beyond 20 on the curve
+    position = {(cell, "position"): seeds for (cell, _), seeds in found.items()}
+    assert ablate.exchange_rows(position) == []
+
+
+def test_the_few_must_be_among_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"real_few": [("push", 3)], "real_all": [("push", 0), ("push", 3)]}
+    for name in rows:
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(
+        ablate, "read_actions", lambda path: [({"task_name": t, "seed": s}, None) for t, s in rows[path.parent.name]]
+    )
+    ablate.check_nested(tmp_path)
+    rows["real_few"].append(("push", 7))
+    with pytest.raises(UserError, match="lacks .first: push, seed 7.; raise real_per_task"):
+        ablate.check_nested(tmp_path)
+
+
+def test_the_command_of_a_record_makes_the_same_config_again() -> None:
+    words = ["grid=['arm=cotrain filter=cycle','arm=real_few seed=0,1']", "steps=7", "filters.best=['score_x<=20%']"]
+    words += ["policy_train.diffusion=['optim.batch_size=3']", "experiment=ablate_smoke", "threads=2"]
+    first: Any = OmegaConf.to_container(compose_config("ablate", words))
+    again = shlex.split(" ".join(command_words("ablate", first)))
+    assert OmegaConf.to_container(compose_config("ablate", again)) == first
 
 
 def test_a_synthetic_episode_is_worth_what_the_learning_curve_says() -> None:
@@ -137,12 +196,23 @@ def test_a_study_at_smoke_scale_marks_what_fails_and_goes_on(
     assert failed["error"].str.contains("leaves no episode").all()
     assert failed["rate"].isna().all()
     systems = {row["system"] for row in record["rows"]}
-    assert {"real_few", "real_few few=6", "real_all", "cotrain synthetic_per_task=2"} <= systems
+    assert {"real_few few=2", "real_few few=3", "real_all", "cotrain few=2 synthetic_per_task=2"} <= systems
     assert {row["metric"] for row in record["rows"]} >= {"success", "real_per_synthetic"}
     assert all(row["low"] <= row["value"] <= row["high"] for row in record["rows"])
-    assert {c["b"] for c in record["comparisons"]} == {"real_few"}
+    assert {c["b"] for c in record["comparisons"]} == {"real_few few=2"}
     assert "rollouts an arm" in capsys.readouterr().out
     assert cli.main(["report", str(out), f"out={tmp_path / 'page'}"]) == 0
+
+    # A study grows: cells that are there are taken as they are, those that are not are made.
+    before = {path: path.read_bytes() for path in out.glob("*/train/run.json")}
+    for cell in out.glob("pretrain_finetune_filtered*"):
+        del before[cell / "train/run.json"]
+        shutil.rmtree(cell)
+    assert cli.main(words) == 2
+    assert "resume=true to extend it" in capsys.readouterr().err
+    assert cli.main([*words, "resume=true"]) == 0
+    assert set(pd.read_parquet(out / "cells.parquet")["status"]) == {"finished"}
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_cells_have_names_of_their_own() -> None:

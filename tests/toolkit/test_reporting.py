@@ -350,22 +350,26 @@ def test_generators_side_by_side(tmp_path: Path) -> None:
 
 
 def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path) -> None:
-    axes = {"policy": "diffusion", "feed": "paper", "few": 5, "suite": "unseen", "status": "finished"}
-    cells = [
-        {**axes, "arm": arm, "synthetic_fraction": fraction, "successes": wins, "n": 40, "seed": seed}
-        for arm, fraction, wins in (("real_few", 0.5, 8), ("cotrain", 0.25, 20), ("synthetic_only", 0.5, 12))
-        for seed in (0, 1)
+    axes = {"policy": "diffusion", "feed": "paper", "few": 5, "suite": "unseen"}
+    rate = {**axes, "metric": "success", "n": 80, "low": 0.39, "high": 0.61}
+    rows = [
+        {**rate, "system": arm, "arm": arm, "synthetic_fraction": fraction, "value": value, "synthetic_per_task": count}
+        for arm, fraction, value, count in (
+            ("real_few", 0.5, 0.2, 200),
+            ("cotrain", 0.25, 0.5, 200),
+            ("cotrain", 0.25, 0.4, 800),
+            ("synthetic_only", 0.5, 0.3, 200),
+        )
     ]
-    cells += [{**axes, "arm": "cotrain", "status": "failed", "error": "train: disk <full>"}]
-    rate = {"system": "cotrain", "policy": "diffusion", "suite": "unseen", "metric": "success", "n": 80}
     result = {
-        "cells": cells,
-        "rows": [{**rate, "value": 0.5, "low": 0.39, "high": 0.61}],
+        "cells": [{**axes, "arm": "cotrain", "status": "failed", "error": "train: disk <full>"}],
+        "rows": rows,
         "comparisons": [{"a": "cotrain", "b": "real_few", "suite": "unseen", "difference": 0.3012, "p": 0.001}],
         "failed": ["cotrain-diffusion-2"],
     }
-    points = fraction_points(cells)
-    assert [(p["fraction"], p["rate"]) for p in points["diffusion, feed paper"]] == [(0, 0.2), (0.25, 0.5), (1, 0.3)]
+    points = {line: [(p["fraction"], p["rate"]) for p in found] for line, found in fraction_points(rows).items()}
+    assert points["diffusion, synthetic per task 200"] == [(0, 0.2), (0.25, 0.5), (1, 0.3)]
+    assert points["diffusion, synthetic per task 800"] == [(0, 0.2), (0.25, 0.4)]
     page = page_of(write_run(tmp_path / "study", "ablate", result))
     for words in ("50 %  ·  40/80  ·  [39, 61]", "0.3012", "disk <full>", "synthetic fraction", "Does synthetic data"):
         assert words in page.words, words

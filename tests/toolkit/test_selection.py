@@ -1,14 +1,16 @@
 """Which episodes take part: rules, weights, and the control with shuffled actions."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import Augmented, Mixture, Source
-from toolkit.data.schema import ACTION, IMAGE
-from toolkit.data.selection import first_of_each, select, subset, weights_by, with_shuffled_actions
+from toolkit.data.schema import ACTION, IMAGE, PICTURE_EVERY
+from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
 from toolkit.errors import UserError
 
 LENGTHS = np.array([3, 5, 2, 4])
@@ -94,10 +96,36 @@ def test_shuffled_actions_are_those_of_another_episode() -> None:
     taken = [np.unique(shuffled.actions[clips.rows_of(np.array([e])), 0]) for e in range(4)]
     assert all(len(owner) == 1 for owner in taken)
     assert sorted(float(owner[0]) for owner in taken) == [0, 1, 2, 3]
-    assert all(owner[0] != e for e, owner in enumerate(taken))
-    assert (with_shuffled_actions(clips, 1).actions != shuffled.actions).any()
+    assert all(clips.episode_tasks[int(owner[0])] != clips.episode_tasks[e] for e, owner in enumerate(taken))
+    assert any((with_shuffled_actions(clips, seed).actions != shuffled.actions).any() for seed in range(1, 9))
+    (of_one_task,) = {tuple(np.flatnonzero(clips.episode_tasks == task)) for task in clips.episode_tasks[:1]}
+    alike = with_shuffled_actions(subset(clips, np.array(of_one_task)), 0)
+    assert (alike.actions != subset(clips, np.array(of_one_task)).actions).any(1).all()
     with pytest.raises(UserError, match="two episodes"):
         with_shuffled_actions(subset(clips, np.array([0])), 0)
+
+
+def test_a_rule_of_chance_keeps_as_many_as_the_rule_it_is_the_control_of() -> None:
+    clips = store()
+    where = (clips.metadata, clips.episode_tasks, "data")
+    kept = [tuple(select(["random<=50%"], *where, seed)) for seed in range(9)]
+    assert {sum(one) for one in kept} == {sum(select(["score<=50%"], *where))}
+    assert len(set(kept)) > 1
+    assert balanced(np.array([0, 0, 0, 1])).tolist() == [2 / 3, 2 / 3, 2 / 3, 2]
+
+
+def test_only_rows_with_a_picture_of_their_own_are_drawn() -> None:
+    """A camera slower than the robot repeats its last picture: a policy must not act on that."""
+    clips = replace(store(), metadata=[{PICTURE_EVERY: 2}] * 4)
+    source = Source(clips, 1.0, 2, 2)
+    episodes, steps = Mixture._rows(source, 500, np.random.default_rng(0))
+    assert set(steps % 2) == {0}
+    assert {(e, s) for e, s in zip(episodes, steps, strict=True)} == {
+        (e, s) for e in range(4) for s in range(0, clips.episode_lengths[e], 2)
+    }
+    slow = replace(store(), metadata=[{PICTURE_EVERY: 1}] * 4)
+    same = Mixture([Source(slow, 1.0, 2, 2)], 8, 2, seed=0).batch(5)
+    assert torch.equal(same[ACTION], Mixture([Source(store(), 1.0, 2, 2)], 8, 2, seed=0).batch(5)[ACTION])
 
 
 def test_augmented_pictures_repeat_and_leave_the_rest_alone() -> None:

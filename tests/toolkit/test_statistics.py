@@ -6,11 +6,12 @@ import pytest
 from toolkit.evaluation.statistics import (
     clopper_pearson,
     compare_systems,
+    design_power,
     hierarchical_bootstrap,
     mcnemar,
     paired_bootstrap,
+    success_interval,
     success_table,
-    two_proportion_power,
     two_proportion_sample_size,
     wilson_interval,
 )
@@ -91,10 +92,23 @@ def test_p_is_that_of_the_least_favourable_seed() -> None:
 def test_power_known_answers() -> None:
     # Cohen 1988: h(0.65, 0.45) = 0.4062, hence 2 * ((1.95996 + 0.84162) / 0.4062)^2 = 95.1 a side
     assert two_proportion_sample_size(0.65, 0.45) == 96
-    assert two_proportion_power(0.65, 0.45, 96) == pytest.approx(0.80, abs=0.005)
-    assert two_proportion_power(0.5, 0.5, 100) == pytest.approx(0.05)
+    assert design_power(0.65, 0.45, 96, 1, 0) == pytest.approx(0.80, abs=0.02)  # another approximation
+    assert design_power(0.5, 0.5, 100, 1, 0) == pytest.approx(0.05)
+    assert design_power(0.65, 0.45, 10**6, 3, 0.1) < 0.8  # scenes do not help against training seeds
+    assert design_power(0.65, 0.45, 48, 2, 0) == design_power(0.65, 0.45, 96, 1, 0)
     with pytest.raises(ValueError, match="equal rates"):
         two_proportion_sample_size(0.5, 0.5)
+
+
+def test_success_interval_is_as_wide_as_the_doubt_about_scenes_and_training_seeds() -> None:
+    rng = np.random.default_rng(0)
+    alike = np.ones((3, 20))
+    assert success_interval(alike) == wilson_interval(60, 60)  # a bootstrap alone would say 1 to 1
+    apart = np.stack([rng.random(200) < rate for rate in (0.2, 0.5, 0.8)]).astype(float)
+    low, high = success_interval(apart)
+    wilson = wilson_interval(int(apart.sum()), apart.size)
+    assert low < wilson[0] - 0.1
+    assert high > wilson[1] + 0.1
 
 
 def test_success_table_counts_by_task() -> None:

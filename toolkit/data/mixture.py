@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from toolkit.data.clips import ClipStore
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
-from toolkit.data.schema import ACTION_DIM_IS_PAD, IMAGE, SYNTHETIC
+from toolkit.data.schema import ACTION_DIM_IS_PAD, IMAGE, PICTURE_EVERY, SYNTHETIC
 from toolkit.errors import UserError
 
 
@@ -40,6 +41,20 @@ class Source:
     def action_dim_is_pad(self) -> np.ndarray:
         """(A,) True where an action dimension is padding."""
         return np.arange(self.store.actions.shape[1]) >= self.action_dim
+
+    @cached_property
+    def picture_every(self) -> np.ndarray:
+        """(E,) steps from one picture of an episode to the next; those between repeat an older one."""
+        return np.array([int(metadata.get(PICTURE_EVERY, 1)) for metadata in self.store.metadata])
+
+    @cached_property
+    def shares(self) -> np.ndarray | None:
+        """(E,) chances of the episodes, None where every row of the store is drawn alike."""
+        if self.episode_weights is None and (self.picture_every == 1).all():
+            return None
+        weights = 1.0 if self.episode_weights is None else self.episode_weights
+        shares = weights * -(-self.store.episode_lengths // self.picture_every)
+        return shares / shares.sum()
 
     @property
     def unpadded(self) -> ClipStore:
@@ -114,8 +129,9 @@ def _onto_first_range(values: list[np.ndarray], floor: float) -> list[np.ndarray
 
 
 class Mixture:
-    """Policy batches from weighted sources: first a source is drawn, then one of its rows, all alike.
+    """Policy batches from weighted sources: first a source is drawn, then one of its rows.
 
+    Of rows that have a picture of their own: a policy acts on what it sees now, and must not learn from older pictures.
     Beside the keys of `ClipStore.policy_batch`: `synthetic` (B,), and where an action was padded
     `action_dim_is_pad` (B, A).
     """
@@ -135,14 +151,14 @@ class Mixture:
     @staticmethod
     def _rows(source: Source, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Episodes and their steps, each (count,)."""
-        store, weights = source.store, source.episode_weights
-        if weights is None:
+        store = source.store
+        if source.shares is None:
             rows = rng.integers(len(store.frames), size=count)
             episodes = np.searchsorted(store.episode_starts, rows, side="right") - 1
             return episodes, rows - store.episode_starts[episodes]
-        shares = weights * store.episode_lengths
-        episodes = rng.choice(store.num_episodes, size=count, p=shares / shares.sum())
-        return episodes, rng.integers(store.episode_lengths[episodes])
+        episodes = rng.choice(store.num_episodes, size=count, p=source.shares)
+        every = source.picture_every[episodes]
+        return episodes, every * rng.integers(-(-store.episode_lengths[episodes] // every))
 
     def batch(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, step))
@@ -164,8 +180,9 @@ class Mixture:
 
 
 class Augmented:
-    """Classical image augmentation: LeRobot's random colours, sharpness and small affine moves, on another source.
+    """Classical image augmentation: LeRobot's random colours and sharpness, on another source.
 
+    Not its small moves of the picture: at 64 pixels one is about a centimetre, and a moved picture another scene.
     Pictures are transformed in groups of `GROUP`, each in its own way: one by one would take longer than training.
     """
 
@@ -175,7 +192,9 @@ class Augmented:
         from lerobot.transforms.transforms import ImageTransforms, ImageTransformsConfig
 
         self.source, self.seed = source, seed
-        self.transforms = ImageTransforms(ImageTransformsConfig(enable=True))
+        config = ImageTransformsConfig(enable=True)
+        del config.tfs["affine"]
+        self.transforms = ImageTransforms(config)
 
     def batch(self, step: int) -> dict[str, Any]:
         batch = self.source.batch(step)

@@ -13,6 +13,7 @@ ACTION = "action"
 ACTION_IS_PAD = "action_is_pad"
 ACTION_DIM_IS_PAD = "action_dim_is_pad"  # dimensions that this robot does not have
 SYNTHETIC = "synthetic"
+PICTURE_EVERY = "picture_every"  # column of the episode table: steps from one camera picture to the next; 1 if absent
 TASK = "task"
 
 

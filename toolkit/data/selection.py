@@ -52,9 +52,11 @@ def column(name: str, metadata: Sequence[dict[str, Any]], where: str) -> np.ndar
     )
 
 
-def select(rules: Sequence[str], metadata: Sequence[dict[str, Any]], tasks: np.ndarray, where: str) -> np.ndarray:
+def select(
+    rules: Sequence[str], metadata: Sequence[dict[str, Any]], tasks: np.ndarray, where: str, seed: int = 0
+) -> np.ndarray:
     """(E,) True for episodes that meet all rules, such as `replay_success==1`, `score_cycle_error<=0.2` or, for the
-    best half of each instruction, `score_cycle_error<=50%`.
+    best half of each instruction, `score_cycle_error<=50%`; the control of that is `random<=50%`.
 
     tasks: (E,) number of the instruction. Raises UserError for a rule that cannot be read, a score that is not there,
     or an instruction of which nothing is left.
@@ -65,7 +67,9 @@ def select(rules: Sequence[str], metadata: Sequence[dict[str, Any]], tasks: np.n
         if match is None or (match[4] and not 0 <= float(match[3]) <= 100):
             raise UserError(f"select: cannot read '{rule}'; expected such as score_cycle_error<=0.2 or <=50%")
         name, relation, bound, percent = match[1], match[2], float(match[3]), match[4]
-        values = column(name, metadata, where)
+        values = (
+            np.random.default_rng((seed, 5)).random(len(kept)) if name == "random" else column(name, metadata, where)
+        )
         bounds = np.full(len(values), bound)
         if percent:
             for task in np.unique(tasks):
@@ -89,16 +93,26 @@ def weights_by(name: str, metadata: Sequence[dict[str, Any]], tasks: np.ndarray,
     return weights
 
 
+def balanced(tasks: np.ndarray) -> np.ndarray:
+    """(E,) weights that give every instruction the same share; 1 on average."""
+    numbers, counts = np.unique(tasks, return_inverse=True, return_counts=True)[1:]
+    return len(tasks) / len(counts) / counts[numbers]
+
+
 def with_shuffled_actions(store: ClipStore, seed: int) -> ClipStore:
     """A control: every episode keeps its pictures and states, and gets the actions of another one.
 
-    Where the other is shorter, its last action is repeated. Raises UserError for a single episode.
+    Of another instruction, where none has more than half of the episodes. Where the other is shorter, its last action
+    is repeated. Raises UserError for a single episode.
     """
     if store.num_episodes < 2:
         raise UserError(f"{store.name}: shuffled actions need two episodes or more")
     order = np.random.default_rng((seed, 4)).permutation(store.num_episodes)
+    order = order[np.argsort(store.episode_tasks[order], kind="stable")]
+    most = int(np.bincount(store.episode_tasks).max())
+    shift = most if 2 * most <= len(order) else 1  # past all of its own instruction, or at least past itself
     actions = np.empty_like(store.actions)
-    for episode, other in zip(order, np.roll(order, 1), strict=True):  # one cycle: none keeps its own
+    for episode, other in zip(order, np.roll(order, shift), strict=True):
         first, length = store.episode_starts[episode], store.episode_lengths[episode]
         steps = np.minimum(np.arange(length), store.episode_lengths[other] - 1)
         actions[first : first + length] = store.actions[store.episode_starts[other] + steps]

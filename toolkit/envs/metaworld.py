@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.schema import Episode
+from toolkit.data.schema import PICTURE_EVERY, Episode
 from toolkit.envs.shifts import HELD_OUT_FROM, POSITIONS, Looks, takes_part
 from toolkit.errors import UserError, nearest
 
@@ -327,6 +327,7 @@ def record_episode(
         "task_name": env.task,
         "success": success,
         "source": "teleoperation",
+        PICTURE_EVERY: render_every,
     }
     return Episode(np.stack(images), np.stack(states), np.stack(actions), env.instruction, metadata), success
 

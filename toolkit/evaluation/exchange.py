@@ -18,7 +18,7 @@ def exchange_rate(
     mixed: outcomes (training seeds, scenes) with `few` real and `synthetic` synthetic episodes of each task; curve:
     number of real episodes of each task -> outcomes with those alone, on the same scenes. Between its points the curve
     is linear in the logarithm of the number, after a running maximum. What does not beat `few` real episodes is worth
-    0; what beats the end of the curve counts as that end, so the value is then a lower bound.
+    0; what beats the end of the curve counts as that end: where the upper bound does, `at_end_of_curve` is 1, else 0.
     Raises ValueError unless the curve has `few` and a larger number.
     """
     counts = np.array(sorted(count for count in curve if count >= few))
@@ -34,4 +34,5 @@ def exchange_rate(
     tables = [mixed, *(curve[count] for count in counts)]
     value = worth(float(mixed.mean()), np.array([table.mean() for table in tables[1:]]))
     means = bootstrap_means(tables, seed=seed)
-    return percentile_interval(value, np.array([worth(float(row[0]), row[1:]) for row in means]))
+    found = percentile_interval(value, np.array([worth(float(row[0]), row[1:]) for row in means]))
+    return {**found, "at_end_of_curve": float(np.isclose(found["high"], (counts[-1] - few) / synthetic))}

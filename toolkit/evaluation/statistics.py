@@ -96,20 +96,21 @@ def bootstrap_means(tables: Sequence[np.ndarray], *, resamples: int = 10_000, se
     return means
 
 
+def success_interval(table: np.ndarray) -> tuple[float, float]:
+    """95 % bounds of the mean of outcomes (training seeds, scenes): Wilson's or those of a bootstrap, the wider ones.
+
+    Wilson's interval over all rollouts does not know that training seeds differ and that they share their scenes; the
+    bootstrap over both has no width where all outcomes are alike.
+    """
+    low, high = wilson_interval(int(table.sum()), table.size)
+    drawn = percentile_interval(float(table.mean()), bootstrap_means([table])[:, 0])
+    return min(low, drawn["low"]), max(high, drawn["high"])
+
+
 def percentile_interval(value: float, resampled: np.ndarray, confidence: float = 0.95) -> dict[str, float]:
     """value, low, high: a quantity and its percentile interval (Efron 1979) from what it was in each resample."""
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     return {"value": float(value), "low": float(low), "high": float(high)}
-
-
-def two_proportion_power(p: float, q: float, n: int, significance: float = 0.05) -> float:
-    """Chance that a two-sided z-test on n outcomes a side tells the rates p and q apart.
-
-    Normal approximation with the arcsine effect size (Cohen 1988, chapter 6).
-    """
-    shift = abs(_effect_size(p, q)) * np.sqrt(n / 2)
-    critical = stats.norm.isf(significance / 2)
-    return float(stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift))
 
 
 def two_proportion_sample_size(p: float, q: float, power: float = 0.8, significance: float = 0.05) -> int:
@@ -121,6 +122,19 @@ def two_proportion_sample_size(p: float, q: float, power: float = 0.8, significa
         raise ValueError(f"equal rates {p} cannot be told apart")
     needed = stats.norm.isf(significance / 2) + stats.norm.isf(1 - power)
     return int(np.ceil(2 * (needed / _effect_size(p, q)) ** 2))
+
+
+def design_power(
+    p: float, q: float, scenes: int, seeds: int, seed_deviation: float, significance: float = 0.05
+) -> float:
+    """Chance to tell the rates p and q apart with several training seeds a side, each on the same number of scenes.
+
+    seed_deviation: of the rate from one training seed to the next; more scenes do not help against it. A two-sided
+    z-test that does not use that the scenes are paired, so it rather says too little.
+    """
+    variance = (p * (1 - p) + q * (1 - q)) / (scenes * seeds) + 2 * seed_deviation**2 / seeds
+    shift, critical = abs(p - q) / np.sqrt(variance), stats.norm.isf(significance / 2)
+    return float(stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift))
 
 
 def _interval(successes: int, n: int, confidence: float, method: str) -> tuple[float, float]:

@@ -20,8 +20,9 @@ def write_record(
 ) -> dict[str, Any]:
     """Write `record.json` and `record.md` into `directory` and return the record.
 
-    rows: system, suite, metric, value, low, high, n. comparisons: a, b, suite, metric, then difference (a minus b) or,
-    for metric `speed_ratio`, value (a over b, larger is better), low, high. notes: what low and high are, and whatever
+    rows: system, suite, metric, value, low, high, n, and policy where that is another thing. comparisons: a, b, suite,
+    metric, then difference (a minus b) or, for metric `speed_ratio`, value (a over b, larger is better), low, high.
+    notes: what low and high are, and whatever
     else a reader needs to judge the numbers.
     """
     record = {
@@ -57,7 +58,7 @@ def record_page(record: dict[str, Any]) -> str:
     ]
     for row in record["rows"]:
         numbers = " | ".join(_number(row[key]) for key in ("value", "low", "high", "n"))
-        lines.append(f"| {row['system']} | {row['suite']} | {row['metric']} | {numbers} |")
+        lines.append(f"| {_system(row)} | {row['suite']} | {row['metric']} | {numbers} |")
     tested = any("p" in row for row in record["comparisons"])
     heads, rule = (" p |", " ---: |") if tested else ("", "")
     lines += ["", f"| Compared | Suite | Metric | Value | Low | High |{heads}"]
@@ -66,7 +67,8 @@ def record_page(record: dict[str, Any]) -> str:
         sign, value = ("/", row["value"]) if "value" in row else ("-", row["difference"])
         numbers = " | ".join(_number(number) for number in (value, row["low"], row["high"]))
         p = f" {_number(row['p']) if 'p' in row else ''} |" if tested else ""
-        lines.append(f"| {row['a']} {sign} {row['b']} | {row['suite']} | {row['metric']} | {numbers} |{p}")
+        pair = _system({**row, "system": f"{row['a']} {sign} {row['b']}"})
+        lines.append(f"| {pair} | {row['suite']} | {row['metric']} | {numbers} |{p}")
     return "\n".join(lines) + "\n"
 
 
@@ -74,7 +76,7 @@ def overview(rows: list[dict[str, Any]]) -> list[str]:
     """Lines of a table for each suite that has many metrics: a row for each system, a column for each metric."""
     lines: list[str] = []
     for suite in dict.fromkeys(row["suite"] for row in rows):
-        values = {(row["system"], row["metric"]): row["value"] for row in rows if row["suite"] == suite}
+        values = {(_system(row), row["metric"]): row["value"] for row in rows if row["suite"] == suite}
         systems, metrics = (list(dict.fromkeys(key[i] for key in values)) for i in (0, 1))
         if len(systems) < 2 or len(metrics) < 3:
             continue
@@ -84,6 +86,10 @@ def overview(rows: list[dict[str, Any]]) -> list[str]:
             cells = (_number(values[system, m]) if (system, m) in values else "" for m in metrics)
             lines.append(f"| {system} | {' | '.join(cells)} |")
     return lines
+
+
+def _system(row: dict[str, Any]) -> str:
+    return f"{row['policy']}: {row['system']}" if "policy" in row else str(row["system"])
 
 
 def _number(value: float) -> str:

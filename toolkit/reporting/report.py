@@ -13,7 +13,6 @@ from typing import Any
 
 from PIL import Image
 
-from toolkit.evaluation.statistics import counted_rate
 from toolkit.reporting import media, plots
 from toolkit.reporting.markup import (
     as_dict,
@@ -280,7 +279,7 @@ def _ablate(runs: list[RunPage], has_demo: bool) -> list[str]:
                 if row.get("metric") == "success"
             ]
             bars = [{**row, "group": row.get("policy", ""), "label": row.get("system", "")} for row in rates]
-            lines = fraction_points([cell for cell in cells if cell.get("suite") == suite])
+            lines = fraction_points(chosen)
             figures = [framed(plots.success_bars(bars, f"Success, {suite}"), "")] if bars else []
             if lines:
                 caption = "0: the few real episodes alone; 1: synthetic episodes alone; between: co-training."
@@ -295,25 +294,32 @@ def _ablate(runs: list[RunPage], has_demo: bool) -> list[str]:
     return parts
 
 
-def fraction_points(cells: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
-    """Points for `plots.fraction_lines`, over all training seeds: the few alone, co-training, synthetic alone."""
-    mixed = [cell for cell in cells if cell.get("arm") == "cotrain"]
-    feeds, few = (distinct(cell.get(axis) for cell in mixed) for axis in ("feed", "few"))
-    totals: dict[str, dict[float, list[int]]] = {}
-    for cell in cells:
-        known = {"real_few": 0.0, "cotrain": finite(cell.get("synthetic_fraction")), "synthetic_only": 1.0}
-        fraction = known.get(str(cell.get("arm")))
-        n, successes = finite(cell.get("n")), finite(cell.get("successes"))
-        if fraction is None or successes is None or not n or (fraction == 0 and cell.get("few") not in few):
-            continue
-        for feed in feeds if fraction == 0 else [cell.get("feed")]:
-            total = totals.setdefault(f"{cell.get('policy')}, feed {feed}", {}).setdefault(fraction, [0, 0])
-            total[0], total[1] = total[0] + int(successes), total[1] + int(n)
-    return {
-        name: [{"fraction": f, **counted_rate(successes, n)} for f, (successes, n) in points.items()]
-        for name, points in totals.items()
-        if len(points) > 1
-    }
+def fraction_points(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """Points for `plots.fraction_lines` from rows of one suite: the few alone, co-training, synthetic alone.
+
+    A line for each policy, feed, number of real and number of synthetic episodes; named by what differs.
+    """
+    rates = [row for row in rows if row.get("metric") == "success"]
+    axes = ("policy", "feed", "few", "synthetic_per_task")
+    lines = {tuple(row.get(axis) for axis in axes) for row in rates if row.get("arm") == "cotrain"}
+    differ = [i for i in range(len(axes)) if i == 0 or len({line[i] for line in lines}) > 1]
+    found = {}
+    for line in sorted(lines, key=str):
+        policy, feed, few, count = line
+        where: dict[str, dict[str, Any]] = {
+            "real_few": {"policy": policy, "few": few},
+            "cotrain": dict(zip(axes, line, strict=True)),
+            "synthetic_only": {"policy": policy, "feed": feed, "synthetic_per_task": count},
+        }
+        points = []
+        for row in rates:
+            wanted, ends = where.get(str(row.get("arm"))), {"real_few": 0.0, "synthetic_only": 1.0}
+            fraction = ends.get(str(row.get("arm")), finite(row.get("synthetic_fraction")))
+            if wanted is not None and fraction is not None and all(row.get(key) == wanted[key] for key in wanted):
+                points.append({"fraction": fraction, "rate": row["value"], "low": row["low"], "high": row["high"]})
+        if len(points) > 1:
+            found[", ".join(f"{axes[i]} {line[i]}" if i else str(line[i]) for i in differ).replace("_", " ")] = points
+    return found
 
 
 def _replay(runs: list[RunPage], has_demo: bool) -> list[str]:

@@ -25,16 +25,24 @@ class Run:
     """Context manager around one command.
 
     Refuses a finished directory unless `overwrite`, and an unfinished one unless `resume` or `overwrite`.
+    An `extendable` run is made of others that check themselves: with `resume` it goes on with other settings too.
     `run.json` says "running" inside the block, "finished" after it, "failed" or "interrupted" after an exception.
     Never deletes a directory that holds no `run.json`.
     """
 
     def __init__(
-        self, command: str, out: str | Path | None, config: dict[str, Any], *, overwrite: bool, resume: bool
+        self,
+        command: str,
+        out: str | Path | None,
+        config: dict[str, Any],
+        *,
+        overwrite: bool,
+        resume: bool,
+        extendable: bool = False,
     ) -> None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         self.directory = Path(out) if out else Path("outputs") / command.replace(" ", "-") / stamp
-        self.overwrite, self.resume = overwrite, resume
+        self.overwrite, self.resume, self.extendable = overwrite, resume, extendable
         self.record: dict[str, Any] = {
             "command": command,
             "status": "running",
@@ -72,14 +80,18 @@ class Run:
 
     def _check_unfinished(self, earlier: dict[str, Any]) -> None:
         """An unfinished run may go on, with the command and config it was begun with."""
-        if earlier["status"] == "finished":
-            raise UserError(f"out={self.directory}: holds a finished run; use overwrite=true or another out=")
+        extended = self.resume and self.extendable
+        if earlier["status"] == "finished" and not extended:
+            hint = "resume=true to extend it, overwrite=true" if self.extendable else "overwrite=true"
+            raise UserError(f"out={self.directory}: holds a finished run; use {hint} or another out=")
         if not self.resume:
             raise UserError(
                 f"out={self.directory}: holds an unfinished run; use resume=true to go on or overwrite=true to restart"
             )
         if earlier["command"] != self.record["command"]:
             raise UserError(f"out={self.directory}: holds a run of 'vag {earlier['command']}'; choose another out=")
+        if extended:
+            return
         before, now = (dict(leaves(record.get("config") or {})) for record in (earlier, self.record))
         for key in [key for key in {**before, **now} if key not in ("out", "overwrite", "resume")]:
             if before.get(key) != now.get(key):
