@@ -112,10 +112,11 @@ def check_nested(root: Path) -> None:
     """Raise UserError unless what the policies get of the real episodes is part of all there are."""
 
     def scenes(name: str) -> set[tuple[Any, Any]]:
-        rows = [metadata for metadata, _ in read_actions(root / name / "dataset")]
-        return {(row["task_name"], row["seed"]) for row in rows}
+        rows = read_actions(root / name / "dataset") if (root / name).exists() else []
+        return {(row["task_name"], row["seed"]) for row, _ in rows}
 
-    if (root / "real_all").exists() and (lost := scenes("real_few") - scenes("real_all")):
+    everything = scenes("real_all")
+    if everything and (lost := scenes("real_few") - everything):
         task, seed = min(lost)
         raise UserError(
             f"ablate: real_few holds {len(lost)} episodes that real_all lacks (first: {task}, seed {seed}); "
@@ -131,7 +132,8 @@ def collect(config: AblateConfig, cells: Sequence[Cell], root: Path) -> None:
         stage(root / name, "collect", [f"tasks=[{','.join(tasks)}]", f"episodes_per_task={episodes}", *more, *seed])
 
     feeds = {cell.feed for cell in cells if cell.needs_generator or ARMS[cell.arm].real == "all"}
-    record("real_few", config.tasks, max(cell.few for cell in cells), "positions=inner")
+    if few := [cell.few for cell in cells if ARMS[cell.arm].real == "few"]:
+        record("real_few", config.tasks, max(few), "positions=inner")
     if "paper" in feeds:
         record("real_all", [*config.tasks, *config.new_tasks], config.real_per_task)
     if "fair" in feeds:

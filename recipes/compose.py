@@ -88,7 +88,9 @@ def _parse(overrides: list[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise UserError(f"expected key=value, got: {_first_line(error)}") from error
+        listed = next((word for word in overrides if "[" in word and "=" in word.partition("=")[2]), None)
+        hint = "" if listed is None else """; items of a list that hold '=' need quotes: train=['optim.steps=3']"""
+        raise UserError(f"expected key=value, got: {_first_line(error)}{hint}") from error
 
 
 @cache
@@ -121,9 +123,10 @@ def _check_key(command: str, override: Override, keys: list[str], groups: list[s
 
 AT_LEAST_ONE = {"episodes_per_task", "num_steps", "image_size", "workers", "batch_size", "gradient_accumulation"}
 AT_LEAST_ONE |= {"log_every", "checkpoint_every", "steps", "max_steps", "num_inference_steps", "groups", "few"}
-AT_LEAST_ONE |= {"real_per_task", "fed_few", "synthetic_per_task", "lanes"}
+AT_LEAST_ONE |= {"real_per_task", "fed_few", "synthetic_per_task"}
 AT_LEAST_ONE |= {"repeats", "num_frames", "large_gigabytes", "render_every", "frame_stride", "scenes_per_task"}
-NOT_NEGATIVE = {"seed", "first_seed", "noise_scale", "learning_rate", "weight_decay", "warmup_steps", "threads"}
+NOT_NEGATIVE = {"seed", "first_seed", "noise_scale", "learning_rate", "weight_decay", "warmup_steps"}
+NOT_NEGATIVE |= {"threads", "lanes"}
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import traceback
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +19,7 @@ from toolkit.errors import UserError
 from toolkit.reporting.run_record import leaves, read_record
 
 Lane = list[tuple[str, str, list[str]]]  # (directory, command, overrides)
+INTERRUPTED = 130
 
 
 def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]:
@@ -59,9 +62,12 @@ def run_lanes(
 ) -> list[str]:
     """One process per lane, `limit` at a time; a lane begins once the one that `after` names for it has ended.
 
+    With a limit of 0 all run in this process, one after the other: small ones are done before a process has started.
     Returns the lanes that failed, and those that waited for them, if it is to `keep_going`; else raises UserError at
     the first. Their own messages are already on the screen.
     """
+    if limit == 0:
+        return _run_here(root, lanes, after or {}, keep_going)
     context = multiprocessing.get_context("spawn")
     waiting, after, limit = list(lanes), after or {}, limit or len(lanes)
     processes: dict[str, Any] = {}
@@ -92,20 +98,43 @@ def run_lanes(
             process.terminate()
             process.join()
     if failed and not keep_going:
-        raise UserError(f"stages of {', '.join(failed)} failed; their messages stand above")
+        raise _failure(failed)
     return failed + waiting
+
+
+def _run_here(root: Path, lanes: dict[str, Lane], after: dict[str, str], keep_going: bool) -> list[str]:
+    waiting, done, failed = list(lanes), set[str](), list[str]()
+    while ready := [name for name in waiting if name not in after or after[name] in done]:
+        name = ready[0]
+        waiting.remove(name)
+        try:
+            code = cli.guarded(partial(_stages, root, lanes[name]))
+        except Exception:
+            traceback.print_exc()  # as a process would
+            code = 1
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if code and not keep_going:
+            raise _failure([name])
+        failed += [name] if code else []
+        done |= set() if code else {name}
+    return failed + waiting
+
+
+def _failure(lanes: list[str]) -> UserError:
+    return UserError(f"stages of {', '.join(lanes)} failed; their messages stand above")
+
+
+def _stages(root: Path, lane: Lane) -> int:
+    try:
+        for name, command, overrides in lane:
+            stage(root / name, command, overrides)
+    except KeyboardInterrupt:
+        return INTERRUPTED  # the command that all lanes belong to says so
+    return 0
 
 
 def _run_lane(position: int, root: Path, lane: Lane) -> None:
     die_with_parent()
     os.environ["VAG_PROGRESS_POSITION"] = str(position)
-
-    def stages() -> int:
-        try:
-            for name, command, overrides in lane:
-                stage(root / name, command, overrides)
-        except KeyboardInterrupt:
-            return 130  # the parent says so
-        return 0
-
-    raise SystemExit(cli.guarded(stages))
+    raise SystemExit(cli.guarded(partial(_stages, root, lane)))

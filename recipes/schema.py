@@ -114,7 +114,7 @@ class BenchmarkGeneratorsConfig(CommonConfig):
     train: list[str] = field(default_factory=list)
     system_train: dict[str, list[str]] = field(default_factory=dict)  # before them, for single systems
     evaluate: list[str] = field(default_factory=list)
-    lanes: int = 2  # processes side by side
+    lanes: int = 2  # processes side by side; 0 = everything in this one
     threads: int = 1  # of each; 0 = torch's default
 
 
@@ -288,7 +288,7 @@ class BenchmarkPoliciesConfig(CommonConfig):
     episodes_per_task: int = 50
     first_seed: int = 500_000
     evaluate: list[str] = field(default_factory=list)  # overrides of every evaluation
-    lanes: int = 2  # processes side by side
+    lanes: int = 2  # processes side by side; 0 = everything in this one
     threads: int = 1  # of each; 0 = torch's default
 
 
@@ -322,7 +322,7 @@ class AblateConfig(CommonConfig):
     gap: list[float] = field(default_factory=lambda: [0.35, 0.55])  # success rates that shall be told apart
     power: float = 0.8
     seed_deviation: float = 0.05  # of the success rate from one training seed to the next, as far as is known
-    lanes: int = 2  # processes side by side
+    lanes: int = 2  # processes side by side; 0 = everything in this one
     threads: int = 1  # of each; 0 = torch's default
 
 

@@ -19,7 +19,7 @@ SMALL = [
     "episodes_per_task=2",
     "scenes_per_task=4",
     "encoder_steps=2",
-    "lanes=1",
+    "lanes=0",
     "system_train={vag:['optim.gradient_accumulation=2']}",
     "evaluate=['sampler.num_inference_steps=2']",
 ]

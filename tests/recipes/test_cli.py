@@ -284,5 +284,5 @@ def test_every_generator_config_builds(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("experiment/*.yaml")), ids=lambda path: path.stem)
 def test_every_experiment_composes(path: Path) -> None:
-    command = "ablate" if path.stem.startswith("ablate") else "demo"
-    assert compose_config(command, [f"experiment={path.stem}"])
+    commands = {"ablate": "ablate", "generators": "benchmark generators"}
+    assert compose_config(commands.get(path.stem.partition("_")[0], "demo"), [f"experiment={path.stem}"])

@@ -21,9 +21,10 @@ def lanes(root: Path) -> tuple[dict[str, Lane], dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_others_go_on_when_one_fails(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [2, 0])
+def test_others_go_on_when_one_fails(tmp_path: Path, limit: int) -> None:
     work, after = lanes(tmp_path)
-    failed = run_lanes(tmp_path, work, limit=2, after=after, keep_going=True)
+    failed = run_lanes(tmp_path, work, limit=limit, after=after, keep_going=True)
     assert sorted(failed) == ["after_after_bad", "after_bad", "bad"]
     assert all(read_record(tmp_path / name)["status"] == "finished" for name in ("good", "after_good"))
     assert "not found" in read_record(tmp_path / "bad")["error"]
@@ -45,7 +46,8 @@ def test_a_finished_stage_of_other_settings_is_not_taken(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_failure_is_an_error_unless_told_otherwise(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [2, 0])
+def test_a_failure_is_an_error_unless_told_otherwise(tmp_path: Path, limit: int) -> None:
     work, after = lanes(tmp_path)
     with pytest.raises(UserError, match="stages of bad failed"):
-        run_lanes(tmp_path, {name: work[name] for name in ("bad", "after_bad")}, after=after)
+        run_lanes(tmp_path, {name: work[name] for name in ("bad", "after_bad")}, limit=limit, after=after)

@@ -120,7 +120,13 @@ def test_policies_are_ranked_on_the_same_scenes(demo: Path, tmp_path: Path, caps
     few, tuned = (demo / f"{name}_pi05_compact/pretrained_model" for name in ("real_few", "finetune"))
     other = demo / "real_few_diffusion/pretrained_model"
     words = ["benchmark", "policies", f"checkpoints={{ours:[{few},{tuned}],diffusion:{other}}}", "tasks=[plate-slide]"]
-    words += ["suites=[unseen,visual]", "episodes_per_task=2", "evaluate=[max_steps=4]", f"out={tmp_path / 'board'}"]
+    words += [
+        "suites=[unseen,visual]",
+        "episodes_per_task=2",
+        "evaluate=['max_steps=4']",
+        "lanes=0",
+        f"out={tmp_path / 'board'}",
+    ]
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
     assert "diffusion" in printed

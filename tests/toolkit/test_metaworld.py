@@ -46,7 +46,13 @@ def test_a_recorded_episode_replays_exactly() -> None:
     assert np.abs(episode.actions).max() <= 1
     assert success
     assert episode.task == "Open a drawer"
-    assert episode.metadata == {"seed": 11, "task_name": "drawer-open", "success": True, "source": "teleoperation"}
+    assert episode.metadata == {
+        "seed": 11,
+        "task_name": "drawer-open",
+        "success": True,
+        "source": "teleoperation",
+        "picture_every": 1,
+    }
 
     env = MetaWorldEnv("drawer-open")
     replay_actions(env, 12, episode.actions)  # a used environment must forget its last scene
