@@ -21,7 +21,7 @@ from recipes.schema import BenchmarkGeneratorsConfig, VariantConfig
 from toolkit.data.cache import open_clips
 from toolkit.data.mixture import GeneratorClips
 from toolkit.errors import UserError, nearest
-from toolkit.evaluation.alignment import Pairs, inverse_dynamics_consistency, joint_distance
+from toolkit.evaluation.alignment import InverseDynamics, Pairs, inverse_dynamics_consistency, joint_distance
 from toolkit.evaluation.clip_encoder import (
     load_clip_encoder,
     random_clip_encoders,
@@ -279,7 +279,7 @@ def set_rows(
         save_clip_encoder(train_clip_encoder(metric.clips, config.encoder_steps, config.seeds[0]), path)
     encoder = load_clip_encoder(path)
     write_json(root / f"validity_card_{suite}.json", validity_card(encoder, real.clips, splits=SPLITS))
-    others = random_clip_encoders(reference=metric.clips)
+    others, inverse_dynamics = random_clip_encoders(reference=metric.clips), InverseDynamics(metric)
     rows: list[dict[str, Any]] = []
     ranks: dict[tuple[str, int], list[float]] = {}
     for system in config.systems:
@@ -295,7 +295,7 @@ def set_rows(
             measured.setdefault("joint_distance", []).append(
                 joint_distance(encoder, real, made, groups=result["scenes"]["task"], splits=SPLITS, paired=True)
             )
-            consistency = inverse_dynamics_consistency(metric, real, made)
+            consistency = inverse_dynamics_consistency(inverse_dynamics, real, made)
             measured.setdefault("inverse_dynamics_error_difference", []).append(
                 {**consistency, "value": consistency["difference"], "n": consistency["n_generated"]}
             )

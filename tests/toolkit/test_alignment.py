@@ -87,14 +87,14 @@ def test_control_shuffles_within_groups(pairs: list[Pairs]) -> None:
         joint_distance(encoder, real, generated, groups=["a"])
 
 
-def test_inverse_dynamics_reads_motion_from_pictures(pairs: list[Pairs]) -> None:
-    training, real, generated = pairs
-    found = inverse_dynamics_consistency(training, real, generated)
+def test_inverse_dynamics_reads_motion_from_pictures(model: InverseDynamics, pairs: list[Pairs]) -> None:
+    _, real, generated = pairs
+    found = inverse_dynamics_consistency(model, real, generated)
     assert found["real"] < 0.35 * found["mean"]
     assert found["generated"] == pytest.approx(found["real"], rel=0.3)
     assert found["shuffled"] > 2 * found["generated"]
     assert found["low"] < 0 < found["high"]
-    assert inverse_dynamics_consistency(training, real, torn(generated))["low"] > found["real"]
+    assert inverse_dynamics_consistency(model, real, torn(generated))["low"] > found["real"]
     assert found["difference"] == pytest.approx(found["generated"] - found["real"])
     assert (found["n_real"], found["n_generated"]) == (N, N)
 

@@ -138,16 +138,17 @@ class InverseDynamics:
         return np.linalg.norm(self.predict(pairs.clips) - actions, axis=-1).mean(1)
 
 
-def inverse_dynamics_consistency(training: Pairs, real: Pairs, generated: Pairs, *, seed: int = 0) -> dict[str, Any]:
-    """Error of inverse dynamics, learnt from real pairs, on held-out real and on generated pairs.
+def inverse_dynamics_consistency(
+    model: InverseDynamics, real: Pairs, generated: Pairs, *, seed: int = 0
+) -> dict[str, Any]:
+    """Error of inverse dynamics on held-out real and on generated pairs.
 
-    training and real: disjoint real pairs. Returns `real` and `generated`, mean errors in units of the actions;
+    real: pairs that the model was not fitted to. Returns `real` and `generated`, mean errors in units of the actions;
     `difference` (generated - real) with its 95 % interval low, high over clips (Welch 1947); and two references:
     `shuffled`, the error on generated clips with one another's actions, and `mean`, the held-out real error of the
     mean action, which a model that reads nothing from pictures has. A `real` near `mean` makes the rest say nothing.
-    Raises ValueError as `InverseDynamics`.
+    Raises ValueError if lengths or shapes do not fit together.
     """
-    model = InverseDynamics(training)
     real_errors, errors = model.errors(real), model.errors(generated)
     torn = Pairs(generated.clips, generated.actions[_exchange([0] * len(generated.actions), seed)])
     true_actions = _mean_actions(real.actions, real.clips.shape[1] - 1)
