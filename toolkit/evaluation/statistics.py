@@ -89,10 +89,11 @@ def bootstrap_means(tables: Sequence[np.ndarray], *, resamples: int = 10_000, se
         raise ValueError(f"expected (training seeds, scenes) over the same scenes, got {shapes}")
     rng, scenes = np.random.default_rng(seed), shapes[0][1]
     means = np.empty((resamples, len(tables)))
-    for resample in means:
-        drawn = rng.integers(scenes, size=scenes)
+    for block in np.array_split(means, -(-resamples // 500)):
+        drawn = rng.integers(scenes, size=(len(block), scenes))
         for i, table in enumerate(tables):
-            resample[i] = table[rng.integers(len(table), size=len(table))].mean(0)[drawn].mean()
+            seeds = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=len(block))
+            block[:, i] = np.take_along_axis(seeds @ table, drawn, axis=1).mean(1) / len(table)
     return means
 
 
