@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from toolkit.reporting.media import atomic
 from toolkit.reporting.run_record import git_sha, hardware, versions, write_json
+
+COLUMNS = 5
+BESIDE = ("p", "floor", "shuffled", "real", "mean")  # what a value is read beside, where a row has it
 
 
 def write_record(
@@ -22,8 +26,7 @@ def write_record(
 
     rows: system, suite, metric, value, low, high, n, and policy where that is another thing. comparisons: a, b, suite,
     metric, then difference (a minus b) or, for metric `speed_ratio`, value (a over b, larger is better), low, high.
-    notes: what low and high are, and whatever
-    else a reader needs to judge the numbers.
+    notes: what low and high are, and whatever else a reader needs to judge the numbers.
     """
     record = {
         "benchmark": benchmark,
@@ -43,7 +46,7 @@ def write_record(
 
 
 def record_page(record: dict[str, Any]) -> str:
-    """A record as one page of Markdown."""
+    """A record as one page of Markdown: values with their intervals."""
     lines = [
         f"# Benchmark: {record['benchmark']}",
         "",
@@ -51,45 +54,40 @@ def record_page(record: dict[str, Any]) -> str:
         "",
         *(f"- {name.replace('_', ' ')}: {text}" for name, text in record["notes"].items()),
         f"- versions: {', '.join(f'{name} {version}' for name, version in record['versions'].items())}",
-        *overview(record["rows"]),
-        "",
-        "| System | Suite | Metric | Value | Low | High | n |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: |",
+        *tables(record["rows"], "System"),
+        *tables(record["comparisons"], "Compared"),
     ]
-    for row in record["rows"]:
-        numbers = " | ".join(_number(row[key]) for key in ("value", "low", "high", "n"))
-        lines.append(f"| {_system(row)} | {row['suite']} | {row['metric']} | {numbers} |")
-    tested = any("p" in row for row in record["comparisons"])
-    heads, rule = (" p |", " ---: |") if tested else ("", "")
-    lines += ["", f"| Compared | Suite | Metric | Value | Low | High |{heads}"]
-    lines.append(f"| --- | --- | --- | ---: | ---: | ---: |{rule}")
-    for row in record["comparisons"]:
-        sign, value = ("/", row["value"]) if "value" in row else ("-", row["difference"])
-        numbers = " | ".join(_number(number) for number in (value, row["low"], row["high"]))
-        p = f" {_number(row['p']) if 'p' in row else ''} |" if tested else ""
-        pair = _system({**row, "system": f"{row['a']} {sign} {row['b']}"})
-        lines.append(f"| {pair} | {row['suite']} | {row['metric']} | {numbers} |{p}")
     return "\n".join(lines) + "\n"
 
 
-def overview(rows: list[dict[str, Any]]) -> list[str]:
-    """Lines of a table for each suite that has many metrics: a row for each system, a column for each metric."""
+def tables(rows: list[dict[str, Any]], title: str) -> list[str]:
+    """Lines of tables for each suite: a row for each system, a column for each metric, COLUMNS of them beside."""
     lines: list[str] = []
     for suite in dict.fromkeys(row["suite"] for row in rows):
-        values = {(_system(row), row["metric"]): row["value"] for row in rows if row["suite"] == suite}
-        systems, metrics = (list(dict.fromkeys(key[i] for key in values)) for i in (0, 1))
-        if len(systems) < 2 or len(metrics) < 3:
-            continue
-        names = " | ".join(metric.replace("_", " ") for metric in metrics)
-        lines += ["", f"Suite `{suite}`:", "", f"| System | {names} |", f"| --- |{' ---: |' * len(metrics)}"]
-        for system in systems:
-            cells = (_number(values[system, m]) if (system, m) in values else "" for m in metrics)
-            lines.append(f"| {system} | {' | '.join(cells)} |")
+        found = {(_system(row), row["metric"]): row for row in rows if row["suite"] == suite}
+        metrics = list(dict.fromkeys(metric for _, metric in found))
+        for first in range(0, len(metrics), COLUMNS):
+            some = metrics[first : first + COLUMNS]
+            counts = {m: Counter(row.get("n") for (_, other), row in found.items() if other == m) for m in some}
+            usual = {m: count.most_common(1)[0][0] for m, count in counts.items()}
+            heads = [m.replace("_", " ") + (f" (n = {usual[m]:,})" if usual[m] else "") for m in some]
+            lines += ["", f"| {title}, `{suite}` | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(some)}"]
+            for system in dict.fromkeys(system for system, metric in found if metric in some):
+                cells = (_cell(found[system, m], usual[m]) if (system, m) in found else "" for m in some)
+                lines.append(f"| {system} | {' | '.join(cells)} |")
     return lines
 
 
+def _cell(row: dict[str, Any], usual: int | None) -> str:
+    value = row["value"] if "value" in row else row["difference"]
+    text = f"{_number(value)} [{_number(row['low'])}, {_number(row['high'])}]"
+    text += "".join(f", {key} {_number(row[key])}" for key in BESIDE if key in row)
+    return text if row.get("n") == usual else f"{text}, n = {row['n']:,}"
+
+
 def _system(row: dict[str, Any]) -> str:
-    return f"{row['policy']}: {row['system']}" if "policy" in row else str(row["system"])
+    name = row["system"] if "system" in row else f"{row['a']} {'/' if 'value' in row else '-'} {row['b']}"
+    return f"{row['policy']}: {name}" if "policy" in row else str(name)
 
 
 def _number(value: float) -> str:

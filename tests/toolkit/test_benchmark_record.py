@@ -1,0 +1,35 @@
+"""The page made from a benchmark's record."""
+
+from typing import Any
+
+from toolkit.reporting.benchmark_record import tables
+
+
+def row(system: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
+    return {"system": system, "suite": "easy", "metric": metric, "value": value, "low": 0, "high": 1, "n": 50, **more}
+
+
+def test_a_table_has_a_row_for_each_system_and_a_column_for_each_metric() -> None:
+    rows = [row("ours", "success", 0.5), row("ours", "speed", 1234.5), row("theirs", "success", 0.25, n=40)]
+    assert tables(rows, "System") == [
+        "",
+        "| System, `easy` | success (n = 50) | speed (n = 50) |",
+        "| --- | ---: | ---: |",
+        "| ours | 0.5 [0, 1] | 1,234 [0, 1] |",
+        "| theirs | 0.25 [0, 1], n = 40 |  |",
+    ]
+
+
+def test_differences_and_ratios_say_what_they_are_and_what_they_are_read_beside() -> None:
+    pair = {"a": "ours", "b": "theirs", "suite": "easy", "low": -0.1, "high": 0.2}
+    difference = {**pair, "metric": "success", "difference": 0.1, "p": 0.5, "policy": "act"}
+    assert tables([difference], "Compared")[-1] == "| act: ours - theirs | 0.1 [-0.1, 0.2], p 0.5 |"
+    assert tables([{**pair, "metric": "ratio", "value": 2}], "Compared")[-1] == "| ours / theirs | 2 [-0.1, 0.2] |"
+    assert tables([row("ours", "distance", 3, floor=1.5)], "System")[-1] == "| ours | 3 [0, 1], floor 1.5 |"
+
+
+def test_many_metrics_take_several_tables_and_absent_systems_stay_out() -> None:
+    rows = [row("ours", f"metric_{i}", i) for i in range(7)] + [row("theirs", "metric_6", 1)]
+    heads = [line for line in tables(rows, "System") if line.startswith("| System")]
+    assert [head.count("metric") for head in heads] == [5, 2]
+    assert sum(line.startswith("| theirs") for line in tables(rows, "System")) == 1
