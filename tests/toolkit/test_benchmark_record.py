@@ -1,8 +1,10 @@
 """The page made from a benchmark's record."""
 
+from pathlib import Path
 from typing import Any
 
-from toolkit.reporting.benchmark_record import tables
+from toolkit.reporting.benchmark_record import tables, write_record
+from toolkit.reporting.run_record import write_json
 
 
 def row(system: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
@@ -33,3 +35,13 @@ def test_many_metrics_take_several_tables_and_absent_systems_stay_out() -> None:
     heads = [line for line in tables(rows, "System") if line.startswith("| System")]
     assert [head.count("metric") for head in heads] == [5, 2]
     assert sum(line.startswith("| theirs") for line in tables(rows, "System")) == 1
+
+
+def test_a_record_names_the_commits_of_stages_that_other_code_made(tmp_path: Path) -> None:
+    rows = [row("ours", "success", 0.5)]
+    assert "code" not in write_record(tmp_path, "some", "vag some", rows, [], {})["notes"]
+    for k, sha in enumerate(("cafe", "beef")):
+        (tmp_path / f"cell/stage_{k}").mkdir(parents=True)
+        write_json(tmp_path / f"cell/stage_{k}/run.json", {"command": "x", "status": "finished", "git_sha": sha})
+    assert write_record(tmp_path, "some", "vag some", rows, [], {"a": "b"})["notes"]["code"].endswith("beef, cafe")
+    assert "- code: trainings and evaluations by commits beef, cafe" in (tmp_path / "record.md").read_text()

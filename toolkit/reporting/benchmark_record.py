@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.reporting.media import atomic
-from toolkit.reporting.run_record import git_sha, hardware, versions, write_json
+from toolkit.reporting.run_record import git_sha, hardware, read_record, versions, write_json
 
 COLUMNS = 5
 BESIDE = ("p", "floor", "shuffled", "real", "mean")  # what a value is read beside, where a row has it
@@ -24,10 +24,15 @@ def write_record(
 ) -> dict[str, Any]:
     """Write `record.json` and `record.md` into `directory` and return the record.
 
+    If other commits made runs below the directory, the notes name them.
+
     rows: system, suite, metric, value, low, high, n, and policy where that is another thing. comparisons: a, b, suite,
     metric, then difference (a minus b) or, for metric `speed_ratio`, value (a over b, larger is better), low, high.
     notes: what low and high are, and whatever else a reader needs to judge the numbers.
     """
+    stages = {read_record(path.parent)["git_sha"] for path in directory.glob("*/**/run.json")}
+    if stages - {git_sha()}:
+        notes = {**notes, "code": f"trainings and evaluations by commits {', '.join(sorted(stages))}"}
     record = {
         "benchmark": benchmark,
         "command": command,
