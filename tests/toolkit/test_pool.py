@@ -93,7 +93,7 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, stop: signal.Signals) -> 
         assert time.monotonic() < deadline
         time.sleep(0.1)
     parent.send_signal(stop)
-    _, stderr = parent.communicate(timeout=10)
+    _, stderr = parent.communicate(timeout=60)
     workers = [int(path.suffix[1:]) for path in started]
     while any(_alive(worker) for worker in workers):
         assert time.monotonic() < deadline + 10
