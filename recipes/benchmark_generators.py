@@ -28,7 +28,7 @@ from toolkit.evaluation.clip_encoder import (
     save_clip_encoder,
     train_clip_encoder,
 )
-from toolkit.evaluation.distribution import frechet_clip_distance
+from toolkit.evaluation.distribution import frechet_clip_distance, i3d_fvd
 from toolkit.evaluation.statistics import compare_systems, hierarchical_bootstrap, wilson_interval
 from toolkit.evaluation.validity import rank_agreement, validity_card
 from toolkit.reporting.benchmark_record import write_record
@@ -118,6 +118,8 @@ def check(config: BenchmarkGeneratorsConfig) -> None:
     for command, overrides in {(command, tuple(words)) for lane in lanes.values() for _, command, words in lane}:
         compose_config(command, list(overrides))  # a mistake in train=, evaluate=, ... is told now, not after minutes
     compose_config("collect", config.collect)
+    if config.i3d is not None and not Path(config.i3d).is_file():
+        raise UserError(f"benchmark generators: i3d={config.i3d}: not found; expected a TorchScript file of I3D")
 
 
 def makes_actions(system: str) -> bool:
@@ -299,6 +301,10 @@ def set_rows(
             measured.setdefault("inverse_dynamics_error_difference", []).append(
                 {**consistency, "value": consistency["difference"], "n": consistency["n_generated"]}
             )
+            if config.i3d is not None:
+                fvd = i3d_fvd(config.i3d, real.clips, made.clips)
+                bounds = dict.fromkeys(("value", "low", "high"), fvd["fvd"])  # one set of clips has no interval
+                measured.setdefault("fvd", []).append({**bounds, "n": fvd["n_generated"], "encoder_id": fvd["weights"]})
             if system not in READERS or VIDEO_SOURCE not in config.systems:  # else the video of another once more
                 ranks[system, seed] = [
                     frechet_clip_distance(one, real.clips, made.clips, splits=5, paired=True)["value"]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from recipes import cli
@@ -39,10 +40,19 @@ TRAIN = [
 ]
 
 
+class StandIn(torch.nn.Module):
+    """Called as the TorchScript file of I3D is: mean colours of the first and the last picture."""
+
+    def forward(self, clips: torch.Tensor, rescale: bool, resize: bool, return_features: bool) -> torch.Tensor:
+        return torch.cat([clips[:, :, 0].mean((2, 3)), clips[:, :, -1].mean((2, 3))], dim=1)
+
+
 @pytest.mark.slow
 def test_systems_are_compared_on_the_same_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    assert cli.main(["benchmark", "generators", *SMALL, f"train={TRAIN}", f"out={out}"]) == 0
+    torch.jit.script(StandIn()).save(str(tmp_path / "i3d.pt"))
+    words = [*SMALL, f"train={TRAIN}", f"i3d={tmp_path / 'i3d.pt'}"]
+    assert cli.main(["benchmark", "generators", *words, f"out={out}"]) == 0
     record = json.loads((out / "record.json").read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-2]) == record
     success = {row["system"]: row for row in record["rows"] if row["metric"] == "replay_success"}
@@ -55,6 +65,7 @@ def test_systems_are_compared_on_the_same_scenes(tmp_path: Path, capsys: pytest.
     assert ("vag", "psnr") in made
     assert ("action_only", "psnr") not in made  # it makes no video
     distances = {(row["system"], row["metric"]): row for row in record["rows"] if "encoder_id" in row}
+    assert distances["vag", "fvd"]["value"] > 0
     for metric in ("frechet_clip_distance", "joint_distance"):
         assert distances["vag", metric]["value"] > distances["vag", metric]["floor"]  # after two steps of training
         assert ("action_only", metric) not in distances
@@ -93,6 +104,7 @@ def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path, capsys: py
         (["suites=[dens]"], "unknown suite 'dens'"),
         (["systems=[vag_grid]"], "reference=vag is not among systems"),
         (["variants.vag_euler_1.system=vga"], "unknown system 'vga'"),
+        (["i3d=missing.pt"], "i3d=missing.pt: not found"),
         (["systems=[vag,forward_dynamics]"], "'forward_dynamics' makes no actions"),
         (["seeds=[0,0]"], "names 0 twice"),
         (["systems=[vag]", "suites=[coarse]", 'train=["optim.stepz=3"]'], "unknown key 'optim.stepz'"),
