@@ -34,6 +34,8 @@ from toolkit.evaluation.statistics import (
 )
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.media import atomic
+from toolkit.reporting.plots import figure_file
+from toolkit.reporting.report import fraction_figures
 from toolkit.reporting.run_record import Run, read_record
 
 Outcomes = dict[tuple[Cell, str], dict[int, list[bool]]]  # (cell with seed 0, suite): training seed: scenes
@@ -42,7 +44,10 @@ EXTENDABLE = True  # cells that are there are taken as they are, so a grid can g
 
 
 def run(config: AblateConfig, run: Run) -> None:
-    """Collect, train, evaluate all cells; write `cells.parquet`, `record.json`, `record.md`; print the record."""
+    """Collect, train, evaluate all cells; write `cells.parquet`, `figure.svg`, `record.json`, `record.md`.
+
+    Print the record as the last line.
+    """
     cells = parse_grid(config)
     check(config, cells)
     root = run.directory
@@ -69,6 +74,9 @@ def run(config: AblateConfig, run: Run) -> None:
     rows += generator_rows(root, cells, config) + exchange_rows(outcomes)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
     record = write_record(root, "ablation", command, rows, comparisons, notes(config, cells, failed))
+    if figures := fraction_figures(rows):
+        with atomic(root / "figure.svg") as temporary:
+            temporary.write_text(figure_file(figures))
     run.result.update(
         rows=rows, comparisons=comparisons, failed=failed, cells=json.loads(table.to_json(orient="records"))
     )

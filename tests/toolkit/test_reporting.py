@@ -12,6 +12,7 @@ from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import av
 import numpy as np
@@ -22,7 +23,7 @@ from PIL import Image
 from toolkit.errors import UserError
 from toolkit.evaluation.statistics import success_table
 from toolkit.reporting import media, plots
-from toolkit.reporting.report import fraction_points, write_report
+from toolkit.reporting.report import fraction_figures, fraction_points, write_report
 
 EVIL = "<script>alert('push & $x$')</script>"
 
@@ -359,6 +360,7 @@ def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path) -> None:
             ("cotrain", 0.25, 0.5, 200),
             ("cotrain", 0.25, 0.4, 800),
             ("synthetic_only", 0.5, 0.3, 200),
+            ("real_all", 0.5, 0.8, 200),
         )
     ]
     result = {
@@ -367,9 +369,14 @@ def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path) -> None:
         "comparisons": [{"a": "cotrain", "b": "real_few", "suite": "unseen", "difference": 0.3012, "p": 0.001}],
         "failed": ["cotrain-diffusion-2"],
     }
-    points = {line: [(p["fraction"], p["rate"]) for p in found] for line, found in fraction_points(rows).items()}
+    lines = fraction_points(rows)
+    points = {name: [(p["fraction"], p["rate"]) for p in line.points] for name, line in lines.items()}
+    assert {line.all_real for line in lines.values()} == {0.8}
     assert points["diffusion, synthetic per task 200"] == [(0, 0.2), (0.25, 0.5), (1, 0.3)]
     assert points["diffusion, synthetic per task 800"] == [(0, 0.2), (0.25, 0.4)]
+    file = plots.figure_file(fraction_figures([*rows, *({**row, "suite": "position"} for row in rows)]))
+    assert [part.tag.rpartition("}")[2] for part in ElementTree.fromstring(file)] == ["rect", "svg", "svg"]
+    assert "var(" not in file
     page = page_of(write_run(tmp_path / "study", "ablate", result))
     for words in ("50 %  ·  40/80  ·  [39, 61]", "0.3012", "disk <full>", "synthetic fraction", "Does synthetic data"):
         assert words in page.words, words

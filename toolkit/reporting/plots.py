@@ -13,6 +13,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +138,21 @@ def curves(lines: Mapping[str, Curve], title: str, unit: str = "", xlabel: str =
         return _svg(figure, title)
 
 
-def fraction_lines(lines: Mapping[str, Sequence[Mapping[str, float]]], title: str) -> str:
-    """Success against the synthetic fraction, with intervals. Returns SVG.
+@dataclass
+class FractionLine:
+    """Points of `fraction`, `rate`, `low` and `high`, all in [0, 1], and the rate that all real episodes reach."""
 
-    lines: name -> points of `fraction`, `rate`, `low` and `high`, all in [0, 1].
-    """
+    points: list[dict[str, float]]
+    all_real: float | None = None
+
+
+def fraction_lines(lines: Mapping[str, FractionLine], title: str) -> str:
+    """Success against the synthetic fraction, with intervals; dashed, the bar of all real episodes. Returns SVG."""
     with _style():
         figure = Figure(figsize=(WIDTH, 3.2))
         axes = figure.add_axes((0.105, 0.145, 0.875, 0.74 - 0.07 * _legend_rows(lines)))
-        for index, (name, points) in enumerate(lines.items()):
-            ordered = sorted(points, key=lambda point: point["fraction"])
+        for index, (name, line) in enumerate(lines.items()):
+            ordered = sorted(line.points, key=lambda point: point["fraction"])
             x = [point["fraction"] + 0.006 * (index - (len(lines) - 1) / 2) for point in ordered]  # side by side
             y = [point["rate"] for point in ordered]
             error = [
@@ -154,7 +160,10 @@ def fraction_lines(lines: Mapping[str, Sequence[Mapping[str, float]]], title: st
                 [max(0.0, p["high"] - p["rate"]) for p in ordered],
             ]
             style: Any = {"linewidth": 1.8, "elinewidth": 1.2, "capsize": 3.5, "marker": "o", "markersize": 4}
-            axes.errorbar(x, y, yerr=error, color=PALETTE[index % len(PALETTE)], label=_clean(name, 46), **style)
+            colour = PALETTE[index % len(PALETTE)]
+            axes.errorbar(x, y, yerr=error, color=colour, label=_clean(name, 46), **style)
+            if line.all_real is not None:
+                axes.axhline(line.all_real, color=colour, linewidth=1.2, linestyle=(0, (5, 4)))
         axes.set_ylim(0, 1)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
         axes.grid(axis="y")
@@ -247,6 +256,18 @@ def _rate_text(row: Mapping[str, Any]) -> str:
     if row.get("low") is not None and row.get("high") is not None:
         text += f"  ·  [{percent(row['low'])}, {percent(row['high'])}]"
     return text
+
+
+def figure_file(figures: Sequence[str]) -> str:
+    """Figures side by side as one SVG file, on white: for where the page's style sheet is not."""
+    boxes = [[float(number) for number in re.findall(r"[\d.]+", figure.split('"', 2)[1])] for figure in figures]
+    width, height = sum(box[2] for box in boxes), max((box[3] for box in boxes), default=1.0)
+    parts, left = [f'<rect width="{width}" height="{height}" fill="white"/>'], 0.0
+    for figure, box in zip(figures, boxes, strict=True):
+        parts.append(figure.replace("<svg ", f'<svg x="{left}" width="{box[2]}" height="{box[3]}" ', 1))
+        left += box[2]
+    text = re.sub(r"var\(--[\w-]+, ([^)]+)\)", r"\1", "".join(parts))  # not every viewer knows CSS variables
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{text}</svg>\n'
 
 
 def _rows(rows: Sequence[tuple[str, str, str]], row: float = ROW) -> tuple[Figure, Axes, list[float]]:

@@ -279,11 +279,10 @@ def _ablate(runs: list[RunPage], has_demo: bool) -> list[str]:
                 if row.get("metric") == "success"
             ]
             bars = [{**row, "group": row.get("policy", ""), "label": row.get("system", "")} for row in rates]
-            lines = fraction_points(chosen)
             figures = [framed(plots.success_bars(bars, f"Success, {suite}"), "")] if bars else []
-            if lines:
+            for figure in fraction_figures(chosen):
                 caption = "0: the few real episodes alone; 1: synthetic episodes alone; between: co-training."
-                figures.append(framed(plots.fraction_lines(lines, f"Success by synthetic fraction, {suite}"), caption))
+                figures.append(framed(figure, f"{caption} Dashed: all real episodes, where they were tried."))
             parts += [f"<h3>Suite <code>{escaped(suite)}</code></h3>", side_by_side(figures)]
             parts.append(rows_table([row for row in chosen if row.get("metric") != "success"]))
             if compared := [row for row in comparisons if row.get("suite") == suite]:
@@ -294,8 +293,17 @@ def _ablate(runs: list[RunPage], has_demo: bool) -> list[str]:
     return parts
 
 
-def fraction_points(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
-    """Points for `plots.fraction_lines` from rows of one suite: the few alone, co-training, synthetic alone.
+def fraction_figures(rows: list[dict[str, Any]]) -> list[str]:
+    """Success against the synthetic fraction, an SVG for every suite that has such points."""
+    figures = []
+    for suite in distinct(row.get("suite") for row in rows):
+        if lines := fraction_points([row for row in rows if row.get("suite") == suite]):
+            figures.append(plots.fraction_lines(lines, f"Success by synthetic fraction, {suite}"))
+    return figures
+
+
+def fraction_points(rows: list[dict[str, Any]]) -> dict[str, plots.FractionLine]:
+    """Lines for `plots.fraction_lines` from rows of one suite: the few alone, co-training, synthetic alone.
 
     A line for each policy, feed, number of real and number of synthetic episodes; named by what differs.
     """
@@ -310,15 +318,21 @@ def fraction_points(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, floa
             "real_few": {"policy": policy, "few": few},
             "cotrain": dict(zip(axes, line, strict=True)),
             "synthetic_only": {"policy": policy, "feed": feed, "synthetic_per_task": count},
+            "real_all": {"policy": policy, "feed": feed},
         }
-        points = []
+        drawn = plots.FractionLine([])
         for row in rates:
-            wanted, ends = where.get(str(row.get("arm"))), {"real_few": 0.0, "synthetic_only": 1.0}
-            fraction = ends.get(str(row.get("arm")), finite(row.get("synthetic_fraction")))
-            if wanted is not None and fraction is not None and all(row.get(key) == wanted[key] for key in wanted):
-                points.append({"fraction": fraction, "rate": row["value"], "low": row["low"], "high": row["high"]})
-        if len(points) > 1:
-            found[", ".join(f"{axes[i]} {line[i]}" if i else str(line[i]) for i in differ).replace("_", " ")] = points
+            arm = str(row.get("arm"))
+            if arm not in where or any(row.get(key) != wanted for key, wanted in where[arm].items()):
+                continue
+            fraction = {"real_few": 0.0, "synthetic_only": 1.0}.get(arm, finite(row.get("synthetic_fraction")))
+            if arm == "real_all":
+                drawn.all_real = row["value"]
+            elif fraction is not None:
+                point = {"fraction": fraction, "rate": row["value"], "low": row["low"], "high": row["high"]}
+                drawn.points.append(point)
+        if len(drawn.points) > 1:
+            found[", ".join(f"{axes[i]} {line[i]}" if i else str(line[i]) for i in differ).replace("_", " ")] = drawn
     return found
 
 
