@@ -99,7 +99,7 @@ def test_what_is_left_out_of_view_changes_no_pixel(task: str, monkeypatch: pytes
             culled = env.render()
             drawn = env._renderer.scene.ngeom
             with monkeypatch.context() as patch:
-                patch.setattr(env, "_in_view", lambda: True)
+                patch.setattr(env._renderer, "_in_view", lambda data: True)
                 np.testing.assert_array_equal(env.render(), culled)
             assert drawn < env._renderer.scene.ngeom - 5
         env.step(action)
@@ -116,6 +116,21 @@ def test_the_first_picture_shows_the_scene_that_is_simulated(task: str) -> None:
     mujoco.mj_forward(env._env.model, env._env.data)
     np.testing.assert_array_equal(env.render(), first)
     np.testing.assert_array_equal(env._env._get_curr_obs_combined_no_goal(), observed[:18])
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_siblings_are_drawn_by_one_renderer_as_each_by_its_own(shift: bool) -> None:
+    first, alone = (MetaWorldEnv("push", visual_shift=shift) for _ in range(2))
+    both = [first, first.sibling()]
+    for env, seed in zip(both, (1, 2), strict=True):
+        env.reset(seed)
+    drawn = [env.render() for _ in range(2) for env in both]
+    for seed, pictures in ((1, drawn[::2]), (2, drawn[1::2])):
+        alone.reset(seed)
+        for picture in pictures:
+            np.testing.assert_array_equal(picture, alone.render())
+    first.close()
+    alone.close()
 
 
 def test_scenes_and_pictures_differ_between_seeds_and_repeat_within_one() -> None:

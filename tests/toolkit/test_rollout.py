@@ -65,7 +65,7 @@ def test_the_expert_solves_its_tasks_and_leaves_the_batch(monkeypatch: pytest.Mo
     assert [r.frames is not None for r in results] == [True, False, True, False]
     assert results[0].frames is not None
     assert results[0].frames.shape == (-(-results[0].steps // module.FRAME_EVERY) + 1, 64, 64, 3)
-    assert all(env._renderer is None for env in expert.environments)
+    assert not any(env._renderer.is_open for env in expert.environments)
 
 
 def test_rollouts_repeat_and_do_not_depend_on_the_batch() -> None:

@@ -100,23 +100,22 @@ def paraphrase(instruction: str, seed: int) -> str:
 class Looks:
     """Changes how a MuJoCo scene looks, from a seed, in the model that only the renderer sees; physics is untouched.
 
-    camera: number of the camera, whose place is read from `simulated`, the model that physics uses.
+    camera: number of the camera, which stands in that model where it stands without a look.
     """
 
-    def __init__(self, model: Any, simulated: Any, camera: int) -> None:
-        self.model, self.simulated, self.camera = model, simulated, camera
+    def __init__(self, model: Any, camera: int) -> None:
+        self.model, self.camera = model, camera
         self.colours = {name: getattr(model, name).copy() for name in ("mat_rgba", "geom_rgba", "light_diffuse")}
         # MuJoCo takes the colour of a material for geoms of its default grey alone.
         self.material_only = (model.geom_matid >= 0) & (model.geom_rgba == (0.5, 0.5, 0.5, 1)).all(1)
         self.headlight = np.array(model.vis.headlight.diffuse), np.array(model.vis.headlight.ambient)
-        self.place = simulated.cam_pos[camera].copy(), simulated.cam_quat[camera].copy()
 
-    def draw(self, seed: int) -> None:
-        """Put on the look of a seed."""
+    def draw(self, seed: int, simulated: Any) -> None:
+        """Put on the look of a seed; simulated: the model that physics uses, whose camera moves."""
         import mujoco
 
         rng = np.random.default_rng((seed, 2))
-        model, simulated = self.model, self.simulated
+        model = self.model
         light = rng.uniform(*LIGHT) * rng.uniform(*TINT, 3)
         model.vis.headlight.diffuse[:], model.vis.headlight.ambient[:] = (light * part for part in self.headlight)
         model.light_diffuse[:] = light * self.colours["light_diffuse"]
@@ -124,7 +123,7 @@ class Looks:
             colours = getattr(model, name)
             colours[:, :3] = self.colours[name][:, :3] * rng.uniform(*TINT, (len(colours), 3))
         model.geom_rgba[self.material_only] = self.colours["geom_rgba"][self.material_only]
-        position, direction = self.place
+        position, direction = model.cam_pos[self.camera], model.cam_quat[self.camera]
         simulated.cam_pos[self.camera] = position + rng.uniform(-CAMERA_SHIFT_M, CAMERA_SHIFT_M, 3)
         axis, turn = rng.standard_normal(3), np.zeros(4)
         angle = np.radians(CAMERA_TURN_DEG) * rng.uniform()
@@ -139,10 +138,6 @@ class Looks:
             )
             for _ in range(DISTRACTORS)
         ]
-
-    def take_off(self) -> None:
-        """Give the camera its old place back."""
-        self.simulated.cam_pos[self.camera], self.simulated.cam_quat[self.camera] = self.place
 
     def add_distractors(self, scene: Any) -> None:
         """Put the objects that do not matter onto the table of a scene that is about to be rendered."""

@@ -39,7 +39,6 @@ class _Slot:
 
     def _next_scene(self) -> bool:
         if not self.waiting:
-            self.env.close()
             return False
         self.seed = self.waiting.pop(0)
         self.state, self.step, self.frames = self.env.reset(self.seed), 0, []
@@ -73,7 +72,7 @@ def rollout(
     image_size: int,
     suite: Suite = SUITES["unseen"],
     record_first: int = 0,
-    num_envs: int = 4,
+    num_envs: int = 20,
     n_action_steps: int | None = None,
 ) -> list[Rollout]:
     """Roll the policy out on the seeds of every task; a rollout ends when the task is solved or after `max_steps`.
@@ -87,8 +86,9 @@ def rollout(
     slots = []
     for task, seeds in scenes.items():
         per_task = min(max(1, num_envs // len(scenes)), len(seeds))
+        first = MetaWorldEnv(task, image_size, visual_shift=suite.visual)
         for k in range(per_task):
-            env = MetaWorldEnv(task, image_size, visual_shift=suite.visual)
+            env = first.sibling() if k else first
             slots.append(_Slot(env, list(seeds[k::per_task]), set(seeds[:record_first])))
     forget = getattr(policy, "reset", None)
     results: dict[tuple[str, int], Rollout] = {}
