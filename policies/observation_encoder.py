@@ -5,6 +5,7 @@ B pictures of H x W pixels, stride S, N = (H / 2S) * (W / 2S) tokens of width D.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+from timm.layers import ConvNormAct, GroupNorm, GroupNormAct
+from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from toolkit.errors import UserError, nearest
@@ -21,26 +23,26 @@ from toolkit.errors import UserError, nearest
 STRIDE = 8
 COMPACT = "compact"
 
-# Two residual stages at stride 8 with group norm, after a PixelUnshuffle(2) that takes the first stride:
-# at 64x64 on one CPU thread half the time of a ResNet-18 cut at the same stride.
-COMPACT_CONFIG = ByoModelCfg(
-    blocks=(ByoBlockCfg("basic", d=1, c=128, s=2, gs=0), ByoBlockCfg("basic", d=1, c=128, s=1, gs=0)),
-    stem_chs=64,
-    stem_pool="",
-    norm_layer="groupnorm",
-    act_layer="relu",
-)
+COMPACT_WIDTH, GROUPS = 64, 8
 
 
 class CompactBackbone(nn.Module):
-    """(B, 3, H, W) -> (B, 128, H/8, W/8)."""
+    """(B, 3, H, W) -> (B, 64, H/8, W/8): a strided convolution and a residual block after a PixelUnshuffle(4).
+
+    Wider and deeper networks learn less in the minutes that a CPU has: two stages of 128 channels after a
+    PixelUnshuffle(2) take six times as long for a picture of 64x64. Four minutes of one core on 45 episodes of each of
+    five tasks left the policy .50 off on held-out episodes with them and .44 with this one; it solved 12 % and 30 % of
+    50 unseen scenes (one seed).
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = ByobNet(COMPACT_CONFIG, num_classes=0, in_chans=12, global_pool="", zero_init_last=False)
+        norm: Any = partial(GroupNormAct, num_groups=GROUPS)
+        self.stem = ConvNormAct(3 * 4**2, COMPACT_WIDTH, 3, stride=2, norm_layer=norm)
+        self.block = BasicBlock(COMPACT_WIDTH, COMPACT_WIDTH, norm_layer=partial(GroupNorm, num_groups=GROUPS))
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.network.forward_features(F.pixel_unshuffle(image, 2))
+        return self.block(self.stem(F.pixel_unshuffle(image, 4)))
 
 
 class TimmBackbone(nn.Module):
