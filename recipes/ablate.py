@@ -74,6 +74,7 @@ def run(config: AblateConfig, run: Run) -> None:
     rows += generator_rows(root, cells, config) + exchange_rows(outcomes)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
     record = write_record(root, "ablation", command, rows, comparisons, notes(config, cells, failed))
+    (root / "figure.svg").unlink(missing_ok=True)
     if figures := fraction_figures(rows):
         with atomic(root / "figure.svg") as temporary:
             temporary.write_text(figure_file(figures))

@@ -28,7 +28,7 @@ from toolkit.evaluation.clip_encoder import (
     save_clip_encoder,
     train_clip_encoder,
 )
-from toolkit.evaluation.distribution import frechet_clip_distance, i3d_fvd
+from toolkit.evaluation.distribution import frechet_clip_distance, frechet_distance, i3d_features
 from toolkit.evaluation.statistics import compare_systems, hierarchical_bootstrap, wilson_interval
 from toolkit.evaluation.validity import rank_agreement, validity_card
 from toolkit.reporting.benchmark_record import write_record
@@ -65,8 +65,8 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
         "solves; the same for all systems, and the same noise",
         "intervals": "95 %: Wilson over all rollouts for replay_success, too narrow where training seeds differ; "
         "a bootstrap over training seeds and scenes for other metrics of scenes and for differences; least and most "
-        "of the training seeds for the rest, for distances between sets of their bounds. p is McNemar's exact test "
-        "for the training seed where it is largest, not corrected for the number of comparisons",
+        "of the training seeds for the rest, for distances between sets, but fvd, of their bounds. p is McNemar's "
+        "exact test for the training seed where it is largest, not corrected for the number of comparisons",
         "first frame": "vag and action_only have an encoder of it for their actions too; the action branches of the "
         "others see it through the video branch or its latents, as published. The actions of vag, in its own order, "
         "are planned from the first frame and read no video",
@@ -118,8 +118,11 @@ def check(config: BenchmarkGeneratorsConfig) -> None:
     for command, overrides in {(command, tuple(words)) for lane in lanes.values() for _, command, words in lane}:
         compose_config(command, list(overrides))  # a mistake in train=, evaluate=, ... is told now, not after minutes
     compose_config("collect", config.collect)
-    if config.i3d is not None and not Path(config.i3d).is_file():
-        raise UserError(f"benchmark generators: i3d={config.i3d}: not found; expected a TorchScript file of I3D")
+    if config.i3d is not None:
+        for suite in config.suites:
+            words = ["dataset=x", *config.conditions[suite].train, *config.train]
+            shape = compose_config("train-generator", words).generator
+            i3d_features(config.i3d, np.zeros((1, shape.num_frames, shape.image_size, shape.image_size, 3), np.uint8))
 
 
 def makes_actions(system: str) -> bool:
@@ -282,6 +285,8 @@ def set_rows(
     encoder = load_clip_encoder(path)
     write_json(root / f"validity_card_{suite}.json", validity_card(encoder, real.clips, splits=SPLITS))
     others, inverse_dynamics = random_clip_encoders(reference=metric.clips), InverseDynamics(metric)
+    if config.i3d is not None:
+        real_features, _ = i3d_features(config.i3d, real.clips)
     rows: list[dict[str, Any]] = []
     ranks: dict[tuple[str, int], list[float]] = {}
     for system in config.systems:
@@ -302,9 +307,10 @@ def set_rows(
                 {**consistency, "value": consistency["difference"], "n": consistency["n_generated"]}
             )
             if config.i3d is not None:
-                fvd = i3d_fvd(config.i3d, real.clips, made.clips)
-                bounds = dict.fromkeys(("value", "low", "high"), fvd["fvd"])  # one set of clips has no interval
-                measured.setdefault("fvd", []).append({**bounds, "n": fvd["n_generated"], "encoder_id": fvd["weights"]})
+                features, weights = i3d_features(config.i3d, made.clips)
+                fvd = frechet_distance(real_features, features, shrink=False)
+                bounds = dict.fromkeys(("value", "low", "high"), fvd)  # one set of clips has no interval
+                measured.setdefault("fvd", []).append({**bounds, "n": len(features), "encoder_id": weights})
             if system not in READERS or VIDEO_SOURCE not in config.systems:  # else the video of another once more
                 ranks[system, seed] = [
                     frechet_clip_distance(one, real.clips, made.clips, splits=5, paired=True)["value"]

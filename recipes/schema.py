@@ -110,7 +110,7 @@ class BenchmarkGeneratorsConfig(CommonConfig):
     held_out_seed: int = 250_000
     metric_seed: int = 300_000  # scenes that only the encoder of the clip distances learns from
     encoder_steps: int = 150
-    i3d: str | None = None  # TorchScript file of I3D, which adds the metric fvd; it is code: only a file you trust
+    i3d: str | None = None  # TorchScript file of I3D, for the metric fvd: code, so only one you trust
     collect: list[str] = field(default_factory=list)  # overrides for every collect, train-generator, ...
     train: list[str] = field(default_factory=list)
     system_train: dict[str, list[str]] = field(default_factory=dict)  # before them, for single systems

@@ -43,14 +43,19 @@ TRAIN = [
 class StandIn(torch.nn.Module):
     """Called as the TorchScript file of I3D is: mean colours of the first and the last picture."""
 
+    def __init__(self, fewest: int) -> None:
+        super().__init__()
+        self.fewest = fewest
+
     def forward(self, clips: torch.Tensor, rescale: bool, resize: bool, return_features: bool) -> torch.Tensor:
+        assert clips.shape[2] >= self.fewest
         return torch.cat([clips[:, :, 0].mean((2, 3)), clips[:, :, -1].mean((2, 3))], dim=1)
 
 
 @pytest.mark.slow
 def test_systems_are_compared_on_the_same_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    torch.jit.script(StandIn()).save(str(tmp_path / "i3d.pt"))
+    torch.jit.script(StandIn(5)).save(str(tmp_path / "i3d.pt"))
     words = [*SMALL, f"train={TRAIN}", f"i3d={tmp_path / 'i3d.pt'}"]
     assert cli.main(["benchmark", "generators", *words, f"out={out}"]) == 0
     record = json.loads((out / "record.json").read_text())
@@ -99,12 +104,14 @@ def test_the_experiment_for_a_gpu_composes_every_training() -> None:
 
 
 def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.jit.script(StandIn(9)).save(str(tmp_path / "i3d.pt"))
     for words, complaint in (
         (["systems=[vag,vag_gird]"], "unknown system 'vag_gird'"),
         (["suites=[dens]"], "unknown suite 'dens'"),
         (["systems=[vag_grid]"], "reference=vag is not among systems"),
         (["variants.vag_euler_1.system=vga"], "unknown system 'vga'"),
-        (["i3d=missing.pt"], "i3d=missing.pt: not found"),
+        (["i3d=missing.pt"], "missing.pt: not a TorchScript file"),
+        ([f"i3d={tmp_path / 'i3d.pt'}"], "cannot encode clips (1, 5, 64, 64, 3)"),  # those of the suite `coarse`
         (["systems=[vag,forward_dynamics]"], "'forward_dynamics' makes no actions"),
         (["seeds=[0,0]"], "names 0 twice"),
         (["systems=[vag]", "suites=[coarse]", 'train=["optim.stepz=3"]'], "unknown key 'optim.stepz'"),

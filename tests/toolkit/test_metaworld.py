@@ -133,6 +133,20 @@ def test_siblings_are_drawn_by_one_renderer_as_each_by_its_own(shift: bool) -> N
     alone.close()
 
 
+def test_renderers_of_other_sizes_and_reopened_ones_share_the_context() -> None:
+    small, large = MetaWorldEnv("push", image_size=32), MetaWorldEnv("push", image_size=64)
+    first = [initial_scene(env, 3)[0] for env in (small, large)]
+    sibling = large.sibling()
+    sibling.reset(3)
+    large.close()
+    for _ in range(2):
+        np.testing.assert_array_equal(sibling.render(), first[1])
+        np.testing.assert_array_equal(small.render(), first[0])
+    small.close()
+    np.testing.assert_array_equal(large.render(), first[1])
+    large.close()
+
+
 def test_scenes_and_pictures_differ_between_seeds_and_repeat_within_one() -> None:
     env = cached_env("push", 64)
     first, again, other = (initial_scene(env, seed)[0] for seed in (1, 1, 2))

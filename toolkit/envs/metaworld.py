@@ -72,6 +72,7 @@ class MetaWorldEnv:
         self._env.seeded_rand_vec = True
         self._env.max_path_length = 1_000_000
         self._renderer = SceneRenderer(self._env.model, image_size, supersample, mesh_cell_m, hide_robot, visual_shift)
+        self._seed = 0
         self.observation = np.zeros(0)
 
     def reset(self, seed: int) -> np.ndarray:

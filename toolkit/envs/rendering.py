@@ -2,8 +2,8 @@
 
 Pictures differ from Meta-World's own on purpose: a narrower camera (at the stock field of view a goal is two pixels
 wide), no shadows, reflections or sky, and visual meshes thinned to what a small picture can show. Drawing one then
-takes a few milliseconds instead of a hundred. Physics is untouched: all of this happens in a copy of the model that
-only the renderer sees.
+takes a few milliseconds instead of a hundred. Physics is untouched: of the model that it uses, only the camera moves;
+the rest happens in a copy that only the renderer sees.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SceneRenderer:
 
     model: the one that physics uses; it is copied at the first picture. hide_robot: leave out the body `hand` and all
     that it hangs on. visual_shift: each scene has light, colours, a camera pose and distracting objects of its own.
-    All renderers of a process share one OpenGL context, which software changes slowly.
+    All renderers of a process share one OpenGL context: to change from one to another is slow in software.
     """
 
     def __init__(

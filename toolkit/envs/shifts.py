@@ -98,7 +98,9 @@ def paraphrase(instruction: str, seed: int) -> str:
 
 
 class Looks:
-    """Changes how a MuJoCo scene looks, from a seed, in the model that only the renderer sees; physics is untouched.
+    """Changes how a MuJoCo scene looks, from a seed, in the model that only the renderer sees.
+
+    Of the one that physics uses, the camera moves.
 
     camera: number of the camera, which stands in that model where it stands without a look.
     """

@@ -137,31 +137,34 @@ def i3d_fvd(path: str | Path, real: np.ndarray, generated: np.ndarray, batch_siz
     equal n only. Raises UserError if the file is missing, is no TorchScript or cannot take the clips; ValueError as
     `frechet_distance`.
     """
-    try:
-        weights = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
-        network = torch.jit.load(str(path), map_location="cpu").eval()
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not a TorchScript file of I3D ({str(error).splitlines()[0]})") from error
-    features = []
-    for clips in (real, generated):
-        x = torch.from_numpy(np.array(clips)).permute(0, 4, 1, 2, 3)  # (N, 3, F, H, W)
-        try:
-            with torch.no_grad():
-                parts = [
-                    network(batch.float(), rescale=True, resize=True, return_features=True)
-                    for batch in x.split(batch_size)
-                ]
-        except (RuntimeError, torch.jit.Error) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"{path}: cannot encode clips {clips.shape} ({reason})") from error
-        features.append(torch.cat(parts).numpy())
+    (first, weights), (second, _) = (i3d_features(path, clips, batch_size) for clips in (real, generated))
     return {
-        "fvd": frechet_distance(features[0], features[1], shrink=False),
+        "fvd": frechet_distance(first, second, shrink=False),
         "n_real": len(real),
         "n_generated": len(generated),
         "frames": real.shape[1],
         "weights": weights,
     }
+
+
+def i3d_features(path: str | Path, clips: np.ndarray, batch_size: int = 8) -> tuple[np.ndarray, str]:
+    """Features (N, D) of clips (N, F, H, W, 3) uint8 as `i3d_fvd` compares them, and 12 digits of the file's SHA-256.
+
+    I3D itself needs nine frames or more. Raises UserError as `i3d_fvd`.
+    """
+    try:
+        weights = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+        network = torch.jit.load(str(path), map_location="cpu").eval()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: not a TorchScript file of I3D ({str(error).splitlines()[0]})") from error
+    x = torch.from_numpy(np.array(clips)).permute(0, 4, 1, 2, 3)  # (N, 3, F, H, W)
+    try:
+        with torch.no_grad():
+            parts = [network(b.float(), rescale=True, resize=True, return_features=True) for b in x.split(batch_size)]
+    except (RuntimeError, torch.jit.Error) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{path}: cannot encode clips {clips.shape} ({reason})") from error
+    return torch.cat(parts).numpy(), weights
 
 
 def _clip_distance(

@@ -83,14 +83,14 @@ def rollout(
     where frames are recorded (the first `record_first` seeds of a task). Results are in the order of tasks and seeds.
     Raises UserError if the policy returns actions of another shape, or NaN.
     """
+    forget = getattr(policy, "reset", None)
     slots = []
     for task, seeds in scenes.items():
-        per_task = min(max(1, num_envs // len(scenes)), len(seeds))
+        per_task = 1 if forget is not None else min(max(1, num_envs // len(scenes)), len(seeds))
         first = MetaWorldEnv(task, image_size, visual_shift=suite.visual)
         for k in range(per_task):
             env = first.sibling() if k else first
             slots.append(_Slot(env, list(seeds[k::per_task]), set(seeds[:record_first])))
-    forget = getattr(policy, "reset", None)
     results: dict[tuple[str, int], Rollout] = {}
     bar = progress(description="evaluate", total=sum(map(len, scenes.values())), unit="ep")
     try:

@@ -147,10 +147,18 @@ class FractionLine:
 
 
 def fraction_lines(lines: Mapping[str, FractionLine], title: str) -> str:
-    """Success against the synthetic fraction, with intervals; dashed, the bar of all real episodes. Returns SVG."""
+    """Success against the synthetic fraction, with intervals; dashed, what all real episodes reach. Returns SVG.
+
+    Where several lines share such a bar it is grey.
+    """
+    bars: dict[float, list[int]] = {}
+    for index, line in enumerate(lines.values()):
+        if line.all_real is not None:
+            bars.setdefault(line.all_real, []).append(index)
+    names = dict.fromkeys([*lines, *(["all real episodes"] if bars else [])])
     with _style():
         figure = Figure(figsize=(WIDTH, 3.2))
-        axes = figure.add_axes((0.105, 0.145, 0.875, 0.74 - 0.07 * _legend_rows(lines)))
+        axes = figure.add_axes((0.105, 0.145, 0.875, 0.74 - 0.07 * max(1, _legend_rows(names))))
         for index, (name, line) in enumerate(lines.items()):
             ordered = sorted(line.points, key=lambda point: point["fraction"])
             x = [point["fraction"] + 0.006 * (index - (len(lines) - 1) / 2) for point in ordered]  # side by side
@@ -162,16 +170,17 @@ def fraction_lines(lines: Mapping[str, FractionLine], title: str) -> str:
             style: Any = {"linewidth": 1.8, "elinewidth": 1.2, "capsize": 3.5, "marker": "o", "markersize": 4}
             colour = PALETTE[index % len(PALETTE)]
             axes.errorbar(x, y, yerr=error, color=colour, label=_clean(name, 46), **style)
-            if line.all_real is not None:
-                axes.axhline(line.all_real, color=colour, linewidth=1.2, linestyle=(0, (5, 4)))
+        for value, owners in bars.items():
+            colour = PALETTE[owners[0] % len(PALETTE)] if len(owners) == 1 else MUTED
+            label = "all real episodes" if value == next(iter(bars)) else None
+            axes.axhline(value, color=colour, linewidth=1.2, linestyle=(0, (5, 4)), label=label)
         axes.set_ylim(0, 1)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
         axes.grid(axis="y")
         axes.set_xlabel("synthetic fraction of the training clips", loc="right", fontsize=9.5)
         figure.text(0.02, 0.985, _clean(title, 60), weight="bold", va="top")
-        if len(lines) > 1:
-            columns = 1 + (_longest(lines) < 26)
-            figure.legend(loc="upper left", bbox_to_anchor=(0, 0.93), ncols=columns, frameon=False, fontsize=9.5)
+        columns = 1 + (_longest(names) < 26)
+        figure.legend(loc="upper left", bbox_to_anchor=(0, 0.93), ncols=columns, frameon=False, fontsize=9.5)
         return _svg(figure, title)
 
 
