@@ -14,7 +14,8 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 class Pi05CompactConfig(PreTrainedConfig):
     """Names follow LeRobot's `PI05Config`; defaults are sized for training on one CPU thread at 64x64.
 
-    chunk_size: predicted action steps; the first n_action_steps of them are executed.
+    chunk_size: predicted action steps; the first n_action_steps of them are executed. action_patch: consecutive steps
+        that share a token of the action expert, as the pixels of a patch do.
     max_state_dim, max_action_dim: widths the weights are allocated for, so that a checkpoint can be fine-tuned
         on another robot; narrower vectors are padded, and the padding never reaches the loss.
     vision_backbone: `compact` or a timm name with features at stride 8; vision_weights: safetensors file for it.
@@ -27,6 +28,7 @@ class Pi05CompactConfig(PreTrainedConfig):
     n_obs_steps: int = 1
     chunk_size: int = 16
     n_action_steps: int = 8
+    action_patch: int = 4
     max_state_dim: int = 32
     max_action_dim: int = 32
     state_bins: int = 256
@@ -36,17 +38,17 @@ class Pi05CompactConfig(PreTrainedConfig):
     tokenizer_max_length: int = 16
     tokenizer_buckets: int = 4096
 
-    depth: int = 4
+    depth: int = 2
     width: int = 128
-    mlp_width: int = 384
+    mlp_width: int = 256
     expert_width: int = 128
-    expert_mlp_width: int = 384
+    expert_mlp_width: int = 256
     num_heads: int = 4
     num_kv_heads: int = 1
     head_dim: int = 32
 
     num_inference_steps: int = 10
-    flow_samples: int = 2
+    flow_samples: int = 4
     time_sampling_beta_alpha: float = 1.5
     time_sampling_beta_beta: float = 1.0
     time_sampling_scale: float = 0.999
@@ -77,6 +79,8 @@ class Pi05CompactConfig(PreTrainedConfig):
             raise ValueError(f"n_obs_steps is {self.n_obs_steps}; pi05_compact sees one observation")
         if not 1 <= self.n_action_steps <= self.chunk_size:
             raise ValueError(f"n_action_steps is {self.n_action_steps}; expected 1 to chunk_size ({self.chunk_size})")
+        if self.action_patch < 1 or self.chunk_size % self.action_patch:
+            raise ValueError(f"action_patch is {self.action_patch}; expected a divisor of chunk_size ({self.chunk_size})")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.expert_width % 2:

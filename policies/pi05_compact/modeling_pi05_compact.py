@@ -1,8 +1,8 @@
 """pi0.5 (arXiv 2504.16054) in small: a prefix that sees, and an action expert that flow-matches a chunk.
 
 Read top to bottom: layers -> prefix -> suffix -> loss -> sampler -> LeRobot's policy interface.
-B samples, N prefix tokens (image, words, state), T action steps, A action width, S state width, D stream width,
-h query heads, g key-value heads, d head width. Time: t = 0 is data, t = 1 is noise.
+B samples, N prefix tokens (image, words, state), T action steps, P of them to a token, A action width, S state width,
+D stream width, h query heads, g key-value heads, d head width. Time: t = 0 is data, t = 1 is noise.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class AdaptiveRMSNorm(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, T, D), condition (B, D) -> normalised x (B, T, D), gate (B, 1, D)."""
+        """x (B, M, D), condition (B, D) -> normalised x (B, M, D), gate (B, 1, D)."""
         scale, shift, gate = self.modulation(condition)[:, None].chunk(3, dim=-1)
         return rms_norm(x) * (1 + scale) + shift, 1 + gate
 
@@ -126,10 +126,10 @@ class ExpertLayer(nn.Module):
         self.mlp = SwiGLU(config.expert_width, config.expert_mlp_width, bias=False)
 
     def forward(self, x: Tensor, condition: Tensor, prefix: KeysValues, mask: Tensor) -> Tensor:
-        """x (B, T, D), condition (B, D), prefix keys and values (B, g, N, d), mask (B, N + T)."""
+        """x (B, M, D) of M = T / P tokens, condition (B, D), prefix keys and values (B, g, N, d), mask (B, N + M)."""
         normed, gate = self.attention_norm(x, condition)
         keys, values = self.attention.keys_values(normed)
-        keys = torch.cat([prefix[0], keys], dim=2)  # (B, g, N + T, d)
+        keys = torch.cat([prefix[0], keys], dim=2)  # (B, g, N + M, d)
         values = torch.cat([prefix[1], values], dim=2)
         x = x + gate * self.attention.attend(normed, keys, values, mask)
         normed, gate = self.mlp_norm(x, condition)
@@ -187,13 +187,14 @@ class Pi05Compact(nn.Module):
             PrefixLayer(config, is_last=i == config.depth - 1) for i in range(config.depth)
         )
 
-        self.action_in = nn.Linear(config.max_action_dim, config.expert_width)
-        self.action_position = nn.Parameter(torch.empty(config.chunk_size, config.expert_width))
+        patch, tokens = config.action_patch, config.chunk_size // config.action_patch
+        self.action_in = nn.Linear(patch * config.max_action_dim, config.expert_width)
+        self.action_position = nn.Parameter(torch.empty(tokens, config.expert_width))
         self.time_in = nn.Linear(config.expert_width, config.expert_width)
         self.time_out = nn.Linear(config.expert_width, config.expert_width)
         self.expert_layers = nn.ModuleList(ExpertLayer(config) for _ in range(config.depth))
         self.final_norm = AdaptiveRMSNorm(config.expert_width)
-        self.action_out = nn.Linear(config.expert_width, config.max_action_dim)
+        self.action_out = nn.Linear(config.expert_width, patch * config.max_action_dim)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -242,16 +243,17 @@ class Pi05Compact(nn.Module):
         prefix_mask: Tensor,
         step_is_pad: Tensor | None = None,
     ) -> Tensor:
-        """Velocity at x_t (B, T, A), t (B,). Steps marked in step_is_pad (B, T) are not attended to."""
-        width = x_t.shape[-1]
+        """Velocity at x_t (B, T, A), t (B,). Steps marked in step_is_pad (B, T) do not matter to the others."""
+        width, patch = x_t.shape[-1], self.config.action_patch
         condition = self.embed_time(t)
         steps = torch.ones(x_t.shape[:2], dtype=torch.bool, device=x_t.device) if step_is_pad is None else ~step_is_pad
-        mask = torch.cat([prefix_mask, steps], dim=1)  # (B, N + T)
-        x = self.action_in(pad_vector(x_t, self.config.max_action_dim)) + self.action_position  # (B, T, D)
+        mask = torch.cat([prefix_mask, steps.unflatten(1, (-1, patch)).any(-1)], dim=1)  # (B, N + T / P)
+        x = pad_vector(x_t * steps[..., None], self.config.max_action_dim)
+        x = self.action_in(x.unflatten(1, (-1, patch)).flatten(2)) + self.action_position  # (B, T / P, D)
         for layer, keys_values in zip(self.expert_layers, prefix, strict=True):
             x = layer(x, condition, keys_values, mask)
         x, _ = self.final_norm(x, condition)
-        return self.action_out(x)[..., :width]  # (B, T, A)
+        return self.action_out(x).unflatten(-1, (patch, -1)).flatten(1, 2)[..., :width]  # (B, T, A)
 
     # --------------------------------------------------------------------------------------------- loss
 

@@ -87,7 +87,7 @@ def test_gradient_of_the_expert_reaches_the_prefix(pi05: PolicyObjective, batch:
     flow_loss(pi05, batch).backward()
     model = pi05.policy.model
     for parameters in (
-        model.image_encoder.backbone.parameters(),
+        model.image_encoder.backbone.stem.parameters(),
         [model.word_embedding.weight, model.state_embedding.weight],
         model.prefix_layers.parameters(),
         model.expert_layers.parameters(),
@@ -103,16 +103,19 @@ def test_two_passes_equal_one_pass_with_a_block_mask(pi05: PolicyObjective, batc
     inputs = prepared(pi05, batch)
     x_t, t = torch.randn(4, 8, 3), torch.rand(4)
     step_is_pad = torch.zeros(4, 8, dtype=torch.bool)
-    step_is_pad[1, 5:] = True
+    step_is_pad[1, 4:] = True
+    step_is_pad[2, 6:] = True
     cache, prefix_mask = pi05.policy.encode_prefix(inputs)
     ours = model.denoise(x_t, t, cache, prefix_mask, step_is_pad)
 
     words = (inputs["observation.language.tokens"], inputs["observation.language.attention_mask"])
     prefix, _ = model.embed_prefix(inputs["observation.image"], *words, inputs["observation.state"])
-    suffix = model.action_in(F.pad(x_t, (0, 29))) + model.action_position
+    steps = F.pad(x_t * ~step_is_pad[..., None], (0, 29))  # as wide as the weights
+    suffix = model.action_in(steps.reshape(4, 2, 4 * 32)) + model.action_position  # two tokens of four steps
     condition = model.embed_time(t)
-    blocks = torch.tensor([0] * prefix.shape[1] + [1] + [0] * 7)[None].expand(4, -1)
-    mask = make_att_2d_masks(torch.cat([prefix_mask, ~step_is_pad], 1), blocks)[:, None]
+    blocks = torch.tensor([0] * prefix.shape[1] + [1] + [0])[None].expand(4, -1)
+    token_is_real = ~step_is_pad[:, ::4]
+    mask = make_att_2d_masks(torch.cat([prefix_mask, token_is_real], 1), blocks)[:, None]
     for seen, acting in zip(model.prefix_layers, model.expert_layers, strict=True):
         normed = [seen.attention_norm(prefix)]
         hidden, gate = acting.attention_norm(suffix, condition)
@@ -136,7 +139,7 @@ def test_two_passes_equal_one_pass_with_a_block_mask(pi05: PolicyObjective, batc
         if not seen.is_last:
             prefix = prefix + seen.attention.output(answer[:, : prefix.shape[1]])
             prefix = prefix + seen.mlp(seen.mlp_norm(prefix))
-    reference = model.action_out(model.final_norm(suffix, condition)[0])[..., :3]
+    reference = model.action_out(model.final_norm(suffix, condition)[0]).reshape(4, 8, 32)[..., :3]
     torch.testing.assert_close(ours[~step_is_pad], reference[~step_is_pad], atol=1e-5, rtol=1e-4)
 
 
@@ -281,9 +284,9 @@ def test_padded_dimensions_do_not_change_the_loss(pi05: PolicyObjective, batch: 
     before = flow_loss(pi05, batch)
     model = pi05.policy.model
     with torch.no_grad():
-        model.action_in.weight[:, 3:] += 1
-        model.action_out.weight[3:] += 1
-        model.action_out.bias[3:] += 1
+        model.action_in.weight.unflatten(1, (4, 32))[..., 3:] += 1  # of each of the four steps of a token
+        model.action_out.weight.unflatten(0, (4, 32))[:, 3:] += 1
+        model.action_out.bias.unflatten(0, (4, 32))[:, 3:] += 1
         model.state_embedding.weight[4:] += 1
     assert torch.equal(before, flow_loss(pi05, batch))
 
