@@ -22,6 +22,8 @@ class Pi05CompactConfig(PreTrainedConfig):
     tokenizer_max_length, tokenizer_buckets: words kept of an instruction, and ids they are hashed to.
     width, mlp_width: of the prefix stream; expert_width, expert_mlp_width: of the action expert. Both streams
         have `depth` layers and share num_heads, num_kv_heads and head_dim, since they meet in one attention.
+    sampling_temperature: standard deviation of the noise that a chunk is sampled from; below 1 it is nearer to the
+        mean of what the policy has learned, noise of the operator included.
     flow_samples: noise and time draws per observation and training step; the prefix is computed once for all.
     """
 
@@ -48,6 +50,7 @@ class Pi05CompactConfig(PreTrainedConfig):
     head_dim: int = 32
 
     num_inference_steps: int = 10
+    sampling_temperature: float = 1.0
     flow_samples: int = 4
     time_sampling_beta_alpha: float = 1.5
     time_sampling_beta_beta: float = 1.0
@@ -85,6 +88,8 @@ class Pi05CompactConfig(PreTrainedConfig):
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.expert_width % 2:
             raise ValueError(f"expert_width is {self.expert_width}; the sine-cosine time features need an even width")
+        if self.sampling_temperature < 0:
+            raise ValueError(f"sampling_temperature is {self.sampling_temperature}; expected 0 or more")
         if self.flow_samples < 1 or self.depth < 1 or self.num_inference_steps < 1:
             raise ValueError("flow_samples, depth and num_inference_steps must be at least 1")
 

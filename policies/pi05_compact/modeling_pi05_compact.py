@@ -382,7 +382,7 @@ class Pi05CompactPolicy(PreTrainedPolicy):
         assert action is not None
         if noise is None:
             shape = (prefix_mask.shape[0], self.config.chunk_size, action.shape[0])
-            noise = sample_noise(shape, prefix_mask.device)
+            noise = self.config.sampling_temperature * sample_noise(shape, prefix_mask.device)
         return self.model.sample(prefix, prefix_mask, noise)
 
     def _with_own_picture_size(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
