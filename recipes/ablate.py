@@ -18,7 +18,7 @@ import numpy as np
 from recipes.compose import command_words
 from recipes.lanes import Lane, run_lanes, stage
 from recipes.schema import AblateConfig
-from recipes.study import ARMS, Cell, cell_lane, generator_lane, generator_seed, parse_grid
+from recipes.study import ARMS, POLICIES, Cell, cell_lane, generator_lane, generator_seed, parse_grid, total_steps
 from toolkit.data.lerobot_io import read_actions
 from toolkit.envs.shifts import SUITES
 from toolkit.errors import UserError, nearest
@@ -89,6 +89,12 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
     for key in ("suites", "generator_seeds"):
         if not getattr(config, key):
             raise UserError(f"ablate: {key}=[] is empty")
+    for key in ("policy_steps", "policy_train", "policy_finetune"):
+        for policy in getattr(config, key):
+            if policy not in POLICIES:
+                raise UserError(f"ablate: {key}: unknown policy '{policy}'. {nearest(policy, POLICIES)}")
+    if fewest := [f"{policy}:{steps}" for policy, steps in config.policy_steps.items() if steps < 1]:
+        raise UserError(f"ablate: policy_steps={{{fewest[0]}}}: expected at least 1")
     for suite in config.suites:
         if suite not in SUITES:
             raise UserError(f"ablate: unknown suite '{suite}'. {nearest(suite, SUITES)}")
@@ -324,7 +330,10 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         "the training seed where it is largest, not corrected for the number of comparisons",
         "generators": f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of "
         "the policies. The exchange rate counts the real episodes that they have seen as free",
-        "training": f"{config.steps} gradient steps in every arm; {config.real_per_task} real episodes a task are all",
+        "training": ", ".join(
+            f"{total_steps(config, p)} gradient steps of {p}" for p in dict.fromkeys(c.policy for c in cells)
+        )
+        + f", the same in every arm; {config.real_per_task} real episodes a task are all",
         "power": power_sentence(config, cells),
     }
     found |= {f"generator of feed={feed}": f"has seen {episodes[feed]}" for feed in feeds}

@@ -308,6 +308,7 @@ class AblateConfig(CommonConfig):
     held_out_seed: int = 500_000
     generator_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # a policy's seed k has the k-th, in turn
     steps: int = MISSING  # gradient steps of the policy, in every arm
+    policy_steps: dict[str, int] = field(default_factory=dict)  # of single policies, in every arm
     suites: list[str] = field(default_factory=lambda: ["unseen", "position"])
     scenes_per_task: int = 50
     filters: dict[str, list[str]] = field(default_factory=dict)  # name: rules of `vag pretrain select=`

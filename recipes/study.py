@@ -17,6 +17,7 @@ from recipes.schema import AblateConfig
 from toolkit.errors import UserError, nearest
 
 FEEDS = ("paper", "fair")
+POLICIES = ("pi05_compact", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _cell(config: AblateConfig, values: dict[str, str], line: str) -> Cell:
         raise UserError(f"ablate: grid line '{line}' names no arm; expected arm=... of {', '.join(ARMS)}")
     known: dict[str, Sequence[str]] = {
         "arm": list(ARMS),
-        "policy": ["pi05_compact", "diffusion"],
+        "policy": POLICIES,
         "feed": FEEDS,
         "filter": ["none", *config.filters],
         "finetune": ["default", *config.finetunes],
@@ -141,9 +142,10 @@ def _cell(config: AblateConfig, values: dict[str, str], line: str) -> Cell:
     for key in ("synthetic_fraction", "finetune_fraction"):
         if not 0 <= (fraction := getattr(cell, key)) <= 1:
             raise UserError(f"ablate: {key}={fraction}: expected a number from 0 to 1")
-    if not 1 <= round(cell.finetune_share * config.steps) < config.steps and ARMS[cell.arm].finetuned:
+    steps = total_steps(config, cell.policy)
+    if not 1 <= round(cell.finetune_share * steps) < steps and ARMS[cell.arm].finetuned:
         raise UserError(
-            f"ablate: finetune_share={cell.finetune_share} of steps={config.steps}: both stages need at least one step"
+            f"ablate: finetune_share={cell.finetune_share} of steps={steps}: both stages need at least one step"
         )
     if min(cell.few, cell.synthetic_per_task) < 1:
         raise UserError(f"ablate: grid line '{line}': few and synthetic_per_task must be at least 1")
@@ -171,6 +173,11 @@ def _relevant(config: AblateConfig, cell: Cell) -> Cell:
             raise UserError(f"ablate: arm={cell.arm} needs a filter; filters={{}} names none")
         changes["filter"] = next(iter(config.filters))
     return replace(cell, **changes)
+
+
+def total_steps(config: AblateConfig, policy: str) -> int:
+    """Gradient steps of a policy, the same in every arm."""
+    return config.policy_steps.get(policy, config.steps)
 
 
 def generator_seed(config: AblateConfig, cell: Cell) -> int:
@@ -203,7 +210,7 @@ def fed_datasets(root: Path, config: AblateConfig, feed: str) -> str:
 
 def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
     """Train the policy of a cell and evaluate it."""
-    arm = ARMS[cell.arm]
+    arm, total = ARMS[cell.arm], total_steps(config, cell.policy)
     synthetic = root / f"synthetic_{cell.feed}_{generator_seed(config, cell)}/dataset"
     single = [f"seed={cell.seed}", f"runtime.threads={config.threads}"]
     few = [f"real=[{root / 'real_few/dataset'}]", f"episodes_per_task={cell.few}"]
@@ -221,8 +228,8 @@ def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
     lane: Lane = []
     last = f"{cell.name}/train"
     if arm.finetuned:
-        tuning = round(cell.finetune_share * config.steps)
-        steps = f"optim.steps={config.steps - tuning}"
+        tuning = round(cell.finetune_share * total)
+        steps = f"optim.steps={total - tuning}"
         lane.append((last, "pretrain", [*train, *generated, "synthetic_fraction=1", steps]))
         checkpoint = f"checkpoint={root / last / 'pretrained_model'}"
         tune = [*config.finetune, *config.policy_finetune.get(cell.policy, [])]
@@ -239,7 +246,7 @@ def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
                 data.append(f"real_shares=[{1 - cell.synthetic_fraction},{cell.synthetic_fraction}]")
         if arm.synthetic:
             data = [*data, *generated, f"synthetic_fraction={cell.synthetic_fraction if arm.real else 1}"]
-        lane.append((last, "pretrain", [*train, *data, f"optim.steps={config.steps}"]))
+        lane.append((last, "pretrain", [*train, *data, f"optim.steps={total}"]))
     where = [f"tasks=[{','.join(config.tasks)}]", f"new_tasks=[{','.join(config.new_tasks)}]"]
     where += [f"suites=[{','.join(config.suites)}]", f"episodes_per_task={config.scenes_per_task}"]
     where += ["positions=inner", f"first_seed={config.held_out_seed}", f"arm='{cell.arm}'", *config.evaluate]

@@ -83,7 +83,9 @@ class Pi05CompactConfig(PreTrainedConfig):
         if not 1 <= self.n_action_steps <= self.chunk_size:
             raise ValueError(f"n_action_steps is {self.n_action_steps}; expected 1 to chunk_size ({self.chunk_size})")
         if self.action_patch < 1 or self.chunk_size % self.action_patch:
-            raise ValueError(f"action_patch is {self.action_patch}; expected a divisor of chunk_size ({self.chunk_size})")
+            raise ValueError(
+                f"action_patch is {self.action_patch}; expected a divisor of chunk_size ({self.chunk_size})"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.expert_width % 2:

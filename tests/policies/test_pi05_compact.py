@@ -319,6 +319,16 @@ def test_select_action_replays_the_chunk(pi05: PolicyObjective, batch: Batch) ->
     assert torch.equal(steps[4], chunk[:, 0])
 
 
+def test_a_lower_temperature_brings_samples_together(make_policy: Callable[..., PolicyObjective], batch: Batch) -> None:
+    def spread(temperature: float) -> Tensor:
+        policy = make_policy("pi05_compact", sampling_temperature=temperature)
+        return torch.stack([policy.predict_action_chunk(batch) for _ in range(8)]).std(0).mean()
+
+    assert spread(0) == 0 < spread(0.3) < 0.5 * spread(1)
+    with pytest.raises(UserError, match="sampling_temperature is -1"):
+        make_policy("pi05_compact", sampling_temperature=-1.0)
+
+
 # --------------------------------------------------------------------------------------------- all together
 
 

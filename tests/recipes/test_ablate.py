@@ -67,6 +67,8 @@ def test_grids_that_make_no_sense_are_named(grid: str, message: str) -> None:
         (["generator_seeds=[]"], r"generator_seeds=\[\] is empty"),
         (["gap=[0.3,0.3]"], "expected two different rates"),
         (["power=1"], "power=1"),
+        (["policy_steps={difusion:9}"], "policy_steps: unknown policy 'difusion'"),
+        (["policy_steps={diffusion:0}"], "policy_steps={diffusion:0}: expected at least 1"),
         (["grid=['arm=cotrain feed=fair']"], "feed=fair needs other_tasks"),
         (["grid=['arm=cotrain feed=fair few=2']", "other_tasks=[door-open]"], "has seen fed_few=5 .* would get 2"),
     ],
@@ -76,6 +78,14 @@ def test_studies_that_would_mislead_are_refused(overrides: list[str], message: s
     cells = parse_grid(made)
     with pytest.raises(UserError, match=message):
         ablate.check(made, cells)
+
+
+def test_a_policy_may_have_steps_of_its_own() -> None:
+    study = config("steps=11", "policy_steps={diffusion:7}", "grid=['arm=real_few policy=pi05_compact,diffusion']")
+    steps = [compose_config(*cell_lane(study, Path("root"), cell)[0][1:]).optim.steps for cell in parse_grid(study)]
+    assert steps == [11, 7]
+    with pytest.raises(UserError, match="of steps=1: both stages"):
+        parse_grid(config("policy_steps={diffusion:1}", "grid=['arm=pretrain_finetune policy=diffusion']"))
 
 
 @pytest.mark.parametrize("arm", ARMS)
