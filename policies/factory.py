@@ -1,7 +1,8 @@
-"""One way to build, train, run, save and load a policy, whichever of the two it is.
+"""One way to build, train, run, save and load a policy, whichever it is.
 
-`pi05_compact` is ours; `diffusion` is LeRobot's own, at CPU size, told the instruction through its
-`observation.environment_state`. B samples, T action steps in a chunk, A action width, S state width.
+`pi05_compact` is ours; `diffusion` is LeRobot's own, at CPU size, and `diffusion_compact` the same with our picture
+encoder; both are told the instruction through `observation.environment_state`. B samples, T action steps in a chunk,
+A action width, S state width.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from policies.diffusion_compact import DiffusionCompactConfig
 from policies.instruction_embedding import InstructionEmbeddingProcessorStep
 from policies.pi05_compact import Pi05CompactConfig
 from toolkit.data.schema import (
@@ -41,7 +43,11 @@ from toolkit.errors import UserError, nearest
 
 Statistics = dict[str, dict[str, np.ndarray]]
 
-CONFIGS: dict[str, type[PreTrainedConfig]] = {"pi05_compact": Pi05CompactConfig, "diffusion": DiffusionConfig}
+CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    "pi05_compact": Pi05CompactConfig,
+    "diffusion": DiffusionConfig,
+    "diffusion_compact": DiffusionCompactConfig,
+}
 
 # LeRobot's defaults ask for a download, two observations and 260 M parameters. No random crop: at 64x64 a pixel
 # is about a centimetre, and a shifted picture is another scene. It predicts actions instead of noise: on "find the
@@ -64,8 +70,16 @@ DIFFUSION_DEFAULTS: dict[str, Any] = {
 }
 # LeRobot's ResNet has stride 32: of a smaller picture it leaves one cell, whose keypoints are always its centre.
 SMALLEST_DIFFUSION_PICTURE = 64
-DEFAULTS: dict[str, dict[str, Any]] = {"pi05_compact": {}, "diffusion": DIFFUSION_DEFAULTS}
-VISION_ENCODERS = {"pi05_compact": "model.image_encoder", "diffusion": "diffusion.rgb_encoder"}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "pi05_compact": {},
+    "diffusion": DIFFUSION_DEFAULTS,
+    "diffusion_compact": DIFFUSION_DEFAULTS,
+}
+VISION_ENCODERS = {
+    "pi05_compact": "model.image_encoder",
+    "diffusion": "diffusion.rgb_encoder",
+    "diffusion_compact": "diffusion.rgb_encoder",
+}
 
 # Set by the factory from the data, so they are not options.
 FEATURE_FIELDS = ("input_features", "output_features")
@@ -275,10 +289,10 @@ def build_policy(
 ) -> PolicyObjective:
     """A new policy with random weights.
 
-    policy_type: `pi05_compact` or `diffusion`. stats: LeRobot's statistics per feature key. options: keywords of the
-    policy's configuration. text_encoder: directory of a sentence-transformer or T5, for a policy that takes the
-    instruction as a vector (`diffusion`). Raises UserError for an unknown type or option, a value or a picture
-    size the policy refuses, or missing statistics.
+    policy_type: a key of CONFIGS. stats: LeRobot's statistics per feature key. options: keywords of the
+    policy's configuration. text_encoder: directory of a sentence-transformer or T5, for the diffusion policies, which
+    take the instruction as a vector. Raises UserError for an unknown type or option, a value or a picture size the
+    policy refuses, or missing statistics.
     """
     if policy_type not in CONFIGS:
         raise UserError(f"policy type '{policy_type}' is unknown. {nearest(policy_type, CONFIGS)}")
@@ -292,10 +306,10 @@ def build_policy(
         STATE: PolicyFeature(FeatureType.STATE, (state_dim,)),
     }
     step = None
-    if policy_type == "diffusion":
+    if issubclass(config_class, DiffusionConfig):
         step = InstructionEmbeddingProcessorStep(path=None if text_encoder is None else str(text_encoder))
         inputs[ENVIRONMENT_STATE] = PolicyFeature(FeatureType.ENV, (step.width,))
-        if min(image_shape[1:]) < SMALLEST_DIFFUSION_PICTURE:
+        if policy_type == "diffusion" and min(image_shape[1:]) < SMALLEST_DIFFUSION_PICTURE:
             options = {"resize_shape": (SMALLEST_DIFFUSION_PICTURE,) * 2, **options}
     elif text_encoder is not None:
         raise UserError(f"{policy_type} reads the words themselves; a text encoder is for diffusion")

@@ -20,8 +20,10 @@ from recipes.schema import SCHEMAS
 from toolkit.errors import UserError, nearest
 
 # Mappings that take any key.
-OPEN = ("policy.options", "image_keys", "filters", "finetunes", "checkpoints")
-OPEN += ("policy_train", "policy_finetune", "policy_steps")
+OPEN = (
+    *("policy.options", "image_keys", "checkpoints"),
+    *("filters", "finetunes", "policy_train", "policy_finetune", "policy_steps"),
+)
 
 
 def file_name(command: str) -> str:

@@ -17,7 +17,7 @@ from recipes.schema import AblateConfig
 from toolkit.errors import UserError, nearest
 
 FEEDS = ("paper", "fair")
-POLICIES = ("pi05_compact", "diffusion")
+POLICIES = ("pi05_compact", "diffusion", "diffusion_compact")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "diffusion": {"horizon": 8, "n_action_steps": 4, "down_dims": (16, 32), "diffusion_step_embed_dim": 16},
 }
+SMALL["diffusion_compact"] = SMALL["diffusion"]
 
 
 def make_statistics() -> Statistics:

@@ -12,7 +12,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from safetensors.torch import load_file, save_file
 
-from policies.factory import PolicyObjective, Statistics
+from policies.factory import PolicyObjective, Statistics, build_policy
 from toolkit.errors import UserError
 
 Batch = dict[str, Any]
@@ -238,11 +238,19 @@ def test_unknown_names(make_policy: Make, kind: str) -> None:
         ("diffusion", {"vision_backbone": "vgg"}, "ResNet"),
         ("diffusion", {"n_obs_steps": 2}, "one observation"),
         ("diffusion", {"horizon": 6}, "horizon"),
+        ("diffusion_compact", {"resize_shape": (64, 64)}, "sees the picture as it is"),
     ],
 )
 def test_refused_options(make_policy: Make, kind: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_policy(kind, **options)
+
+
+def test_diffusion_compact_sees_whole_cells(statistics: Statistics) -> None:
+    sizes: dict[str, Any] = {"state_dim": 4, "action_dim": 3, "stats": statistics, "options": {}}
+    with pytest.raises(UserError, match="multiples of 8"):
+        build_policy("diffusion_compact", image_shape=(3, 32, 36), **sizes)
+    assert build_policy("diffusion_compact", image_shape=(3, 32, 40), **sizes).image_shape == (3, 32, 40)
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,12 @@ def test_discovery_in_a_fresh_process(
     batch = {k: v for k, v in batch.items() if not k.startswith("action")}
     torch.save(batch, tmp_path / "observation.pt")
     expected = {}
-    for kind in ("pi05_compact", "diffusion"):
+    for kind in ("pi05_compact", "diffusion", "diffusion_compact"):
         objective = make_policy(kind)
         objective.save_pretrained(tmp_path / kind)
         torch.manual_seed(0)
         expected[kind] = objective.predict_action_chunk(batch)[:, 0].flatten().tolist()
-    paths = [str(tmp_path / name) for name in ("observation.pt", "pi05_compact", "diffusion")]
+    paths = [str(tmp_path / name) for name in ("observation.pt", *expected)]
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, *paths],
         cwd=tmp_path,  # so that the packages are found because they are installed

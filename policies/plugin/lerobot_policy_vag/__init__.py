@@ -1,4 +1,5 @@
 """LeRobot imports this module by the distribution's name; importing it registers the policy and its steps."""
 
+import policies.diffusion_compact
 import policies.instruction_embedding
 import policies.pi05_compact  # noqa: F401
