@@ -35,7 +35,7 @@ from toolkit.evaluation.statistics import (
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.media import atomic
 from toolkit.reporting.plots import figure_file
-from toolkit.reporting.report import fraction_figures
+from toolkit.reporting.report import arm_figures, fraction_figures
 from toolkit.reporting.run_record import Run, read_record
 
 Outcomes = dict[tuple[Cell, str], dict[int, list[bool]]]  # (cell with seed 0, suite): training seed: scenes
@@ -44,7 +44,7 @@ EXTENDABLE = True  # cells that are there are taken as they are, so a grid can g
 
 
 def run(config: AblateConfig, run: Run) -> None:
-    """Collect, train, evaluate all cells; write `cells.parquet`, `figure.svg`, `record.json`, `record.md`.
+    """Collect, train, evaluate all cells; write `cells.parquet`, `arms.svg`, `figure.svg`, `record.json`, `record.md`.
 
     Print the record as the last line.
     """
@@ -74,10 +74,12 @@ def run(config: AblateConfig, run: Run) -> None:
     rows += generator_rows(root, cells, config) + exchange_rows(outcomes)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
     record = write_record(root, "ablation", command, rows, comparisons, notes(config, cells, failed))
-    (root / "figure.svg").unlink(missing_ok=True)
-    if figures := fraction_figures(rows):
-        with atomic(root / "figure.svg") as temporary:
-            temporary.write_text(figure_file(figures))
+    for name, figures in (("arms", arm_figures(rows)), ("figure", fraction_figures(rows))):
+        path = root / f"{name}.svg"
+        path.unlink(missing_ok=True)
+        if figures:
+            with atomic(path) as temporary:
+                temporary.write_text(figure_file(figures))
     run.result.update(
         rows=rows, comparisons=comparisons, failed=failed, cells=json.loads(table.to_json(orient="records"))
     )

@@ -199,7 +199,8 @@ def test_a_study_at_smoke_scale_marks_what_fails_and_goes_on(
     words = ["ablate", "experiment=ablate_smoke", f"out={out}"]
     assert cli.main([*words, "filters.cycle=['score_cycle_error<=-1']"]) == 0  # leaves no episode: that cell fails
     record = json.loads((out / "record.json").read_text())
-    assert (out / "figure.svg").read_text().startswith("<svg xmlns")
+    for figure in ("figure.svg", "arms.svg"):
+        assert (out / figure).read_text().startswith("<svg xmlns")
     table = pd.read_parquet(out / "cells.parquet")
     assert set(table["suite"]) == {"unseen", "position"}
     failed = table[table["status"] == "failed"]

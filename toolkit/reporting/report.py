@@ -273,13 +273,7 @@ def _ablate(runs: list[RunPage], has_demo: bool) -> list[str]:
         comparisons = [as_dict(row) for row in as_list(run.result.get("comparisons"))]
         for suite in distinct(row.get("suite") for row in rows):
             chosen = [row for row in rows if row.get("suite") == suite and row.get("n")]
-            rates = [
-                {**row, "rate": row["value"], "successes": round(row["value"] * row["n"])}
-                for row in chosen
-                if row.get("metric") == "success"
-            ]
-            bars = [{**row, "group": row.get("policy", ""), "label": row.get("system", "")} for row in rates]
-            figures = [framed(plots.success_bars(bars, f"Success, {suite}"), "")] if bars else []
+            figures = [framed(figure, "") for figure in arm_figures(chosen)]
             for figure in fraction_figures(chosen):
                 caption = "0: the few real episodes alone; 1: synthetic episodes alone; between: co-training."
                 figures.append(framed(figure, f"{caption} Dashed: all real episodes, where they were tried."))
@@ -291,6 +285,26 @@ def _ablate(runs: list[RunPage], has_demo: bool) -> list[str]:
         if failed := [cell for cell in cells if cell.get("status") == "failed"]:
             parts.append("<h3>Cells that failed</h3>" + rows_table(failed))
     return parts
+
+
+def arm_figures(rows: list[dict[str, Any]]) -> list[str]:
+    """Success of all systems, an SVG for every suite."""
+    figures = []
+    for suite in distinct(row.get("suite") for row in rows):
+        bars = [
+            {
+                **row,
+                "group": row.get("policy", ""),
+                "label": row.get("system", ""),
+                "rate": row["value"],
+                "successes": round(row["value"] * row["n"]),
+            }
+            for row in rows
+            if (row.get("suite"), row.get("metric")) == (suite, "success") and row.get("n")
+        ]
+        if bars:
+            figures.append(plots.success_bars(bars, f"Success, {suite}"))
+    return figures
 
 
 def fraction_figures(rows: list[dict[str, Any]]) -> list[str]:
