@@ -95,8 +95,8 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
         for policy in getattr(config, key):
             if policy not in POLICIES:
                 raise UserError(f"ablate: {key}: unknown policy '{policy}'. {nearest(policy, POLICIES)}")
-    if fewest := [f"{policy}:{steps}" for policy, steps in config.policy_steps.items() if steps < 1]:
-        raise UserError(f"ablate: policy_steps={{{fewest[0]}}}: expected at least 1")
+    if wrong := [f"{policy}:{steps}" for policy, steps in config.policy_steps.items() if steps < 1]:
+        raise UserError(f"ablate: policy_steps={{{wrong[0]}}}: expected at least 1")
     for suite in config.suites:
         if suite not in SUITES:
             raise UserError(f"ablate: unknown suite '{suite}'. {nearest(suite, SUITES)}")

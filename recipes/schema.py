@@ -228,7 +228,9 @@ class PolicyTrainingConfig(CommonConfig):
 
 @dataclass
 class PretrainConfig(PolicyTrainingConfig):
-    text_encoder: str | None = None  # directory of a sentence-transformer or T5, for diffusion; null = hashed words
+    text_encoder: str | None = (
+        None  # directory of a sentence-transformer or T5, for diffusion policies; null = hashed words
+    )
     policy: PolicyConfig = field(default_factory=PolicyConfig)
 
 

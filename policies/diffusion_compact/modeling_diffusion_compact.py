@@ -1,13 +1,15 @@
 """Diffusion Policy (arXiv 2303.04137) at a size that trains on a CPU: LeRobot's U-Net and schedule, another eye.
 
-Of a picture of 64x64 the ResNet-18 of LeRobot's policy leaves four cells and takes four fifths of the training time.
+Of a picture of 64x64 the ResNet-18 of LeRobot's policy leaves four cells, and it takes most of the training time.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from torch import Tensor, nn
 
@@ -16,18 +18,26 @@ from policies.observation_encoder import COMPACT_WIDTH, STRIDE, CompactBackbone
 
 
 class CompactRgbEncoder(nn.Module):
-    """What `DiffusionRgbEncoder` is: pictures (B, 3, H, W), normalised, -> features (B, D). H and W divide by 8.
+    """In the place of `DiffusionRgbEncoder`: pictures (B, 3, H, W), normalised, -> features (B, D).
 
-    Every cell of 8 x 8 pixels has weights of its own, so that a feature can tell places apart.
+    Every cell of 8 x 8 pixels has weights of its own, so that a feature can tell places apart: they are 48 D for each.
+    In rollouts a picture of another size is resized, since `lerobot-eval` passes on what the simulator renders.
+    Raises ValueError for one in training, and for H or W that 8 does not divide.
     """
 
     def __init__(self, height: int, width: int, feature_dim: int) -> None:
         super().__init__()
-        self.feature_dim = feature_dim
+        if height % STRIDE or width % STRIDE:
+            raise ValueError(f"pictures of {height} x {width}; expected multiples of {STRIDE}")
+        self.size, self.feature_dim = (height, width), feature_dim
         self.backbone = CompactBackbone()
         self.out = nn.Linear(COMPACT_WIDTH * (height // STRIDE) * (width // STRIDE), feature_dim)
 
     def forward(self, image: Tensor) -> Tensor:
+        if (found := tuple(image.shape[2:])) != self.size:
+            if self.training:
+                raise ValueError(f"picture of {found[0]} x {found[1]}: expected {self.size[0]} x {self.size[1]}")
+            image = F.interpolate(image, self.size, mode="bilinear", antialias=True, align_corners=False)
         return F.silu(self.out(self.backbone(image).flatten(1)))
 
 
@@ -38,16 +48,24 @@ class DiffusionCompactPolicy(DiffusionPolicy):
     name = "diffusion_compact"
 
     def __init__(self, config: DiffusionCompactConfig, **kwargs: Any) -> None:
-        for key, feature in config.image_features.items():
-            channels, height, width = feature.shape
-            if channels != 3 or height % STRIDE or width % STRIDE:
-                raise ValueError(f"{key} is {feature.shape}; expected (3, H, W) with H and W multiples of {STRIDE}")
-        super().__init__(config, **kwargs)
-        encoders = [
-            CompactRgbEncoder(feature.shape[1], feature.shape[2], 2 * config.spatial_softmax_num_keypoints)
-            for feature in config.image_features.values()
-        ]
-        if not encoders:
-            return
-        separate = config.use_separate_rgb_encoder_per_camera
-        self.diffusion.rgb_encoder = nn.ModuleList(encoders) if separate else encoders[0]
+        super().__init__(config, **kwargs)  # builds a ResNet too, which is dropped here
+        if shapes := [feature.shape for feature in config.image_features.values()]:
+            _, height, width = shapes[0]  # LeRobot has made sure that cameras agree
+            separate = config.use_separate_rgb_encoder_per_camera
+            encoders = [
+                CompactRgbEncoder(height, width, 2 * config.spatial_softmax_num_keypoints)
+                for _ in (shapes if separate else shapes[:1])
+            ]
+            self.diffusion.rgb_encoder = nn.ModuleList(encoders) if separate else encoders[0]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_name_or_path: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        strict: bool = True,
+        **kwargs: Any,
+    ) -> DiffusionCompactPolicy:
+        """As LeRobot's, but strict unless told otherwise: a missing weight is an error, not a random number."""
+        return super().from_pretrained(pretrained_name_or_path, config=config, strict=strict, **kwargs)

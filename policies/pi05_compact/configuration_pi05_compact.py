@@ -22,8 +22,8 @@ class Pi05CompactConfig(PreTrainedConfig):
     tokenizer_max_length, tokenizer_buckets: words kept of an instruction, and ids they are hashed to.
     width, mlp_width: of the prefix stream; expert_width, expert_mlp_width: of the action expert. Both streams
         have `depth` layers and share num_heads, num_kv_heads and head_dim, since they meet in one attention.
-    sampling_temperature: standard deviation of the noise that a chunk is sampled from; below 1 it is nearer to the
-        mean of what the policy has learned, noise of the operator included.
+    sampling_temperature: standard deviation of the noise that a chunk is sampled from; below 1 a chunk is nearer to the
+        mean of what was demonstrated, with less of the operator's noise. Noise that a caller passes is taken as it is.
     flow_samples: noise and time draws per observation and training step; the prefix is computed once for all.
     """
 
@@ -84,7 +84,7 @@ class Pi05CompactConfig(PreTrainedConfig):
             raise ValueError(f"n_action_steps is {self.n_action_steps}; expected 1 to chunk_size ({self.chunk_size})")
         if self.action_patch < 1 or self.chunk_size % self.action_patch:
             raise ValueError(
-                f"action_patch is {self.action_patch}; expected a divisor of chunk_size ({self.chunk_size})"
+                f"chunk_size is {self.chunk_size}; expected a multiple of action_patch ({self.action_patch})"
             )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")

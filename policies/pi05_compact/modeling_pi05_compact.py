@@ -2,7 +2,7 @@
 
 Read top to bottom: layers -> prefix -> suffix -> loss -> sampler -> LeRobot's policy interface.
 B samples, N prefix tokens (image, words, state), T action steps, P of them to a token, A action width, S state width,
-D stream width, h query heads, g key-value heads, d head width. Time: t = 0 is data, t = 1 is noise.
+M = T / P tokens, D stream width, h query heads, g key-value heads, d head width. Time: t = 0 is data, t = 1 is noise.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Projections(nn.Module):
         return keys, values
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """x (B, N, D) asks; keys, values (B, g, M, d) answer where mask (B, M) is true."""
+        """x (B, N, D) asks; keys, values (B, g, K, d) answer where mask (B, K) is true."""
         query = self.query(x).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # (B, h, N, d)
         answer = F.scaled_dot_product_attention(
             query, keys, values, attn_mask=mask[:, None, None], enable_gqa=self.heads != self.kv_heads
@@ -126,7 +126,7 @@ class ExpertLayer(nn.Module):
         self.mlp = SwiGLU(config.expert_width, config.expert_mlp_width, bias=False)
 
     def forward(self, x: Tensor, condition: Tensor, prefix: KeysValues, mask: Tensor) -> Tensor:
-        """x (B, M, D) of M = T / P tokens, condition (B, D), prefix keys and values (B, g, N, d), mask (B, N + M)."""
+        """x (B, M, D), condition (B, D), prefix keys and values (B, g, N, d), mask (B, N + M)."""
         normed, gate = self.attention_norm(x, condition)
         keys, values = self.attention.keys_values(normed)
         keys = torch.cat([prefix[0], keys], dim=2)  # (B, g, N + M, d)
@@ -243,13 +243,13 @@ class Pi05Compact(nn.Module):
         prefix_mask: Tensor,
         step_is_pad: Tensor | None = None,
     ) -> Tensor:
-        """Velocity at x_t (B, T, A), t (B,). Steps marked in step_is_pad (B, T) do not matter to the others."""
+        """Velocity at x_t (B, T, A), t (B,). A token whose steps are all marked in step_is_pad (B, T) is not seen."""
         width, patch = x_t.shape[-1], self.config.action_patch
         condition = self.embed_time(t)
         steps = torch.ones(x_t.shape[:2], dtype=torch.bool, device=x_t.device) if step_is_pad is None else ~step_is_pad
-        mask = torch.cat([prefix_mask, steps.unflatten(1, (-1, patch)).any(-1)], dim=1)  # (B, N + T / P)
-        x = pad_vector(x_t * steps[..., None], self.config.max_action_dim)
-        x = self.action_in(x.unflatten(1, (-1, patch)).flatten(2)) + self.action_position  # (B, T / P, D)
+        mask = torch.cat([prefix_mask, steps.unflatten(1, (-1, patch)).any(-1)], dim=1)  # (B, N + M)
+        x = pad_vector(x_t, self.config.max_action_dim)
+        x = self.action_in(x.unflatten(1, (-1, patch)).flatten(2)) + self.action_position  # (B, M, D)
         for layer, keys_values in zip(self.expert_layers, prefix, strict=True):
             x = layer(x, condition, keys_values, mask)
         x, _ = self.final_norm(x, condition)
@@ -285,7 +285,7 @@ class Pi05Compact(nn.Module):
         padding inside the network does, and their error does not count.
         """
         real = (~step_is_pad)[..., None].to(actions.dtype)  # (B, T, 1)
-        x_t = interpolate(actions, noise, t)
+        x_t = torch.where(step_is_pad[..., None], noise, interpolate(actions, noise, t))  # nothing of what is not there
         if dim_is_pad is not None:
             here = (~dim_is_pad)[:, None].to(actions.dtype)
             x_t, real = x_t * here, real * here

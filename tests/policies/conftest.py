@@ -67,12 +67,13 @@ def build_small(
 
 
 def wake(objective: PolicyObjective) -> None:
-    """Give the zero-initialised adaRMS weights values, as training does."""
+    """Give weights that start at zero values, as training does: those of adaRMS, and a convolution of the picture."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in objective.named_parameters():
-            if "modulation" in name:
-                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+            scale = 0.3 if "modulation" in name else 0.05 if name.endswith("block.conv2.weight") else None
+            if scale is not None:
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.fixture

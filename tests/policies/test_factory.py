@@ -1,6 +1,7 @@
-"""Build, check, train, save and load, for both policies, with LeRobot's own loader as a witness."""
+"""Build, check, train, save and load, for every policy, with LeRobot's own loader as a witness."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lerobot.configs import PreTrainedConfig
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from safetensors.torch import load_file, save_file
 
-from policies.factory import PolicyObjective, Statistics, build_policy
+from policies.diffusion_compact import DiffusionCompactConfig
+from policies.factory import CONFIGS, PolicyObjective, Statistics, build_policy
 from toolkit.errors import UserError
 
 Batch = dict[str, Any]
@@ -65,7 +67,7 @@ def test_diffusion_predictions_lie_in_the_range_of_the_actions(make_policy: Make
     assert actions.max() > 1.5  # clipped noise fills the range: it was unnormalised
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "pi05_compact"])
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_instruction_matters(make_policy: Make, batch: Batch, kind: str) -> None:
     objective = make_policy(kind)
     if kind == "pi05_compact":  # at the start adaRMS keeps the expert from looking at the prefix
@@ -132,14 +134,16 @@ def test_removed_weight_is_an_error(objective: PolicyObjective, tmp_path: Path) 
         PolicyObjective.from_pretrained(tmp_path / "policy")
 
 
-def test_lerobots_own_loader_is_strict_for_ours(make_policy: Make, tmp_path: Path) -> None:
-    make_policy("pi05_compact").save_pretrained(tmp_path / "policy")
+@pytest.mark.parametrize("kind", ["diffusion_compact", "pi05_compact"])
+def test_lerobots_own_loader_is_strict_for_ours(make_policy: Make, tmp_path: Path, kind: str) -> None:
+    make_policy(kind).save_pretrained(tmp_path / "policy")
     path = tmp_path / "policy" / "model.safetensors"
     weights = load_file(path)
-    del weights["model.action_out.weight"]
+    lost = max(weights)
+    del weights[lost]
     save_file(weights, path)
-    with pytest.raises(RuntimeError, match=r"action_out\.weight"):
-        get_policy_class("pi05_compact").from_pretrained(tmp_path / "policy")
+    with pytest.raises(RuntimeError, match=re.escape(lost)):
+        get_policy_class(kind).from_pretrained(tmp_path / "policy")
 
 
 def test_what_is_no_policy_checkpoint(make_policy: Make, tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_refit_replaces_the_statistics(
     assert torch.equal(chunk(PolicyObjective.from_pretrained(tmp_path / "policy"), batch), after)
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "pi05_compact"])
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_constant_dimension_does_not_blow_up(
     make_policy: Make, statistics: Statistics, batch: Batch, kind: str
 ) -> None:
@@ -219,7 +223,7 @@ def test_bad_statistics(make_policy: Make, statistics: Statistics) -> None:
 # ---------------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "pi05_compact"])
+@pytest.mark.parametrize("kind", sorted(CONFIGS))
 def test_unknown_names(make_policy: Make, kind: str) -> None:
     with pytest.raises(UserError, match=r"Did you mean 'num_inference_steps'"):
         make_policy(kind, num_inference_step=5)
@@ -238,7 +242,9 @@ def test_unknown_names(make_policy: Make, kind: str) -> None:
         ("diffusion", {"vision_backbone": "vgg"}, "ResNet"),
         ("diffusion", {"n_obs_steps": 2}, "one observation"),
         ("diffusion", {"horizon": 6}, "horizon"),
-        ("diffusion_compact", {"resize_shape": (64, 64)}, "sees the picture as it is"),
+        ("diffusion_compact", {"resize_shape": (64, 64)}, "resize_shape is"),
+        ("diffusion_compact", {"vision_backbone": "resnet50"}, "has no ResNet"),
+        ("pi05_compact", {"action_patch": 3}, r"chunk_size is 8; expected a multiple of action_patch \(3\)"),
     ],
 )
 def test_refused_options(make_policy: Make, kind: str, options: dict[str, Any], message: str) -> None:
@@ -246,11 +252,41 @@ def test_refused_options(make_policy: Make, kind: str, options: dict[str, Any], 
         make_policy(kind, **options)
 
 
-def test_diffusion_compact_sees_whole_cells(statistics: Statistics) -> None:
-    sizes: dict[str, Any] = {"state_dim": 4, "action_dim": 3, "stats": statistics, "options": {}}
-    with pytest.raises(UserError, match="multiples of 8"):
+def test_diffusion_compact_sees_whole_cells(statistics: Statistics, batch: Batch) -> None:
+    sizes: dict[str, Any] = {"state_dim": 4, "action_dim": 3, "stats": statistics, "options": {"horizon": 8}}
+    with pytest.raises(UserError, match="32 x 36; expected multiples of 8"):
         build_policy("diffusion_compact", image_shape=(3, 32, 36), **sizes)
-    assert build_policy("diffusion_compact", image_shape=(3, 32, 40), **sizes).image_shape == (3, 32, 40)
+    objective = build_policy("diffusion_compact", image_shape=(3, 32, 40), **sizes)
+    assert not [name for name, _ in objective.named_modules() if "layer4" in name or "pool" in name]  # of the ResNet
+    objective.loss({**batch, "observation.image": torch.rand(4, 3, 32, 40)})[0].backward()
+    encoder = objective.policy.get_submodule("diffusion.rgb_encoder.0")
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+    other = torch.rand(4, 3, 64, 80)
+    with pytest.raises(ValueError, match="picture of 64 x 80: expected 32 x 40"):
+        encoder(other)
+    assert encoder.eval()(other).shape == (4, 128)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_diffusion_compact_takes_lerobots_cameras_and_memory(separate: bool) -> None:
+    """As LeRobot's own diffusion policy: several cameras, several observations."""
+    features = {
+        f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, 32, 32)) for name in ("top", "hand")
+    }
+    state, action = PolicyFeature(FeatureType.STATE, (4,)), PolicyFeature(FeatureType.ACTION, (3,))
+    config = DiffusionCompactConfig(
+        input_features={**features, "observation.state": state},
+        output_features={"action": action},
+        n_obs_steps=2,
+        use_separate_rgb_encoder_per_camera=separate,
+        device="cpu",
+    )
+    policy = get_policy_class("diffusion_compact")(config)
+    batch = {key: torch.rand(5, 2, 3, 32, 32) for key in features}
+    batch |= {"observation.state": torch.rand(5, 2, 4), "action": torch.rand(5, 16, 3)}
+    loss, _ = policy.forward({**batch, "action_is_pad": torch.zeros(5, 16, dtype=torch.bool)})
+    loss.backward()
+    assert len([name for name, _ in policy.named_parameters() if name.endswith("stem.weight")]) == 1 + separate
 
 
 @pytest.mark.parametrize(
@@ -276,6 +312,6 @@ def test_missing_key(objective: PolicyObjective, batch: Batch) -> None:
 
 
 def test_text_encoder_is_for_diffusion(make_policy: Make, tmp_path: Path) -> None:
-    for kind, message in (("pi05_compact", "for diffusion"), ("diffusion", "directory not found")):
+    for kind, message in (("pi05_compact", "for the diffusion policies"), ("diffusion", "directory not found")):
         with pytest.raises(UserError, match=message):
             make_policy(kind, text_encoder=tmp_path / "nowhere")

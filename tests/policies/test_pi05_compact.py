@@ -87,7 +87,7 @@ def test_gradient_of_the_expert_reaches_the_prefix(pi05: PolicyObjective, batch:
     flow_loss(pi05, batch).backward()
     model = pi05.policy.model
     for parameters in (
-        model.image_encoder.backbone.stem.parameters(),
+        model.image_encoder.backbone.parameters(),
         [model.word_embedding.weight, model.state_embedding.weight],
         model.prefix_layers.parameters(),
         model.expert_layers.parameters(),
@@ -110,7 +110,7 @@ def test_two_passes_equal_one_pass_with_a_block_mask(pi05: PolicyObjective, batc
 
     words = (inputs["observation.language.tokens"], inputs["observation.language.attention_mask"])
     prefix, _ = model.embed_prefix(inputs["observation.image"], *words, inputs["observation.state"])
-    steps = F.pad(x_t * ~step_is_pad[..., None], (0, 29))  # as wide as the weights
+    steps = F.pad(x_t, (0, 29))  # as wide as the weights
     suffix = model.action_in(steps.reshape(4, 2, 4 * 32)) + model.action_position  # two tokens of four steps
     condition = model.embed_time(t)
     blocks = torch.tensor([0] * prefix.shape[1] + [1] + [0])[None].expand(4, -1)
@@ -150,8 +150,10 @@ def test_image_of_another_size_is_refused_in_training_and_resized_in_rollouts(
     with pytest.raises(ValueError, match=r"\(3, 48, 48\): expected \(3, 32, 32\)"):
         pi05.policy.encode_prefix({**inputs, "observation.image": torch.rand(4, 3, 48, 48)})
     noise = torch.randn(4, 8, 3)
-    large = {**inputs, "observation.image": F.interpolate(inputs["observation.image"], scale_factor=2.0)}
-    expected, chunk = (pi05.policy.predict_action_chunk(x, noise=noise) for x in (inputs, large))
+    sizes = [F.interpolate(inputs["observation.image"][..., :4, :4], size, mode="bilinear") for size in (32, 64)]
+    expected, chunk = (
+        pi05.policy.predict_action_chunk({**inputs, "observation.image": image}, noise=noise) for image in sizes
+    )
     assert torch.allclose(chunk, expected, atol=0.05)
 
 

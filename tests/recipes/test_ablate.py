@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from policies.factory import CONFIGS
 from recipes import ablate, cli
-from recipes.compose import command_words, compose_config
+from recipes.compose import command_words, compose_config, options_of
 from recipes.schema import AblateConfig
-from recipes.study import ARMS, Cell, cell_lane, generator_lane, parse_grid
+from recipes.study import ARMS, POLICIES, Cell, cell_lane, generator_lane, parse_grid
 from toolkit.errors import UserError
 from toolkit.evaluation.exchange import exchange_rate
 
@@ -78,6 +79,10 @@ def test_studies_that_would_mislead_are_refused(overrides: list[str], message: s
     cells = parse_grid(made)
     with pytest.raises(UserError, match=message):
         ablate.check(made, cells)
+
+
+def test_every_policy_can_be_studied() -> None:
+    assert set(POLICIES) == set(CONFIGS) == set(options_of("policy"))
 
 
 def test_a_policy_may_have_steps_of_its_own() -> None:

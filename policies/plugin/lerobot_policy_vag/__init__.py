@@ -1,4 +1,4 @@
-"""LeRobot imports this module by the distribution's name; importing it registers the policy and its steps."""
+"""LeRobot imports this module by the distribution's name; importing it registers the policies and their steps."""
 
 import policies.diffusion_compact
 import policies.instruction_embedding
