@@ -332,12 +332,18 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         "the training seed where it is largest, not corrected for the number of comparisons",
         "generators": f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of "
         "the policies. The exchange rate counts the real episodes that they have seen as free",
-        "training": ", ".join(
-            f"{total_steps(config, p)} gradient steps of {p}" for p in dict.fromkeys(c.policy for c in cells)
-        )
-        + f", the same in every arm; {config.real_per_task} real episodes a task are all",
+        "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
+        + "; ".join(
+            " ".join([policy, f"optim.steps={total_steps(config, policy)}", *config.train, *more])
+            for policy in dict.fromkeys(cell.policy for cell in cells)
+            for more in [config.policy_train.get(policy, [])]
+        ),
         "power": power_sentence(config, cells),
     }
+    if any(ARMS[cell.arm].finetuned for cell in cells):
+        found["fine-tuning"] = " ".join(config.finetune)
+    if config.evaluate:
+        found["rollouts"] = " ".join(config.evaluate)
     found |= {f"generator of feed={feed}": f"has seen {episodes[feed]}" for feed in feeds}
     if failed:
         found["failed"] = ", ".join(failed)
