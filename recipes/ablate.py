@@ -334,9 +334,10 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         "the policies. The exchange rate counts the real episodes that they have seen as free",
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
         + "; ".join(
-            " ".join([policy, f"optim.steps={total_steps(config, policy)}", *config.train, *more])
-            for policy in dict.fromkeys(cell.policy for cell in cells)
-            for more in [config.policy_train.get(policy, [])]
+            " ".join(
+                [p, f"optim.steps={total_steps(config, p)}", *config.train, *config.policy_train.get(p, [])],
+            )
+            for p in dict.fromkeys(cell.policy for cell in cells)
         ),
         "power": power_sentence(config, cells),
     }
