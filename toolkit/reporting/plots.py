@@ -31,6 +31,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {c: f"--c{i}" for
 
 WIDTH = 5.8  # inches: half of the page, and still legible when a phone shrinks it
 ROW, HEADER = 0.44, 0.34  # inches
+GAP = 24  # between figures of a file, in points
 SETTINGS: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a task may be called "$"
@@ -270,11 +271,11 @@ def _rate_text(row: Mapping[str, Any]) -> str:
 def figure_file(figures: Sequence[str]) -> str:
     """Figures side by side as one SVG file, on white: for where the page's style sheet is not."""
     boxes = [[float(number) for number in re.findall(r"[\d.]+", figure.split('"', 2)[1])] for figure in figures]
-    width, height = sum(box[2] for box in boxes), max((box[3] for box in boxes), default=1.0)
+    width, height = sum(box[2] + GAP for box in boxes), max((box[3] for box in boxes), default=1.0)
     parts, left = [f'<rect width="{width}" height="{height}" fill="white"/>'], 0.0
     for figure, box in zip(figures, boxes, strict=True):
         parts.append(figure.replace("<svg ", f'<svg x="{left}" width="{box[2]}" height="{box[3]}" ', 1))
-        left += box[2]
+        left += box[2] + GAP
     text = re.sub(r"var\(--[\w-]+, ([^)]+)\)", r"\1", "".join(parts))  # not every viewer knows CSS variables
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{text}</svg>\n'
 

@@ -294,7 +294,7 @@ def arm_figures(rows: list[dict[str, Any]]) -> list[str]:
         bars = [
             {
                 **row,
-                "group": row.get("policy", ""),
+                "group": f"{row.get('policy', '')}, {suite}",
                 "label": row.get("system", ""),
                 "rate": row["value"],
                 "successes": round(row["value"] * row["n"]),
