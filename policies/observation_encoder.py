@@ -28,7 +28,8 @@ COMPACT_WIDTH = 48  # channels
 class CompactBackbone(nn.Module):
     """(B, 3, H, W) -> (B, 48, H/8, W/8): a strided convolution and a residual block after a PixelUnshuffle(4).
 
-    As small as it may be: after 2,000 steps the policy was .36 off on held-out episodes with 64 channels, .37 with 32.
+    As small as it may be: on held-out episodes the policy was .36 off with 64 channels and .37 with 32, after some
+    2,000 steps (one seed).
     """
 
     def __init__(self) -> None:

@@ -5,16 +5,15 @@ Of a picture of 64x64 the ResNet-18 of LeRobot's policy leaves four cells, and i
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from lerobot.configs import PreTrainedConfig
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from torch import Tensor, nn
 
 from policies.diffusion_compact.configuration_diffusion_compact import DiffusionCompactConfig
 from policies.observation_encoder import COMPACT_WIDTH, STRIDE, CompactBackbone
+from policies.strict_loading import StrictLoading
 
 
 class CompactRgbEncoder(nn.Module):
@@ -41,7 +40,7 @@ class CompactRgbEncoder(nn.Module):
         return F.silu(self.out(self.backbone(image).flatten(1)))
 
 
-class DiffusionCompactPolicy(DiffusionPolicy):
+class DiffusionCompactPolicy(StrictLoading, DiffusionPolicy):
     """LeRobot's diffusion policy; only what turns a picture into features is another network."""
 
     config_class = DiffusionCompactConfig
@@ -57,15 +56,3 @@ class DiffusionCompactPolicy(DiffusionPolicy):
                 for _ in (shapes if separate else shapes[:1])
             ]
             self.diffusion.rgb_encoder = nn.ModuleList(encoders) if separate else encoders[0]
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_name_or_path: str | Path,
-        *,
-        config: PreTrainedConfig | None = None,
-        strict: bool = True,
-        **kwargs: Any,
-    ) -> DiffusionCompactPolicy:
-        """As LeRobot's, but strict unless told otherwise: a missing weight is an error, not a random number."""
-        return super().from_pretrained(pretrained_name_or_path, config=config, strict=strict, **kwargs)

@@ -8,12 +8,10 @@ M = T / P tokens, D stream width, h query heads, g key-value heads, d head width
 from __future__ import annotations
 
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lerobot.configs import PreTrainedConfig
 from lerobot.policies.common.flow_matching import euler_integrate, sample_noise, sample_time_beta
 from lerobot.policies.common.vla_utils import create_sinusoidal_pos_embedding, pad_vector
 from lerobot.policies.pretrained import PreTrainedPolicy
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 
 from policies.observation_encoder import ObservationEncoder
 from policies.pi05_compact.configuration_pi05_compact import Pi05CompactConfig
+from policies.strict_loading import StrictLoading
 from toolkit.data.schema import ACTION_DIM_IS_PAD, ACTION_IS_PAD
 from vag_core.flow_matching import interpolate, velocity
 
@@ -307,7 +306,7 @@ class Pi05Compact(nn.Module):
 # ------------------------------------------------------------------------------------------------- policy
 
 
-class Pi05CompactPolicy(PreTrainedPolicy):
+class Pi05CompactPolicy(StrictLoading, PreTrainedPolicy):
     """LeRobot's interface to the network. Batches arrive through the policy's own preprocessor."""
 
     config_class = Pi05CompactConfig
@@ -320,18 +319,6 @@ class Pi05CompactPolicy(PreTrainedPolicy):
         self.model = Pi05Compact(config)
         config.vision_weights = None  # now part of the policy's own weights; a checkpoint must not need the file
         self.reset()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_name_or_path: str | Path,
-        *,
-        config: PreTrainedConfig | None = None,
-        strict: bool = True,
-        **kwargs: Any,
-    ) -> Pi05CompactPolicy:
-        """As LeRobot's, but strict unless told otherwise: a missing weight is an error, not a random number."""
-        return super().from_pretrained(pretrained_name_or_path, config=config, strict=strict, **kwargs)
 
     def get_optim_params(self) -> Any:
         return self.parameters()
