@@ -35,8 +35,8 @@ from toolkit.evaluation.statistics import (
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.media import atomic
 from toolkit.reporting.plots import figure_file
-from toolkit.reporting.report import arm_figures, fraction_figures
 from toolkit.reporting.run_record import Run, read_record
+from toolkit.reporting.success import arm_figures, fraction_figures
 
 Outcomes = dict[tuple[Cell, str], dict[int, list[bool]]]  # (cell with seed 0, suite): training seed: scenes
 

@@ -23,7 +23,8 @@ from PIL import Image
 from toolkit.errors import UserError
 from toolkit.evaluation.statistics import success_table
 from toolkit.reporting import media, plots
-from toolkit.reporting.report import fraction_figures, fraction_points, write_report
+from toolkit.reporting.report import write_report
+from toolkit.reporting.success import fraction_figures, fraction_points
 
 EVIL = "<script>alert('push & $x$')</script>"
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -21,10 +20,7 @@ from toolkit.reporting.markup import (
     escaped,
     finite,
     flatten,
-    fraction,
     framed,
-    inspection,
-    interval,
     key_values,
     rows_table,
     shown,
@@ -34,27 +30,12 @@ from toolkit.reporting.markup import (
     told_rate,
     trials,
 )
+from toolkit.reporting.parts import PARTS, RunPage, suites, systems
 from toolkit.reporting.run_record import read_record
-from toolkit.reporting.story import ARMS, INTERVALS, PAPER, SHOWN, STORY
+from toolkit.reporting.story import PAPER, SHOWN, STORY
+from toolkit.reporting.success import only_rates
 
 MAX_MEDIA_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class RunPage:
-    """One run directory: its name on the page and its record."""
-
-    name: str
-    path: Path
-    record: dict[str, Any]
-
-    @property
-    def command(self) -> str:
-        return str(self.record["command"])
-
-    @property
-    def result(self) -> dict[str, Any]:
-        return as_dict(self.record.get("result"))
 
 
 def write_report(run_dirs: Iterable[str | Path], output_html: str | Path) -> None:
@@ -129,10 +110,10 @@ def _header(runs: Sequence[RunPage]) -> str:
         counts = [run.result.get("episodes") for run in runs if run.command == command]
         if counts := [count for count in counts if finite(count) is not None]:
             tiles.append(tile(shown(sum(counts)), label, f"in {len(counts)} datasets" if len(counts) > 1 else ""))
-    replayed = [row for run in runs if run.command == "replay" for row in _systems(run)]
-    for row in _only_rates(replayed)[:2]:
+    replayed = [row for run in runs if run.command == "replay" for row in systems(run)]
+    for row in only_rates(replayed)[:2]:
         tiles.append(tile(f"{plots.percent(row['rate'])} %", f"replay success, {row['system']}", trials(row)))
-    tested = _only_rates(row for run in runs if run.command == "evaluate" for row in _suites(run))
+    tested = only_rates(row for run in runs if run.command == "evaluate" for row in suites(run))
     if tested:
         best = max(tested, key=lambda row: row["rate"])
         name = f"highest policy success: {best['policy']}, {best['arm']}"
@@ -164,9 +145,9 @@ def _sentence(run: RunPage, clauses: Sequence[str]) -> str:
         if key in flat:
             told.append(clause.replace(f"{{{key}}}", f"<b>{shown(flat[key])}</b>"))
     if run.command == "replay":
-        told = [f"{escaped(row['system'])} {told_rate(row)}" for row in _only_rates(_systems(run))]
+        told = [f"{escaped(row['system'])} {told_rate(row)}" for row in only_rates(systems(run))]
     if run.command == "evaluate":
-        told += [f"{escaped(row['suite'])} {told_rate(row)}" for row in _only_rates(_suites(run))]
+        told += [f"{escaped(row['suite'])} {told_rate(row)}" for row in only_rates(suites(run))]
     status = run.record["status"]
     # The demo writes its page as its last act, so its own record still says "running" then.
     unfinished = status != "finished" and not (run.command == "demo" and "policies" in run.result)
@@ -176,294 +157,6 @@ def _sentence(run: RunPage, clauses: Sequence[str]) -> str:
     seconds = finite(run.record.get("wall_seconds"))
     time = f" <time>{plots.duration(seconds)}</time>" if seconds is not None else ""
     return f"<li><code>{escaped(run.name)}</code>{': ' if told else ''}{', '.join(told)}.{time}{badge}</li>\n"
-
-
-def _demo(runs: list[RunPage], has_demo: bool) -> list[str]:
-    parts = []
-    for run in runs:
-        policies = [as_dict(row) for row in as_list(run.result.get("policies"))]
-        parts += _success(policies, ("policy", "arm"), "Policies on unseen scenes")
-        systems = [as_dict(row) for row in as_list(as_dict(run.result.get("generator")).get("systems"))]
-        rows = [{**row, **as_dict(row.get("replay_success"))} for row in systems]
-        measured = distinct(k for row in rows for k, v in row.items() if finite(v) is not None and k not in COUNTS)
-        if rows:
-            parts.append("<h3>Generator on held-out scenes</h3>")
-            parts.append(_success_table(rows, ("system",), measured))
-            parts.append(_verdicts(rows, ("system",)) + _glossary(rows))
-        stages = [
-            (str(s.get("name")), finite(s.get("seconds"))) for s in map(as_dict, as_list(run.result.get("stages")))
-        ]
-        if timed := [(name, seconds) for name, seconds in stages if seconds is not None]:
-            caption = "Stages of different policies may run side by side, so the whole takes less than their sum."
-            parts.append("<h3>Time per stage</h3>" + framed(plots.duration_bars(timed), caption))
-    return parts
-
-
-def _collect(runs: list[RunPage], has_demo: bool) -> list[str]:
-    rows = []
-    for run in runs:
-        for task, counts in as_dict(run.result.get("tasks")).items():
-            rows.append({"run": run.name, "task": task, **as_dict(counts)})
-    return [rows_table(rows)] if rows else []
-
-
-def _synthesize(runs: list[RunPage], has_demo: bool) -> list[str]:
-    rows = [{"run": run.name, **run.result["metrics"]} for run in runs if as_dict(run.result.get("metrics"))]
-    return [
-        "<h3>Generated against recorded, same first picture</h3>" + rows_table(rows) if rows else "",
-    ]
-
-
-def _inspect(runs: list[RunPage], has_demo: bool) -> list[str]:
-    return [part for run in runs for part in inspection(run.name, run.result)]
-
-
-def _evaluate_generator(runs: list[RunPage], has_demo: bool) -> list[str]:
-    replays = [{"system": run.name, **as_dict(run.result.get("replay"))} for run in runs]
-    parts = _success([row for row in replays if "n" in row], ("system",), "Replay success of generated actions")
-    rows = [{"run": run.name, **as_dict(run.result.get("metrics"))} for run in runs]
-    parts.append("<h3>Generated against recorded, same first picture</h3>" + rows_table(rows))
-    lines = {}
-    for run in runs:
-        curve = as_dict(run.result.get("success_curve"))
-        if curve:
-            lines[run.name] = as_list(curve.get("thresholds")), as_list(curve.get("success"))
-    if lines:
-        figure = plots.curves(lines, "Pairs within an action distance", xlabel="action distance")
-        parts.append(framed(figure, "Share of the pairs whose mean action distance is at most the threshold."))
-    return parts
-
-
-def _benchmark_generators(runs: list[RunPage], has_demo: bool) -> list[str]:
-    """Every suite: replay success, all other metrics, what was compared, and what its clip distance is worth."""
-    parts = []
-    for run in runs:
-        rows = [row for row in map(as_dict, as_list(run.result.get("rows"))) if {"system", "metric"} <= set(row)]
-        rows = [row for row in rows if finite(row.get("value")) is not None]
-        comparisons = [as_dict(row) for row in as_list(run.result.get("comparisons"))]
-        for suite in distinct(row.get("suite") for row in rows):
-            chosen = [row for row in rows if row.get("suite") == suite]
-            bars = [
-                {**row, "label": row["system"], "rate": row["value"], "successes": round(row["value"] * row["n"])}
-                for row in chosen
-                if row["metric"] == "replay_success" and finite(row.get("n")) is not None
-            ]
-            table: dict[str, dict[str, Any]] = {}
-            for row in chosen:
-                table.setdefault(row["system"], {"system": row["system"]})[row["metric"]] = row["value"]
-            card = as_dict(as_dict(run.result.get("validity_cards")).get(suite))
-            parts.append(f"<h3>Suite <code>{escaped(suite)}</code></h3>")
-            figures = [framed(plots.success_bars(bars, f"Replay success, {suite}"), "")] if bars else []
-            if card:
-                caption = "Dashed: the distance of recorded clips to each other. A useful distance rises."
-                figures.append(framed(plots.validity_lines(card), caption))
-            parts.append(side_by_side(figures))
-            parts.append(rows_table(list(table.values())) + _glossary(chosen))
-            if compared := [row for row in comparisons if row.get("suite") == suite]:
-                parts.append("<h3>Paired differences, a minus b</h3>" + rows_table(compared))
-    return parts
-
-
-def _ablate(runs: list[RunPage], has_demo: bool) -> list[str]:
-    """Every suite: success of all systems, success against the synthetic fraction, differences, cells that failed."""
-    parts = []
-    for run in runs:
-        rows = [row for row in map(as_dict, as_list(run.result.get("rows"))) if finite(row.get("value")) is not None]
-        cells = [as_dict(cell) for cell in as_list(run.result.get("cells"))]
-        comparisons = [as_dict(row) for row in as_list(run.result.get("comparisons"))]
-        for suite in distinct(row.get("suite") for row in rows):
-            chosen = [row for row in rows if row.get("suite") == suite and row.get("n")]
-            figures = [framed(figure, "") for figure in arm_figures(chosen)]
-            for figure in fraction_figures(chosen):
-                caption = "0: the few real episodes alone; 1: synthetic episodes alone; between: co-training."
-                figures.append(framed(figure, f"{caption} Dashed: all real episodes, where they were tried."))
-            parts += [f"<h3>Suite <code>{escaped(suite)}</code></h3>", side_by_side(figures)]
-            parts.append(rows_table([row for row in chosen if row.get("metric") != "success"]))
-            if compared := [row for row in comparisons if row.get("suite") == suite]:
-                parts.append("<h3>Paired differences, a minus b</h3>" + rows_table(compared))
-            parts.append(_glossary(chosen))
-        if failed := [cell for cell in cells if cell.get("status") == "failed"]:
-            parts.append("<h3>Cells that failed</h3>" + rows_table(failed))
-    return parts
-
-
-def arm_figures(rows: list[dict[str, Any]]) -> list[str]:
-    """Success of all systems, an SVG for every suite."""
-    figures = []
-    for suite in distinct(row.get("suite") for row in rows):
-        bars = [
-            {
-                **row,
-                "group": f"{row.get('policy', '')}, {suite}",
-                "label": row.get("system", ""),
-                "rate": row["value"],
-                "successes": round(row["value"] * row["n"]),
-            }
-            for row in rows
-            if (row.get("suite"), row.get("metric")) == (suite, "success") and row.get("n")
-        ]
-        if bars:
-            figures.append(plots.success_bars(bars, f"Success, {suite}"))
-    return figures
-
-
-def fraction_figures(rows: list[dict[str, Any]]) -> list[str]:
-    """Success against the synthetic fraction, an SVG for every suite that has such points."""
-    figures = []
-    for suite in distinct(row.get("suite") for row in rows):
-        if lines := fraction_points([row for row in rows if row.get("suite") == suite]):
-            figures.append(plots.fraction_lines(lines, f"Success by synthetic fraction, {suite}"))
-    return figures
-
-
-def fraction_points(rows: list[dict[str, Any]]) -> dict[str, plots.FractionLine]:
-    """Lines for `plots.fraction_lines` from rows of one suite: the few alone, co-training, synthetic alone.
-
-    A line for each policy, feed, number of real and number of synthetic episodes; named by what differs.
-    """
-    rates = [row for row in rows if row.get("metric") == "success"]
-    axes = ("policy", "feed", "few", "synthetic_per_task")
-    lines = {tuple(row.get(axis) for axis in axes) for row in rates if row.get("arm") == "cotrain"}
-    differ = [i for i in range(len(axes)) if i == 0 or len({line[i] for line in lines}) > 1]
-    found = {}
-    for line in sorted(lines, key=str):
-        policy, feed, few, count = line
-        where: dict[str, dict[str, Any]] = {
-            "real_few": {"policy": policy, "few": few},
-            "cotrain": dict(zip(axes, line, strict=True)),
-            "synthetic_only": {"policy": policy, "feed": feed, "synthetic_per_task": count},
-            "real_all": {"policy": policy, "feed": feed},
-        }
-        drawn = plots.FractionLine([])
-        for row in rates:
-            arm = str(row.get("arm"))
-            if arm not in where or any(row.get(key) != wanted for key, wanted in where[arm].items()):
-                continue
-            fraction = {"real_few": 0.0, "synthetic_only": 1.0}.get(arm, finite(row.get("synthetic_fraction")))
-            if arm == "real_all":
-                drawn.all_real = row["value"]
-            elif fraction is not None:
-                point = {"fraction": fraction, "rate": row["value"], "low": row["low"], "high": row["high"]}
-                drawn.points.append(point)
-        if len(drawn.points) > 1:
-            found[", ".join(f"{axes[i]} {line[i]}" if i else str(line[i]) for i in differ).replace("_", " ")] = drawn
-    return found
-
-
-def _replay(runs: list[RunPage], has_demo: bool) -> list[str]:
-    return _success([row for run in runs for row in _systems(run)], ("system",), "Replay success")
-
-
-def _evaluate(runs: list[RunPage], has_demo: bool) -> list[str]:
-    parts = []
-    rows = [row for run in runs for row in _suites(run)]
-    for suite in distinct(row["suite"] for row in rows):
-        chosen = [row for row in rows if row["suite"] == suite]
-        # The summary of a demo already shows this figure.
-        parts += _success(chosen, ("policy", "arm"), f"Policy success, {suite} scenes", figure=not has_demo)
-    return parts
-
-
-PARTS: dict[str, Callable[[list[RunPage], bool], list[str]]] = {
-    "demo": _demo,
-    "collect": _collect,
-    "inspect": _inspect,
-    "synthesize": _synthesize,
-    "evaluate-generator": _evaluate_generator,
-    "benchmark generators": _benchmark_generators,
-    "ablate": _ablate,
-    "replay": _replay,
-    "evaluate": _evaluate,
-}
-
-
-COUNTS = ("n", "successes", "rate", "low", "high")
-
-
-def _systems(run: RunPage) -> list[dict[str, Any]]:
-    return [{"system": name, **as_dict(row)} for name, row in as_dict(run.result.get("systems")).items()]
-
-
-def _suites(run: RunPage) -> list[dict[str, Any]]:
-    who = {"policy": run.result.get("policy", run.name), "arm": run.result.get("arm", "")}
-    return [{**who, "suite": name, **as_dict(row)} for name, row in as_dict(run.result.get("suites")).items()]
-
-
-def _only_rates(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that have a rate, or counts to compute it from."""
-    kept = []
-    for row in rows:
-        rate, n, successes = (finite(row.get(key)) for key in ("rate", "n", "successes"))
-        if rate is None and n and successes is not None:
-            rate = successes / n
-        if rate is not None:
-            kept.append({**row, "rate": rate})
-    return kept
-
-
-def _success(rows: list[dict[str, Any]], keys: tuple[str, ...], title: str, figure: bool = True) -> list[str]:
-    """Figure, table with every task, and what the intervals allow to say."""
-    if not (bars := _only_rates(rows)):
-        return []
-    table = _success_table(rows, keys) + _verdicts(rows, keys) + _glossary(rows)
-    if not figure:
-        return [f"<h3>{escaped(title)}</h3>", table]
-    drawn = [{**row, "group": row[keys[0]] if len(keys) > 1 else "", "label": row[keys[-1]]} for row in bars]
-    return [
-        f"<h3>{escaped(title)}</h3>",
-        side_by_side([framed(plots.success_bars(drawn, title), ""), f"<div>{table}</div>"]),
-    ]
-
-
-def _success_table(rows: list[dict[str, Any]], keys: tuple[str, ...], more: Sequence[str] = ()) -> str:
-    head = "".join(f"<th>{escaped(spaced(key))}</th>" for key in keys)
-    head += "".join(f'<th class="number">{escaped(spaced(key))}</th>' for key in more)
-    head += '<th class="number">success</th><th class="number">rate</th><th class="number">95 % interval</th>'
-    lines = []
-    for row in rows:
-        tasks = [{**as_dict(part), keys[0]: name} for name, part in as_dict(row.get("tasks")).items()]
-        for part, kind in [
-            (row, ' class="total"' if tasks else ""),
-            *((task, ' class="part"') for task in tasks),
-        ]:
-            rated = (_only_rates([part]) or [part])[0]
-            rate = f"{plots.percent(rated['rate'])} %" if finite(rated.get("rate")) is not None else "–"
-            cells = [f"<td>{escaped(part.get(key, ''))}</td>" for key in keys]
-            cells += [f'<td class="number">{shown(part.get(key))}</td>' for key in more]
-            cells += [f'<td class="number">{cell}</td>' for cell in (fraction(part), rate, interval(part) or "–")]
-            lines.append(f"<tr{kind}>{''.join(cells)}</tr>")
-    note = f'<p class="note">{INTERVALS}</p>'
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>{note}'
-
-
-def _verdicts(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
-    """Which pairs the intervals tell apart; pairs are formed inside each group, against its first row."""
-    lines = []
-    bounded = [r for r in _only_rates(rows) if finite(r.get("low")) is not None and finite(r.get("high")) is not None]
-    for group in distinct(row.get(keys[0]) for row in bounded) if len(keys) > 1 else [None]:
-        members = [row for row in bounded if group is None or row.get(keys[0]) == group]
-        prefix = f"<b>{escaped(group)}</b>: " if group is not None else ""
-        for other in members[1:]:
-            low, high = sorted((members[0], other), key=lambda row: row["rate"])
-            names = [f"<code>{escaped(row.get(keys[-1], ''))}</code> {interval(row)}" for row in (low, high)]
-            if low["high"] >= high["low"]:
-                lines.append(
-                    f'<li class="unclear">{prefix}{names[0]} and {names[1]} are not distinguishable: their intervals '
-                    "overlap.</li>"
-                )
-            else:
-                lines.append(f"<li>{prefix}{names[1]} is above {names[0]}: their intervals do not overlap.</li>")
-    return f'<ul class="verdicts">{"".join(lines)}</ul>' if lines else ""
-
-
-def _glossary(rows: list[dict[str, Any]]) -> str:
-    names = distinct(row.get(key) for row in rows for key in ("arm", "system"))
-    known = []
-    for name in map(str, names):
-        base = name.removesuffix("_filtered")
-        if base in ARMS:
-            known.append(f"<code>{escaped(name)}</code> {ARMS[base]}{', after filtering' if base != name else ''}")
-    return f'<p class="note">{"; ".join(known)}.</p>' if known else ""
 
 
 def _media_of(run: RunPage) -> list[tuple[str, str]]:

@@ -1,0 +1,194 @@
+"""What the report shows of each command, between the sentences about its runs and its media."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.reporting import plots
+from toolkit.reporting.markup import (
+    as_dict,
+    as_list,
+    distinct,
+    escaped,
+    finite,
+    framed,
+    inspection,
+    rows_table,
+    side_by_side,
+)
+from toolkit.reporting.success import (
+    COUNTS,
+    arm_figures,
+    fraction_figures,
+    glossary,
+    rates_table,
+    success_parts,
+    verdicts,
+)
+
+
+@dataclass(frozen=True)
+class RunPage:
+    """One run directory: its name on the page and its record."""
+
+    name: str
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def command(self) -> str:
+        return str(self.record["command"])
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return as_dict(self.record.get("result"))
+
+
+def systems(run: RunPage) -> list[dict[str, Any]]:
+    """Rates of a replay, a row for each system."""
+    return [{"system": name, **as_dict(row)} for name, row in as_dict(run.result.get("systems")).items()]
+
+
+def suites(run: RunPage) -> list[dict[str, Any]]:
+    """Rates of an evaluation, a row for each suite."""
+    who = {"policy": run.result.get("policy", run.name), "arm": run.result.get("arm", "")}
+    return [{**who, "suite": name, **as_dict(row)} for name, row in as_dict(run.result.get("suites")).items()]
+
+
+def _demo(runs: list[RunPage], has_demo: bool) -> list[str]:
+    parts = []
+    for run in runs:
+        policies = [as_dict(row) for row in as_list(run.result.get("policies"))]
+        parts += success_parts(policies, ("policy", "arm"), "Policies on unseen scenes")
+        systems = [as_dict(row) for row in as_list(as_dict(run.result.get("generator")).get("systems"))]
+        rows = [{**row, **as_dict(row.get("replay_success"))} for row in systems]
+        measured = distinct(k for row in rows for k, v in row.items() if finite(v) is not None and k not in COUNTS)
+        if rows:
+            parts.append("<h3>Generator on held-out scenes</h3>")
+            parts.append(rates_table(rows, ("system",), measured))
+            parts.append(verdicts(rows, ("system",)) + glossary(rows))
+        stages = [
+            (str(s.get("name")), finite(s.get("seconds"))) for s in map(as_dict, as_list(run.result.get("stages")))
+        ]
+        if timed := [(name, seconds) for name, seconds in stages if seconds is not None]:
+            caption = "Stages of different policies may run side by side, so the whole takes less than their sum."
+            parts.append("<h3>Time per stage</h3>" + framed(plots.duration_bars(timed), caption))
+    return parts
+
+
+def _collect(runs: list[RunPage], has_demo: bool) -> list[str]:
+    rows = []
+    for run in runs:
+        for task, counts in as_dict(run.result.get("tasks")).items():
+            rows.append({"run": run.name, "task": task, **as_dict(counts)})
+    return [rows_table(rows)] if rows else []
+
+
+def _synthesize(runs: list[RunPage], has_demo: bool) -> list[str]:
+    rows = [{"run": run.name, **run.result["metrics"]} for run in runs if as_dict(run.result.get("metrics"))]
+    return [
+        "<h3>Generated against recorded, same first picture</h3>" + rows_table(rows) if rows else "",
+    ]
+
+
+def _inspect(runs: list[RunPage], has_demo: bool) -> list[str]:
+    return [part for run in runs for part in inspection(run.name, run.result)]
+
+
+def _evaluate_generator(runs: list[RunPage], has_demo: bool) -> list[str]:
+    replays = [{"system": run.name, **as_dict(run.result.get("replay"))} for run in runs]
+    parts = success_parts([row for row in replays if "n" in row], ("system",), "Replay success of generated actions")
+    rows = [{"run": run.name, **as_dict(run.result.get("metrics"))} for run in runs]
+    parts.append("<h3>Generated against recorded, same first picture</h3>" + rows_table(rows))
+    lines = {}
+    for run in runs:
+        curve = as_dict(run.result.get("success_curve"))
+        if curve:
+            lines[run.name] = as_list(curve.get("thresholds")), as_list(curve.get("success"))
+    if lines:
+        figure = plots.curves(lines, "Pairs within an action distance", xlabel="action distance")
+        parts.append(framed(figure, "Share of the pairs whose mean action distance is at most the threshold."))
+    return parts
+
+
+def _benchmark_generators(runs: list[RunPage], has_demo: bool) -> list[str]:
+    """Every suite: replay success, all other metrics, what was compared, and what its clip distance is worth."""
+    parts = []
+    for run in runs:
+        rows = [row for row in map(as_dict, as_list(run.result.get("rows"))) if {"system", "metric"} <= set(row)]
+        rows = [row for row in rows if finite(row.get("value")) is not None]
+        comparisons = [as_dict(row) for row in as_list(run.result.get("comparisons"))]
+        for suite in distinct(row.get("suite") for row in rows):
+            chosen = [row for row in rows if row.get("suite") == suite]
+            bars = [
+                {**row, "label": row["system"], "rate": row["value"], "successes": round(row["value"] * row["n"])}
+                for row in chosen
+                if row["metric"] == "replay_success" and finite(row.get("n")) is not None
+            ]
+            table: dict[str, dict[str, Any]] = {}
+            for row in chosen:
+                table.setdefault(row["system"], {"system": row["system"]})[row["metric"]] = row["value"]
+            card = as_dict(as_dict(run.result.get("validity_cards")).get(suite))
+            parts.append(f"<h3>Suite <code>{escaped(suite)}</code></h3>")
+            figures = [framed(plots.success_bars(bars, f"Replay success, {suite}"), "")] if bars else []
+            if card:
+                caption = "Dashed: the distance of recorded clips to each other. A useful distance rises."
+                figures.append(framed(plots.validity_lines(card), caption))
+            parts.append(side_by_side(figures))
+            parts.append(rows_table(list(table.values())) + glossary(chosen))
+            if compared := [row for row in comparisons if row.get("suite") == suite]:
+                parts.append("<h3>Paired differences, a minus b</h3>" + rows_table(compared))
+    return parts
+
+
+def _ablate(runs: list[RunPage], has_demo: bool) -> list[str]:
+    """Every suite: success of all systems, success against the synthetic fraction, differences, cells that failed."""
+    parts = []
+    for run in runs:
+        rows = [row for row in map(as_dict, as_list(run.result.get("rows"))) if finite(row.get("value")) is not None]
+        cells = [as_dict(cell) for cell in as_list(run.result.get("cells"))]
+        comparisons = [as_dict(row) for row in as_list(run.result.get("comparisons"))]
+        for suite in distinct(row.get("suite") for row in rows):
+            chosen = [row for row in rows if row.get("suite") == suite and row.get("n")]
+            figures = [framed(figure, "") for figure in arm_figures(chosen)]
+            for figure in fraction_figures(chosen):
+                caption = "0: the few real episodes alone; 1: synthetic episodes alone; between: co-training."
+                figures.append(framed(figure, f"{caption} Dashed: all real episodes, where they were tried."))
+            parts += [f"<h3>Suite <code>{escaped(suite)}</code></h3>", side_by_side(figures)]
+            parts.append(rows_table([row for row in chosen if row.get("metric") != "success"]))
+            if compared := [row for row in comparisons if row.get("suite") == suite]:
+                parts.append("<h3>Paired differences, a minus b</h3>" + rows_table(compared))
+            parts.append(glossary(chosen))
+        if failed := [cell for cell in cells if cell.get("status") == "failed"]:
+            parts.append("<h3>Cells that failed</h3>" + rows_table(failed))
+    return parts
+
+
+def _replay(runs: list[RunPage], has_demo: bool) -> list[str]:
+    return success_parts([row for run in runs for row in systems(run)], ("system",), "Replay success")
+
+
+def _evaluate(runs: list[RunPage], has_demo: bool) -> list[str]:
+    parts = []
+    rows = [row for run in runs for row in suites(run)]
+    for suite in distinct(row["suite"] for row in rows):
+        chosen = [row for row in rows if row["suite"] == suite]
+        # The summary of a demo already shows this figure.
+        parts += success_parts(chosen, ("policy", "arm"), f"Policy success, {suite} scenes", figure=not has_demo)
+    return parts
+
+
+PARTS: dict[str, Callable[[list[RunPage], bool], list[str]]] = {
+    "demo": _demo,
+    "collect": _collect,
+    "inspect": _inspect,
+    "synthesize": _synthesize,
+    "evaluate-generator": _evaluate_generator,
+    "benchmark generators": _benchmark_generators,
+    "ablate": _ablate,
+    "replay": _replay,
+    "evaluate": _evaluate,
+}
