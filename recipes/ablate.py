@@ -26,7 +26,6 @@ from toolkit.evaluation.exchange import exchange_rate
 from toolkit.evaluation.statistics import (
     bootstrap_means,
     compare_systems,
-    counted_rate,
     design_power,
     percentile_interval,
     success_interval,
@@ -260,17 +259,32 @@ def system_comparisons(outcomes: Outcomes) -> list[dict[str, Any]]:
 
 
 def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list[dict[str, Any]]:
-    """How good the synthetic episodes are: how many of them succeed when their actions are replayed."""
+    """How good the synthetic episodes are: how many succeed when their actions are replayed, in all and by task.
+
+    Of all generators of a feed together, and of each where there are several: what a policy cannot make up for.
+    """
     rows = []
     for feed in dict.fromkeys(cell.feed for cell in cells if cell.needs_generator):
         seeds = {generator_seed(config, cell) for cell in cells if cell.needs_generator and cell.feed == feed}
-        results = [finished(root / f"replay_{feed}_{seed}") for seed in sorted(seeds)]
-        found = [result["systems"]["vag"] for result in results if result is not None]
-        if found:
-            total = counted_rate(sum(f["successes"] for f in found), sum(f["n"] for f in found))
-            row = {"system": f"synthetic feed={feed}", "policy": "replay", "suite": "synthetic scenes"}
-            bounds = {"value": total["rate"], "low": total["low"], "high": total["high"]}
-            rows.append({**row, "metric": "success", **bounds, "n": total["n"], "seeds": len(found)})
+        found = {}
+        for seed in sorted(seeds):
+            if finished(root / f"replay_{feed}_{seed}") is not None:
+                episodes = [row for row, _ in read_actions(root / f"synthetic_{feed}_{seed}/dataset")]
+                found[seed] = {(row["task_name"], row["seed"]): bool(row["replay_success"]) for row in episodes}
+        groups = {f"synthetic feed={feed}": list(found.values())}
+        if len(found) > 1:
+            groups |= {f"synthetic feed={feed} generator={seed}": [outcomes] for seed, outcomes in found.items()}
+        for system, generators in groups.items():
+            scenes = set.intersection(*map(set, generators)) if generators else set()
+            where = {"system": system, "policy": "replay", "suite": "synthetic scenes"}
+            for task in ["", *sorted({task for task, _ in scenes})]:
+                chosen = sorted(scene for scene in scenes if task in ("", scene[0]))
+                if not chosen:
+                    continue
+                table = np.array([[outcomes[scene] for scene in chosen] for outcomes in generators], dtype=float)
+                low, high = success_interval(table)
+                metric = {"metric": f"success {task}".strip(), "value": float(table.mean()), "low": low, "high": high}
+                rows.append({**where, **metric, "n": table.size, "seeds": len(table)})
     return rows
 
 

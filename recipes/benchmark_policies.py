@@ -14,7 +14,7 @@ from recipes.compose import command_words
 from recipes.lanes import Lane, run_lanes
 from recipes.schema import BenchmarkPoliciesConfig
 from toolkit.errors import UserError
-from toolkit.evaluation.statistics import compare_systems, counted_rate
+from toolkit.evaluation.statistics import compare_systems, table_rate
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.run_record import Run, read_record
 
@@ -46,7 +46,7 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
     rows, comparisons, boards = [], [], {}
     for suite, tables in outcomes.items():
         for name, table in tables.items():
-            rate = counted_rate(int(table.sum()), table.size)
+            rate = table_rate(table)
             bounds = {"value": rate["rate"], "low": rate["low"], "high": rate["high"], "n": rate["n"]}
             rows.append({"system": name, "suite": suite, "metric": "success", **bounds, "seeds": len(table)})
         for a, b in combinations(tables, 2):
@@ -56,8 +56,8 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
     notes = {
         "scenes": f"{config.episodes_per_task} of each of {', '.join(config.tasks)} in every suite, from seed "
         f"{config.first_seed} on; the same for all policies",
-        "intervals": "95 %: Wilson over all rollouts for success, a bootstrap over checkpoints and scenes for "
-        "differences; p is McNemar's exact test for the checkpoint where it is largest",
+        "intervals": "95 %, over checkpoints and scenes: the wider of Wilson's and a bootstrap for success, a "
+        "bootstrap for differences; p is McNemar's exact test for the checkpoint where it is largest",
         "checkpoints": "; ".join(f"{name}: {', '.join(paths)}" for name, paths in checkpoints.items()),
     }
     if failed:
@@ -105,7 +105,7 @@ def leaderboard(tables: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         difference = compare_systems(tables[leader], tables[name])
         if difference["low"] > 0:
             leader, rank = name, place + 1
-        row = {"rank": rank, "system": name, **counted_rate(int(tables[name].sum()), tables[name].size)}
+        row = {"rank": rank, "system": name, **table_rate(tables[name])}
         board.append(row | {"seeds": len(tables[name]), "not_distinguishable_from": None if name == leader else leader})
     return board
 

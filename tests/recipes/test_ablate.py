@@ -215,6 +215,8 @@ def test_a_study_at_smoke_scale_marks_what_fails_and_goes_on(
     systems = {row["system"] for row in record["rows"]}
     assert {"real_few few=2", "real_few few=3", "real_all", "cotrain feed=fair few=2 synthetic_per_task=2"} <= systems
     assert {row["metric"] for row in record["rows"]} >= {"success", "real_per_synthetic"}
+    replayed = {row["metric"]: row["n"] for row in record["rows"] if row["system"] == "synthetic feed=fair"}
+    assert replayed == {"success": 2, "success plate-slide": 2}
     assert all(row["low"] <= row["value"] <= row["high"] for row in record["rows"])
     assert {c["b"] for c in record["comparisons"]} == {"real_few few=2"}
     assert "rollouts an arm" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from toolkit.evaluation.statistics import (
     paired_bootstrap,
     success_interval,
     success_table,
+    table_rate,
     two_proportion_sample_size,
     wilson_interval,
 )
@@ -109,6 +110,8 @@ def test_success_interval_is_as_wide_as_the_doubt_about_scenes_and_training_seed
     wilson = wilson_interval(int(apart.sum()), apart.size)
     assert low < wilson[0] - 0.1
     assert high > wilson[1] + 0.1
+    counts = {"successes": int(apart.sum()), "n": 600, "rate": apart.mean()}
+    assert table_rate(apart) == {**counts, "low": low, "high": high}
 
 
 def test_success_table_counts_by_task() -> None:

@@ -165,6 +165,12 @@ def counted_rate(successes: int, n: int) -> dict[str, Any]:
     return {"successes": successes, "n": n, "rate": successes / n, "low": low, "high": high}
 
 
+def table_rate(table: np.ndarray) -> dict[str, Any]:
+    """`counted_rate` of outcomes (training seeds, scenes), with the bounds of `success_interval`."""
+    low, high = success_interval(table)
+    return {**counted_rate(int(table.sum()), table.size), "low": low, "high": high}
+
+
 def success_table(tasks: Sequence[str], outcomes: Sequence[bool]) -> dict[str, Any]:
     """`success_rate` of all outcomes and, under "tasks", of each task."""
     by_task: dict[str, list[bool]] = {}
