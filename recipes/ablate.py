@@ -27,8 +27,8 @@ from toolkit.evaluation.statistics import (
     bootstrap_means,
     compare_systems,
     design_power,
+    measured_success,
     percentile_interval,
-    success_interval,
     two_proportion_sample_size,
 )
 from toolkit.reporting.benchmark_record import write_record
@@ -228,9 +228,7 @@ def system_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
     rows = []
     for (cell, suite), seeds in outcomes.items():
         table = matrix(seeds)
-        low, high = success_interval(table)
-        success = {"metric": "success", "value": float(table.mean()), "low": low, "high": high}
-        rows.append({**place(cell, suite), **success, "n": table.size, "seeds": len(table)})
+        rows.append({**place(cell, suite), "metric": "success", **measured_success(table)})
         few = few_alone(cell, outcomes, suite)
         everything = outcomes.get((Cell("real_all", cell.policy, cell.feed), suite))
         if few is None or everything is None or cell == few or ARMS[cell.arm].real == "all":
@@ -261,30 +259,28 @@ def system_comparisons(outcomes: Outcomes) -> list[dict[str, Any]]:
 def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list[dict[str, Any]]:
     """How good the synthetic episodes are: how many succeed when their actions are replayed, in all and by task.
 
-    Of all generators of a feed together, and of each where there are several: what a policy cannot make up for.
+    A row for all generators of a feed whose episodes were replayed, and one for each where there are several.
+    Raises UserError for a replay without outcomes.
     """
     rows = []
     for feed in dict.fromkeys(cell.feed for cell in cells if cell.needs_generator):
         seeds = {generator_seed(config, cell) for cell in cells if cell.needs_generator and cell.feed == feed}
-        found = {}
+        found: dict[int, dict[tuple[str, int], bool]] = {}  # generator: scene: success
         for seed in sorted(seeds):
-            if finished(root / f"replay_{feed}_{seed}") is not None:
-                episodes = [row for row, _ in read_actions(root / f"synthetic_{feed}_{seed}/dataset")]
-                found[seed] = {(row["task_name"], row["seed"]): bool(row["replay_success"]) for row in episodes}
-        groups = {f"synthetic feed={feed}": list(found.values())}
+            if (result := finished(root / f"replay_{feed}_{seed}")) is None:
+                continue
+            if "outcomes" not in (replayed := result["systems"]["vag"]):
+                raise UserError(f"{root}/replay_{feed}_{seed}: of an earlier version; delete it to have it made again")
+            found[seed] = {(task, scene): success for task, scene, success in replayed["outcomes"]}
+        groups = {f"synthetic feed={feed}": list(found.values())} if found else {}
         if len(found) > 1:
             groups |= {f"synthetic feed={feed} generator={seed}": [outcomes] for seed, outcomes in found.items()}
         for system, generators in groups.items():
-            scenes = set.intersection(*map(set, generators)) if generators else set()
             where = {"system": system, "policy": "replay", "suite": "synthetic scenes"}
-            for task in ["", *sorted({task for task, _ in scenes})]:
-                chosen = sorted(scene for scene in scenes if task in ("", scene[0]))
-                if not chosen:
-                    continue
-                table = np.array([[outcomes[scene] for scene in chosen] for outcomes in generators], dtype=float)
-                low, high = success_interval(table)
-                metric = {"metric": f"success {task}".strip(), "value": float(table.mean()), "low": low, "high": high}
-                rows.append({**where, **metric, "n": table.size, "seeds": len(table)})
+            for task in ["", *sorted({task for task, _ in generators[0]})]:
+                scenes = [scene for scene in generators[0] if task in ("", scene[0])]
+                table = np.array([[outcomes[scene] for scene in scenes] for outcomes in generators], dtype=float)
+                rows.append({**where, "metric": f"success {task}".strip(), **measured_success(table)})
     return rows
 
 
@@ -340,10 +336,11 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         + (f", of {', '.join(config.new_tasks)} in task" if "task" in config.suites else "")
         + f", from seed {config.held_out_seed} on; the same for all cells. Objects stand where those of the few real "
         "episodes may, in `position` where they may not",
-        "intervals": "95 %, over training seeds and scenes: the wider of Wilson's and a bootstrap for success, a "
-        "bootstrap for differences, gap_closed = (system - real_few) / (real_all - real_few), told where that gap is "
-        "surely above 0, and real_per_synthetic, a lower bound where at_end_of_curve. p is McNemar's exact test for "
-        "the training seed where it is largest, not corrected for the number of comparisons",
+        "intervals": "95 %, over training seeds (for synthetic scenes those of the generators) and scenes: the outer "
+        "bounds of Wilson's interval and a bootstrap for success, a bootstrap for differences, gap_closed = (system - "
+        "real_few) / (real_all - real_few), told where that gap is surely above 0, and real_per_synthetic, a lower "
+        "bound where at_end_of_curve. p is McNemar's exact test for the training seed where it is largest, not "
+        "corrected for the number of comparisons",
         "generators": f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of "
         "the policies. The exchange rate counts the real episodes that they have seen as free",
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "

@@ -14,7 +14,7 @@ from recipes.compose import command_words
 from recipes.lanes import Lane, run_lanes
 from recipes.schema import BenchmarkPoliciesConfig
 from toolkit.errors import UserError
-from toolkit.evaluation.statistics import compare_systems, table_rate
+from toolkit.evaluation.statistics import compare_systems, measured_success, table_rate
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.run_record import Run, read_record
 
@@ -46,9 +46,7 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
     rows, comparisons, boards = [], [], {}
     for suite, tables in outcomes.items():
         for name, table in tables.items():
-            rate = table_rate(table)
-            bounds = {"value": rate["rate"], "low": rate["low"], "high": rate["high"], "n": rate["n"]}
-            rows.append({"system": name, "suite": suite, "metric": "success", **bounds, "seeds": len(table)})
+            rows.append({"system": name, "suite": suite, "metric": "success", **measured_success(table)})
         for a, b in combinations(tables, 2):
             pair = {"a": a, "b": b, "suite": suite, "metric": "success", "paired": True}
             comparisons.append(pair | compare_systems(tables[a], tables[b]))
@@ -56,8 +54,8 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
     notes = {
         "scenes": f"{config.episodes_per_task} of each of {', '.join(config.tasks)} in every suite, from seed "
         f"{config.first_seed} on; the same for all policies",
-        "intervals": "95 %, over checkpoints and scenes: the wider of Wilson's and a bootstrap for success, a "
-        "bootstrap for differences; p is McNemar's exact test for the checkpoint where it is largest",
+        "intervals": "95 %, over checkpoints and scenes: the outer bounds of Wilson's interval and a bootstrap for "
+        "success, a bootstrap for differences; p is McNemar's exact test for the checkpoint where it is largest",
         "checkpoints": "; ".join(f"{name}: {', '.join(paths)}" for name, paths in checkpoints.items()),
     }
     if failed:

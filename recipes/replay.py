@@ -14,7 +14,10 @@ from toolkit.reporting.run_record import Run
 
 
 def run(config: ReplayConfig, run: Run) -> None:
-    """Replay every episode; the outcome becomes the column `replay_success` of the dataset."""
+    """Replay every episode; the outcome becomes the column `replay_success` of the dataset.
+
+    The result has the outcomes too, as (task, seed, success).
+    """
     dataset = Path(config.dataset)
     episodes = list(read_actions(dataset))
     for index, (metadata, _) in enumerate(episodes):
@@ -31,7 +34,9 @@ def run(config: ReplayConfig, run: Run) -> None:
     ]
     outcomes = [result["success"] for result in replay_episodes(items, workers=config.workers)]
     add_episode_columns(dataset, {"replay_success": outcomes})
-    run.result["systems"] = {config.system: success_table([item[0] for item in items], outcomes)}
+    table = success_table([task for task, _, _ in items], outcomes)
+    table["outcomes"] = [[task, seed, success] for (task, seed, _), success in zip(items, outcomes, strict=True)]
+    run.result["systems"] = {config.system: table}
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -158,6 +158,31 @@ def test_each_system_is_compared_with_as_many_real_episodes_as_it_has() -> None:
     assert ablate.exchange_rows(position) == []
 
 
+def test_replays_are_told_by_task_and_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    solved = {0: {"push": 9, "sweep": 0}, 1: {"push": 15, "sweep": 20}}  # of 20 episodes each
+    replays: dict[str, Any] = {
+        f"replay_paper_{seed}": {
+            "systems": {"vag": {"outcomes": [[t, i, i < n] for t, n in tasks.items() for i in range(20)]}}
+        }
+        for seed, tasks in solved.items()
+    }
+    monkeypatch.setattr(ablate, "finished", lambda path: replays.get(path.name))
+    study = config("generator_seeds=[0,1,2]", "grid=['arm=cotrain seed=0,1,2']")  # the third one was not replayed
+    rows = {(r["system"], r["metric"]): r for r in ablate.generator_rows(tmp_path, parse_grid(study), study)}
+    both, name = "synthetic feed=paper", "synthetic feed=paper generator=1"
+    assert {metric: (rows[both, metric]["value"], rows[both, metric]["n"]) for s, metric in rows if s == both} == {
+        "success": (44 / 80, 80),
+        "success push": (24 / 40, 40),
+        "success sweep": (0.5, 40),
+    }
+    assert (rows[name, "success"]["value"], rows[name, "success push"]["value"]) == (35 / 40, 15 / 20)
+    assert rows[both, "success sweep"]["low"] < 0.1  # one generator solves all, one none: who knows of the next
+    assert rows[both, "success"]["seeds"] == 2
+    del replays["replay_paper_0"]["systems"]["vag"]["outcomes"]
+    with pytest.raises(UserError, match="replay_paper_0: of an earlier version; delete it"):
+        ablate.generator_rows(tmp_path, parse_grid(study), study)
+
+
 def test_the_few_must_be_among_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"real_few": [("push", 3)], "real_all": [("push", 0), ("push", 3)]}
     for name in rows:

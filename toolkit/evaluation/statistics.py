@@ -98,7 +98,7 @@ def bootstrap_means(tables: Sequence[np.ndarray], *, resamples: int = 10_000, se
 
 
 def success_interval(table: np.ndarray) -> tuple[float, float]:
-    """95 % bounds of the mean of outcomes (training seeds, scenes): Wilson's or those of a bootstrap, the wider ones.
+    """95 % bounds of the mean of outcomes (training seeds, scenes): the outer ones of Wilson's and a bootstrap's.
 
     Wilson's interval over all rollouts does not know that training seeds differ and that they share their scenes; the
     bootstrap over both has no width where all outcomes are alike.
@@ -169,6 +169,12 @@ def table_rate(table: np.ndarray) -> dict[str, Any]:
     """`counted_rate` of outcomes (training seeds, scenes), with the bounds of `success_interval`."""
     low, high = success_interval(table)
     return {**counted_rate(int(table.sum()), table.size), "low": low, "high": high}
+
+
+def measured_success(table: np.ndarray) -> dict[str, Any]:
+    """The same as a row of a record has it: value, low, high, n and the number of training seeds."""
+    rate = table_rate(table)
+    return {"value": rate["rate"], **{key: rate[key] for key in ("low", "high", "n")}, "seeds": len(table)}
 
 
 def success_table(tasks: Sequence[str], outcomes: Sequence[bool]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from toolkit.reporting.media import atomic
 from toolkit.reporting.run_record import git_sha, hardware, read_record, versions, write_json
 
-COLUMNS = 5
+COLUMNS = 6
 BESIDE = ("p", "floor", "shuffled", "real", "mean")  # what a value is read beside, where a row has it
 
 

@@ -20,7 +20,6 @@ from toolkit.reporting.markup import (
     side_by_side,
 )
 from toolkit.reporting.success import (
-    COUNTS,
     arm_figures,
     fraction_figures,
     glossary,
@@ -28,6 +27,8 @@ from toolkit.reporting.success import (
     success_parts,
     verdicts,
 )
+
+COUNTS = ("n", "successes", "rate", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def _demo(runs: list[RunPage], has_demo: bool) -> list[str]:
     for run in runs:
         policies = [as_dict(row) for row in as_list(run.result.get("policies"))]
         parts += success_parts(policies, ("policy", "arm"), "Policies on unseen scenes")
-        systems = [as_dict(row) for row in as_list(as_dict(run.result.get("generator")).get("systems"))]
-        rows = [{**row, **as_dict(row.get("replay_success"))} for row in systems]
+        generated = map(as_dict, as_list(as_dict(run.result.get("generator")).get("systems")))
+        rows = [{**row, **as_dict(row.get("replay_success"))} for row in generated]
         measured = distinct(k for row in rows for k, v in row.items() if finite(v) is not None and k not in COUNTS)
         if rows:
             parts.append("<h3>Generator on held-out scenes</h3>")

@@ -20,8 +20,6 @@ from toolkit.reporting.markup import (
 )
 from toolkit.reporting.story import ARMS, INTERVALS
 
-COUNTS = ("n", "successes", "rate", "low", "high")
-
 
 def only_rates(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows that have a rate, or counts to compute it from."""
