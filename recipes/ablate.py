@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -243,16 +243,29 @@ def system_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
     return rows
 
 
+def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
+    """What a cell is compared with, as far as it was tried.
+
+    The same few real episodes alone; for synthetic episodes also all real ones that their generator has seen, and, if
+    they are filtered, the unfiltered ones.
+    """
+    arm, found = ARMS[cell.arm], [few_alone(cell, outcomes, suite)]
+    if arm.synthetic and not arm.shuffled:
+        found.append(Cell("real_all", cell.policy, cell.feed))
+    if arm.filtered:
+        found.append(replace(cell, arm=cell.arm.removesuffix("_filtered"), filter="none"))
+    return [c for c in found if c is not None and c != cell and (c, suite) in outcomes]
+
+
 def system_comparisons(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """Every system minus the same few real episodes alone, paired by scene."""
+    """Every system minus its controls, paired by scene."""
     comparisons = []
     for (cell, suite), seeds in outcomes.items():
-        few = few_alone(cell, outcomes, suite)
-        if few is None or few == cell:
-            continue
-        pair = {"a": cell.system, "b": few.system, "policy": cell.policy, "suite": suite}
-        found = compare_systems(matrix(seeds), matrix(outcomes[few, suite]))
-        comparisons.append({**pair, "arm": cell.arm, "metric": "success", "paired": True, **found})
+        for control in controls(cell, outcomes, suite):
+            pair = {"a": cell.system, "b": control.system, "policy": cell.policy, "suite": suite}
+            found = compare_systems(matrix(seeds), matrix(outcomes[control, suite]))
+            arms = {"arm": cell.arm, "control": control.arm}
+            comparisons.append({**pair, **arms, "metric": "success", "paired": True, **found})
     return comparisons
 
 
@@ -366,7 +379,9 @@ def summary(result: dict[str, Any]) -> str:
     """How many cells, and the largest lift of synthetic episodes: a choice made on the scenes it is told for."""
     text = f"{len(result['cells'])} rows, {len(result['failed'])} cells failed"
     arms = [name for name, arm in ARMS.items() if arm.synthetic and not arm.shuffled]
-    lifts = [c for c in result["comparisons"] if c["suite"] == "unseen" and c["arm"] in arms]
+    lifts = [
+        c for c in result["comparisons"] if (c["suite"], c["control"]) == ("unseen", "real_few") and c["arm"] in arms
+    ]
     if not lifts:
         return text
     best = max(lifts, key=lambda c: c["difference"])

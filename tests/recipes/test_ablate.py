@@ -135,12 +135,13 @@ def test_rows_say_how_much_of_the_gap_is_closed_and_comparisons_are_paired() -> 
     assert closed["low"] < closed["value"] < closed["high"]
     assert closed["value"] == pytest.approx(0.5, abs=0.1)
     assert ("real_all", "gap_closed") not in rows
-    comparisons = {c["a"]: c for c in ablate.system_comparisons(found)}
-    assert comparisons.keys() == {"cotrain", "real_all"}
-    assert comparisons["cotrain"]["low"] > 0.2
-    assert comparisons["cotrain"]["p"] < 1e-6
+    comparisons = {(c["a"], c["b"]): c for c in ablate.system_comparisons(found)}
+    assert comparisons.keys() == {("cotrain", "real_few"), ("cotrain", "real_all"), ("real_all", "real_few")}
+    assert comparisons["cotrain", "real_few"]["low"] > 0.2
+    assert comparisons["cotrain", "real_few"]["p"] < 1e-6
+    assert comparisons["cotrain", "real_all"]["high"] < -0.2
     close = outcomes(real_few=0.5, cotrain=0.56, real_all=0.57)
-    (paired,) = (c for c in ablate.system_comparisons(close) if c["a"] == "cotrain")
+    (paired,) = (c for c in ablate.system_comparisons(close) if (c["a"], c["b"]) == ("cotrain", "real_few"))
     assert 0 < paired["low"] < paired["high"] < 0.1  # the rates alone are only known within .06 each
     assert not [
         row for row in ablate.system_rows(outcomes(real_few=0.5, cotrain=0.6, real_all=0.45)) if "gap" in row["metric"]
@@ -156,6 +157,24 @@ def test_each_system_is_compared_with_as_many_real_episodes_as_it_has() -> None:
     assert values.keys() == {"cotrain few=2"}  # nothing lies beyond 20 on the curve
     position = {(cell, "position"): seeds for (cell, _), seeds in found.items()}
     assert ablate.exchange_rows(position) == []
+
+
+def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their_generator_saw() -> None:
+    seeds = next(iter(outcomes(any_arm=0.5).values()))
+    cells = [Cell("real_few"), Cell("cotrain"), Cell("real_all"), Cell("cotrain_shuffled", feed="fair")]
+    cells += [Cell(arm, feed="fair") for arm in ("real_all", "cotrain")]
+    cells += [Cell("cotrain_filtered", feed="fair", filter="replay")]
+    pairs: dict[str, list[str]] = {}
+    for found in ablate.system_comparisons({(cell, "unseen"): seeds for cell in cells}):
+        pairs.setdefault(found["a"], []).append(found["b"])
+    assert pairs == {
+        "cotrain": ["real_few", "real_all"],
+        "real_all": ["real_few"],
+        "cotrain_shuffled feed=fair": ["real_few"],
+        "real_all feed=fair": ["real_few"],
+        "cotrain feed=fair": ["real_few", "real_all feed=fair"],
+        "cotrain_filtered feed=fair filter=replay": ["real_few", "real_all feed=fair", "cotrain feed=fair"],
+    }
 
 
 def test_replays_are_told_by_task_and_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +262,7 @@ def test_a_study_at_smoke_scale_marks_what_fails_and_goes_on(
     replayed = {row["metric"]: row["n"] for row in record["rows"] if row["system"] == "synthetic feed=fair"}
     assert replayed == {"success": 2, "success plate-slide": 2}
     assert all(row["low"] <= row["value"] <= row["high"] for row in record["rows"])
-    assert {c["b"] for c in record["comparisons"]} == {"real_few few=2"}
+    assert {c["b"] for c in record["comparisons"]} == {"real_few few=2", "real_all feed=fair"}
     assert "rollouts an arm" in capsys.readouterr().out
     assert cli.main(["report", str(out), f"out={tmp_path / 'page'}"]) == 0
 
