@@ -86,8 +86,9 @@ def success_bars(rows: Sequence[Mapping[str, Any]], title: str = "Success rate")
                 axes.errorbar(rate, y, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3.5, capthick=1.2)
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
-        for end, side in ((0, "left"), (-1, "right")):  # else half of them lies outside of the figure
-            axes.get_xticklabels()[end].set_horizontalalignment(side)
+        ends = axes.get_xticklabels()
+        ends[0].set_horizontalalignment("left")  # else half of it lies outside of the figure
+        ends[-1].set_horizontalalignment("right")
         axes.grid(axis="x")
         return _svg(figure, title)
 
