@@ -194,9 +194,9 @@ def first_error(config: AblateConfig, root: Path, cell: Cell) -> str:
 
 
 def gather(root: Path, cells: Sequence[Cell]) -> Outcomes:
-    """Outcomes of every rollout, scenes in the same order for all."""
+    """Outcomes of every rollout, policy by policy; scenes in the same order for all."""
     outcomes: Outcomes = {}
-    for cell in cells:
+    for cell in sorted(cells, key=lambda cell: POLICIES.index(cell.policy)):
         evaluation = finished(root / cell.name / "evaluate")
         for suite, measured in (evaluation or {"suites": {}})["suites"].items():
             seeds = outcomes.setdefault((cell.group, suite), {})
