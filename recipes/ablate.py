@@ -336,6 +336,12 @@ def power_sentence(config: AblateConfig, cells: Sequence[Cell]) -> str:
     )
 
 
+def told_training(config: AblateConfig, policy: str) -> str:
+    """Overrides of a policy's training; of those for the same key the last one, which counts."""
+    words = [f"optim.steps={total_steps(config, policy)}", *config.train, *config.policy_train.get(policy, [])]
+    return " ".join([policy, *{word.partition("=")[0]: word for word in words}.values()])
+
+
 def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) -> dict[str, str]:
     """What a reader needs to judge the numbers."""
     everything, others = [*config.tasks, *config.new_tasks], [*config.new_tasks, *config.other_tasks]
@@ -357,12 +363,7 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         "generators": f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of "
         "the policies. The exchange rate counts the real episodes that they have seen as free",
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
-        + "; ".join(
-            " ".join(
-                [p, f"optim.steps={total_steps(config, p)}", *config.train, *config.policy_train.get(p, [])],
-            )
-            for p in dict.fromkeys(cell.policy for cell in cells)
-        ),
+        + "; ".join(told_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
         "power": power_sentence(config, cells),
     }
     if any(ARMS[cell.arm].finetuned for cell in cells):

@@ -202,6 +202,15 @@ def test_replays_are_told_by_task_and_generator(tmp_path: Path, monkeypatch: pyt
         ablate.generator_rows(tmp_path, parse_grid(study), study)
 
 
+def test_notes_tell_the_training_settings_that_count() -> None:
+    study = config("steps=11", "train=['optim.learning_rate=1','optim.batch_size=4']")
+    study.policy_train = {"diffusion": ["optim.learning_rate=2"]}
+    assert ablate.told_training(study, "diffusion") == (
+        "diffusion optim.steps=11 optim.learning_rate=2 optim.batch_size=4"
+    )
+    assert "optim.learning_rate=1" in ablate.told_training(study, "pi05_compact")
+
+
 def test_the_few_must_be_among_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"real_few": [("push", 3)], "real_all": [("push", 0), ("push", 3)]}
     for name in rows:
