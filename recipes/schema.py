@@ -127,6 +127,7 @@ class TokenizerTraining(OptimConfig):
 @dataclass
 class TrainGeneratorConfig(CommonConfig):
     dataset: Any = MISSING  # LeRobotDataset v3 directory or clip file, or several: [a,b]
+    dataset_shares: list[float] | None = None  # of the clips, for each dataset; null = in proportion to the episodes
     image_key: str = "observation.image"
     random_start: bool = False  # windows from anywhere in the episode, not only from its start
     labelled_fraction: float = 1.0  # of the episodes of each instruction keep their actions; the rest is video alone
@@ -219,7 +220,7 @@ class PolicyTrainingConfig(CommonConfig):
     augment: bool = False  # pictures in random colours and sharpness
     select: list[str] = field(default_factory=list)  # synthetic episodes by score: score_cycle_error<=0.2, or <=50%
     weight_by: str | None = None  # score whose best synthetic episodes are drawn most often
-    shuffle_actions: bool = False  # synthetic episodes get the actions of other ones: a control that must not help
+    shuffle_actions: bool = False  # synthetic episodes get the actions of others of their task: a control
     image_key: str = "observation.image"
     image_size: int = 64
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     sources = [config.dataset] if isinstance(config.dataset, str) else list(config.dataset)
     if not sources:
         raise UserError("train-generator: dataset=[] is empty; name at least one")
-    store = open_merged([load_clips(run, s, config.generator.image_size, config.image_key) for s in sources])
+    stores = [load_clips(run, s, config.generator.image_size, config.image_key) for s in sources]
+    shares, store = episode_shares(stores, config.dataset_shares), open_merged(stores)
     config.generator.state_dim, config.generator.action_dim = store.states.shape[1], store.actions.shape[1]
     if max(store.episode_lengths) < 2:
         raise UserError(f"{config.dataset}: episodes have one step; the generator needs sequences")
@@ -59,7 +61,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     def clips(batch_size: int, random_start: bool = config.random_start) -> GeneratorClips:
         shape = config.generator
         return GeneratorClips(
-            store, batch_size, shape.num_frames, config.seed, random_start, shape.frame_stride, labelled
+            store, batch_size, shape.num_frames, config.seed, random_start, shape.frame_stride, labelled, shares
         )
 
     tokenizer = generator.tokenizer
@@ -134,6 +136,19 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
         throughput=throughput,
         checkpoint="generator",
     )
+
+
+def episode_shares(stores: Sequence[ClipStore], shares: Sequence[float] | None) -> np.ndarray | None:
+    """(E,) how often each episode of all datasets is drawn, sum 1; None for all alike.
+
+    Raises UserError unless there is a number from 0 up for each dataset, and one above 0.
+    """
+    if shares is None:
+        return None
+    if len(shares) != len(stores) or not all(0 <= share < math.inf for share in shares) or sum(shares) == 0:
+        raise UserError(f"dataset_shares={list(shares)}: expected a number from 0 up for each of dataset=[...]")
+    episodes = [store.num_episodes for store in stores]
+    return np.repeat([share / sum(shares) / n for share, n in zip(shares, episodes, strict=True)], episodes)
 
 
 def labelled_episodes(store: ClipStore, fraction: float) -> np.ndarray | None:

@@ -148,6 +148,14 @@ def test_actions_are_labelled_where_they_may_be_used(store: ClipStore) -> None:
     assert clips.batch(0)["has_actions"].tolist() == [index < 2 for index in clips.draw(0)[0]]
 
 
+def test_episodes_are_drawn_by_their_shares(store: ClipStore) -> None:
+    shares = np.zeros(store.num_episodes)
+    shares[[0, 2]] = 0.25, 0.75
+    drawn, _ = GeneratorClips(store, 1000, 17, seed=0, random_start=False, shares=shares).draw(0)
+    assert set(drawn) == {0, 2}
+    assert (drawn == 2).mean() == pytest.approx(0.75, abs=0.05)
+
+
 def test_statistics_have_floors(store: ClipStore) -> None:
     statistics = compute_statistics([store])
     np.testing.assert_allclose(statistics[STATE]["mean"], store.states.mean(0), rtol=1e-5)

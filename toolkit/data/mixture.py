@@ -208,7 +208,7 @@ class GeneratorClips:
     """Generator batches: windows from the start of an episode, or from anywhere in it (`random_start`).
 
     frame_stride: rows from one frame to the next. labelled: (E,) True for episodes whose actions may be used; batches
-    then say so under has_actions (B,).
+    then say so under has_actions (B,). shares: (E,) how often each episode is drawn, sum 1; None for all alike.
     """
 
     def __init__(
@@ -220,14 +220,18 @@ class GeneratorClips:
         random_start: bool,
         frame_stride: int = 1,
         labelled: np.ndarray | None = None,
+        shares: np.ndarray | None = None,
     ) -> None:
         self.store, self.batch_size, self.num_frames, self.seed = store, batch_size, num_frames, seed
-        self.random_start, self.frame_stride, self.labelled = random_start, frame_stride, labelled
+        self.random_start, self.frame_stride, self.labelled, self.shares = random_start, frame_stride, labelled, shares
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Episodes and starts of a step, each (B,)."""
         rng = np.random.default_rng((self.seed, step))
-        episodes = rng.integers(self.store.num_episodes, size=self.batch_size)
+        if self.shares is None:
+            episodes = rng.integers(self.store.num_episodes, size=self.batch_size)
+        else:
+            episodes = rng.choice(self.store.num_episodes, size=self.batch_size, p=self.shares)
         rows = (self.num_frames - 1) * self.frame_stride + 1
         room = np.maximum(self.store.episode_lengths[episodes] - rows, 0)
         starts = rng.integers(room + 1) if self.random_start else np.zeros_like(room)

@@ -100,20 +100,19 @@ def balanced(tasks: np.ndarray) -> np.ndarray:
 
 
 def with_shuffled_actions(store: ClipStore, seed: int) -> ClipStore:
-    """A control: every episode keeps its pictures and states, and gets the actions of another one.
+    """A control: every episode keeps its pictures and states, and gets the actions of another one of its instruction.
 
-    Of another instruction, where none has more than half of the episodes. Where the other is shorter, its last action
-    is repeated. Raises UserError for a single episode.
+    So the policy is told what the task needs on average, but nothing of where its objects are. Where the other is
+    shorter, its last action is repeated. Raises UserError for an instruction with a single episode.
     """
-    if store.num_episodes < 2:
-        raise UserError(f"{store.name}: shuffled actions need two episodes or more")
-    order = np.random.default_rng((seed, 4)).permutation(store.num_episodes)
-    order = order[np.argsort(store.episode_tasks[order], kind="stable")]
-    most = int(np.bincount(store.episode_tasks).max())
-    shift = most if 2 * most <= len(order) else 1  # past all of its own instruction, or at least past itself
+    rng = np.random.default_rng((seed, 4))
     actions = np.empty_like(store.actions)
-    for episode, other in zip(order, np.roll(order, shift), strict=True):
-        first, length = store.episode_starts[episode], store.episode_lengths[episode]
-        steps = np.minimum(np.arange(length), store.episode_lengths[other] - 1)
-        actions[first : first + length] = store.actions[store.episode_starts[other] + steps]
+    for task in np.unique(store.episode_tasks):
+        order = rng.permutation(np.flatnonzero(store.episode_tasks == task))
+        if len(order) < 2:
+            raise UserError(f"{store.name}: shuffled actions need two episodes or more of '{store.tasks[task]}'")
+        for episode, other in zip(order, np.roll(order, 1), strict=True):
+            first, length = store.episode_starts[episode], store.episode_lengths[episode]
+            steps = np.minimum(np.arange(length), store.episode_lengths[other] - 1)
+            actions[first : first + length] = store.actions[store.episode_starts[other] + steps]
     return replace(store, actions=actions)
