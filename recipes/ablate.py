@@ -15,11 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from recipes.compose import command_words
-from recipes.lanes import Lane, run_lanes, stage
+from recipes.compose import command_words, compose_config
+from recipes.lanes import Lane, check_same, run_lanes, stage
 from recipes.schema import AblateConfig
-from recipes.study import ARMS, POLICIES, Cell, cell_lane, generator_lane, generator_seed, parse_grid, total_steps
+from recipes.study import (
+    ARMS,
+    POLICIES,
+    Cell,
+    cell_lane,
+    few_dataset,
+    generator_lane,
+    generator_seed,
+    parse_grid,
+    total_steps,
+)
 from toolkit.data.lerobot_io import read_actions
+from toolkit.data.selection import parse_rule
+from toolkit.envs.metaworld import instructions
 from toolkit.envs.shifts import SUITES
 from toolkit.errors import UserError, nearest
 from toolkit.evaluation.exchange import exchange_rate
@@ -62,6 +74,8 @@ def run(config: AblateConfig, run: Run) -> None:
         lanes[cell.name] = cell_lane(config, root, cell)
         if cell.needs_generator:
             after[cell.name] = f"generator_{cell.feed}_{generator_seed(config, cell)}"
+    first = {cell.group: cell.name for cell in reversed(cells)}  # the others differ in their seed alone
+    check_lanes(root, [lanes[name] for name in [*first.values(), *set(after.values())]])
     failed = run_lanes(root, lanes, config.lanes, after, keep_going=True)
     table = cell_table(config, root, cells, failed)
     with atomic(root / "cells.parquet") as temporary:
@@ -72,7 +86,8 @@ def run(config: AblateConfig, run: Run) -> None:
     rows, comparisons = system_rows(outcomes), system_comparisons(outcomes)
     rows += generator_rows(root, cells, config) + exchange_rows(outcomes)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
-    record = write_record(root, "ablation", command, rows, comparisons, notes(config, cells, failed))
+    told = {**notes(config, cells, failed), "code": told_commits(root, cells)}
+    record = write_record(root, "ablation", command, rows, comparisons, told)
     for name, figures in (("arms", arm_figures(rows)), ("figure", fraction_figures(rows))):
         path = root / f"{name}.svg"
         path.unlink(missing_ok=True)
@@ -88,8 +103,10 @@ def run(config: AblateConfig, run: Run) -> None:
 def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
     """Raise UserError for what cannot be run or would mislead, before anything is recorded or trained."""
     for key in ("suites", "generator_seeds"):
-        if not getattr(config, key):
+        if not (values := getattr(config, key)):
             raise UserError(f"ablate: {key}=[] is empty")
+        if len(set(values)) < len(values):
+            raise UserError(f"ablate: {key}={values} names one twice")
     for key in ("policy_steps", "policy_train", "policy_finetune"):
         for policy in getattr(config, key):
             if policy not in POLICIES:
@@ -103,15 +120,18 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
             raise UserError(
                 f"ablate: suite '{suite}' needs new_tasks=[...], tasks of which the policy gets no real demo"
             )
-    if twice := set(config.tasks) & {*config.new_tasks, *config.other_tasks}:
-        raise UserError(f"ablate: '{min(twice)}' is among tasks and new_tasks or other_tasks")
-    starts = sorted((getattr(config, name), name) for name in ("first_seed", "synthetic_seed", "held_out_seed"))
-    for (low, name), (high, other) in pairwise(starts):
-        if high - low < 10_000:
+    check_tasks(config)
+    scenes = {"first_seed": config.real_per_task, "held_out_seed": config.scenes_per_task}
+    scenes["synthetic_seed"] = max(cell.synthetic_per_task for cell in cells)
+    for (low, name), (high, other) in pairwise(sorted((getattr(config, name), name) for name in scenes)):
+        room = max(10_000, 10 * scenes[name])  # some scenes are passed over
+        if high - low < room:
             raise UserError(
                 f"ablate: {name}={low} and {other}={high}: training, synthetic and evaluation scenes would overlap; "
-                "keep 10,000 seeds between them"
+                f"keep {room:,} seeds between them"
             )
+    for rule in [rule for rules in config.filters.values() for rule in rules]:
+        parse_rule(rule)
     if len(set(config.gap)) != 2 or not all(0 < rate < 1 for rate in config.gap) or not 0 < config.power < 1:
         raise UserError(f"ablate: gap={config.gap}, power={config.power}: expected two different rates and one below 1")
     for cell in cells:
@@ -124,20 +144,48 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
             )
 
 
+def check_tasks(config: AblateConfig) -> None:
+    """Raise UserError for a task that is unknown, named twice, or told in the words of another.
+
+    Its instruction is all that generators and policies know of a task.
+    """
+    known, taken = instructions(), dict[str, str]()
+    for role in ("tasks", "new_tasks", "other_tasks"):
+        for task in (name.removesuffix("-v3") for name in getattr(config, role)):
+            if task not in known:
+                raise UserError(f"ablate: {role}: unknown task '{task}'. {nearest(task, known)}")
+            if other := taken.get(known[task]):
+                raise UserError(f"ablate: {role}: '{task}' is told as '{known[task]}', and so is {other}; drop one")
+            taken[known[task]] = f"'{task}' of {role}"
+
+
 def check_nested(root: Path) -> None:
     """Raise UserError unless what the policies get of the real episodes is part of all there are."""
 
-    def scenes(name: str) -> set[tuple[Any, Any]]:
-        rows = read_actions(root / name / "dataset") if (root / name).exists() else []
-        return {(row["task_name"], row["seed"]) for row, _ in rows}
+    def scenes(dataset: Path) -> set[tuple[Any, Any]]:
+        return {(row["task_name"], row["seed"]) for row, _ in read_actions(dataset)}
 
-    everything = scenes("real_all")
-    if everything and (lost := scenes("real_few") - everything):
-        task, seed = min(lost)
-        raise UserError(
-            f"ablate: real_few holds {len(lost)} episodes that real_all lacks (first: {task}, seed {seed}); "
-            "raise real_per_task"
-        )
+    if not (root / "real_all").exists():
+        return
+    everything = scenes(root / "real_all/dataset")
+    for dataset in sorted(root.glob("real_few*/dataset")):
+        if lost := scenes(dataset) - everything:
+            task, seed = min(lost)
+            raise UserError(
+                f"ablate: {dataset.parent.name} holds {len(lost)} episodes that real_all lacks (first: {task}, seed "
+                f"{seed}); raise real_per_task"
+            )
+
+
+def check_lanes(root: Path, lanes: Sequence[Lane]) -> None:
+    """Raise UserError, before hours of work, for a stage that cannot be composed or was finished otherwise."""
+    for name, command, overrides in dict.fromkeys(
+        (name, command, tuple(words)) for x in lanes for name, command, words in x
+    ):
+        if finished(root / name) is None:
+            compose_config(command, list(overrides))
+        else:
+            check_same(root / name, read_record(root / name)["config"], command, list(overrides))
 
 
 def collect(config: AblateConfig, cells: Sequence[Cell], root: Path) -> None:
@@ -148,14 +196,13 @@ def collect(config: AblateConfig, cells: Sequence[Cell], root: Path) -> None:
         stage(root / name, "collect", [f"tasks=[{','.join(tasks)}]", f"episodes_per_task={episodes}", *more, *seed])
 
     feeds = {cell.feed for cell in cells if cell.needs_generator or ARMS[cell.arm].real == "all"}
-    if few := [cell.few for cell in cells if ARMS[cell.arm].real == "few"]:
-        record("real_few", config.tasks, max(few), "positions=inner")
+    counts = {max(cell.few, config.fed_few) for cell in cells if ARMS[cell.arm].real == "few"}
+    for few in sorted(counts | ({config.fed_few} if "fair" in feeds else set())):
+        record(few_dataset(config, few), config.tasks, few, "positions=inner")
     if "paper" in feeds:
         record("real_all", [*config.tasks, *config.new_tasks], config.real_per_task)
     if "fair" in feeds:
-        record("real_few_fed", config.tasks, config.fed_few, "positions=inner")
-        if others := [*config.new_tasks, *config.other_tasks]:
-            record("real_others", others, config.real_per_task)
+        record("real_others", [*config.new_tasks, *config.other_tasks], config.real_per_task)
 
 
 def cell_table(config: AblateConfig, root: Path, cells: Sequence[Cell], failed: Sequence[str]) -> Any:
@@ -246,14 +293,18 @@ def system_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
 def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
     """What a cell is compared with, as far as it was tried.
 
-    The same few real episodes alone; for synthetic episodes also all real ones that their generator has seen, and, if
-    they are filtered, the unfiltered ones.
+    The same few real episodes alone; for synthetic episodes also all real ones that their generator has seen; and the
+    same without its filter, weights or augmentation.
     """
     arm, found = ARMS[cell.arm], [few_alone(cell, outcomes, suite)]
     if arm.synthetic and not arm.shuffled:
         found.append(Cell("real_all", cell.policy, cell.feed))
     if arm.filtered:
         found.append(replace(cell, arm=cell.arm.removesuffix("_filtered"), filter="none"))
+    if arm.augmented:
+        found.append(replace(cell, arm=cell.arm.removesuffix("_augmented")))
+    if cell.weight_by != "none":
+        found.append(replace(cell, weight_by="none"))
     return [c for c in found if c is not None and c != cell and (c, suite) in outcomes]
 
 
@@ -262,10 +313,14 @@ def system_comparisons(outcomes: Outcomes) -> list[dict[str, Any]]:
     comparisons = []
     for (cell, suite), seeds in outcomes.items():
         for control in controls(cell, outcomes, suite):
+            others = outcomes[control, suite]
+            common = sorted(seeds.keys() & others.keys())  # where a cell has failed there are fewer
+            if not common:
+                continue
             pair = {"a": cell.system, "b": control.system, "policy": cell.policy, "suite": suite}
-            found = compare_systems(matrix(seeds), matrix(outcomes[control, suite]))
-            arms = {"arm": cell.arm, "control": control.arm}
-            comparisons.append({**pair, **arms, "metric": "success", "paired": True, **found})
+            arms = {"arm": cell.arm, "control": control.arm, "metric": "success", "paired": True, "seeds": len(common)}
+            tables = [matrix({seed: side[seed] for seed in common}) for side in (seeds, others)]
+            comparisons.append({**pair, **arms, **compare_systems(*tables)})
     return comparisons
 
 
@@ -300,12 +355,18 @@ def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> l
 def exchange_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
     """How many real episodes a synthetic one replaces, where the grid has a learning curve of real episodes.
 
-    Not on `position`: real episodes of the curve never cover it, however many there are.
+    Not on `position` nor `task`: real episodes of the curve never cover them, however many there are.
     """
     rows = []
     for (cell, suite), seeds in outcomes.items():
         arm = ARMS[cell.arm]
-        if not arm.synthetic or arm.real != "few" or arm.shuffled or SUITES[suite].positions == "outer":
+        if (
+            not arm.synthetic
+            or arm.real != "few"
+            or arm.shuffled
+            or SUITES[suite].positions == "outer"
+            or SUITES[suite].new_tasks
+        ):
             continue
         curve = {
             other.few: matrix(found)
@@ -342,6 +403,20 @@ def told_training(config: AblateConfig, policy: str) -> str:
     return " ".join([policy, *{word.partition("=")[0]: word for word in words}.values()])
 
 
+def told_commits(root: Path, cells: Sequence[Cell]) -> str:
+    """Which commit trained the policies: of each kind, and of which arms where they differ."""
+    commits: dict[str, dict[str, dict[str, None]]] = {}  # policy: commit: systems
+    for cell in cells:
+        if (root / cell.name / "train/run.json").exists():
+            sha = read_record(root / cell.name / "train")["git_sha"]
+            commits.setdefault(cell.policy, {}).setdefault(sha, {})[cell.system] = None
+    return "; ".join(
+        f"{policy} trained by commit {sha}" + (f": {', '.join(systems)}" if len(found) > 1 else "")
+        for policy, found in commits.items()
+        for sha, systems in found.items()
+    )
+
+
 def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) -> dict[str, str]:
     """What a reader needs to judge the numbers."""
     everything, others = [*config.tasks, *config.new_tasks], [*config.new_tasks, *config.other_tasks]
@@ -350,7 +425,11 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
     if others:
         episodes["fair"] += f", {config.real_per_task} of each of {', '.join(others)}"
     feeds = dict.fromkeys(cell.feed for cell in cells if cell.needs_generator)
+    default, used = Cell("cotrain"), sorted({cell.filter for cell in cells} - {"none"})
     found = {
+        "arms": f"where their names say nothing else, with few={default.few} real episodes a task, "
+        f"synthetic_per_task={default.synthetic_per_task} synthetic ones, synthetic_fraction="
+        f"{default.synthetic_fraction} of the clips while both take part",
         "scenes": f"{config.scenes_per_task} of each of {', '.join(config.tasks)} in every suite"
         + (f", of {', '.join(config.new_tasks)} in task" if "task" in config.suites else "")
         + f", from seed {config.held_out_seed} on; the same for all cells. Objects stand where those of the few real "
@@ -361,13 +440,16 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         "bound where at_end_of_curve. p is McNemar's exact test for the training seed where it is largest, not "
         "corrected for the number of comparisons",
         "generators": f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of "
-        "the policies. The exchange rate counts the real episodes that they have seen as free",
+        "the policies; intervals know the policies' seeds alone, so where a generator is shared they are rather too "
+        "narrow. The exchange rate counts the real episodes that generators have seen as free",
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
         + "; ".join(told_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
         "power": power_sentence(config, cells),
     }
     if any(ARMS[cell.arm].finetuned for cell in cells):
         found["fine-tuning"] = " ".join(config.finetune)
+    if used:
+        found["filters"] = "; ".join(f"{name}: {' and '.join(config.filters[name])}" for name in used)
     if config.evaluate:
         found["rollouts"] = " ".join(config.evaluate)
     found |= {f"generator of feed={feed}": f"has seen {episodes[feed]}" for feed in feeds}

@@ -18,6 +18,7 @@ from toolkit.errors import UserError, nearest
 
 FEEDS = ("paper", "fair")
 POLICIES = ("pi05_compact", "diffusion", "diffusion_compact")
+SCORES = ("score_cycle_error", "score_flow_loss", "score_limit_excess", "score_nearest", "replay_success")
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,13 @@ def parse_grid(config: AblateConfig) -> list[Cell]:
     cells: dict[Cell, None] = {}
     for line in config.grid:
         try:
-            overrides = OverridesParser.create().parse_overrides(shlex.split(line))
+            choices = []
+            for override in OverridesParser.create().parse_overrides(shlex.split(line)):
+                sweep = override.is_sweep_override()
+                values = override.sweep_string_iterator() if sweep else [override.get_value_element_as_str()]
+                choices.append([(override.key_or_group, value) for value in values])
         except (HydraException, ValueError) as error:
             raise UserError(f"ablate: grid line '{line}': expected axis=value,value ... ({error})") from error
-        choices = []
-        for override in overrides:
-            sweep = override.is_sweep_override()
-            values = override.sweep_string_iterator() if sweep else [override.get_value_element_as_str()]
-            choices.append([(override.key_or_group, value) for value in values])
         for combination in product(*choices):
             cells[_cell(config, dict(combination), line)] = None
     if not cells:
@@ -133,6 +133,7 @@ def _cell(config: AblateConfig, values: dict[str, str], line: str) -> Cell:
         "policy": POLICIES,
         "feed": FEEDS,
         "filter": ["none", *config.filters],
+        "weight_by": ["none", *SCORES],
         "finetune": ["default", *config.finetunes],
     }
     for key, options in known.items():
@@ -142,13 +143,13 @@ def _cell(config: AblateConfig, values: dict[str, str], line: str) -> Cell:
     for key in ("synthetic_fraction", "finetune_fraction"):
         if not 0 <= (fraction := getattr(cell, key)) <= 1:
             raise UserError(f"ablate: {key}={fraction}: expected a number from 0 to 1")
-    steps = total_steps(config, cell.policy)
-    if not 1 <= round(cell.finetune_share * steps) < steps and ARMS[cell.arm].finetuned:
-        raise UserError(
-            f"ablate: finetune_share={cell.finetune_share} of steps={steps}: both stages need at least one step"
-        )
+    steps, share = total_steps(config, cell.policy), cell.finetune_share
+    if ARMS[cell.arm].finetuned and not (0 < share < 1 and 1 <= round(share * steps) < steps):
+        raise UserError(f"ablate: finetune_share={share} of steps={steps}: both stages need at least one step")
     if min(cell.few, cell.synthetic_per_task) < 1:
         raise UserError(f"ablate: grid line '{line}': few and synthetic_per_task must be at least 1")
+    if cell.seed < 0:
+        raise UserError(f"ablate: grid line '{line}': seed={cell.seed} is negative")
     return _relevant(config, cell)
 
 
@@ -203,9 +204,13 @@ def generator_lane(config: AblateConfig, root: Path, feed: str, seed: int, episo
 
 def fed_datasets(root: Path, config: AblateConfig, feed: str) -> str:
     """Datasets that the generator of a feed is trained on, with commas between."""
-    if feed == "paper":
-        return str(root / "real_all/dataset")
-    return ",".join(str(root / name / "dataset") for name in ("real_few_fed", "real_others"))
+    names = ["real_all"] if feed == "paper" else [few_dataset(config, config.fed_few), "real_others"]
+    return ",".join(str(root / name / "dataset") for name in names)
+
+
+def few_dataset(config: AblateConfig, few: int) -> str:
+    """Directory of so many real episodes a task. Larger numbers have one of their own, so that a grid can grow."""
+    return "real_few" if few <= config.fed_few else f"real_few_{few}"
 
 
 def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
@@ -213,7 +218,7 @@ def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
     arm, total = ARMS[cell.arm], total_steps(config, cell.policy)
     synthetic = root / f"synthetic_{cell.feed}_{generator_seed(config, cell)}/dataset"
     single = [f"seed={cell.seed}", f"runtime.threads={config.threads}"]
-    few = [f"real=[{root / 'real_few/dataset'}]", f"episodes_per_task={cell.few}"]
+    few = [f"real=[{root / few_dataset(config, cell.few) / 'dataset'}]", f"episodes_per_task={cell.few}"]
     generated = [f"synthetic=[{synthetic}]", f"synthetic_per_task={cell.synthetic_per_task}"]
     if arm.filtered:
         rules = ",".join(f"'{rule}'" for rule in config.filters[cell.filter])

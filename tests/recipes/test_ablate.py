@@ -50,6 +50,10 @@ def test_lines_are_products_and_axes_that_do_not_matter_make_no_cells() -> None:
         ("['arm=pretrain_finetune finetune_share=1']", "both stages need at least one step"),
         ("['arm=cotrain_filtered filter=cycel']", "filter=cycel is unknown"),
         ("['arm cotrain']", "expected axis=value"),
+        ("['arm=glob(*)']", "expected axis=value"),
+        ("['arm=cotrain seed=-1']", "seed=-1 is negative"),
+        ("['arm=cotrain weight_by=scor_nearest']", "Did you mean 'score_nearest'"),
+        ("['arm=pretrain_finetune finetune_share=nan']", "both stages need at least one step"),
     ],
 )
 def test_grids_that_make_no_sense_are_named(grid: str, message: str) -> None:
@@ -62,7 +66,15 @@ def test_grids_that_make_no_sense_are_named(grid: str, message: str) -> None:
     [
         (["suites=[unsen]"], "unknown suite 'unsen'"),
         (["suites=[task]"], "suite 'task' needs new_tasks"),
-        (["other_tasks=[push]"], "'push' is among tasks and"),
+        (
+            ["other_tasks=[push-v3]"],
+            "other_tasks: 'push' is told as 'Push the puck to a goal', and so is 'push' of tasks",
+        ),
+        (["other_tasks=[push-back]"], "other_tasks: 'push-back' is told as .* and so is 'push' of tasks; drop one"),
+        (["other_tasks=[shove]"], "other_tasks: unknown task 'shove'"),
+        (["filters.mine=['score<0.2']"], "cannot read 'score<0.2'"),
+        (["grid=['arm=cotrain synthetic_per_task=50000']"], "keep 500,000 seeds between them"),
+        (["generator_seeds=[0,0]"], "generator_seeds=.0, 0. names one twice"),
         (["held_out_seed=100050"], "synthetic_seed=100000 and held_out_seed=100050: .* would overlap"),
         (["suites=[]"], r"suites=\[\] is empty"),
         (["generator_seeds=[]"], r"generator_seeds=\[\] is empty"),
@@ -155,8 +167,8 @@ def test_each_system_is_compared_with_as_many_real_episodes_as_it_has() -> None:
     assert pairs["cotrain few=2"] == pairs["synthetic_only"] == "real_few few=2"
     values = {row["system"]: row["value"] for row in ablate.exchange_rows(found) if "per_synthetic" in row["metric"]}
     assert values.keys() == {"cotrain few=2"}  # nothing lies beyond 20 on the curve
-    position = {(cell, "position"): seeds for (cell, _), seeds in found.items()}
-    assert ablate.exchange_rows(position) == []
+    for suite in ("position", "task"):  # which real episodes of the curve never cover
+        assert ablate.exchange_rows({(cell, suite): seeds for (cell, _), seeds in found.items()}) == []
 
 
 def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their_generator_saw() -> None:
@@ -175,6 +187,50 @@ def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their
         "cotrain feed=fair": ["real_few", "real_all feed=fair"],
         "cotrain_filtered feed=fair filter=replay": ["real_few", "real_all feed=fair", "cotrain feed=fair"],
     }
+
+
+def test_each_variant_is_compared_with_what_it_is_a_variant_of() -> None:
+    seeds = next(iter(outcomes(any_arm=0.5).values()))
+    cells = [Cell("cotrain"), Cell("cotrain", weight_by="score_nearest"), Cell("cotrain_augmented")]
+    pairs = [(c["a"], c["b"]) for c in ablate.system_comparisons({(cell, "unseen"): seeds for cell in cells})]
+    assert pairs == [("cotrain weight_by=score_nearest", "cotrain"), ("cotrain_augmented", "cotrain")]
+
+
+def test_where_a_cell_has_failed_the_training_seeds_that_both_have_are_compared() -> None:
+    found = outcomes(real_few=0.3, cotrain=0.6)
+    few, cotrain = found.values()
+    few |= {seed: cotrain[seed] for seed in (1, 2)}
+    del cotrain[0]
+    (comparison,) = ablate.system_comparisons(found)
+    assert (comparison["seeds"], comparison["difference"], comparison["p"]) == (2, 0, 1)
+    del few[1], few[2]
+    assert ablate.system_comparisons(found) == []
+
+
+def test_a_stage_that_was_finished_otherwise_or_cannot_be_composed_is_told_before_any_begins(tmp_path: Path) -> None:
+    study = config("finetunes.mine=['optim.learning_rat=1']", "grid=['arm=pretrain_finetune finetune=mine']")
+    with pytest.raises(UserError, match="learning_rat"):
+        ablate.check_lanes(tmp_path, [cell_lane(study, tmp_path, parse_grid(study)[0])])
+    study = config("grid=['arm=real_few']")
+    lane = cell_lane(study, tmp_path, parse_grid(study)[0])
+    for name, command, words in lane:
+        made: Any = OmegaConf.to_container(compose_config(command, [*words, f"out={tmp_path / name}"]))
+        (tmp_path / name).mkdir(parents=True)
+        record = {"command": command, "status": "finished", "config": made, "result": {}, "git_sha": "beef"}
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+    ablate.check_lanes(tmp_path, [lane])
+    told = ablate.told_commits(tmp_path, [*parse_grid(study), Cell("cotrain")])
+    assert told == "pi05_compact trained by commit beef"
+    study = config("grid=['arm=real_few']", "threads=2", "scenes_per_task=9")  # the number of threads does not matter
+    with pytest.raises(UserError, match="finished with episodes_per_task=50; now it is 9"):
+        ablate.check_lanes(tmp_path, [cell_lane(study, tmp_path, parse_grid(study)[0])])
+
+
+def test_more_real_episodes_have_a_dataset_of_their_own() -> None:
+    study = config("fed_few=5", "grid=['arm=real_few few=2,5,20']")
+    words = [cell_lane(study, Path("root"), cell)[0][2] for cell in parse_grid(study)]
+    named = [next(word for word in some if word.startswith("real=")) for some in words]
+    assert named == [f"real=[root/{name}/dataset]" for name in ("real_few", "real_few", "real_few_20")]
 
 
 def test_replays_are_told_by_task_and_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +270,7 @@ def test_notes_tell_the_training_settings_that_count() -> None:
 def test_the_few_must_be_among_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"real_few": [("push", 3)], "real_all": [("push", 0), ("push", 3)]}
     for name in rows:
-        (tmp_path / name).mkdir()
+        (tmp_path / name / "dataset").mkdir(parents=True)
     monkeypatch.setattr(
         ablate, "read_actions", lambda path: [({"task_name": t, "seed": s}, None) for t, s in rows[path.parent.name]]
     )

@@ -203,6 +203,13 @@ def test_finished_and_unfinished_directories_are_protected(tmp_path: Path) -> No
     for options in ({}, {"resume": True}):
         with pytest.raises(UserError, match="finished run; use overwrite=true"), start(**options):
             pass
+    with pytest.raises(KeyboardInterrupt), start(overwrite=True):
+        raise KeyboardInterrupt  # before anything was made: the finished run is there again
+    assert json.loads((tmp_path / "run/run.json").read_text())["result"] == {"number": 3}
+    with pytest.raises(UserError), start(overwrite=True) as run:
+        (run.directory / "hours_of_work").touch()
+        raise UserError("found late")
+    assert (tmp_path / "run/hours_of_work").exists()
     with start(overwrite=True):
         pass
     (tmp_path / "run/run.json").write_text("{")

@@ -1,10 +1,11 @@
-"""Which episodes lend their actions to a generator's training."""
+"""Which episodes lend their actions to a generator's training, and how often each is drawn."""
 
 import numpy as np
 import pytest
 
-from recipes.train_generator import labelled_episodes
+from recipes.train_generator import episode_shares, labelled_episodes
 from toolkit.data.clips import ClipStore
+from toolkit.data.selection import subset
 from toolkit.errors import UserError
 
 
@@ -19,3 +20,14 @@ def test_a_share_of_every_instruction_is_labelled(store: ClipStore) -> None:
     for fraction in (0.0, 1.5):
         with pytest.raises(UserError, match="labelled_fraction"):
             labelled_episodes(store, fraction)
+
+
+def test_each_dataset_has_its_share_however_many_episodes_it_has(store: ClipStore) -> None:
+    small = subset(store, np.array([0, 1]))
+    assert episode_shares([small, store], None) is None
+    shares = episode_shares([small, store], [1, 3])
+    assert shares is not None
+    np.testing.assert_allclose(shares, [0.25 / 2] * 2 + [0.75 / 6] * 6)
+    for wrong in ([1.0], [0.0, 0.0], [1.0, -1.0], [1.0, float("nan")]):
+        with pytest.raises(UserError, match="for each of dataset="):
+            episode_shares([small, store], wrong)

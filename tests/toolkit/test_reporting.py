@@ -383,6 +383,25 @@ def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path) -> None:
         assert words in page.words, words
 
 
+def test_a_leaderboard_is_shown_with_the_differences_behind_its_ranks(tmp_path: Path) -> None:
+    rate = {"n": 80, "seeds": 2, "low": 0.39, "high": 0.61}
+    board = [
+        {"rank": 1, "system": "mine", "successes": 40, "rate": 0.5, "not_distinguishable_from": None, **rate},
+        {"rank": 1, "system": "<yours>", "successes": 38, "rate": 0.475, "not_distinguishable_from": "mine", **rate},
+    ]
+    compared = [{"a": "mine", "b": "<yours>", "suite": suite, "difference": 0.0253} for suite in ("unseen", "visual")]
+    result = {"leaderboards": {"unseen": board}, "comparisons": compared}
+    page = page_of(write_run(tmp_path / "board", "benchmark policies", result))
+    for words in (
+        "Policies side by side",
+        "50 %  ·  40/80  ·  [39, 61]",
+        "<yours>",
+        "not distinguishable from",
+        "0.0253",
+    ):
+        assert words in page.words, words
+
+
 def test_damaged_and_cut_event_files_give_what_they_hold(tmp_path: Path) -> None:
     write_curves(tmp_path / "whole", 0)
     (file,) = (tmp_path / "whole").iterdir()

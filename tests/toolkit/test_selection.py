@@ -89,6 +89,14 @@ def test_weights_fall_with_the_rank_within_an_instruction() -> None:
     assert counts[3] / counts[1] == pytest.approx(3 * 4 / 5, rel=0.25)  # weight times length
 
 
+def test_the_best_have_the_most_weight_whatever_the_direction_of_their_score() -> None:
+    tasks, scores = np.zeros(4, int), (4.0, 1.0, 2.0, 2.0)
+    rows = [{"score": s, "score_nearest": s, "replay_success": s > 1} for s in scores]
+    assert weights_by("score", rows, tasks, "x").tolist() == [0.25, 1.75, 1.0, 1.0]  # equal scores, equal weights
+    assert weights_by("score_nearest", rows, tasks, "x").tolist() == [1.75, 0.25, 1.0, 1.0]
+    assert weights_by("replay_success", rows, tasks, "x").tolist() == [1.25, 0.25, 1.25, 1.25]
+
+
 def test_shuffled_actions_are_those_of_another_episode() -> None:
     clips = store()
     shuffled = with_shuffled_actions(clips, seed=0)

@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from toolkit.data.clips import ClipStore
 from toolkit.errors import UserError, nearest
 
-RULE = re.compile(r"\s*(\w+)\s*(<=|>=|==)\s*(-?[\d.]+(?:e-?\d+)?)\s*(%?)\s*")
+RULE = re.compile(r"\s*(\w+)\s*(<=|>=|==)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*(%?)\s*")
 RELATIONS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
+HIGHER_IS_BETTER = ("replay_success", "score_nearest")  # of what replay and score note; of all else less is better
 
 
 def subset(store: ClipStore, episodes: np.ndarray) -> ClipStore:
@@ -52,6 +54,14 @@ def column(name: str, metadata: Sequence[dict[str, Any]], where: str) -> np.ndar
     )
 
 
+def parse_rule(rule: str) -> tuple[str, str, float, bool]:
+    """Score, relation, bound, and whether that is per cent of the episodes. Raises UserError if it cannot be read."""
+    match = RULE.fullmatch(rule)
+    if match is None or (match[4] and not 0 <= float(match[3]) <= 100):
+        raise UserError(f"select: cannot read '{rule}'; expected such as score_cycle_error<=0.2 or <=50%")
+    return match[1], match[2], float(match[3]), bool(match[4])
+
+
 def select(
     rules: Sequence[str], metadata: Sequence[dict[str, Any]], tasks: np.ndarray, where: str, seed: int = 0
 ) -> np.ndarray:
@@ -63,10 +73,7 @@ def select(
     """
     kept = np.ones(len(metadata), bool)
     for rule in rules:
-        match = RULE.fullmatch(rule)
-        if match is None or (match[4] and not 0 <= float(match[3]) <= 100):
-            raise UserError(f"select: cannot read '{rule}'; expected such as score_cycle_error<=0.2 or <=50%")
-        name, relation, bound, percent = match[1], match[2], float(match[3]), match[4]
+        name, relation, bound, percent = parse_rule(rule)
         values = (
             np.random.default_rng((seed, 5)).random(len(kept)) if name == "random" else column(name, metadata, where)
         )
@@ -83,13 +90,15 @@ def select(
 def weights_by(name: str, metadata: Sequence[dict[str, Any]], tasks: np.ndarray, where: str) -> np.ndarray:
     """(E,) weights that fall with the rank of a score among the episodes of an instruction, from 2 to 0 times the mean.
 
-    Ranks, since scores of different systems have different tails. Raises UserError as `column`.
+    The best have the most: those with the least of a score, unless it is one of `HIGHER_IS_BETTER`. Ranks, since scores
+    of different systems have different tails; equal scores share theirs. Raises UserError as `column`.
     """
     values, weights = column(name, metadata, where), np.zeros(len(metadata))
+    if name in HIGHER_IS_BETTER:
+        values = -values
     for task in np.unique(tasks):
         chosen = np.flatnonzero(tasks == task)
-        ranks = np.argsort(np.argsort(values[chosen], kind="stable"))
-        weights[chosen] = 2 * (1 - (ranks + 0.5) / len(chosen))
+        weights[chosen] = 2 * (1 - (rankdata(values[chosen]) - 0.5) / len(chosen))
     return weights
 
 

@@ -23,6 +23,7 @@ from toolkit.reporting.success import (
     arm_figures,
     fraction_figures,
     glossary,
+    only_rates,
     rates_table,
     success_parts,
     verdicts,
@@ -168,6 +169,21 @@ def _ablate(runs: list[RunPage], has_demo: bool) -> list[str]:
     return parts
 
 
+def _benchmark_policies(runs: list[RunPage], has_demo: bool) -> list[str]:
+    """Every suite: a leaderboard, whose ranks follow the paired differences below it."""
+    parts = []
+    for run in runs:
+        comparisons = [as_dict(row) for row in as_list(run.result.get("comparisons"))]
+        for suite, board in as_dict(run.result.get("leaderboards")).items():
+            ranked = [as_dict(row) for row in as_list(board)]
+            bars = [{**row, "group": "", "label": row.get("system", "")} for row in only_rates(ranked)]
+            figure = framed(plots.success_bars(bars, f"Success, {suite}"), "") if bars else ""
+            parts += [f"<h3>Suite <code>{escaped(suite)}</code></h3>", side_by_side([figure, rows_table(ranked)])]
+            if compared := [row for row in comparisons if row.get("suite") == suite]:
+                parts.append("<h3>Paired differences, a minus b</h3>" + rows_table(compared))
+    return parts
+
+
 def _replay(runs: list[RunPage], has_demo: bool) -> list[str]:
     return success_parts([row for run in runs for row in systems(run)], ("system",), "Replay success")
 
@@ -190,6 +206,7 @@ PARTS: dict[str, Callable[[list[RunPage], bool], list[str]]] = {
     "evaluate-generator": _evaluate_generator,
     "benchmark generators": _benchmark_generators,
     "ablate": _ablate,
+    "benchmark policies": _benchmark_policies,
     "replay": _replay,
     "evaluate": _evaluate,
 }

@@ -126,8 +126,8 @@ class Run:
         if error is not None:
             self.record["error"] = str(error) or type(error).__name__
         if self.overwrite and self._aside.exists():
-            if isinstance(error, UserError):  # a mistake in the input: nothing was replaced
-                shutil.rmtree(self.directory)
+            if error is not None and {path.name for path in self.directory.iterdir()} <= {"run.json"}:
+                shutil.rmtree(self.directory)  # refused or stopped before it made anything: nothing was replaced
                 os.replace(self._aside, self.directory)
                 return
             shutil.rmtree(self._aside, ignore_errors=True)

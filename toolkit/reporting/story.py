@@ -74,6 +74,11 @@ STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "counts is the distance to the few real episodes alone, and to all that the generator has seen.",
         (),
     ),
+    "benchmark policies": (
+        "Policies side by side",
+        "Several policies on the same scenes, ranked; those whose difference may be nothing share a rank.",
+        (),
+    ),
     "synthesize": (
         "Synthesize",
         "One picture, one state and an instruction go in; a video with matching actions and states comes out.",
@@ -117,8 +122,8 @@ ARMS = {
     "pretrain_finetune": "pretrained on generated episodes, then fine-tuned on the few recorded ones",
     "cotrain": "trained on recorded and generated episodes together",
     "real_all": "trained on all recorded episodes",
-    "cotrain_shuffled": "the same, generated videos with the actions of other episodes: a control",
-    "pretrain_finetune_shuffled": "the same, with the actions of other episodes while pretraining: a control",
+    "cotrain_shuffled": "the same, generated videos with the actions of other episodes of their task: a control",
+    "pretrain_finetune_shuffled": "the same, with the actions of other episodes of their task while pretraining: a control",
     "cotrain_augmented": "the same with image augmentation",
     "vag": "video and actions generated together",
     "vag_grid": "video and actions in step, a U-Net that reads the video pooled to a grid",

@@ -134,7 +134,7 @@ def fraction_points(rows: list[dict[str, Any]]) -> dict[str, plots.FractionLine]
 
     A line for each policy, feed, number of real and number of synthetic episodes; named by what differs.
     """
-    rates = [row for row in rows if row.get("metric") == "success"]
+    rates = [row for row in rows if row.get("metric") == "success" and row.get("weight_by", "none") == "none"]
     axes = ("policy", "feed", "few", "synthetic_per_task")
     lines = {tuple(row.get(axis) for axis in axes) for row in rates if row.get("arm") == "cotrain"}
     differ = [i for i in range(len(axes)) if i == 0 or len({line[i] for line in lines}) > 1]
