@@ -186,6 +186,11 @@ def test_finetuning_names_the_dataset_that_does_not_fit(
     assert f"{dataset}: states are 2 wide; expected 4, as {tmp_path / 'policy'}" in complaint(capsys, *words)
 
 
+def work_then_refuse(path: Path) -> None:
+    path.touch()
+    raise UserError("found late")
+
+
 def test_finished_and_unfinished_directories_are_protected(tmp_path: Path) -> None:
     def start(out: Path = tmp_path / "run", **options: bool) -> Run:
         return Run("collect", out, {}, **{"overwrite": False, "resume": False, **options})
@@ -207,8 +212,7 @@ def test_finished_and_unfinished_directories_are_protected(tmp_path: Path) -> No
         raise KeyboardInterrupt  # before anything was made: the finished run is there again
     assert json.loads((tmp_path / "run/run.json").read_text())["result"] == {"number": 3}
     with pytest.raises(UserError), start(overwrite=True) as run:
-        (run.directory / "hours_of_work").touch()
-        raise UserError("found late")
+        work_then_refuse(run.directory / "hours_of_work")
     assert (tmp_path / "run/hours_of_work").exists()
     with start(overwrite=True):
         pass

@@ -123,7 +123,7 @@ ARMS = {
     "cotrain": "trained on recorded and generated episodes together",
     "real_all": "trained on all recorded episodes",
     "cotrain_shuffled": "the same, generated videos with the actions of other episodes of their task: a control",
-    "pretrain_finetune_shuffled": "the same, with the actions of other episodes of their task while pretraining: a control",
+    "pretrain_finetune_shuffled": "the same, pretrained with the actions of other episodes of their task: a control",
     "cotrain_augmented": "the same with image augmentation",
     "vag": "video and actions generated together",
     "vag_grid": "video and actions in step, a U-Net that reads the video pooled to a grid",
