@@ -84,7 +84,7 @@ def run(config: AblateConfig, run: Run) -> None:
     if not outcomes:
         raise UserError(f"ablate: all {len(cells)} cells failed; their messages stand above and in {root}")
     rows, comparisons = system_rows(outcomes), system_comparisons(outcomes)
-    rows += generator_rows(root, cells, config) + exchange_rows(outcomes)
+    rows += generator_rows(root, cells, config) + exchange_rows(config, outcomes)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
     told = {**notes(config, cells, failed), "code": told_commits(root, cells)}
     record = write_record(root, "ablation", command, rows, comparisons, told)
@@ -352,27 +352,26 @@ def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> l
     return rows
 
 
-def exchange_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
-    """How many real episodes a synthetic one replaces, where the grid has a learning curve of real episodes.
+def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[dict[str, Any]]:
+    """How many real episodes a synthetic one replaces, and how many of each task all of them are worth, net.
 
-    Not on `position` nor `task`: real episodes of the curve never cover them, however many there are.
+    Read off the learning curve of real episodes: all of them are its end. Net of what the generator has seen of each
+    task beyond what the policy gets; episodes of other tasks are not counted. Not on `position` nor `task`: the few
+    real episodes of the curve never cover them, however many there are.
     """
     rows = []
     for (cell, suite), seeds in outcomes.items():
         arm = ARMS[cell.arm]
-        if (
-            not arm.synthetic
-            or arm.real != "few"
-            or arm.shuffled
-            or SUITES[suite].positions == "outer"
-            or SUITES[suite].new_tasks
-        ):
+        never_covered = SUITES[suite].positions == "outer" or SUITES[suite].new_tasks
+        if not arm.synthetic or arm.real != "few" or arm.shuffled or never_covered:
             continue
         curve = {
             other.few: matrix(found)
             for (other, s), found in outcomes.items()
             if (other.arm, other.policy, s) == ("real_few", cell.policy, suite) and other.few >= cell.few
         }
+        if everything := outcomes.get((Cell("real_all", cell.policy), suite)):
+            curve[config.real_per_task] = matrix(everything)
         if len(curve) < 2 or cell.few not in curve:
             continue
         table = matrix(seeds)
@@ -382,6 +381,9 @@ def exchange_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
         if rate["low"] > 0:
             inverse = {"value": 1 / rate["value"], "low": 1 / rate["high"], "high": 1 / rate["low"]}
             rows.append({**where, "metric": "synthetic_per_real", **rate, **inverse})
+        seen = config.real_per_task - cell.few if cell.feed == "paper" else 0
+        net = {key: rate[key] * cell.synthetic_per_task - seen for key in ("value", "low", "high")}
+        rows.append({**where, "metric": "net_real_episodes", **rate, **net})
     return rows
 
 
@@ -441,7 +443,10 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         "corrected for the number of comparisons",
         "generators": f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of "
         "the policies; intervals know the policies' seeds alone, so where a generator is shared they are rather too "
-        "narrow. The exchange rate counts the real episodes that generators have seen as free",
+        "narrow",
+        "exchange": "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; "
+        "net_real_episodes: what all synthetic ones of a task are worth, less what the generator has seen of it beyond "
+        "the policy's own",
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
         + "; ".join(told_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
         "power": power_sentence(config, cells),

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,16 @@ def test_studies_that_would_mislead_are_refused(overrides: list[str], message: s
         ablate.check(made, cells)
 
 
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(ablate.__file__).parent / "configs/experiment").glob("ablate_*.yaml")),
+    ids=lambda path: path.stem,
+)
+def test_every_experiment_is_a_study_that_may_be_run(path: Path) -> None:
+    made: Any = OmegaConf.to_object(compose_config("ablate", [f"experiment={path.stem}", "out=x"]))
+    ablate.check(made, parse_grid(made))
+
+
 def test_every_policy_can_be_studied() -> None:
     assert set(POLICIES) == set(CONFIGS) == set(options_of("policy"))
 
@@ -165,10 +176,19 @@ def test_each_system_is_compared_with_as_many_real_episodes_as_it_has() -> None:
     pairs = {c["a"]: c["b"] for c in ablate.system_comparisons(found)}
     assert pairs["cotrain few=20"] == "real_few few=20"
     assert pairs["cotrain few=2"] == pairs["synthetic_only"] == "real_few few=2"
-    values = {row["system"]: row["value"] for row in ablate.exchange_rows(found) if "per_synthetic" in row["metric"]}
-    assert values.keys() == {"cotrain few=2"}  # nothing lies beyond 20 on the curve
+    study = config("real_per_task=50")
+    rows = [row for row in ablate.exchange_rows(study, found) if row["metric"] != "synthetic_per_real"]
+    assert {row["system"] for row in rows} == {"cotrain few=2"}  # nothing lies beyond 20 on the curve
+    values = {row["metric"]: row["value"] for row in rows}
+    assert values["net_real_episodes"] == pytest.approx(200 * values["real_per_synthetic"] - 48)
+    found |= outcomes(real_all=0.9)
+    rows = [row for row in ablate.exchange_rows(study, found) if row["metric"] == "real_per_synthetic"]
+    assert {row["system"] for row in rows} == {"cotrain few=2", "cotrain few=20"}
+    fair = {(replace(cell, feed="fair"), suite): s for (cell, suite), s in found.items() if cell.arm == "cotrain"}
+    nets = [row["value"] for row in ablate.exchange_rows(study, found | fair) if row["metric"] == "net_real_episodes"]
+    assert max(nets[:2]) < 0 < min(nets[2:])  # of the feed `paper`, and of the feed `fair`
     for suite in ("position", "task"):  # which real episodes of the curve never cover
-        assert ablate.exchange_rows({(cell, suite): seeds for (cell, _), seeds in found.items()}) == []
+        assert not ablate.exchange_rows(study, {(cell, suite): seeds for (cell, _), seeds in found.items()})
 
 
 def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their_generator_saw() -> None:
