@@ -49,13 +49,21 @@ def check_unseen(command: str, checkpoint: str, scenes: Scenes, allow_seen: bool
     seen = read_scenes(checkpoint)
     if seen is None:
         return None
-    known = [(task, seed) for task, seeds in scenes.items() for seed in sorted(set(seeds) & set(seen.get(task, [])))]
-    if known and not allow_seen:
+    known = {task: sorted(set(seeds) & set(seen.get(task, []))) for task, seeds in scenes.items()}
+    count = sum(map(len, known.values()))
+    if count and not allow_seen:
+        named = ", ".join(f"{task} {_listed(seeds)}" for task, seeds in known.items() if seeds)
         raise UserError(
-            f"{command}: {checkpoint} was trained on {len(known)} of these scenes (first: {known[0][0]}, seed "
-            f"{known[0][1]}); choose another first_seed, or allow_seen=true if you mean to"
+            f"{command}: {checkpoint} was trained on {count} of these scenes (seeds: {named}); choose another "
+            "first_seed, or allow_seen=true if you mean to"
         )
-    return len(known)
+    return count
+
+
+def _listed(seeds: list[int], most: int = 5) -> str:
+    """Some numbers in words; of many the first and the last."""
+    shown = [str(seed) for seed in seeds]
+    return " ".join(shown if len(shown) <= most else [*shown[: most - 1], "...", shown[-1]])
 
 
 def load_generator(path: str | Path, device: str) -> Generator:

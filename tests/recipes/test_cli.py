@@ -13,8 +13,10 @@ from omegaconf import OmegaConf
 
 from policies.factory import PolicyObjective, build_policy
 from recipes import cli
+from recipes.common import check_unseen
 from recipes.compose import compose_config
 from recipes.schema import SCHEMAS
+from toolkit.data.scenes import write_scenes
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from vag_core import Generator
@@ -297,3 +299,10 @@ def test_every_generator_config_builds(path: Path) -> None:
 def test_every_experiment_composes(path: Path) -> None:
     commands = {"ablate": "ablate", "generators": "benchmark generators"}
     assert compose_config(commands.get(path.stem.partition("_")[0], "demo"), [f"experiment={path.stem}"])
+
+
+def test_scenes_that_were_trained_on_are_refused_by_name(tmp_path: Path) -> None:
+    write_scenes(tmp_path, {"push": list(range(9)), "sweep": [4]})
+    with pytest.raises(UserError, match=r"trained on 9 of these scenes \(seeds: push 0 1 2 3 ... 7, sweep 4\)"):
+        check_unseen("evaluate", str(tmp_path), {"push": list(range(8)), "sweep": [3, 4], "reach": [0]}, False)
+    assert check_unseen("evaluate", str(tmp_path), {"push": [8, 9]}, allow_seen=True) == 1

@@ -68,7 +68,7 @@ def test_scenes_that_were_trained_on_are_refused(
     words = ("evaluate", finetuned, "tasks=[plate-slide]", "max_steps=1", "episodes_per_task=1")
     for seed in (0, 100_001):  # collect, synthesize
         assert cli.main([*words, f"first_seed={seed}", f"out={tmp_path / str(seed)}"]) == 2
-        assert f"trained on 1 of these scenes (first: plate-slide, seed {seed})" in capsys.readouterr().err
+        assert f"trained on 1 of these scenes (seeds: plate-slide {seed})" in capsys.readouterr().err
     assert cli.main([*words, "first_seed=0", "allow_seen=true", f"out={tmp_path / 'seen'}"]) == 0
     assert json.loads((tmp_path / "seen/run.json").read_text())["result"]["seen_scenes"] == 1
     record = json.loads((demo / "evaluate_pi05_compact_pretrain_finetune/run.json").read_text())
