@@ -63,8 +63,6 @@ def run(config: AblateConfig, run: Run) -> None:
     check(config, cells)
     root = run.directory
     print(f"ablate: {len(cells)} cells; {power_sentence(config, cells)}", flush=True)
-    collect(config, cells, root)
-    check_nested(root)
     lanes: dict[str, Lane] = {}
     after: dict[str, str] = {}
     for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
@@ -76,6 +74,8 @@ def run(config: AblateConfig, run: Run) -> None:
             after[cell.name] = f"generator_{cell.feed}_{generator_seed(config, cell)}"
     first = {cell.group: cell.name for cell in reversed(cells)}  # the others differ in their seed alone
     check_lanes(root, [lanes[name] for name in [*first.values(), *set(after.values())]])
+    collect(config, cells, root)
+    check_nested(root)
     failed = run_lanes(root, lanes, config.lanes, after, keep_going=True)
     table = cell_table(config, root, cells, failed)
     with atomic(root / "cells.parquet") as temporary:
@@ -149,7 +149,8 @@ def check_tasks(config: AblateConfig) -> None:
 
     Its instruction is all that generators and policies know of a task.
     """
-    known, taken = instructions(), dict[str, str]()
+    known = instructions()
+    taken: dict[str, str] = {}
     for role in ("tasks", "new_tasks", "other_tasks"):
         for task in (name.removesuffix("-v3") for name in getattr(config, role)):
             if task not in known:
@@ -179,13 +180,12 @@ def check_nested(root: Path) -> None:
 
 def check_lanes(root: Path, lanes: Sequence[Lane]) -> None:
     """Raise UserError, before hours of work, for a stage that cannot be composed or was finished otherwise."""
-    for name, command, overrides in dict.fromkeys(
-        (name, command, tuple(words)) for x in lanes for name, command, words in x
-    ):
+    stages = {name: (command, overrides) for lane in lanes for name, command, overrides in lane}
+    for name, (command, overrides) in stages.items():
         if finished(root / name) is None:
-            compose_config(command, list(overrides))
+            compose_config(command, overrides)
         else:
-            check_same(root / name, read_record(root / name)["config"], command, list(overrides))
+            check_same(root / name, read_record(root / name)["config"], command, overrides)
 
 
 def collect(config: AblateConfig, cells: Sequence[Cell], root: Path) -> None:
