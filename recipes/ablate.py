@@ -382,7 +382,7 @@ def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[dict[str, An
             inverse = {"value": 1 / rate["value"], "low": 1 / rate["high"], "high": 1 / rate["low"]}
             rows.append({**where, "metric": "synthetic_per_real", **rate, **inverse})
         seen = config.real_per_task - cell.few if cell.feed == "paper" else 0
-        net = {key: rate[key] * cell.synthetic_per_task - seen for key in ("value", "low", "high")}
+        net = {key: round(rate[key] * cell.synthetic_per_task - seen, 6) for key in ("value", "low", "high")}
         rows.append({**where, "metric": "net_real_episodes", **rate, **net})
     return rows
 
