@@ -7,7 +7,7 @@ on with `resume=true` and takes finished cells as they are. A cell that fails is
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -72,8 +72,8 @@ def run(config: AblateConfig, run: Run) -> None:
         lanes[cell.name] = cell_lane(config, root, cell)
         if cell.needs_generator:
             after[cell.name] = f"generator_{cell.feed}_{generator_seed(config, cell)}"
-    first = {cell.group: cell.name for cell in reversed(cells)}  # the others differ in their seed alone
-    check_lanes(root, [lanes[name] for name in [*first.values(), *set(after.values())]])
+    first = {cell.group: cell.name for cell in reversed(cells)}  # the others differ in their seeds alone
+    check_lanes(root, lanes, {*first.values(), *after.values()})
     collect(config, cells, root)
     check_nested(root)
     failed = run_lanes(root, lanes, config.lanes, after, keep_going=True)
@@ -86,7 +86,7 @@ def run(config: AblateConfig, run: Run) -> None:
     rows, comparisons = system_rows(outcomes), system_comparisons(outcomes)
     rows += generator_rows(root, cells, config) + exchange_rows(config, outcomes)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
-    told = {**notes(config, cells, failed), "code": told_commits(root, cells)}
+    told = {**notes(config, cells, failed), "policies": told_commits(root, cells)}
     record = write_record(root, "ablation", command, rows, comparisons, told)
     for name, figures in (("arms", arm_figures(rows)), ("figure", fraction_figures(rows))):
         path = root / f"{name}.svg"
@@ -135,6 +135,8 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
     if len(set(config.gap)) != 2 or not all(0 < rate < 1 for rate in config.gap) or not 0 < config.power < 1:
         raise UserError(f"ablate: gap={config.gap}, power={config.power}: expected two different rates and one below 1")
     for cell in cells:
+        if ARMS[cell.arm].shuffled and cell.synthetic_per_task < 2:
+            raise UserError(f"ablate: '{cell.system}': a single episode has no other one to take actions from")
         if cell.feed == "fair" and not [*config.other_tasks, *config.new_tasks]:
             raise UserError("ablate: feed=fair needs other_tasks=[...], of which its generator sees all real episodes")
         if cell.feed == "fair" and ARMS[cell.arm].real == "few" and cell.few != config.fed_few:
@@ -178,14 +180,17 @@ def check_nested(root: Path) -> None:
             )
 
 
-def check_lanes(root: Path, lanes: Sequence[Lane]) -> None:
-    """Raise UserError, before hours of work, for a stage that cannot be composed or was finished otherwise."""
-    stages = {name: (command, overrides) for lane in lanes for name, command, overrides in lane}
-    for name, (command, overrides) in stages.items():
-        if finished(root / name) is None:
-            compose_config(command, overrides)
-        else:
-            check_same(root / name, read_record(root / name)["config"], command, overrides)
+def check_lanes(root: Path, lanes: Mapping[str, Lane], composed: Container[str]) -> None:
+    """Raise UserError, before hours of work, for a stage that was begun otherwise or, of some lanes, does not compose.
+
+    composed: names of lanes that stand for all that are alike but for their seeds.
+    """
+    for lane_name, lane in lanes.items():
+        for name, command, overrides in lane:
+            if (root / name / "run.json").exists():
+                check_same(root / name, read_record(root / name)["config"], command, overrides)
+            elif lane_name in composed:
+                compose_config(command, overrides)
 
 
 def collect(config: AblateConfig, cells: Sequence[Cell], root: Path) -> None:
@@ -294,7 +299,7 @@ def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
     """What a cell is compared with, as far as it was tried.
 
     The same few real episodes alone; for synthetic episodes also all real ones that their generator has seen; and the
-    same without its filter, weights or augmentation.
+    same without its filter, weights or augmentation, or fine-tuned as by default.
     """
     arm, found = ARMS[cell.arm], [few_alone(cell, outcomes, suite)]
     if arm.synthetic and not arm.shuffled:
@@ -305,6 +310,9 @@ def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
         found.append(replace(cell, arm=cell.arm.removesuffix("_augmented")))
     if cell.weight_by != "none":
         found.append(replace(cell, weight_by="none"))
+    if arm.finetuned:
+        axes = ("finetune", "finetune_share", "finetune_fraction")
+        found.append(replace(cell, **{axis: getattr(Cell(cell.arm), axis) for axis in axes}))
     return [c for c in found if c is not None and c != cell and (c, suite) in outcomes]
 
 
@@ -382,7 +390,7 @@ def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[dict[str, An
             inverse = {"value": 1 / rate["value"], "low": 1 / rate["high"], "high": 1 / rate["low"]}
             rows.append({**where, "metric": "synthetic_per_real", **rate, **inverse})
         seen = config.real_per_task - cell.few if cell.feed == "paper" else 0
-        net = {key: round(rate[key] * cell.synthetic_per_task - seen, 6) for key in ("value", "low", "high")}
+        net = {key: round(rate[key] * cell.synthetic_per_task - seen, 6) + 0.0 for key in ("value", "low", "high")}
         rows.append({**where, "metric": "net_real_episodes", **rate, **net})
     return rows
 
@@ -446,7 +454,7 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         "narrow",
         "exchange": "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; "
         "net_real_episodes: what all synthetic ones of a task are worth, less what the generator has seen of it beyond "
-        "the policy's own",
+        "the policy's own. The curve ends at all real episodes, so with feed=paper no more than 0 can be found",
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
         + "; ".join(told_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
         "power": power_sentence(config, cells),

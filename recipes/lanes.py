@@ -16,11 +16,10 @@ from recipes import cli
 from recipes.compose import compose_config
 from toolkit.envs.pool import die_with_parent
 from toolkit.errors import UserError
-from toolkit.reporting.run_record import leaves, read_record
+from toolkit.reporting.run_record import NOT_COMPARED, leaves, read_record
 
 Lane = list[tuple[str, str, list[str]]]  # (directory, command, overrides)
 INTERRUPTED = 130
-NOT_COMPARED = ("out", "overwrite", "resume", "runtime.threads", "workers")  # a stage is the same whatever they are
 
 
 def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]:
@@ -49,7 +48,7 @@ def check_same(directory: Path, before: dict[str, Any], command: str, overrides:
     for key, now in leaves(cast(Any, OmegaConf.to_container(compose_config(command, overrides), resolve=True))):
         if key in earlier and key not in NOT_COMPARED and earlier[key] != now:
             raise UserError(
-                f"{directory}: finished with {key}={earlier[key]}; now it is {now}. "
+                f"{directory}: begun with {key}={earlier[key]}; now it is {now}. "
                 "Delete it and what was made from it to have them made again, or choose another out"
             )
 

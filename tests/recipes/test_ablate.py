@@ -75,6 +75,7 @@ def test_grids_that_make_no_sense_are_named(grid: str, message: str) -> None:
         (["other_tasks=[shove]"], "other_tasks: unknown task 'shove'"),
         (["filters.mine=['score<0.2']"], "cannot read 'score<0.2'"),
         (["grid=['arm=cotrain synthetic_per_task=50000']"], "keep 500,000 seeds between them"),
+        (["grid=['arm=cotrain_shuffled synthetic_per_task=1']"], "has no other one to take actions from"),
         (["generator_seeds=[0,0]"], "generator_seeds=.0, 0. names one twice"),
         (["held_out_seed=100050"], "synthetic_seed=100000 and held_out_seed=100050: .* would overlap"),
         (["suites=[]"], r"suites=\[\] is empty"),
@@ -185,8 +186,10 @@ def test_each_system_is_compared_with_as_many_real_episodes_as_it_has() -> None:
     rows = [row for row in ablate.exchange_rows(study, found) if row["metric"] == "real_per_synthetic"]
     assert {row["system"] for row in rows} == {"cotrain few=2", "cotrain few=20"}
     fair = {(replace(cell, feed="fair"), suite): s for (cell, suite), s in found.items() if cell.arm == "cotrain"}
-    nets = [row["value"] for row in ablate.exchange_rows(study, found | fair) if row["metric"] == "net_real_episodes"]
-    assert max(nets[:2]) < 0 < min(nets[2:])  # of the feed `paper`, and of the feed `fair`
+    values = {(row["system"], row["metric"]): row["value"] for row in ablate.exchange_rows(study, found | fair)}
+    worth = 200 * values["cotrain feed=fair few=2", "real_per_synthetic"]
+    assert values["cotrain feed=fair few=2", "net_real_episodes"] == pytest.approx(worth)
+    assert values["cotrain few=2", "net_real_episodes"] == pytest.approx(worth - 48)
     for suite in ("position", "task"):  # which real episodes of the curve never cover
         assert not ablate.exchange_rows(study, {(cell, suite): seeds for (cell, _), seeds in found.items()})
 
@@ -214,6 +217,9 @@ def test_each_variant_is_compared_with_what_it_is_a_variant_of() -> None:
     cells = [Cell("cotrain"), Cell("cotrain", weight_by="score_nearest"), Cell("cotrain_augmented")]
     pairs = [(c["a"], c["b"]) for c in ablate.system_comparisons({(cell, "unseen"): seeds for cell in cells})]
     assert pairs == [("cotrain weight_by=score_nearest", "cotrain"), ("cotrain_augmented", "cotrain")]
+    tuned = [Cell("pretrain_finetune", finetune=name) for name in ("default", "gentle")]
+    (pair,) = ablate.system_comparisons({(cell, "unseen"): seeds for cell in tuned})
+    assert (pair["a"], pair["b"]) == ("pretrain_finetune finetune=gentle", "pretrain_finetune")
 
 
 def test_where_a_cell_has_failed_the_training_seeds_that_both_have_are_compared() -> None:
@@ -230,7 +236,7 @@ def test_where_a_cell_has_failed_the_training_seeds_that_both_have_are_compared(
 def test_a_stage_that_was_finished_otherwise_or_cannot_be_composed_is_told_before_any_begins(tmp_path: Path) -> None:
     study = config("finetunes.mine=['optim.learning_rat=1']", "grid=['arm=pretrain_finetune finetune=mine']")
     with pytest.raises(UserError, match="learning_rat"):
-        ablate.check_lanes(tmp_path, [cell_lane(study, tmp_path, parse_grid(study)[0])])
+        ablate.check_lanes(tmp_path, {"mine": cell_lane(study, tmp_path, parse_grid(study)[0])}, {"mine"})
     study = config("grid=['arm=real_few']")
     lane = cell_lane(study, tmp_path, parse_grid(study)[0])
     for name, command, words in lane:
@@ -238,12 +244,12 @@ def test_a_stage_that_was_finished_otherwise_or_cannot_be_composed_is_told_befor
         (tmp_path / name).mkdir(parents=True)
         record = {"command": command, "status": "finished", "config": made, "result": {}, "git_sha": "beef"}
         (tmp_path / name / "run.json").write_text(json.dumps(record))
-    ablate.check_lanes(tmp_path, [lane])
+    ablate.check_lanes(tmp_path, {"mine": lane}, ())
     told = ablate.told_commits(tmp_path, [*parse_grid(study), Cell("cotrain")])
     assert told == "pi05_compact trained by commit beef"
     study = config("grid=['arm=real_few']", "threads=2", "scenes_per_task=9")  # the number of threads does not matter
-    with pytest.raises(UserError, match="finished with episodes_per_task=50; now it is 9"):
-        ablate.check_lanes(tmp_path, [cell_lane(study, tmp_path, parse_grid(study)[0])])
+    with pytest.raises(UserError, match="begun with episodes_per_task=50; now it is 9"):
+        ablate.check_lanes(tmp_path, {"mine": cell_lane(study, tmp_path, parse_grid(study)[0])}, ())
 
 
 def test_more_real_episodes_have_a_dataset_of_their_own() -> None:

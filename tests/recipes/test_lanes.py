@@ -41,7 +41,7 @@ def test_a_finished_stage_of_other_settings_is_not_taken(tmp_path: Path) -> None
     assert stage(moved / name, command, [f"runs=[{moved / 'page'}]"]) == first
     moved.rename(tmp_path)
     (tmp_path / "other").mkdir()
-    with pytest.raises(UserError, match=r"good: finished with runs=.*page.*; now it is .*other"):
+    with pytest.raises(UserError, match=r"good: begun with runs=.*page.*; now it is .*other"):
         stage(tmp_path / name, command, [f"runs=[{tmp_path / 'other'}]"])
 
 

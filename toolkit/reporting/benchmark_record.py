@@ -24,7 +24,7 @@ def write_record(
 ) -> dict[str, Any]:
     """Write `record.json` and `record.md` into `directory` and return the record.
 
-    If other commits made runs below the directory, the notes name them, unless they tell of the `code` themselves.
+    If other commits made runs below the directory, the notes name them.
 
     rows: system, suite, metric, value, low, high, n, and policy where that is another thing. comparisons: a, b, suite,
     metric, then difference (a minus b) or, for metric `speed_ratio`, value (a over b, larger is better), low, high.
@@ -32,7 +32,7 @@ def write_record(
     """
     stages = {read_record(path.parent)["git_sha"] for path in directory.glob("*/**/run.json")}
     if stages - {git_sha()}:
-        notes = {"code": f"trainings and evaluations by commits {', '.join(sorted(stages))}", **notes}
+        notes = {**notes, "code": f"trainings and evaluations by commits {', '.join(sorted(stages))}"}
     record = {
         "benchmark": benchmark,
         "command": command,

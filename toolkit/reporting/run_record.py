@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from toolkit.errors import UserError
 
+NOT_COMPARED = ("out", "overwrite", "resume", "runtime.threads", "workers")  # the run is the same whatever they are
 PACKAGES = ("torch", "lerobot", "timm", "hydra-core", "h5py", "accelerate", "numpy", "mujoco", "metaworld")
 
 
@@ -93,7 +94,7 @@ class Run:
         if extended:
             return
         before, now = (dict(leaves(record.get("config") or {})) for record in (earlier, self.record))
-        for key in [key for key in {**before, **now} if key not in ("out", "overwrite", "resume")]:
+        for key in [key for key in {**before, **now} if key not in NOT_COMPARED]:
             if before.get(key) != now.get(key):
                 raise UserError(
                     f"out={self.directory}: was begun with {key}={before.get(key)}, not {now.get(key)}; "
@@ -101,7 +102,7 @@ class Run:
                 )
 
     def _set_aside(self) -> None:
-        """Move what is to be replaced out of the way; it comes back if the new run's input is refused."""
+        """Move what is to be replaced out of the way; it comes back if the new run ends before it has made anything."""
         inside = [v for _, v in leaves(self.record["config"]) if isinstance(v, str) and self._holds(v)]
         if inside:
             raise UserError(f"out={self.directory}: holds the input {inside[0]}; overwrite=true would delete it")
