@@ -33,7 +33,7 @@ def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]
 
 
 def check_same(directory: Path, before: dict[str, Any], command: str, overrides: list[str]) -> None:
-    """Raise UserError if a finished run was made with other settings than those asked for now.
+    """Raise UserError if a run was begun with other settings than those asked for now.
 
     Paths below the directory that all stages share may have moved with it.
     """
