@@ -216,6 +216,7 @@ def test_finished_and_unfinished_directories_are_protected(tmp_path: Path) -> No
     with pytest.raises(UserError), start(overwrite=True) as run:
         work_then_refuse(run.directory / "hours_of_work")
     assert (tmp_path / "run/hours_of_work").exists()
+    assert json.loads((tmp_path / ".run.replaced/run.json").read_text())["result"] == {"number": 3}
     with start(overwrite=True):
         pass
     (tmp_path / "run/run.json").write_text("{")

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -131,7 +132,10 @@ class Run:
                 shutil.rmtree(self.directory)  # refused or stopped before it made anything: nothing was replaced
                 os.replace(self._aside, self.directory)
                 return
-            shutil.rmtree(self._aside, ignore_errors=True)
+            if isinstance(error, UserError):  # refused late: neither run is worth losing
+                print(f"{self.directory}: what it was to replace is kept in {self._aside}", file=sys.stderr)
+            else:
+                shutil.rmtree(self._aside, ignore_errors=True)
         try:
             self.write()
         except OSError:
