@@ -160,6 +160,9 @@ class SynthesizeConfig(CommonConfig):
     scenes_from: str | None = None  # take first pictures from this dataset instead of the simulator
     image_key: str = "observation.image"
     instruction_encoder: str | None = None
+    draws: int = 1  # plans of each scene, the first that the simulator solves is taken; 1 = the simulator is not asked
+    draw_shift: int = 2  # pixels by which the picture is moved, at most, for each plan but the first
+    workers: int = 2  # processes that execute plans
     batch_size: int = 20
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,21 @@ from recipes.common import (
     weights_id,
 )
 from recipes.schema import SynthesizeConfig
+from toolkit.data.images import moved
 from toolkit.data.lerobot_io import EpisodeWriter, read_info
 from toolkit.data.scenes import read_scenes, scenes_of, write_scenes
 from toolkit.data.schema import ACTION, PICTURE_EVERY, STATE, Episode
 from toolkit.errors import UserError
 from toolkit.evaluation.action_metrics import action_distance, jerk_ratio
+from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.video_metrics import psnr, ssim
-from toolkit.reporting.media import grid, write_video
+from toolkit.reporting.media import atomic, grid, write_video
 from toolkit.reporting.run_record import Run
 from toolkit.training.logging import progress
 from toolkit.training.runtime import set_threads
+from vag_core import Generator
+
+PLANS = "plans.npz"
 
 
 @dataclass
@@ -57,12 +62,16 @@ def run(config: SynthesizeConfig, run: Run) -> None:
     description = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}"
     order = sampler.order or generator.order
     description += f"-{order}"
+    if config.draws != 1:
+        check_draws(config, order)
+        description += f"-draws-{config.draws}-shift-{config.draw_shift}"
     scenes, layout = (
         simulated_scenes(config, generator) if config.scenes_from is None else recorded_scenes(config, run, generator)
     )
     from_scenes = scenes_of(scene.metadata for scene in scenes)
     recorded = config.scenes_from is not None
     seen = check_unseen("synthesize", config.checkpoint, from_scenes, config.allow_seen or recorded)
+    plans = solved_plans(config, run, generator, encode, scenes) if config.draws != 1 else None
     metrics: dict[str, list[float]] = {}
     shown: list[np.ndarray] = []
     seconds = 0.0
@@ -71,6 +80,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
         bar = progress(description="synthesize", total=len(scenes), unit="ep")
         for start in range(0, len(scenes), config.batch_size):
             part = scenes[start : start + config.batch_size]
+            known = {} if plans is None else plans.given(slice(start, start + config.batch_size))
             began = time.perf_counter()
             rng = [torch.Generator().manual_seed(config.seed * 1_000_003 + start + i) for i in range(len(part))]
             with user_errors():
@@ -84,6 +94,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
                     order=order,
                     rng=rng,
                     score=True,
+                    **known,
                 )
             seconds += time.perf_counter() - began
             assert sample.loss is not None
@@ -105,6 +116,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
                             "sample_seed": config.seed,
                             PICTURE_EVERY: stride,
                             "score_flow_loss": float(loss[i]),
+                            **({} if plans is None else {"draw": int(plans.draw[start + i])}),
                         },
                     )
                 )
@@ -117,8 +129,8 @@ def run(config: SynthesizeConfig, run: Run) -> None:
                     shown.append(shown_frames)
             bar.update(len(part))
         bar.close()
-        if (known := read_scenes(config.checkpoint)) is not None:  # who trains on this data has seen them too
-            write_scenes(writer.temporary / "meta", known)
+        if (learned := read_scenes(config.checkpoint)) is not None:  # who trains on this data has seen them too
+            write_scenes(writer.temporary / "meta", learned)
     caption = "recorded (above) and generated (below), same first frame" if recorded else "generated"
     (run.directory / "media").mkdir(exist_ok=True)
     write_video(run.directory / "media/generated.mp4", grid(shown, columns=6), fps=20)
@@ -131,8 +143,93 @@ def run(config: SynthesizeConfig, run: Run) -> None:
         dataset="dataset",
         media=[{"path": "media/generated.mp4", "caption": caption}],
     )
+    if plans is not None:
+        first = np.where(plans.solved, plans.draw, config.draws)
+        run.result["solved_by_draw"] = [int((first <= draw).sum()) for draw in range(config.draws)]
+        (run.directory / PLANS).unlink()
     if metrics:
         run.result["metrics"] = {name: round(float(np.mean(values)), 4) for name, values in metrics.items()}
+
+
+@dataclass
+class Plans:
+    """What the episodes of E scenes do: a draw of each, and whether the simulator says that it solves the scene."""
+
+    actions: np.ndarray  # (E, N, A)
+    states: np.ndarray  # (E, N + 1, S)
+    draw: np.ndarray  # (E,)
+    solved: np.ndarray  # (E,) bool
+
+    def given(self, part: slice) -> dict[str, torch.Tensor]:
+        """What the generator is given for some of the scenes."""
+        return {"actions": torch.from_numpy(self.actions[part]), "states": torch.from_numpy(self.states[part])}
+
+
+def check_draws(config: SynthesizeConfig, order: str) -> None:
+    """Raise UserError for numbers that do not fit, recorded scenes, and an order that does not begin with a plan."""
+    side = 2 * config.draw_shift + 1
+    if config.draw_shift < 0 or not 1 < config.draws <= side**2:
+        raise UserError(
+            f"synthesize: draws={config.draws} draw_shift={config.draw_shift}: expected from 1 to {max(side, 1) ** 2} "
+            "draws, as many as there are places within the shift"
+        )
+    if config.scenes_from is not None:
+        raise UserError("synthesize: draws are tried in the simulator; scenes_from has none to try them in")
+    if order != "actions_first":
+        raise UserError(f"synthesize: draws are of plans, which sampler.order={order} does not begin with")
+
+
+def solved_plans(config: SynthesizeConfig, run: Run, generator: Generator, encode: Any, scenes: list[Scene]) -> Plans:
+    """For each scene the first of several plans that the simulator solves; if it solves none, the first of all.
+
+    That one is for the picture as it is, the others for the picture moved by some pixels: where things are is what a
+    plan misjudges. What was found is kept in a file after every draw, so a killed run goes on from there.
+    """
+    side = 2 * config.draw_shift + 1
+    offsets = [np.random.default_rng((config.seed, 6, i)).permutation(side**2 - 1) for i in range(len(scenes))]
+
+    def seen(index: int, draw: int) -> np.ndarray:
+        if draw == 0:
+            return scenes[index].image
+        place = int(offsets[index][draw - 1])
+        place += place >= side**2 // 2  # the middle is the picture as it is
+        return moved(scenes[index].image, place // side - config.draw_shift, place % side - config.draw_shift)
+
+    def planned(indices: np.ndarray, draw: int) -> tuple[np.ndarray, ...]:
+        found = []
+        for start in range(0, len(indices), config.batch_size):
+            part = indices[start : start + config.batch_size]
+            pictures = torch.from_numpy(np.stack([seen(index, draw) for index in part]))
+            states = torch.from_numpy(np.stack([scenes[index].state for index in part]))
+            with user_errors():
+                found.append(generator.plan_actions(pictures, states, encode([scenes[i].instruction for i in part])))
+        return tuple(torch.cat(values).cpu().numpy() for values in zip(*found, strict=True))
+
+    path, begin, count = run.directory / PLANS, 0, len(scenes)
+    if path.exists():
+        with np.load(path) as kept:
+            begin = int(kept["draws"])
+            plans = Plans(*(kept[field.name] for field in fields(Plans)))
+    else:
+        shape = generator.config
+        actions = np.zeros((count, shape.action_horizon, shape.action_dim), np.float32)
+        states = np.zeros((count, shape.action_horizon + 1, shape.state_dim), np.float32)
+        plans = Plans(actions, states, np.zeros(count, int), np.zeros(count, bool))
+    for draw in range(begin, config.draws):
+        todo = np.flatnonzero(~plans.solved)
+        if not len(todo):
+            break
+        actions, states = planned(todo, draw)
+        where = [scenes[index].metadata for index in todo]
+        items = [(at["task_name"], at["seed"], tried) for at, tried in zip(where, actions, strict=True)]
+        outcomes = replay_episodes(items, config.workers, f"draw {draw + 1} of {config.draws}")
+        solved = np.array([result["success"] for result in outcomes])
+        taken = solved if draw else np.ones_like(solved)
+        plans.actions[todo[taken]], plans.states[todo[taken]] = actions[taken], states[taken]
+        plans.draw[todo[solved]], plans.solved[todo[solved]] = draw, True
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, draws=draw + 1, **{field.name: getattr(plans, field.name) for field in fields(Plans)})
+    return plans
 
 
 def simulated_scenes(config: SynthesizeConfig, generator: Any) -> tuple[list[Scene], dict[str, Any]]:

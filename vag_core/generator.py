@@ -478,6 +478,19 @@ class Generator(nn.Module):
             loss=self.pair_score(latents, trajectory, guided, to_float_frames(video)) if score else None,
         )
 
+    @torch.no_grad()
+    def plan_actions(self, image: Tensor, state: Tensor, instruction: list[str] | Tensor) -> tuple[Tensor, Tensor]:
+        """What samples of order `actions_first` do, without their video: actions (B, N, A) and states (B, N + 1, S).
+
+        Arguments as for `sample`. Raises ValueError for inputs that do not fit, and for a generator without plans.
+        """
+        if self.config.action.plan_share == 0:
+            raise ValueError("plans: expected a generator with action.plan_share > 0")
+        image, state = self._check_inputs(image, state, instruction)
+        picture, normal = to_float_frames(image[:, None])[:, :, 0], self._normalise_state(state)
+        actions, states = self.unpack(self._limited(self.plan(self.see_for_actions(picture, normal, instruction))))
+        return actions, torch.cat([state[:, None], states], dim=1)
+
     def _limited(self, trajectory: Tensor) -> Tensor:
         """A normalised trajectory within the range of the training data: see `set_statistics`."""
         return ((trajectory * self.std + self.mean).clamp(self.low, self.high) - self.mean) / self.std

@@ -226,6 +226,9 @@ def test_actions_first_then_the_video_that_follows_them(batch: dict) -> None:
     assert generator.order == "actions_first"
     assert made.function_evaluations == 3
     assert torch.equal(made.actions, draw(method="heun").actions)
+    planned = generator.plan_actions(batch["frames"][:, 0], batch["states"][:, 0], batch["instruction"])
+    assert torch.equal(planned[0], made.actions)
+    assert torch.equal(planned[1], made.states)
     following = draw(actions=made.actions, states=made.states)
     assert (following.frames.int() - made.frames.int()).abs().max() <= 1
     assert not torch.equal(draw(actions=made.actions + 3, states=made.states).frames, made.frames)
@@ -234,6 +237,8 @@ def test_actions_first_then_the_video_that_follows_them(batch: dict) -> None:
     for system in ("vag", "two_stage_temporal"):
         with pytest.raises(ValueError, match="actions_first"):
             build(system).sample(batch["frames"][:, 0], batch["states"][:, 0], ["a"] * 6, order="actions_first")
+        with pytest.raises(ValueError, match="plan_share"):
+            build(system).plan_actions(batch["frames"][:, 0], batch["states"][:, 0], ["a"] * 6)
 
 
 @pytest.mark.parametrize(("time", "matters"), [(0.99, True), (1.0, False)])

@@ -34,3 +34,10 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
         return images
     box = Image.Resampling.BOX if min(images.shape[1:3]) >= size else Image.Resampling.BILINEAR
     return np.stack([np.asarray(Image.fromarray(image).resize((size, size), box)) for image in images])
+
+
+def moved(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """(H, W, 3) with its content so many pixels further down and to the right; its edges are repeated."""
+    height, width = image.shape[:2]
+    down, right = np.arange(height) - rows, np.arange(width) - columns
+    return image[np.clip(down, 0, height - 1)][:, np.clip(right, 0, width - 1)]

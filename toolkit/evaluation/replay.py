@@ -27,9 +27,11 @@ def replay_actions(env: Env, seed: int, actions: np.ndarray) -> dict[str, Any]:
     return {"success": solved_at is not None, "steps_to_success": solved_at, "states": np.stack(states)}
 
 
-def replay_episodes(items: Sequence[tuple[str, int, np.ndarray]], workers: int) -> Iterator[dict[str, Any]]:
+def replay_episodes(
+    items: Sequence[tuple[str, int, np.ndarray]], workers: int, description: str = "replay"
+) -> Iterator[dict[str, Any]]:
     """`replay_actions` over (task, seed, actions), in parallel and in order."""
-    return parallel_map(_replay, items, workers=workers, description="replay")
+    return parallel_map(_replay, items, workers=workers, description=description)
 
 
 def _replay(item: tuple[str, int, np.ndarray]) -> dict[str, Any]:

@@ -1,0 +1,126 @@
+"""Several plans of a scene, of which the first that the simulator solves becomes the episode."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recipes import cli, synthesize
+from toolkit.data.images import moved
+from toolkit.data.lerobot_io import dataset_id, read_actions
+from vag_core import Generator
+from vag_core.config import ActionConfig, GeneratorConfig, VideoConfig
+
+SEEDS = [100_000, 100_001, 100_002]
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose plans depend on where things are in the picture, though it has learned nothing."""
+    torch.manual_seed(0)
+    action = ActionConfig(kind="transformer", reads="hidden", prediction="sample", clocks="independent", plan_share=0.8)
+    config = GeneratorConfig(
+        image_size=32, num_frames=9, state_dim=4, action_dim=4, action=action, video=VideoConfig(hears_actions=True)
+    )
+    model = Generator(config)
+    for name, parameter in model.named_parameters():
+        if name.startswith("action.") and not parameter.any():  # what starts at zero would hide the scene
+            torch.nn.init.normal_(parameter, std=0.1)
+    path = tmp_path_factory.mktemp("draws") / "generator"
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def command(generator: Path) -> list[str]:
+    words = ["synthesize", f"checkpoint={generator}", "tasks=[push]", "episodes_per_task=3", "draws=4"]
+    return [*words, "draw_shift=1", "sampler.num_inference_steps=1", "workers=1"]
+
+
+def solving(solved: dict[int, int], asked: list[list[int]]) -> Callable[..., Iterator[dict[str, Any]]]:
+    """A simulator in which each scene is solved by the draw of that number; it notes the seeds it was asked for."""
+
+    def replay(items: Sequence[tuple[str, int, np.ndarray]], workers: int, description: str) -> Iterator[dict]:
+        draw = int(description.split()[1]) - 1
+        asked.append([seed for _, seed, _ in items])
+        return ({"success": solved.get(seed) == draw} for _, seed, _ in items)
+
+    return replay
+
+
+def test_the_first_plan_that_is_solved_is_taken_and_its_video_follows(
+    command: list[str], generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+    monkeypatch.setattr(synthesize, "replay_episodes", solving({SEEDS[0]: 0, SEEDS[2]: 2}, asked))
+    assert cli.main([*command, f"out={tmp_path / 'drawn'}"]) == 0
+    assert asked == [SEEDS, SEEDS[1:], SEEDS[1:], SEEDS[1:2]]
+    drawn = read_actions(tmp_path / "drawn/dataset")
+    assert [metadata["draw"] for metadata, _ in drawn] == [0, 0, 2]
+    assert all(metadata["sampler"].endswith("-actions_first-draws-4-shift-1") for metadata, _ in drawn)
+    result = json.loads((tmp_path / "drawn/run.json").read_text())["result"]
+    assert result["solved_by_draw"] == [1, 1, 2, 2]
+    assert not (tmp_path / "drawn/plans.npz").exists()
+
+    assert cli.main([*command, "draws=1", f"out={tmp_path / 'once'}"]) == 0
+    once = read_actions(tmp_path / "once/dataset")
+    assert "draw" not in once[0][0]
+    for index in (0, 1):
+        np.testing.assert_allclose(drawn[index][1], once[index][1], atol=1e-5)
+    assert np.abs(drawn[2][1] - once[2][1]).max() > 1e-3
+
+
+def test_a_run_that_is_cut_goes_on_with_the_next_draw(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved = {SEEDS[0]: 1, SEEDS[1]: 3}
+    monkeypatch.setattr(synthesize, "replay_episodes", solving(solved, []))
+    assert cli.main([*command, f"out={tmp_path / 'whole'}"]) == 0
+    asked: list[list[int]] = []
+    replay = solving(solved, asked)
+
+    def cut(*arguments: Any) -> Iterator[dict]:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return replay(*arguments)
+
+    monkeypatch.setattr(synthesize, "replay_episodes", cut)
+    assert cli.main([*command, f"out={tmp_path / 'cut'}"]) == 130
+    asked.clear()
+    monkeypatch.setattr(synthesize, "replay_episodes", replay)
+    assert cli.main([*command, f"out={tmp_path / 'cut'}", "resume=true"]) == 0
+    assert asked == [SEEDS[1:], SEEDS[1:]]
+    assert dataset_id(tmp_path / "cut/dataset") == dataset_id(tmp_path / "whole/dataset")
+
+
+def test_draws_are_executed_in_the_simulator(command: list[str], tmp_path: Path) -> None:
+    assert cli.main([*command, "draws=2", "episodes_per_task=1", f"out={tmp_path / 'run'}"]) == 0
+    assert json.loads((tmp_path / "run/run.json").read_text())["result"]["solved_by_draw"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["draws=0"], "draws=0 draw_shift=1: expected from 1 to 9 draws"),
+        (["draws=10"], "draws=10 draw_shift=1: expected from 1 to 9 draws"),
+        (["draw_shift=-1"], "draw_shift=-1: expected from 1 to 1 draws"),
+        (["sampler.order=synchronised"], "sampler.order=synchronised does not begin with"),
+        (["scenes_from=nowhere"], "draws are tried in the simulator"),
+    ],
+)
+def test_draws_that_cannot_be_made_are_refused(
+    words: list[str], message: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*command, *words, f"out={tmp_path / 'run'}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run/dataset").exists()
+
+
+def test_a_picture_is_moved_and_its_edges_repeated() -> None:
+    image = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
+    assert moved(image, 1, -1)[..., 0].tolist() == [[1, 2, 3, 3], [1, 2, 3, 3], [5, 6, 7, 7]]
+    assert (moved(image, 0, 0) == image).all()
