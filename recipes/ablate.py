@@ -20,11 +20,13 @@ from recipes.lanes import Lane, check_same, run_lanes, stage
 from recipes.schema import AblateConfig
 from recipes.study import (
     ARMS,
+    FEEDS,
     POLICIES,
     Cell,
     cell_lane,
     few_dataset,
     generator_lane,
+    generator_name,
     generator_seed,
     parse_grid,
     total_steps,
@@ -113,6 +115,12 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
                 raise UserError(f"ablate: {key}: unknown policy '{policy}'. {nearest(policy, POLICIES)}")
     if wrong := [f"{policy}:{steps}" for policy, steps in config.policy_steps.items() if steps < 1]:
         raise UserError(f"ablate: policy_steps={{{wrong[0]}}}: expected at least 1")
+    for key in ("feed_synthesize", "rounds"):
+        for feed in getattr(config, key):
+            if feed not in FEEDS:
+                raise UserError(f"ablate: {key}: unknown feed '{feed}'. {nearest(feed, FEEDS)}")
+    if wrong := [f"{feed}:{rounds}" for feed, rounds in config.rounds.items() if rounds < 1]:
+        raise UserError(f"ablate: rounds={{{wrong[0]}}}: expected at least 1")
     for suite in config.suites:
         if suite not in SUITES:
             raise UserError(f"ablate: unknown suite '{suite}'. {nearest(suite, SUITES)}")
@@ -122,7 +130,7 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
             )
     check_tasks(config)
     scenes = {"first_seed": config.real_per_task, "held_out_seed": config.scenes_per_task}
-    scenes["synthetic_seed"] = max(cell.synthetic_per_task for cell in cells)
+    scenes["synthetic_seed"] = max(cell.synthetic_per_task for cell in cells) * max(config.rounds.values(), default=1)
     for (low, name), (high, other) in pairwise(sorted((getattr(config, name), name) for name in scenes)):
         room = max(10_000, 10 * scenes[name])  # some scenes are passed over
         if high - low < room:
@@ -130,7 +138,7 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
                 f"ablate: {name}={low} and {other}={high}: training, synthetic and evaluation scenes would overlap; "
                 f"keep {room:,} seeds between them"
             )
-    for rule in [rule for rules in config.filters.values() for rule in rules]:
+    for rule in [rule for rules in [*config.filters.values(), config.round_select] for rule in rules]:
         parse_rule(rule)
     if len(set(config.gap)) != 2 or not all(0 < rate < 1 for rate in config.gap) or not 0 < config.power < 1:
         raise UserError(f"ablate: gap={config.gap}, power={config.power}: expected two different rates and one below 1")
@@ -335,22 +343,25 @@ def system_comparisons(outcomes: Outcomes) -> list[dict[str, Any]]:
 def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list[dict[str, Any]]:
     """How good the synthetic episodes are: how many succeed when their actions are replayed, in all and by task.
 
-    A row for all generators of a feed whose episodes were replayed, and one for each where there are several.
-    Raises UserError for a replay without outcomes.
+    A row for all generators of a feed whose episodes were replayed, and one for each where there are several; the same
+    for the rounds before the last, whose episodes no policy gets. Raises UserError for a replay without outcomes.
     """
     rows = []
-    for feed in dict.fromkeys(cell.feed for cell in cells if cell.needs_generator):
+    rounds = {feed: config.rounds.get(feed, 1) for feed in dict.fromkeys(c.feed for c in cells if c.needs_generator)}
+    for feed, turn in [(feed, turn) for feed, last in rounds.items() for turn in range(1, last + 1)]:
         seeds = {generator_seed(config, cell) for cell in cells if cell.needs_generator and cell.feed == feed}
         found: dict[int, dict[tuple[str, int], bool]] = {}  # generator: scene: success
         for seed in sorted(seeds):
-            if (result := finished(root / f"replay_{feed}_{seed}")) is None:
+            directory = root / f"replay_{generator_name(config, feed, seed, turn)}"
+            if (result := finished(directory)) is None:
                 continue
             if "outcomes" not in (replayed := result["systems"]["vag"]):
-                raise UserError(f"{root}/replay_{feed}_{seed}: of an earlier version; delete it to have it made again")
+                raise UserError(f"{directory}: of an earlier version; delete it to have it made again")
             found[seed] = {(task, scene): success for task, scene, success in replayed["outcomes"]}
-        groups = {f"synthetic feed={feed}": list(found.values())} if found else {}
+        named = f"synthetic feed={feed}" + (f" round={turn}" if turn < rounds[feed] else "")
+        groups = {named: list(found.values())} if found else {}
         if len(found) > 1:
-            groups |= {f"synthetic feed={feed} generator={seed}": [outcomes] for seed, outcomes in found.items()}
+            groups |= {f"{named} generator={seed}": [outcomes] for seed, outcomes in found.items()}
         for system, generators in groups.items():
             where = {"system": system, "policy": "replay", "suite": "synthetic scenes"}
             for task in ["", *sorted({task for task, _ in generators[0]})]:
@@ -465,7 +476,16 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         found["filters"] = "; ".join(f"{name}: {' and '.join(config.filters[name])}" for name in used)
     if config.evaluate:
         found["rollouts"] = " ".join(config.evaluate)
-    found |= {f"generator of feed={feed}": f"has seen {episodes[feed]}" for feed in feeds}
+    for feed in feeds:
+        seen = f"has seen {episodes[feed]}"
+        if (rounds := config.rounds.get(feed, 1)) > 1:
+            seen += (
+                f"; after round 1 also of its earlier episodes those with {' and '.join(config.round_select)}, in "
+                f"{rounds} rounds. Each round generates from new scenes; policies get episodes of the last"
+            )
+        if make := [*config.synthesize, *config.feed_synthesize.get(feed, [])]:
+            seen += f". Generates with {' '.join(make)}"
+        found[f"generator of feed={feed}"] = seen
     if failed:
         found["failed"] = ", ".join(failed)
     return found

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore
+from toolkit.data.lerobot_io import read_actions
 from toolkit.data.scenes import Scenes, read_scenes
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
@@ -34,6 +36,13 @@ def load_clips(run: Run, source: str | Path, image_size: int, image_key: str) ->
     store = open_clips(source, image_size, image_key)
     run.add_data(source, store.source_id, store.num_episodes)
     return replace(store, source=str(source))
+
+
+def episode_table(path: str) -> list[dict[str, Any]]:
+    """The scores of a dataset's episodes as they are now: cached clips may be older. Raises UserError for a file."""
+    if not Path(path).is_dir():
+        raise UserError(f"{path}: select and weight_by read scores from the episode table of a dataset directory")
+    return [row for row, _ in read_actions(Path(path))]
 
 
 def weights_id(directory: str | Path) -> str:

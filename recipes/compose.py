@@ -23,6 +23,7 @@ from toolkit.errors import UserError, nearest
 OPEN = (
     *("policy.options", "image_keys", "checkpoints"),
     *("filters", "finetunes", "policy_train", "policy_finetune", "policy_steps"),
+    *("feed_synthesize", "rounds"),
 )
 
 

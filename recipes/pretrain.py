@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from policies.factory import PolicyObjective, build_policy
-from recipes.common import load_clips, speed
+from recipes.common import episode_table, load_clips, speed
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.data.clips import ClipStore
-from toolkit.data.lerobot_io import read_actions
 from toolkit.data.mixture import Augmented, BatchSource, Mixture, Source, make_sources
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.scenes import Scenes, merge, read_scenes, scenes_of, write_scenes
@@ -96,9 +95,7 @@ def chosen_synthetic(config: PolicyTrainingConfig, path: str, store: ClipStore) 
     if config.synthetic_per_task is not None:
         episodes = first_of_each(store, config.synthetic_per_task)
     if config.select or config.weight_by:
-        if not Path(path).is_dir():
-            raise UserError(f"{path}: select and weight_by read scores from the episode table of a dataset directory")
-        rows = [row for row, _ in read_actions(Path(path))]  # the cached clips may be older than a score
+        rows = episode_table(path)
         kept = select(config.select, [rows[i] for i in episodes], store.episode_tasks[episodes], path, config.seed)
         episodes = episodes[kept]
         weights = balanced(store.episode_tasks[episodes])  # a rule that few episodes of a task meet starves no task

@@ -127,7 +127,9 @@ class TokenizerTraining(OptimConfig):
 @dataclass
 class TrainGeneratorConfig(CommonConfig):
     dataset: Any = MISSING  # LeRobotDataset v3 directory or clip file, or several: [a,b]
-    dataset_shares: list[float] | None = None  # of the clips, for each dataset; null = in proportion to the episodes
+    synthetic: list[str] = field(default_factory=list)  # episodes of an earlier generator beside them
+    select: list[str] = field(default_factory=list)  # of these by score: replay_success==1, or score_flow_loss<=50%
+    dataset_shares: list[float] | None = None  # of the clips, for each of all these; null = by number of episodes
     image_key: str = "observation.image"
     random_start: bool = False  # windows from anywhere in the episode, not only from its start
     labelled_fraction: float = 1.0  # of the episodes of each instruction keep their actions; the rest is video alone
@@ -322,6 +324,9 @@ class AblateConfig(CommonConfig):
     collect: list[str] = field(default_factory=list)  # overrides for every collect, train-generator, ...
     train_generator: list[str] = field(default_factory=list)
     synthesize: list[str] = field(default_factory=list)
+    feed_synthesize: dict[str, list[str]] = field(default_factory=dict)  # after them, for single feeds
+    rounds: dict[str, int] = field(default_factory=dict)  # how often generators of a feed learn; from the second on
+    round_select: list[str] = field(default_factory=lambda: ["replay_success==1"])  # of their own episodes too: these
     train: list[str] = field(default_factory=list)
     policy_train: dict[str, list[str]] = field(default_factory=dict)  # after them, for single policies
     finetune: list[str] = field(default_factory=list)

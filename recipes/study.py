@@ -186,20 +186,41 @@ def generator_seed(config: AblateConfig, cell: Cell) -> int:
     return config.generator_seeds[cell.seed % len(config.generator_seeds)]
 
 
+def generator_name(config: AblateConfig, feed: str, seed: int, turn: int | None = None) -> str:
+    """What the directories of a generator and its episodes end in, of one of its rounds or the last."""
+    turn = turn or config.rounds.get(feed, 1)
+    return f"{feed}_{seed}" + (f"_round_{turn}" if turn > 1 else "")
+
+
 def generator_lane(config: AblateConfig, root: Path, feed: str, seed: int, episodes: int) -> Lane:
-    """Train a generator on what the feed gives it, let it generate, and score what it made."""
+    """Train a generator on what the feed gives it, let it generate, and score what it made.
+
+    In further rounds another one is trained on that and on what was selected of the episodes so far (expert iteration,
+    arXiv 1705.08439), and generates from scenes that are new to it.
+    """
     fed = fed_datasets(root, config, feed)
-    name = f"{feed}_{seed}"
-    generator, synthetic = root / f"generator_{name}/generator", root / f"synthetic_{name}/dataset"
     tasks = f"tasks=[{','.join([*config.tasks, *config.new_tasks])}]"
     single = [f"seed={seed}", f"runtime.threads={config.threads}"]
-    scenes = [f"episodes_per_task={episodes}", f"first_seed={config.synthetic_seed}"]
-    return [
-        (f"generator_{name}", "train-generator", [f"dataset=[{fed}]", *config.train_generator, *single]),
-        (f"synthetic_{name}", "synthesize", [f"checkpoint={generator}", tasks, *scenes, *config.synthesize, *single]),
-        (f"replay_{name}", "replay", [f"dataset={synthetic}", "workers=1", f"seed={seed}"]),
-        (f"score_{name}", "score", [f"dataset={synthetic}", f"checkpoint={generator}", f"real=[{fed}]", *single]),
-    ]
+    make = [*config.synthesize, *config.feed_synthesize.get(feed, [])]
+    lane: Lane = []
+    earlier: list[str] = []
+    for turn in range(1, config.rounds.get(feed, 1) + 1):
+        name = generator_name(config, feed, seed, turn)
+        generator, synthetic = root / f"generator_{name}/generator", root / f"synthetic_{name}/dataset"
+        learn = [f"dataset=[{fed}]", *config.train_generator, *single]
+        if earlier:
+            rules = ",".join(f"'{rule}'" for rule in config.round_select)
+            first = root / f"generator_{generator_name(config, feed, seed, 1)}/generator"
+            learn += [f"synthetic=[{','.join(earlier)}]", f"select=[{rules}]", f"tokenizer_from={first}"]
+        scenes = [tasks, f"episodes_per_task={episodes}", f"first_seed={config.synthetic_seed + (turn - 1) * episodes}"]
+        lane += [
+            (f"generator_{name}", "train-generator", learn),
+            (f"synthetic_{name}", "synthesize", [f"checkpoint={generator}", *scenes, *make, *single, "workers=1"]),
+            (f"replay_{name}", "replay", [f"dataset={synthetic}", "workers=1", f"seed={seed}"]),
+        ]
+        earlier.append(str(synthetic))
+    score = [f"dataset={synthetic}", f"checkpoint={generator}", f"real=[{fed}]", *single]
+    return [*lane, (f"score_{name}", "score", score)]
 
 
 def fed_datasets(root: Path, config: AblateConfig, feed: str) -> str:
@@ -216,7 +237,7 @@ def few_dataset(config: AblateConfig, few: int) -> str:
 def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
     """Train the policy of a cell and evaluate it."""
     arm, total = ARMS[cell.arm], total_steps(config, cell.policy)
-    synthetic = root / f"synthetic_{cell.feed}_{generator_seed(config, cell)}/dataset"
+    synthetic = root / f"synthetic_{generator_name(config, cell.feed, generator_seed(config, cell))}/dataset"
     single = [f"seed={cell.seed}", f"runtime.threads={config.threads}"]
     few = [f"real=[{root / few_dataset(config, cell.few) / 'dataset'}]", f"episodes_per_task={cell.few}"]
     generated = [f"synthetic=[{synthetic}]", f"synthetic_per_task={cell.synthetic_per_task}"]

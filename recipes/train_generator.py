@@ -7,18 +7,21 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from recipes.common import instruction_encoder, load_clips, load_generator, speed, user_errors
+from recipes.common import episode_table, instruction_encoder, load_clips, load_generator, speed, user_errors
 from recipes.schema import TrainGeneratorConfig
 from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import GeneratorClips, LatentClips, TokenizerClips, to_tensors
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
 from toolkit.data.scenes import merge, read_scenes, scenes_of, write_scenes
+from toolkit.data.schema import IMAGE
+from toolkit.data.selection import select, subset
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.logging import ScalarLog, progress
@@ -35,6 +38,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     if not sources:
         raise UserError("train-generator: dataset=[] is empty; name at least one")
     stores = [load_clips(run, s, config.generator.image_size, config.image_key) for s in sources]
+    stores += [selected(config, run, path) for path in config.synthetic]
     shares, store = episode_shares(stores, config.dataset_shares), open_merged(stores)
     config.generator.state_dim, config.generator.action_dim = store.states.shape[1], store.actions.shape[1]
     if max(store.episode_lengths) < 2:
@@ -122,7 +126,9 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     generator.save_pretrained(temporary)
     taken = config.video_from or config.tokenizer_from
-    write_scenes(temporary, merge(scenes_of(store.metadata), (read_scenes(taken) if taken else None) or {}))
+    known = [Path(taken)] if taken else []
+    known += [Path(path) / "meta" for path in config.synthetic]
+    write_scenes(temporary, merge(scenes_of(store.metadata), *(read_scenes(where) or {} for where in known)))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     for stage in ("tokenizer", "streams"):  # the result is written: the optimiser state has served
@@ -138,6 +144,15 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     )
 
 
+def selected(config: TrainGeneratorConfig, run: Run, path: str) -> ClipStore:
+    """The episodes of a synthetic dataset that are learned from. Raises UserError if a task is left with none."""
+    store = load_clips(run, path, config.generator.image_size, IMAGE)  # as synthesize names it
+    if not config.select:
+        return store
+    kept = select(config.select, episode_table(path), store.episode_tasks, path, config.seed)
+    return subset(store, np.flatnonzero(kept))
+
+
 def episode_shares(stores: Sequence[ClipStore], shares: Sequence[float] | None) -> np.ndarray | None:
     """(E,) how often each episode of all datasets is drawn, sum 1; None for all alike.
 
@@ -146,7 +161,9 @@ def episode_shares(stores: Sequence[ClipStore], shares: Sequence[float] | None) 
     if shares is None:
         return None
     if len(shares) != len(stores) or not all(0 <= share < math.inf for share in shares) or sum(shares) == 0:
-        raise UserError(f"dataset_shares={list(shares)}: expected a number from 0 up for each of dataset=[...]")
+        raise UserError(
+            f"dataset_shares={list(shares)}: expected a number from 0 up for each of dataset=[...], synthetic=[...]"
+        )
     episodes = [store.num_episodes for store in stores]
     return np.repeat([share / sum(shares) / n for share, n in zip(shares, episodes, strict=True)], episodes)
 

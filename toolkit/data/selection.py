@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import re
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ HIGHER_IS_BETTER = ("replay_success", "score_nearest")  # of what replay and sco
 
 
 def subset(store: ClipStore, episodes: np.ndarray) -> ClipStore:
-    """Some episodes as a store of their own, their frames copied unless they are all of them."""
-    if len(episodes) == store.num_episodes:
+    """Some episodes as a store of their own, their frames copied unless they are all of them, in order."""
+    if np.array_equal(episodes, np.arange(store.num_episodes)):
         return store
     rows, lengths = store.rows_of(episodes), store.episode_lengths[episodes]
     return replace(
@@ -33,6 +34,8 @@ def subset(store: ClipStore, episodes: np.ndarray) -> ClipStore:
         episode_lengths=lengths,
         episode_tasks=store.episode_tasks[episodes],
         metadata=[store.metadata[i] for i in episodes],
+        # another identity, by which what is derived from it is cached
+        source_id=hashlib.sha256(f"{store.source_id} {np.asarray(episodes).tolist()}".encode()).hexdigest()[:16],
     )
 
 
