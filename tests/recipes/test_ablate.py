@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from policies.factory import CONFIGS
-from recipes import ablate, cli
+from recipes import ablate, cli, study_record
 from recipes.compose import command_words, compose_config, options_of
 from recipes.schema import AblateConfig
 from recipes.study import ARMS, POLICIES, Cell, cell_lane, generator_lane, parse_grid
@@ -84,6 +84,11 @@ def test_grids_that_make_no_sense_are_named(grid: str, message: str) -> None:
         (["power=1"], "power=1"),
         (["policy_steps={difusion:9}"], "policy_steps: unknown policy 'difusion'"),
         (["policy_steps={diffusion:0}"], "policy_steps={diffusion:0}: expected at least 1"),
+        (["rounds={fare:2}"], "rounds: unknown feed 'fare'. Did you mean 'fair'"),
+        (["feed_synthesize={fare:['draws=2']}"], "feed_synthesize: unknown feed 'fare'"),
+        (["rounds={fair:0}"], "rounds={fair:0}: expected at least 1"),
+        (["round_select=['score']"], "cannot read 'score'"),
+        (["grid=['arm=cotrain synthetic_per_task=25000']", "rounds={fair:2}"], "keep 500,000 seeds between them"),
         (["grid=['arm=cotrain feed=fair']"], "feed=fair needs other_tasks"),
         (["grid=['arm=cotrain feed=fair few=2']", "other_tasks=[door-open]"], "has seen fed_few=5 .* would get 2"),
     ],
@@ -139,10 +144,52 @@ def test_every_arm_takes_the_same_steps_and_commands_that_compose(arm: str) -> N
         compose_config(command, words)
 
 
-def outcomes(**rates: float) -> ablate.Outcomes:
+def test_generators_learn_in_rounds_and_policies_get_the_last(tmp_path: Path) -> None:
+    study = config(
+        "rounds={fair:3}", "feed_synthesize={fair:['draws=4']}", "grid=['arm=cotrain feed=paper,fair seed=1']"
+    )
+    lanes = {feed: generator_lane(study, tmp_path, feed, 1, 20) for feed in ("paper", "fair")}
+    stages = {name: compose_config(command, words) for name, command, words in [*lanes["paper"], *lanes["fair"]]}
+    suffixes = ("fair_1", "fair_1_round_2", "fair_1_round_3")
+    made = [f"{kind}_{suffix}" for suffix in suffixes for kind in ("generator", "synthetic", "replay")]
+    assert [name for name, _, _ in lanes["fair"]] == [*made, "score_fair_1_round_3"]
+    synthetic = [str(tmp_path / f"synthetic_{suffix}/dataset") for suffix in suffixes]
+    for turn, suffix in enumerate(suffixes):
+        learned, generated = stages[f"generator_{suffix}"], stages[f"synthetic_{suffix}"]
+        assert learned.synthetic == synthetic[:turn]
+        assert learned.select == ["replay_success==1"] * bool(turn)
+        assert (learned.tokenizer_from is None) == (turn == 0)
+        assert (generated.first_seed, generated.draws) == (study.synthetic_seed + 20 * turn, 4)
+    assert stages["synthetic_paper_1"].draws == 1
+    given = [compose_config(*cell_lane(study, tmp_path, cell)[0][1:]).synthetic for cell in parse_grid(study)]
+    assert given == [[str(tmp_path / "synthetic_paper_1/dataset")], synthetic[-1:]]
+
+
+def test_the_record_tells_what_each_round_solved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    solved = {"fair_0": [2, 4], "fair_0_round_2": [3, 6]}
+    results: dict[str, Any] = {f"synthetic_{k}": {"solved_by_draw": v, "episodes": 9} for k, v in solved.items()}
+    for k, values in solved.items():
+        outcomes = [["push", i, i < values[-1]] for i in range(9)]
+        results[f"replay_{k}"] = {"systems": {"vag": {"outcomes": outcomes}}}
+    monkeypatch.setattr(study_record, "finished", lambda path: results.get(path.name))
+    study = config("rounds={fair:2}", "generator_seeds=[0]", "grid=['arm=cotrain feed=fair']")
+    assert study_record.told_draws(study, tmp_path, parse_grid(study)) == (
+        "feed=fair generator=0 round=1, of 9 scenes: 2 by the first, 4 by one of 2; "
+        "feed=fair generator=0 round=2, of 9 scenes: 3 by the first, 6 by one of 2"
+    )
+    rows = study_record.generator_rows(tmp_path, parse_grid(study), study)
+    assert [(r["system"], r["value"]) for r in rows if r["metric"] == "success"] == [
+        ("synthetic feed=fair round=1", 4 / 9),
+        ("synthetic feed=fair", 6 / 9),
+    ]
+    told = study_record.notes(study, parse_grid(study), [])["generator of feed=fair"]
+    assert "after round 1 also of its earlier episodes those with replay_success==1, in 2 rounds" in told
+
+
+def outcomes(**rates: float) -> study_record.Outcomes:
     """Scenes are easy or hard for all: the same draw decides each, so pairs differ far less than lone rates."""
     difficulty = np.random.default_rng(0).random(300)
-    found: ablate.Outcomes = {}
+    found: study_record.Outcomes = {}
     for k, (name, rate) in enumerate(rates.items()):
         noise = np.random.default_rng(k + 1).random((3, 300)) < 0.01
         arm, _, few = name.partition("_of_")
@@ -153,45 +200,47 @@ def outcomes(**rates: float) -> ablate.Outcomes:
 
 def test_rows_say_how_much_of_the_gap_is_closed_and_comparisons_are_paired() -> None:
     found = outcomes(real_few=0.3, cotrain=0.6, real_all=0.9)
-    rows = {(row["system"], row["metric"]): row for row in ablate.system_rows(found)}
+    rows = {(row["system"], row["metric"]): row for row in study_record.system_rows(found)}
     assert rows["cotrain", "success"]["n"] == 900
     closed = rows["cotrain", "gap_closed"]
     assert closed["low"] < closed["value"] < closed["high"]
     assert closed["value"] == pytest.approx(0.5, abs=0.1)
     assert ("real_all", "gap_closed") not in rows
-    comparisons = {(c["a"], c["b"]): c for c in ablate.system_comparisons(found)}
+    comparisons = {(c["a"], c["b"]): c for c in study_record.system_comparisons(found)}
     assert comparisons.keys() == {("cotrain", "real_few"), ("cotrain", "real_all"), ("real_all", "real_few")}
     assert comparisons["cotrain", "real_few"]["low"] > 0.2
     assert comparisons["cotrain", "real_few"]["p"] < 1e-6
     assert comparisons["cotrain", "real_all"]["high"] < -0.2
     close = outcomes(real_few=0.5, cotrain=0.56, real_all=0.57)
-    (paired,) = (c for c in ablate.system_comparisons(close) if (c["a"], c["b"]) == ("cotrain", "real_few"))
+    (paired,) = (c for c in study_record.system_comparisons(close) if (c["a"], c["b"]) == ("cotrain", "real_few"))
     assert 0 < paired["low"] < paired["high"] < 0.1  # the rates alone are only known within .06 each
     assert not [
-        row for row in ablate.system_rows(outcomes(real_few=0.5, cotrain=0.6, real_all=0.45)) if "gap" in row["metric"]
+        row
+        for row in study_record.system_rows(outcomes(real_few=0.5, cotrain=0.6, real_all=0.45))
+        if "gap" in row["metric"]
     ]
 
 
 def test_each_system_is_compared_with_as_many_real_episodes_as_it_has() -> None:
     found = outcomes(real_few_of_2=0.2, real_few_of_20=0.6, cotrain_of_20=0.65, cotrain_of_2=0.3, synthetic_only=0.4)
-    pairs = {c["a"]: c["b"] for c in ablate.system_comparisons(found)}
+    pairs = {c["a"]: c["b"] for c in study_record.system_comparisons(found)}
     assert pairs["cotrain few=20"] == "real_few few=20"
     assert pairs["cotrain few=2"] == pairs["synthetic_only"] == "real_few few=2"
     study = config("real_per_task=50")
-    rows = [row for row in ablate.exchange_rows(study, found) if row["metric"] != "synthetic_per_real"]
+    rows = [row for row in study_record.exchange_rows(study, found) if row["metric"] != "synthetic_per_real"]
     assert {row["system"] for row in rows} == {"cotrain few=2"}  # nothing lies beyond 20 on the curve
     values = {row["metric"]: row["value"] for row in rows}
     assert values["net_real_episodes"] == pytest.approx(200 * values["real_per_synthetic"] - 48)
     found |= outcomes(real_all=0.9)
-    rows = [row for row in ablate.exchange_rows(study, found) if row["metric"] == "real_per_synthetic"]
+    rows = [row for row in study_record.exchange_rows(study, found) if row["metric"] == "real_per_synthetic"]
     assert {row["system"] for row in rows} == {"cotrain few=2", "cotrain few=20"}
     fair = {(replace(cell, feed="fair"), suite): s for (cell, suite), s in found.items() if cell.arm == "cotrain"}
-    values = {(row["system"], row["metric"]): row["value"] for row in ablate.exchange_rows(study, found | fair)}
+    values = {(row["system"], row["metric"]): row["value"] for row in study_record.exchange_rows(study, found | fair)}
     worth = 200 * values["cotrain feed=fair few=2", "real_per_synthetic"]
     assert values["cotrain feed=fair few=2", "net_real_episodes"] == pytest.approx(worth)
     assert values["cotrain few=2", "net_real_episodes"] == pytest.approx(worth - 48)
     for suite in ("position", "task"):  # which real episodes of the curve never cover
-        assert not ablate.exchange_rows(study, {(cell, suite): seeds for (cell, _), seeds in found.items()})
+        assert not study_record.exchange_rows(study, {(cell, suite): seeds for (cell, _), seeds in found.items()})
 
 
 def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their_generator_saw() -> None:
@@ -200,7 +249,7 @@ def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their
     cells += [Cell(arm, feed="fair") for arm in ("real_all", "cotrain")]
     cells += [Cell("cotrain_filtered", feed="fair", filter="replay")]
     pairs: dict[str, list[str]] = {}
-    for found in ablate.system_comparisons({(cell, "unseen"): seeds for cell in cells}):
+    for found in study_record.system_comparisons({(cell, "unseen"): seeds for cell in cells}):
         pairs.setdefault(found["a"], []).append(found["b"])
     assert pairs == {
         "cotrain": ["real_few", "real_all"],
@@ -215,10 +264,10 @@ def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their
 def test_each_variant_is_compared_with_what_it_is_a_variant_of() -> None:
     seeds = next(iter(outcomes(any_arm=0.5).values()))
     cells = [Cell("cotrain"), Cell("cotrain", weight_by="score_nearest"), Cell("cotrain_augmented")]
-    pairs = [(c["a"], c["b"]) for c in ablate.system_comparisons({(cell, "unseen"): seeds for cell in cells})]
+    pairs = [(c["a"], c["b"]) for c in study_record.system_comparisons({(cell, "unseen"): seeds for cell in cells})]
     assert pairs == [("cotrain weight_by=score_nearest", "cotrain"), ("cotrain_augmented", "cotrain")]
     tuned = [Cell("pretrain_finetune", finetune=name) for name in ("default", "gentle")]
-    (pair,) = ablate.system_comparisons({(cell, "unseen"): seeds for cell in tuned})
+    (pair,) = study_record.system_comparisons({(cell, "unseen"): seeds for cell in tuned})
     assert (pair["a"], pair["b"]) == ("pretrain_finetune finetune=gentle", "pretrain_finetune")
 
 
@@ -227,10 +276,10 @@ def test_where_a_cell_has_failed_the_training_seeds_that_both_have_are_compared(
     few, cotrain = found.values()
     few |= {seed: cotrain[seed] for seed in (1, 2)}
     del cotrain[0]
-    (comparison,) = ablate.system_comparisons(found)
+    (comparison,) = study_record.system_comparisons(found)
     assert (comparison["seeds"], comparison["difference"], comparison["p"]) == (2, 0, 1)
     del few[1], few[2]
-    assert ablate.system_comparisons(found) == []
+    assert study_record.system_comparisons(found) == []
 
 
 def test_a_stage_that_was_finished_otherwise_or_cannot_be_composed_is_told_before_any_begins(tmp_path: Path) -> None:
@@ -245,7 +294,7 @@ def test_a_stage_that_was_finished_otherwise_or_cannot_be_composed_is_told_befor
         record = {"command": command, "status": "finished", "config": made, "result": {}, "git_sha": "beef"}
         (tmp_path / name / "run.json").write_text(json.dumps(record))
     ablate.check_lanes(tmp_path, {"mine": lane}, ())
-    told = ablate.told_commits(tmp_path, [*parse_grid(study), Cell("cotrain")])
+    told = study_record.told_commits(tmp_path, [*parse_grid(study), Cell("cotrain")])
     assert told == "pi05_compact trained by commit beef"
     study = config("grid=['arm=real_few']", "threads=2", "scenes_per_task=9")  # the number of threads does not matter
     with pytest.raises(UserError, match="begun with episodes_per_task=50; now it is 9"):
@@ -267,9 +316,9 @@ def test_replays_are_told_by_task_and_generator(tmp_path: Path, monkeypatch: pyt
         }
         for seed, tasks in solved.items()
     }
-    monkeypatch.setattr(ablate, "finished", lambda path: replays.get(path.name))
+    monkeypatch.setattr(study_record, "finished", lambda path: replays.get(path.name))
     study = config("generator_seeds=[0,1,2]", "grid=['arm=cotrain seed=0,1,2']")  # the third one was not replayed
-    rows = {(r["system"], r["metric"]): r for r in ablate.generator_rows(tmp_path, parse_grid(study), study)}
+    rows = {(r["system"], r["metric"]): r for r in study_record.generator_rows(tmp_path, parse_grid(study), study)}
     both, name = "synthetic feed=paper", "synthetic feed=paper generator=1"
     assert {metric: (rows[both, metric]["value"], rows[both, metric]["n"]) for s, metric in rows if s == both} == {
         "success": (44 / 80, 80),
@@ -281,16 +330,16 @@ def test_replays_are_told_by_task_and_generator(tmp_path: Path, monkeypatch: pyt
     assert rows[both, "success"]["seeds"] == 2
     del replays["replay_paper_0"]["systems"]["vag"]["outcomes"]
     with pytest.raises(UserError, match="replay_paper_0: of an earlier version; delete it"):
-        ablate.generator_rows(tmp_path, parse_grid(study), study)
+        study_record.generator_rows(tmp_path, parse_grid(study), study)
 
 
 def test_notes_tell_the_training_settings_that_count() -> None:
     study = config("steps=11", "train=['optim.learning_rate=1','optim.batch_size=4']")
     study.policy_train = {"diffusion": ["optim.learning_rate=2"]}
-    assert ablate.told_training(study, "diffusion") == (
+    assert study_record.told_training(study, "diffusion") == (
         "diffusion optim.steps=11 optim.learning_rate=2 optim.batch_size=4"
     )
-    assert "optim.learning_rate=1" in ablate.told_training(study, "pi05_compact")
+    assert "optim.learning_rate=1" in study_record.told_training(study, "pi05_compact")
 
 
 def test_the_few_must_be_among_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,13 @@ def test_scores_choose_the_synthetic_episodes_that_a_policy_trains_on(
     kept = [f'select=["score_cycle_error<={better}"]', "weight_by=score_nearest", "augment=true"]
     assert cli.main([*words, *kept, f"out={tmp_path / 'kept'}"]) == 0
     assert json.loads((tmp_path / "kept/run.json").read_text())["result"]["episodes"] == [1]
+    words = ["train-generator", f"dataset={real}", f"synthetic=[{dataset}]", f"tokenizer_from={generator}"]
+    words += ["optim.steps=1", "optim.batch_size=2"]
+    assert cli.main([*words, *kept[:1], f"out={tmp_path / 'round'}"]) == 0
+    seen = json.loads((tmp_path / "round/generator/seen_scenes.json").read_text())["plate-slide"]
+    best = next(metadata["seed"] for metadata in episodes if metadata["score_cycle_error"] == better)
+    assert [seed for seed in seen if seed >= 100_000] == [best]
+    words = ["pretrain", f"synthetic=[{dataset}]", "optim.steps=1"]
     assert cli.main([*words, 'select=["score_cycle<=1"]', f"out={tmp_path / 'unknown'}"]) == 2
     assert "no number 'score_cycle' in the episode table" in capsys.readouterr().err
     assert cli.main(["score", f"dataset={dataset}", f"out={tmp_path / 'nothing'}"]) == 2

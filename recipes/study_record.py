@@ -1,0 +1,285 @@
+"""What a study found: the rows, comparisons and notes of its record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.schema import AblateConfig
+from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, total_steps
+from toolkit.envs.shifts import SUITES
+from toolkit.errors import UserError
+from toolkit.evaluation.exchange import exchange_rate
+from toolkit.evaluation.statistics import (
+    bootstrap_means,
+    compare_systems,
+    design_power,
+    measured_success,
+    percentile_interval,
+    two_proportion_sample_size,
+)
+from toolkit.reporting.run_record import read_record
+
+Outcomes = dict[tuple[Cell, str], dict[int, list[bool]]]  # (cell with seed 0, suite): training seed: scenes
+
+
+def finished(directory: Path) -> dict[str, Any] | None:
+    """The result of a run, None if it is not there or did not finish."""
+    if not (directory / "run.json").exists():
+        return None
+    record = read_record(directory)
+    return record["result"] if record["status"] == "finished" else None
+
+
+def gather(root: Path, cells: Sequence[Cell]) -> Outcomes:
+    """Outcomes of every rollout, policy by policy; scenes in the same order for all."""
+    outcomes: Outcomes = {}
+    for cell in sorted(cells, key=lambda cell: POLICIES.index(cell.policy)):
+        evaluation = finished(root / cell.name / "evaluate")
+        for suite, measured in (evaluation or {"suites": {}})["suites"].items():
+            seeds = outcomes.setdefault((cell.group, suite), {})
+            seeds[cell.seed] = [bool(success) for _, _, success in measured["outcomes"]]
+    return outcomes
+
+
+def matrix(seeds: dict[int, list[bool]]) -> np.ndarray:
+    """(training seeds, scenes)."""
+    return np.array([seeds[seed] for seed in sorted(seeds)], dtype=float)
+
+
+def place(cell: Cell, suite: str) -> dict[str, Any]:
+    """What a row of the record says of a cell: its name in tables, and its axes."""
+    axes = {key: value for key, value in asdict(cell).items() if key != "seed"}
+    return {"system": cell.system, "suite": suite, **axes}
+
+
+def few_alone(cell: Cell, outcomes: Outcomes, suite: str) -> Cell | None:
+    """The control with as many real episodes as a cell has; with the fewest there are if it has none."""
+    found = [c for c, s in outcomes if s == suite and c.arm == "real_few" and c.policy == cell.policy]
+    if ARMS[cell.arm].real == "few":
+        found = [c for c in found if c.few == cell.few]
+    return min(found, key=lambda c: c.few, default=None)
+
+
+def system_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Success of each system, policy and suite over all training seeds; how much of the gap to real_all it closes."""
+    rows = []
+    for (cell, suite), seeds in outcomes.items():
+        table = matrix(seeds)
+        rows.append({**place(cell, suite), "metric": "success", **measured_success(table)})
+        few = few_alone(cell, outcomes, suite)
+        everything = outcomes.get((Cell("real_all", cell.policy, cell.feed), suite))
+        if few is None or everything is None or cell == few or ARMS[cell.arm].real == "all":
+            continue
+        tables = [table, matrix(outcomes[few, suite]), matrix(everything)]
+        means = bootstrap_means(tables)
+        gain, gap = means[:, 0] - means[:, 1], means[:, 2] - means[:, 1]
+        if percentile_interval(0, gap)["low"] > 0:  # else a share of what may be nothing
+            share = (tables[0].mean() - tables[1].mean()) / (tables[2].mean() - tables[1].mean())
+            closed = percentile_interval(share, gain[gap > 0] / gap[gap > 0])
+            rows.append({**place(cell, suite), "metric": "gap_closed", **closed, "n": table.size, "seeds": len(table)})
+    return rows
+
+
+def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
+    """What a cell is compared with, as far as it was tried.
+
+    The same few real episodes alone; for synthetic episodes also all real ones that their generator has seen; and the
+    same without its filter, weights or augmentation, or fine-tuned as by default.
+    """
+    arm, found = ARMS[cell.arm], [few_alone(cell, outcomes, suite)]
+    if arm.synthetic and not arm.shuffled:
+        found.append(Cell("real_all", cell.policy, cell.feed))
+    if arm.filtered:
+        found.append(replace(cell, arm=cell.arm.removesuffix("_filtered"), filter="none"))
+    if arm.augmented:
+        found.append(replace(cell, arm=cell.arm.removesuffix("_augmented")))
+    if cell.weight_by != "none":
+        found.append(replace(cell, weight_by="none"))
+    if arm.finetuned:
+        axes = ("finetune", "finetune_share", "finetune_fraction")
+        found.append(replace(cell, **{axis: getattr(Cell(cell.arm), axis) for axis in axes}))
+    return [c for c in found if c is not None and c != cell and (c, suite) in outcomes]
+
+
+def system_comparisons(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Every system minus its controls, paired by scene."""
+    comparisons = []
+    for (cell, suite), seeds in outcomes.items():
+        for control in controls(cell, outcomes, suite):
+            others = outcomes[control, suite]
+            common = sorted(seeds.keys() & others.keys())  # where a cell has failed there are fewer
+            if not common:
+                continue
+            pair = {"a": cell.system, "b": control.system, "policy": cell.policy, "suite": suite}
+            arms = {"arm": cell.arm, "control": control.arm, "metric": "success", "paired": True, "seeds": len(common)}
+            tables = [matrix({seed: side[seed] for seed in common}) for side in (seeds, others)]
+            comparisons.append({**pair, **arms, **compare_systems(*tables)})
+    return comparisons
+
+
+def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list[dict[str, Any]]:
+    """How good the synthetic episodes are: how many succeed when their actions are replayed, in all and by task.
+
+    A row for all generators of a feed whose episodes were replayed, and one for each where there are several; the same
+    for the rounds before the last, whose episodes no policy gets. Raises UserError for a replay without outcomes.
+    """
+    rows = []
+    rounds = {feed: config.rounds.get(feed, 1) for feed in dict.fromkeys(c.feed for c in cells if c.needs_generator)}
+    for feed, turn in [(feed, turn) for feed, last in rounds.items() for turn in range(1, last + 1)]:
+        seeds = {generator_seed(config, cell) for cell in cells if cell.needs_generator and cell.feed == feed}
+        found: dict[int, dict[tuple[str, int], bool]] = {}  # generator: scene: success
+        for seed in sorted(seeds):
+            directory = root / f"replay_{generator_name(config, feed, seed, turn)}"
+            if (result := finished(directory)) is None:
+                continue
+            if "outcomes" not in (replayed := result["systems"]["vag"]):
+                raise UserError(f"{directory}: of an earlier version; delete it to have it made again")
+            found[seed] = {(task, scene): success for task, scene, success in replayed["outcomes"]}
+        named = f"synthetic feed={feed}" + (f" round={turn}" if turn < rounds[feed] else "")
+        groups = {named: list(found.values())} if found else {}
+        if len(found) > 1:
+            groups |= {f"{named} generator={seed}": [outcomes] for seed, outcomes in found.items()}
+        for system, generators in groups.items():
+            where = {"system": system, "policy": "replay", "suite": "synthetic scenes"}
+            for task in ["", *sorted({task for task, _ in generators[0]})]:
+                scenes = [scene for scene in generators[0] if task in ("", scene[0])]
+                table = np.array([[outcomes[scene] for scene in scenes] for outcomes in generators], dtype=float)
+                rows.append({**where, "metric": f"success {task}".strip(), **measured_success(table)})
+    return rows
+
+
+def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[dict[str, Any]]:
+    """How many real episodes a synthetic one replaces, and how many of each task all of them are worth, net.
+
+    Read off the learning curve of real episodes: all of them are its end. Net of what the generator has seen of each
+    task beyond what the policy gets; episodes of other tasks are not counted. Not on `position` nor `task`: the few
+    real episodes of the curve never cover them, however many there are.
+    """
+    rows = []
+    for (cell, suite), seeds in outcomes.items():
+        arm = ARMS[cell.arm]
+        never_covered = SUITES[suite].positions == "outer" or SUITES[suite].new_tasks
+        if not arm.synthetic or arm.real != "few" or arm.shuffled or never_covered:
+            continue
+        curve = {
+            other.few: matrix(found)
+            for (other, s), found in outcomes.items()
+            if (other.arm, other.policy, s) == ("real_few", cell.policy, suite) and other.few >= cell.few
+        }
+        if everything := outcomes.get((Cell("real_all", cell.policy), suite)):
+            curve[config.real_per_task] = matrix(everything)
+        if len(curve) < 2 or cell.few not in curve:
+            continue
+        table = matrix(seeds)
+        where = {**place(cell, suite), "n": table.size, "seeds": len(seeds)}
+        rate = exchange_rate(table, curve, cell.few, cell.synthetic_per_task)
+        rows.append({**where, "metric": "real_per_synthetic", **rate})
+        if rate["low"] > 0:
+            inverse = {"value": 1 / rate["value"], "low": 1 / rate["high"], "high": 1 / rate["low"]}
+            rows.append({**where, "metric": "synthetic_per_real", **rate, **inverse})
+        seen = config.real_per_task - cell.few if cell.feed == "paper" else 0
+        net = {key: round(rate[key] * cell.synthetic_per_task - seen, 6) + 0.0 for key in ("value", "low", "high")}
+        rows.append({**where, "metric": "net_real_episodes", **rate, **net})
+    return rows
+
+
+def power_sentence(config: AblateConfig, cells: Sequence[Cell]) -> str:
+    few, many = config.gap
+    needed = two_proportion_sample_size(few, many, config.power)
+    scenes, seeds = config.scenes_per_task * len(config.tasks), len({cell.seed for cell in cells})
+    found = design_power(few, many, scenes, seeds, config.seed_deviation)
+    return (
+        f"to tell {few} from {many} apart with power {config.power} takes {needed} independent rollouts an arm; "
+        f"{scenes} scenes x {seeds} training seeds have power {found:.2f} if the rate differs by "
+        f"{config.seed_deviation} from seed to seed"
+    )
+
+
+def told_training(config: AblateConfig, policy: str) -> str:
+    """Overrides of a policy's training; of those for the same key the last one, which counts."""
+    words = [f"optim.steps={total_steps(config, policy)}", *config.train, *config.policy_train.get(policy, [])]
+    return " ".join([policy, *{word.partition("=")[0]: word for word in words}.values()])
+
+
+def told_commits(root: Path, cells: Sequence[Cell]) -> str:
+    """Which commit trained the policies: of each kind, and of which arms where they differ."""
+    commits: dict[str, dict[str, dict[str, None]]] = {}  # policy: commit: systems
+    for cell in cells:
+        if (root / cell.name / "train/run.json").exists():
+            sha = read_record(root / cell.name / "train")["git_sha"]
+            commits.setdefault(cell.policy, {}).setdefault(sha, {})[cell.system] = None
+    return "; ".join(
+        f"{policy} trained by commit {sha}" + (f": {', '.join(systems)}" if len(found) > 1 else "")
+        for policy, found in commits.items()
+        for sha, systems in found.items()
+    )
+
+
+def told_draws(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> str:
+    """How many scenes the first plan of each generator solves, and how many all of its draws; nothing without draws."""
+    found = []
+    for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
+        for turn in range(1, config.rounds.get(feed, 1) + 1):
+            result = finished(root / f"synthetic_{generator_name(config, feed, seed, turn)}") or {}
+            if solved := result.get("solved_by_draw"):
+                scenes = f"feed={feed} generator={seed} round={turn}, of {result['episodes']} scenes"
+                found.append(f"{scenes}: {solved[0]} by the first, {solved[-1]} by one of {len(solved)}")
+    return "; ".join(found)
+
+
+def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) -> dict[str, str]:
+    """What a reader needs to judge the numbers."""
+    everything, others = [*config.tasks, *config.new_tasks], [*config.new_tasks, *config.other_tasks]
+    episodes = {"paper": f"{config.real_per_task} real episodes of each of {', '.join(everything)}"}
+    episodes["fair"] = f"{config.fed_few} real episodes of each of {', '.join(config.tasks)}"
+    if others:
+        episodes["fair"] += f", {config.real_per_task} of each of {', '.join(others)}"
+    feeds = dict.fromkeys(cell.feed for cell in cells if cell.needs_generator)
+    default, used = Cell("cotrain"), sorted({cell.filter for cell in cells} - {"none"})
+    found = {
+        "arms": f"where their names say nothing else, with few={default.few} real episodes a task, "
+        f"synthetic_per_task={default.synthetic_per_task} synthetic ones, synthetic_fraction="
+        f"{default.synthetic_fraction} of the clips while both take part",
+        "scenes": f"{config.scenes_per_task} of each of {', '.join(config.tasks)} in every suite"
+        + (f", of {', '.join(config.new_tasks)} in task" if "task" in config.suites else "")
+        + f", from seed {config.held_out_seed} on; the same for all cells. Objects stand where those of the few real "
+        "episodes may, in `position` where they may not",
+        "intervals": "95 %, over training seeds (for synthetic scenes those of the generators) and scenes: the outer "
+        "bounds of Wilson's interval and a bootstrap for success, a bootstrap for differences, gap_closed = (system - "
+        "real_few) / (real_all - real_few), told where that gap is surely above 0, and real_per_synthetic, a lower "
+        "bound where at_end_of_curve. p is McNemar's exact test for the training seed where it is largest, not "
+        "corrected for the number of comparisons",
+        "generators": f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of "
+        "the policies; intervals know the policies' seeds alone, so where a generator is shared they are rather too "
+        "narrow",
+        "exchange": "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; "
+        "net_real_episodes: what all synthetic ones of a task are worth, less what the generator has seen of it beyond "
+        "the policy's own. The curve ends at all real episodes, so with feed=paper no more than 0 can be found",
+        "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
+        + "; ".join(told_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
+        "power": power_sentence(config, cells),
+    }
+    if any(ARMS[cell.arm].finetuned for cell in cells):
+        found["fine-tuning"] = " ".join(config.finetune)
+    if used:
+        found["filters"] = "; ".join(f"{name}: {' and '.join(config.filters[name])}" for name in used)
+    if config.evaluate:
+        found["rollouts"] = " ".join(config.evaluate)
+    for feed in feeds:
+        seen = f"has seen {episodes[feed]}"
+        if (rounds := config.rounds.get(feed, 1)) > 1:
+            seen += (
+                f"; after round 1 also of its earlier episodes those with {' and '.join(config.round_select)}, in "
+                f"{rounds} rounds. Each round generates from new scenes; policies get episodes of the last"
+            )
+        if make := [*config.synthesize, *config.feed_synthesize.get(feed, [])]:
+            seen += f". Generates with {' '.join(make)}"
+        found[f"generator of feed={feed}"] = seen
+    if failed:
+        found["failed"] = ", ".join(failed)
+    return found
