@@ -39,6 +39,7 @@ from recipes.study_record import (
     told_commits,
     told_draws,
 )
+from recipes.synthesize import check_draws
 from toolkit.data.lerobot_io import read_actions
 from toolkit.data.selection import parse_rule
 from toolkit.envs.metaworld import instructions
@@ -50,6 +51,7 @@ from toolkit.reporting.plots import figure_file
 from toolkit.reporting.run_record import Run, read_record
 from toolkit.reporting.success import arm_figures, fraction_figures
 
+BETWEEN_ROUNDS = ("replay_success", "score_flow_loss", "draw", "random")  # what is known of episodes by then
 EXTENDABLE = True  # cells that are there are taken as they are, so a grid can grow
 
 
@@ -87,7 +89,7 @@ def run(config: AblateConfig, run: Run) -> None:
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
     told = {**notes(config, cells, failed), "policies": told_commits(root, cells)}
     if draws := told_draws(config, root, cells):
-        told["plans that solve a scene"] = draws
+        told["plans tried in the simulator"] = f"{draws}. The first that solves a scene becomes its episode"
     record = write_record(root, "ablation", command, rows, comparisons, told)
     for name, figures in (("arms", arm_figures(rows)), ("figure", fraction_figures(rows))):
         path = root / f"{name}.svg"
@@ -118,8 +120,7 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
         for feed in getattr(config, key):
             if feed not in FEEDS:
                 raise UserError(f"ablate: {key}: unknown feed '{feed}'. {nearest(feed, FEEDS)}")
-    if wrong := [f"{feed}:{rounds}" for feed, rounds in config.rounds.items() if rounds < 1]:
-        raise UserError(f"ablate: rounds={{{wrong[0]}}}: expected at least 1")
+    check_rounds(config)
     for suite in config.suites:
         if suite not in SUITES:
             raise UserError(f"ablate: unknown suite '{suite}'. {nearest(suite, SUITES)}")
@@ -151,6 +152,20 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
                 f"ablate: '{cell.system}': a fair generator has seen fed_few={config.fed_few} real episodes of each "
                 f"task, the policy would get {cell.few}; expected the same"
             )
+
+
+def check_rounds(config: AblateConfig) -> None:
+    """Raise UserError for what would stop a generator's second round, hours after the first."""
+    if wrong := [f"{feed}:{rounds}" for feed, rounds in config.rounds.items() if rounds < 1]:
+        raise UserError(f"ablate: rounds={{{wrong[0]}}}: expected at least 1")
+    if max(config.rounds.values(), default=1) == 1:
+        return
+    for word in config.train_generator:
+        if word.partition("=")[0] in ("dataset_shares", "tokenizer_from", "video_from"):
+            raise UserError(f"ablate: train_generator: '{word}' does not fit generators that learn in rounds")
+    for rule in config.round_select:
+        if parse_rule(rule)[0] not in BETWEEN_ROUNDS:
+            raise UserError(f"ablate: round_select: '{rule}': between rounds there are {', '.join(BETWEEN_ROUNDS)}")
 
 
 def check_tasks(config: AblateConfig) -> None:
@@ -197,7 +212,9 @@ def check_lanes(root: Path, lanes: Mapping[str, Lane], composed: Container[str])
             if (root / name / "run.json").exists():
                 check_same(root / name, read_record(root / name)["config"], command, overrides)
             elif lane_name in composed:
-                compose_config(command, overrides)
+                config: Any = compose_config(command, overrides)
+                if command == "synthesize" and config.draws > 1:
+                    check_draws(config, config.sampler.order or "actions_first")
 
 
 def collect(config: AblateConfig, cells: Sequence[Cell], root: Path) -> None:

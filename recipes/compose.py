@@ -127,10 +127,10 @@ def _check_key(command: str, override: Override, keys: list[str], groups: list[s
 
 AT_LEAST_ONE = {"episodes_per_task", "num_steps", "image_size", "workers", "batch_size", "gradient_accumulation"}
 AT_LEAST_ONE |= {"log_every", "checkpoint_every", "steps", "max_steps", "num_inference_steps", "groups", "few"}
-AT_LEAST_ONE |= {"real_per_task", "fed_few", "synthetic_per_task"}
+AT_LEAST_ONE |= {"real_per_task", "fed_few", "synthetic_per_task", "draws"}
 AT_LEAST_ONE |= {"repeats", "num_frames", "large_gigabytes", "render_every", "frame_stride", "scenes_per_task"}
 NOT_NEGATIVE = {"seed", "first_seed", "noise_scale", "learning_rate", "weight_decay", "warmup_steps"}
-NOT_NEGATIVE |= {"threads", "lanes"}
+NOT_NEGATIVE |= {"threads", "lanes", "draw_shift"}
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:

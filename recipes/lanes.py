@@ -45,10 +45,12 @@ def check_same(directory: Path, before: dict[str, Any], command: str, overrides:
     earlier = {
         key: value.replace(old, new) if was and isinstance(value, str) else value for key, value in leaves(before)
     }
+    default = dict(leaves(cast(Any, OmegaConf.to_container(compose_config(command, [])))))
     for key, now in leaves(cast(Any, OmegaConf.to_container(compose_config(command, overrides), resolve=True))):
-        if key in earlier and key not in NOT_COMPARED and earlier[key] != now:
+        begun = earlier.get(key, default.get(key))  # a setting that is newer than the run was at its default
+        if key not in NOT_COMPARED and begun != now:
             raise UserError(
-                f"{directory}: begun with {key}={earlier[key]}; now it is {now}. "
+                f"{directory}: begun with {key}={begun}; now it is {now}. "
                 "Delete it and what was made from it to have them made again, or choose another out"
             )
 

@@ -162,8 +162,8 @@ class SynthesizeConfig(CommonConfig):
     scenes_from: str | None = None  # take first pictures from this dataset instead of the simulator
     image_key: str = "observation.image"
     instruction_encoder: str | None = None
-    draws: int = 1  # plans of each scene, the first that the simulator solves is taken; 1 = the simulator is not asked
-    draw_shift: int = 2  # pixels by which the picture is moved, at most, for each plan but the first
+    draws: int = 1  # plans of each scene, the first that solves it in the simulator is taken; 1 = it is not asked
+    draw_shift: int = 2  # pixels: each plan but the first is made for the picture moved by up to so many, at random
     workers: int = 2  # processes that execute plans
     batch_size: int = 20
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

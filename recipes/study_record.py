@@ -221,14 +221,18 @@ def told_commits(root: Path, cells: Sequence[Cell]) -> str:
 
 
 def told_draws(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> str:
-    """How many scenes the first plan of each generator solves, and how many all of its draws; nothing without draws."""
+    """How many scenes the first plan of each generator solves and how many all of its draws; empty without draws."""
     found = []
     for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
         for turn in range(1, config.rounds.get(feed, 1) + 1):
             result = finished(root / f"synthetic_{generator_name(config, feed, seed, turn)}") or {}
             if solved := result.get("solved_by_draw"):
-                scenes = f"feed={feed} generator={seed} round={turn}, of {result['episodes']} scenes"
-                found.append(f"{scenes}: {solved[0]} by the first, {solved[-1]} by one of {len(solved)}")
+                tries = sum(result["episodes"] - done for done in [0, *solved[:-1]])
+                which = f"feed={feed} generator={seed}" + (f" round={turn}" if config.rounds.get(feed, 1) > 1 else "")
+                found.append(
+                    f"{which}: {solved[0]} of {result['episodes']} scenes by the first, {solved[-1]} by one of "
+                    f"{len(solved)}, {tries:,} tries"
+                )
     return "; ".join(found)
 
 
@@ -273,9 +277,10 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
     for feed in feeds:
         seen = f"has seen {episodes[feed]}"
         if (rounds := config.rounds.get(feed, 1)) > 1:
+            chosen = f" with {' and '.join(config.round_select)}" if config.round_select else ""
             seen += (
-                f"; after round 1 also of its earlier episodes those with {' and '.join(config.round_select)}, in "
-                f"{rounds} rounds. Each round generates from new scenes; policies get episodes of the last"
+                f"; after round 1 also its earlier episodes{chosen}, in {rounds} rounds. Each round generates from new "
+                "scenes; policies get episodes of the last"
             )
         if make := [*config.synthesize, *config.feed_synthesize.get(feed, [])]:
             seen += f". Generates with {' '.join(make)}"

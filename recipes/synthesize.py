@@ -62,8 +62,8 @@ def run(config: SynthesizeConfig, run: Run) -> None:
     description = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}"
     order = sampler.order or generator.order
     description += f"-{order}"
-    if config.draws != 1:
-        check_draws(config, order)
+    if config.draws > 1:
+        check_draws(config, order if generator.order == "actions_first" else generator.order)
         description += f"-draws-{config.draws}-shift-{config.draw_shift}"
     scenes, layout = (
         simulated_scenes(config, generator) if config.scenes_from is None else recorded_scenes(config, run, generator)
@@ -71,7 +71,11 @@ def run(config: SynthesizeConfig, run: Run) -> None:
     from_scenes = scenes_of(scene.metadata for scene in scenes)
     recorded = config.scenes_from is not None
     seen = check_unseen("synthesize", config.checkpoint, from_scenes, config.allow_seen or recorded)
-    plans = solved_plans(config, run, generator, encode, scenes) if config.draws != 1 else None
+    began = time.perf_counter()
+    plans = (
+        solved_plans(config, run.directory / PLANS, generator, encode, scenes, identity) if config.draws > 1 else None
+    )
+    planning = time.perf_counter() - began
     metrics: dict[str, list[float]] = {}
     shown: list[np.ndarray] = []
     seconds = 0.0
@@ -116,7 +120,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
                             "sample_seed": config.seed,
                             PICTURE_EVERY: stride,
                             "score_flow_loss": float(loss[i]),
-                            **({} if plans is None else {"draw": int(plans.draw[start + i])}),
+                            **({} if plans is None else plans.metadata(start + i)),
                         },
                     )
                 )
@@ -146,6 +150,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
     if plans is not None:
         first = np.where(plans.solved, plans.draw, config.draws)
         run.result["solved_by_draw"] = [int((first <= draw).sum()) for draw in range(config.draws)]
+        run.result["planning_seconds"] = round(planning, 1)  # and executing; of a run that was cut, since it went on
         (run.directory / PLANS).unlink()
     if metrics:
         run.result["metrics"] = {name: round(float(np.mean(values)), 4) for name, values in metrics.items()}
@@ -160,35 +165,41 @@ class Plans:
     draw: np.ndarray  # (E,)
     solved: np.ndarray  # (E,) bool
 
+    def metadata(self, index: int) -> dict[str, int | bool]:
+        """Columns of the episode table."""
+        return {"draw": int(self.draw[index]), "replay_success": bool(self.solved[index])}
+
     def given(self, part: slice) -> dict[str, torch.Tensor]:
         """What the generator is given for some of the scenes."""
         return {"actions": torch.from_numpy(self.actions[part]), "states": torch.from_numpy(self.states[part])}
 
 
 def check_draws(config: SynthesizeConfig, order: str) -> None:
-    """Raise UserError for numbers that do not fit, recorded scenes, and an order that does not begin with a plan."""
-    side = 2 * config.draw_shift + 1
-    if config.draw_shift < 0 or not 1 < config.draws <= side**2:
+    """Raise UserError for too many draws, recorded scenes, and an order that does not begin with a plan."""
+    places = (2 * config.draw_shift + 1) ** 2
+    if config.draws > places:
         raise UserError(
-            f"synthesize: draws={config.draws} draw_shift={config.draw_shift}: expected from 1 to {max(side, 1) ** 2} "
-            "draws, as many as there are places within the shift"
+            f"synthesize: draws={config.draws}: with draw_shift={config.draw_shift} there are {places} different ones"
         )
     if config.scenes_from is not None:
         raise UserError("synthesize: draws are tried in the simulator; scenes_from has none to try them in")
     if order != "actions_first":
-        raise UserError(f"synthesize: draws are of plans, which sampler.order={order} does not begin with")
+        raise UserError(f"synthesize: draws are plans; a sample of order {order} does not begin with one")
 
 
-def solved_plans(config: SynthesizeConfig, run: Run, generator: Generator, encode: Any, scenes: list[Scene]) -> Plans:
+def solved_plans(
+    config: SynthesizeConfig, path: Path, generator: Generator, encode: Any, scenes: list[Scene], identity: str
+) -> Plans:
     """For each scene the first of several plans that the simulator solves; if it solves none, the first of all.
 
     That one is for the picture as it is, the others for the picture moved by some pixels: where things are is what a
-    plan misjudges. What was found is kept in a file after every draw, so a killed run goes on from there.
+    plan misjudges. What was found is kept at `path` after every draw, so a killed run goes on from there, unless the
+    generator has another `identity` by then.
     """
     side = 2 * config.draw_shift + 1
     offsets = [np.random.default_rng((config.seed, 6, i)).permutation(side**2 - 1) for i in range(len(scenes))]
 
-    def seen(index: int, draw: int) -> np.ndarray:
+    def view(index: int, draw: int) -> np.ndarray:
         if draw == 0:
             return scenes[index].image
         place = int(offsets[index][draw - 1])
@@ -199,22 +210,24 @@ def solved_plans(config: SynthesizeConfig, run: Run, generator: Generator, encod
         found = []
         for start in range(0, len(indices), config.batch_size):
             part = indices[start : start + config.batch_size]
-            pictures = torch.from_numpy(np.stack([seen(index, draw) for index in part]))
+            pictures = torch.from_numpy(np.stack([view(index, draw) for index in part]))
             states = torch.from_numpy(np.stack([scenes[index].state for index in part]))
             with user_errors():
                 found.append(generator.plan_actions(pictures, states, encode([scenes[i].instruction for i in part])))
         return tuple(torch.cat(values).cpu().numpy() for values in zip(*found, strict=True))
 
-    path, begin, count = run.directory / PLANS, 0, len(scenes)
+    begin, count, shape = 0, len(scenes), generator.config
+    plans = Plans(
+        np.zeros((count, shape.action_horizon, shape.action_dim), np.float32),
+        np.zeros((count, shape.action_horizon + 1, shape.state_dim), np.float32),
+        np.zeros(count, int),
+        np.zeros(count, bool),
+    )
     if path.exists():
         with np.load(path) as kept:
-            begin = int(kept["draws"])
-            plans = Plans(*(kept[field.name] for field in fields(Plans)))
-    else:
-        shape = generator.config
-        actions = np.zeros((count, shape.action_horizon, shape.action_dim), np.float32)
-        states = np.zeros((count, shape.action_horizon + 1, shape.state_dim), np.float32)
-        plans = Plans(actions, states, np.zeros(count, int), np.zeros(count, bool))
+            if str(kept["generator"]) == identity:
+                begin = int(kept["draws"])
+                plans = Plans(*(kept[field.name] for field in fields(Plans)))
     for draw in range(begin, config.draws):
         todo = np.flatnonzero(~plans.solved)
         if not len(todo):
@@ -228,7 +241,7 @@ def solved_plans(config: SynthesizeConfig, run: Run, generator: Generator, encod
         plans.actions[todo[taken]], plans.states[todo[taken]] = actions[taken], states[taken]
         plans.draw[todo[solved]], plans.solved[todo[solved]] = draw, True
         with atomic(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, draws=draw + 1, **{field.name: getattr(plans, field.name) for field in fields(Plans)})
+            np.savez(file, generator=identity, draws=draw + 1, **vars(plans))
     return plans
 
 
@@ -307,4 +320,7 @@ def _fit(frames: np.ndarray, length: int) -> np.ndarray:
 
 def summary(result: dict[str, Any]) -> str:
     metrics = "".join(f", {k} {v}" for k, v in result.get("metrics", {}).items())
-    return f"{result['episodes']} episodes, {result['seconds_per_episode']} s each{metrics}"
+    text = f"{result['episodes']} episodes, {result['seconds_per_episode']} s each{metrics}"
+    if solved := result.get("solved_by_draw"):
+        text += f"; {solved[0]} scenes solved by the first plan, {solved[-1]} by one of {len(solved)}"
+    return text

@@ -37,6 +37,8 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     sources = [config.dataset] if isinstance(config.dataset, str) else list(config.dataset)
     if not sources:
         raise UserError("train-generator: dataset=[] is empty; name at least one")
+    if config.select and not config.synthetic:
+        raise UserError(f"train-generator: select={list(config.select)} needs synthetic=[DATASET] to select from")
     stores = [load_clips(run, s, config.generator.image_size, config.image_key) for s in sources]
     stores += [selected(config, run, path) for path in config.synthetic]
     shares, store = episode_shares(stores, config.dataset_shares), open_merged(stores)
@@ -140,16 +142,17 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
             "parameters": sum(p.numel() for p in generator.parameters()),
         },
         throughput=throughput,
+        episodes=[store.num_episodes for store in stores],
         checkpoint="generator",
     )
 
 
 def selected(config: TrainGeneratorConfig, run: Run, path: str) -> ClipStore:
-    """The episodes of a synthetic dataset that are learned from. Raises UserError if a task is left with none."""
+    """The episodes of a synthetic dataset that are learned from. Raises UserError if that is none."""
     store = load_clips(run, path, config.generator.image_size, IMAGE)  # as synthesize names it
     if not config.select:
         return store
-    kept = select(config.select, episode_table(path), store.episode_tasks, path, config.seed)
+    kept = select(config.select, episode_table(path), store.episode_tasks, path, config.seed, every_task=False)
     return subset(store, np.flatnonzero(kept))
 
 

@@ -480,7 +480,7 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def plan_actions(self, image: Tensor, state: Tensor, instruction: list[str] | Tensor) -> tuple[Tensor, Tensor]:
-        """What samples of order `actions_first` do, without their video: actions (B, N, A) and states (B, N + 1, S).
+        """The plan that a sample of order `actions_first` begins with: actions (B, N, A) and states (B, N + 1, S).
 
         Arguments as for `sample`. Raises ValueError for inputs that do not fit, and for a generator without plans.
         """

@@ -88,6 +88,8 @@ def test_grids_that_make_no_sense_are_named(grid: str, message: str) -> None:
         (["feed_synthesize={fare:['draws=2']}"], "feed_synthesize: unknown feed 'fare'"),
         (["rounds={fair:0}"], "rounds={fair:0}: expected at least 1"),
         (["round_select=['score']"], "cannot read 'score'"),
+        (["rounds={fair:2}", "round_select=['score_nearest>=1']"], "'score_nearest>=1': between rounds there are"),
+        (["rounds={fair:2}", "train_generator=['dataset_shares=[1,1]']"], "does not fit generators that learn in"),
         (["grid=['arm=cotrain synthetic_per_task=25000']", "rounds={fair:2}"], "keep 500,000 seeds between them"),
         (["grid=['arm=cotrain feed=fair']"], "feed=fair needs other_tasks"),
         (["grid=['arm=cotrain feed=fair few=2']", "other_tasks=[door-open]"], "has seen fed_few=5 .* would get 2"),
@@ -174,8 +176,8 @@ def test_the_record_tells_what_each_round_solved(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(study_record, "finished", lambda path: results.get(path.name))
     study = config("rounds={fair:2}", "generator_seeds=[0]", "grid=['arm=cotrain feed=fair']")
     assert study_record.told_draws(study, tmp_path, parse_grid(study)) == (
-        "feed=fair generator=0 round=1, of 9 scenes: 2 by the first, 4 by one of 2; "
-        "feed=fair generator=0 round=2, of 9 scenes: 3 by the first, 6 by one of 2"
+        "feed=fair generator=0 round=1: 2 of 9 scenes by the first, 4 by one of 2, 16 tries; "
+        "feed=fair generator=0 round=2: 3 of 9 scenes by the first, 6 by one of 2, 15 tries"
     )
     rows = study_record.generator_rows(tmp_path, parse_grid(study), study)
     assert [(r["system"], r["value"]) for r in rows if r["metric"] == "success"] == [
@@ -183,7 +185,7 @@ def test_the_record_tells_what_each_round_solved(tmp_path: Path, monkeypatch: py
         ("synthetic feed=fair", 6 / 9),
     ]
     told = study_record.notes(study, parse_grid(study), [])["generator of feed=fair"]
-    assert "after round 1 also of its earlier episodes those with replay_success==1, in 2 rounds" in told
+    assert "after round 1 also its earlier episodes with replay_success==1, in 2 rounds" in told
 
 
 def outcomes(**rates: float) -> study_record.Outcomes:

@@ -43,6 +43,12 @@ def test_a_finished_stage_of_other_settings_is_not_taken(tmp_path: Path) -> None
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match=r"good: begun with runs=.*page.*; now it is .*other"):
         stage(tmp_path / name, command, [f"runs=[{tmp_path / 'other'}]"])
+    record = json.loads((tmp_path / name / "run.json").read_text())
+    del record["config"]["seed"]  # of a version that had no such setting: it was at its default
+    (tmp_path / name / "run.json").write_text(json.dumps(record))
+    assert stage(tmp_path / name, command, words) == first
+    with pytest.raises(UserError, match=r"good: begun with seed=0; now it is 1"):
+        stage(tmp_path / name, command, [*words, "seed=1"])
 
 
 @pytest.mark.slow

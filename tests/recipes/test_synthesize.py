@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from recipes import cli, synthesize
+from recipes.schema import SynthesizeConfig
 from toolkit.data.images import moved
 from toolkit.data.lerobot_io import dataset_id, read_actions
+from toolkit.envs.metaworld import cached_env, record_episode
 from vag_core import Generator
 from vag_core.config import ActionConfig, GeneratorConfig, VideoConfig
 
@@ -41,12 +43,19 @@ def command(generator: Path) -> list[str]:
     return [*words, "draw_shift=1", "sampler.num_inference_steps=1", "workers=1"]
 
 
-def solving(solved: dict[int, int], asked: list[list[int]]) -> Callable[..., Iterator[dict[str, Any]]]:
-    """A simulator in which each scene is solved by the draw of that number; it notes the seeds it was asked for."""
+Tried = dict[tuple[int, int], np.ndarray]  # (seed, draw): actions
+
+
+def solving(
+    solved: dict[int, int], asked: list[list[int]], tried: Tried | None = None
+) -> Callable[..., Iterator[dict[str, Any]]]:
+    """A simulator in which each scene is solved by the draw of that number; it notes what it was asked for."""
 
     def replay(items: Sequence[tuple[str, int, np.ndarray]], workers: int, description: str) -> Iterator[dict]:
         draw = int(description.split()[1]) - 1
         asked.append([seed for _, seed, _ in items])
+        if tried is not None:
+            tried.update({(seed, draw): actions.copy() for _, seed, actions in items})
         return ({"success": solved.get(seed) == draw} for _, seed, _ in items)
 
     return replay
@@ -56,11 +65,14 @@ def test_the_first_plan_that_is_solved_is_taken_and_its_video_follows(
     command: list[str], generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[int]] = []
-    monkeypatch.setattr(synthesize, "replay_episodes", solving({SEEDS[0]: 0, SEEDS[2]: 2}, asked))
+    tried: Tried = {}
+    monkeypatch.setattr(synthesize, "replay_episodes", solving({SEEDS[0]: 0, SEEDS[2]: 2}, asked, tried))
     assert cli.main([*command, f"out={tmp_path / 'drawn'}"]) == 0
     assert asked == [SEEDS, SEEDS[1:], SEEDS[1:], SEEDS[1:2]]
     drawn = read_actions(tmp_path / "drawn/dataset")
-    assert [metadata["draw"] for metadata, _ in drawn] == [0, 0, 2]
+    assert [(row["draw"], row["replay_success"]) for row, _ in drawn] == [(0, True), (0, False), (2, True)]
+    for row, actions in drawn:  # what was tried, bit for bit
+        np.testing.assert_array_equal(actions, tried[row["seed"], row["draw"]])
     assert all(metadata["sampler"].endswith("-actions_first-draws-4-shift-1") for metadata, _ in drawn)
     result = json.loads((tmp_path / "drawn/run.json").read_text())["result"]
     assert result["solved_by_draw"] == [1, 1, 2, 2]
@@ -97,18 +109,46 @@ def test_a_run_that_is_cut_goes_on_with_the_next_draw(
     assert dataset_id(tmp_path / "cut/dataset") == dataset_id(tmp_path / "whole/dataset")
 
 
-def test_draws_are_executed_in_the_simulator(command: list[str], tmp_path: Path) -> None:
-    assert cli.main([*command, "draws=2", "episodes_per_task=1", f"out={tmp_path / 'run'}"]) == 0
-    assert json.loads((tmp_path / "run/run.json").read_text())["result"]["solved_by_draw"] == [0, 0]
+def test_plans_of_another_generator_are_not_gone_on_with(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    asked: list[list[int]] = []
+    monkeypatch.setattr(synthesize, "replay_episodes", solving({}, asked))
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "sample", interrupted)
+        assert cli.main([*command, "draws=2", f"out={tmp_path / 'run'}"]) == 130
+    monkeypatch.setattr(synthesize, "weights_id", lambda path: "another")
+    assert cli.main([*command, "draws=2", f"out={tmp_path / 'run'}", "resume=true"]) == 0
+    assert asked == [SEEDS] * 4
+
+
+@pytest.mark.parametrize("expert", [True, False])
+def test_plans_are_executed_in_the_simulator(expert: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan as recorded from an expert solves its scene at once, to stand still never does."""
+    env = cached_env("push", 64)
+    episode, solved = record_episode(env, SEEDS[0], 96, render_every=96)
+    assert solved
+    actions = torch.from_numpy(episode.actions)[None] * expert
+    states = torch.zeros(1, 97, 4)
+    monkeypatch.setattr(Generator, "plan_actions", lambda *_: (actions, states))
+    generator = Generator(GeneratorConfig(num_frames=97, state_dim=4, action_dim=4))
+    config = SynthesizeConfig(checkpoint="", tasks=["push"], draws=2, workers=1)
+    scene = synthesize.Scene(episode.images[0], episode.states[0], "", {"task_name": "push", "seed": SEEDS[0]})
+    plans = synthesize.solved_plans(config, tmp_path / "plans.npz", generator, list, [scene], "")
+    assert plans.metadata(0) == {"draw": 0, "replay_success": expert}
+    np.testing.assert_array_equal(plans.actions, actions.numpy())
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["draws=0"], "draws=0 draw_shift=1: expected from 1 to 9 draws"),
-        (["draws=10"], "draws=10 draw_shift=1: expected from 1 to 9 draws"),
-        (["draw_shift=-1"], "draw_shift=-1: expected from 1 to 1 draws"),
-        (["sampler.order=synchronised"], "sampler.order=synchronised does not begin with"),
+        (["draws=0"], "draws=0: expected at least 1"),
+        (["draws=10"], "draws=10: with draw_shift=1 there are 9 different ones"),
+        (["draw_shift=-1"], "draw_shift=-1: expected at least 0"),
+        (["sampler.order=synchronised"], "a sample of order synchronised does not begin with one"),
         (["scenes_from=nowhere"], "draws are tried in the simulator"),
     ],
 )

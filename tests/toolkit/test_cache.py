@@ -23,6 +23,7 @@ from toolkit.data.clips import ClipStore, write_clips
 from toolkit.data.images import resized
 from toolkit.data.lerobot_io import EpisodeWriter
 from toolkit.data.schema import ACTION, ACTION_IS_PAD, IMAGE, STATE, Episode
+from toolkit.data.selection import subset
 from toolkit.errors import UserError
 
 MakeEpisode = Callable[..., Episode]
@@ -280,6 +281,8 @@ def test_latents_are_encoded_once_per_clips_encoder_and_window(dataset: Path, ca
     for key in (*others, (open_clips(dataset, 20), "encoder", "first 9 frames")):
         open_latents(*key, encode)
     assert len(calls) == 4
+    open_latents(subset(store, np.array([1, 0, 2, 3])), "encoder", "first 9 frames", encode)
+    assert len(calls) == 5
 
 
 def test_joined_clips_are_those_of_every_part_and_built_once(
@@ -303,6 +306,9 @@ def test_joined_clips_are_those_of_every_part_and_built_once(
     assert open_merged(parts[:2]).source_id == joined.source_id != open_merged(parts[1::-1]).source_id
     assert len(clip_files(cache_directory)) == len(built) + 1
     assert open_merged(parts[:1]) is parts[0]
+    for chosen in ([0], [1]):  # parts of the same file
+        lengths = open_merged([parts[1], subset(parts[0], np.array(chosen))]).episode_lengths.tolist()
+        assert lengths == [7, parts[0].episode_lengths[chosen[0]]]
     with pytest.raises(UserError, match="frames are .*cannot be joined"):
         open_merged(parts)
 

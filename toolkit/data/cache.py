@@ -120,12 +120,12 @@ def _open_cached[Opened](name: str, build: Callable[[Path], None], opened: Calla
 
 
 def _clip_id(store: ClipStore) -> str:
-    """Names the content of a clip file: that of the cache by its name, any other by place, size and time."""
+    """Names the content of a store: its file, in the cache by name, any other by place, size and time; and its part."""
     path = store.path.resolve()
     if path.parent == cache_directory().resolve():
-        return path.name
+        return f"{path.name} {store.source_id}"
     status = path.stat()
-    return f"{path} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+    return f"{path} {store.source_id} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
 
 
 @dataclass

@@ -66,13 +66,18 @@ def parse_rule(rule: str) -> tuple[str, str, float, bool]:
 
 
 def select(
-    rules: Sequence[str], metadata: Sequence[dict[str, Any]], tasks: np.ndarray, where: str, seed: int = 0
+    rules: Sequence[str],
+    metadata: Sequence[dict[str, Any]],
+    tasks: np.ndarray,
+    where: str,
+    seed: int = 0,
+    every_task: bool = True,
 ) -> np.ndarray:
     """(E,) True for episodes that meet all rules, such as `replay_success==1`, `score_cycle_error<=0.2` or, for the
     best half of each instruction, `score_cycle_error<=50%`; the control of that is `random<=50%`.
 
     tasks: (E,) number of the instruction. Raises UserError for a rule that cannot be read, a score that is not there,
-    or an instruction of which nothing is left.
+    or if nothing is left at all or, of `every_task`, of one.
     """
     kept = np.ones(len(metadata), bool)
     for rule in rules:
@@ -85,7 +90,7 @@ def select(
             for task in np.unique(tasks):
                 bounds[tasks == task] = np.percentile(values[tasks == task], bound, method="nearest")
         kept &= RELATIONS[relation](values, bounds)
-    if len(lost := np.setdiff1d(tasks, tasks[kept])):
+    if len(lost := np.setdiff1d(tasks, tasks[kept])) and (every_task or not kept.any()):
         raise UserError(f"{where}: select={list(rules)} leaves no episode of {len(lost)} of {len(set(tasks))} tasks")
     return kept
 
