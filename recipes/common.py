@@ -14,7 +14,6 @@ from torch import Tensor
 
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore
-from toolkit.data.lerobot_io import read_actions
 from toolkit.data.scenes import Scenes, read_scenes
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
@@ -42,6 +41,8 @@ def episode_table(path: str) -> list[dict[str, Any]]:
     """The scores of a dataset's episodes as they are now: cached clips may be older. Raises UserError for a file."""
     if not Path(path).is_dir():
         raise UserError(f"{path}: select and weight_by read scores from the episode table of a dataset directory")
+    from toolkit.data.lerobot_io import read_actions  # a generator trains without what it needs
+
     return [row for row, _ in read_actions(Path(path))]
 
 

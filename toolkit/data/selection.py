@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from toolkit.data.clips import ClipStore
 from toolkit.errors import UserError, nearest
@@ -101,6 +100,8 @@ def weights_by(name: str, metadata: Sequence[dict[str, Any]], tasks: np.ndarray,
     The best have the most: those with the least of a score, unless it is one of `HIGHER_IS_BETTER`. Ranks, since scores
     of different systems have different tails; equal scores share theirs. Raises UserError as `column`.
     """
+    from scipy.stats import rankdata  # a generator trains without it
+
     values, weights = column(name, metadata, where), np.zeros(len(metadata))
     if name in HIGHER_IS_BETTER:
         values = -values
