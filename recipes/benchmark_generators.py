@@ -51,7 +51,11 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
     for suite in config.suites:
         for seed in config.seeds:
             add_lanes(lanes, after, config, root, data[suite], suite, seed)
-    run_lanes(root, lanes, config.lanes, after)
+    if config.evaluation_lanes:
+        run_lanes(root, {name: lane[:1] for name, lane in lanes.items()}, config.lanes, after)
+        run_lanes(root, {name: lane[1:] for name, lane in lanes.items() if lane[1:]}, config.evaluation_lanes)
+    else:
+        run_lanes(root, lanes, config.lanes, after)
     rows, comparisons = [], []
     for suite in config.suites:
         found = evaluations(config, root, suite)
@@ -70,7 +74,9 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
         "first frame": "vag and action_only have an encoder of it for their actions too; the action branches of the "
         "others see it through the video branch or its latents, as published. The actions of vag, in its own order, "
         "are planned from the first frame and read no video",
-        "time": f"{config.lanes} processes side by side, {config.threads} threads each",
+        "time": f"{config.lanes or 1} trainings side by side, {config.threads or 'all'} threads each"
+        + (f"; evaluations afterwards, {config.evaluation_lanes} side by side" if config.evaluation_lanes else "")
+        + ". Speed is that after the first steps, in which code is compiled; training_minutes is of all at that speed",
         "training": f"{config.episodes_per_task} episodes a task, seeds {list(config.seeds)}; "
         f"overrides {' '.join(config.train)}; "
         + "; ".join(f"{system}: {' '.join(config.system_train.get(system, []))}" for system in config.systems)
@@ -237,7 +243,10 @@ def suite_rows(suite: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[
 
 
 def training_rows(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> list[dict[str, Any]]:
-    """What the training of each system took: minutes, 10^15 floating-point operations, samples/s and FLOP/s."""
+    """What the training of each system took: minutes, 10^15 floating-point operations, samples/s, tokens/s and FLOP/s.
+
+    Where the device was measured, also the share of its bf16 peak.
+    """
     rows = []
     for system in trained(config, suite):
         measured: dict[str, list[float]] = {}
@@ -247,8 +256,9 @@ def training_rows(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> 
                 costs.append(training_cost(root / f"{VIDEO_SOURCE}_{suite}_{seed}"))
             for key in ("training_minutes", "training_pflop"):
                 measured.setdefault(key, []).append(sum(cost[key] for cost in costs))
-            for key in ("samples_per_second", "gflop_per_second"):
-                measured.setdefault(key, []).append(costs[0][key])
+            for key in ("samples_per_second", "tokens_per_second", "gflop_per_second", "bf16_peak_share"):
+                if key in costs[0]:
+                    measured.setdefault(key, []).append(costs[0][key])
         for metric, values in measured.items():
             row = {"system": system, "suite": suite, "metric": metric, "value": float(np.median(values))}
             rows.append({**row, "low": min(values), "high": max(values), "n": len(values), "seeds": len(values)})
@@ -265,6 +275,7 @@ def training_cost(directory: Path) -> dict[str, float]:
         "training_pflop": samples * speed["flop_per_sample"] / 1e15,
         "samples_per_second": speed["samples_per_second"],
         "gflop_per_second": speed["flop_per_second"] / 1e9,
+        **{key: speed[key] for key in ("tokens_per_second", "bf16_peak_share") if key in speed},
     }
 
 

@@ -116,6 +116,7 @@ class BenchmarkGeneratorsConfig(CommonConfig):
     system_train: dict[str, list[str]] = field(default_factory=dict)  # before them, for single systems
     evaluate: list[str] = field(default_factory=list)
     lanes: int = 2  # processes side by side; 0 = everything in this one
+    evaluation_lanes: int = 0  # evaluations side by side, after all trainings; 0 = each after its own, in its lane
     threads: int = 1  # of each; 0 = torch's default
 
 

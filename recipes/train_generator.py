@@ -124,6 +124,9 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     metrics, throughput = train(
         generator, source, config.optim, config.runtime, run.directory / "streams", "generator", log_samples
     )
+    if throughput and (tokens := generator.tokens_of(config.optim.batch_size)):
+        rate = tokens / config.optim.batch_size
+        throughput["tokens_per_second"] = rate * throughput["samples_per_second"]
     target, temporary = run.directory / "generator", run.directory / ".generator.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     generator.save_pretrained(temporary)

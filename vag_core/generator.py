@@ -278,7 +278,7 @@ class Generator(nn.Module):
         trajectory = self.pack(batch["actions"], batch["states"])
         state, instruction = self._normalise_state(batch["states"][:, 0]), batch["instruction"]
         size, device = len(image), image.device
-        pairs = max(1, size - round(self.config.action.plan_share * size))
+        pairs = self.pairs_of(size)
         if frames is not None:
             frames = frames[:pairs]
         if not self.config.makes_video:
@@ -294,7 +294,7 @@ class Generator(nn.Module):
         valid = ~batch["is_pad"] if "is_pad" in batch else torch.ones_like(trajectory[..., 0], dtype=torch.bool)
         labelled = batch.get("has_actions", torch.ones(size, dtype=torch.bool, device=device))
         t_video, t_action = self.draw_clocks(pairs, device)
-        if not labelled[:pairs].all():  # actions that are not known are noise to both, and nothing follows the video
+        if "has_actions" in batch:  # actions that are not known are noise to both, and nothing follows the video
             t_action = torch.where(labelled[:pairs], t_action, torch.ones_like(t_action))
             t_video = torch.where(labelled[:pairs] | (t_video > 0), t_video, sample_time(pairs, device))
         video, action = self.pair_loss(latents, trajectory[:pairs], scene, t_video, t_action, valid[:pairs], frames)
@@ -308,6 +308,21 @@ class Generator(nn.Module):
         action_loss = (action * labelled).sum() / ((t_action > 0) & labelled).sum().clamp(min=1)
         metrics = {"video_loss": video_loss.detach(), "action_loss": action_loss.detach()}
         return video_loss + self.config.action.loss_weight * action_loss, metrics
+
+    def pairs_of(self, size: int) -> int:
+        """How many of a training batch are pairs of video and actions; of the rest only the actions are planned."""
+        return max(1, size - round(self.config.action.plan_share * size))
+
+    def tokens_of(self, size: int) -> int:
+        """Tokens that the transformers of both branches read for a training batch of `size` clips."""
+        config = self.config
+        _, frames, height, width = config.latent_shape
+        reads = config.makes_video and not (config.two_stage and self.video_is_given)
+        pairs = self.pairs_of(size) if reads else 0
+        video = pairs * frames * (height // config.video.patch_size) * (width // config.video.patch_size)
+        acts = config.action.kind in ("transformer", "temporal") and config.action.clocks != "given"
+        actions = size * (frames - 1) if acts else 0
+        return video + actions
 
     def draw_clocks(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Training times (t_video, t_action), each (B,); 0 marks a stream that is given and has no loss."""

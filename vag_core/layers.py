@@ -60,13 +60,14 @@ class InstructionEncoder(nn.Module):
         codes = [list(text.lower().strip().encode()) for text in texts]
         if (longest := max(map(len, codes))) > self.length:
             raise ValueError(f"instruction of {longest} bytes; the generator reads {self.length} (instruction.length)")
-        ids = torch.tensor([c + [256] * (self.length - len(c)) for c in codes], device=device)  # (B, L)
+        # Copied without waiting for what the device is at.
+        ids = torch.tensor([c + [256] * (self.length - len(c)) for c in codes]).to(device, non_blocking=True)  # (B, L)
         mask = (ids != 256)[..., None]
         tokens = self.embedding(ids) + self.position
         tokens = F.silu(self.convolution((tokens * mask).transpose(1, 2)).transpose(1, 2))  # (B, L, D)
         vectors = self.out((tokens * mask).sum(1) / mask.sum(1).clamp(min=1))
         rows = {text: row for row, text in enumerate(texts)}
-        return vectors[torch.tensor([rows[text] for text in instruction], device=device)]
+        return vectors[torch.tensor([rows[text] for text in instruction]).to(device, non_blocking=True)]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ import torch._inductor.config
 from torch import Tensor, nn
 
 from toolkit.errors import UserError
-from toolkit.training.loop import OptimConfig, train
+from toolkit.training.loop import OptimConfig, one_ahead, train
 from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
-from toolkit.training.runtime import RuntimeConfig, bf16_peak, make_accelerator, seed_everything
+from toolkit.training.runtime import RuntimeConfig, bf16_peak, make_accelerator, repeated_blocks, seed_everything
 
 
 class Regression(nn.Module):
@@ -108,7 +110,7 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from toolkit.training.loop import OptimConfig, train
+from toolkit.training.loop import OptimConfig, one_ahead, train
 from toolkit.training.runtime import RuntimeConfig
 
 class Line(nn.Module):
@@ -201,20 +203,65 @@ def test_only_matrices_decay() -> None:
     assert plain["weight_decay"] == 0
 
 
+def block() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.3), nn.SiLU())
+
+
 @pytest.mark.slow
 def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
     weights = {}
     for compiled in (False, True):
         seed_everything(0)
         model = Regression()
+        model.layers = nn.Sequential(nn.Linear(3, 16), block(), block(), nn.Linear(16, 1))
         runtime = replace(CPU, compile=compiled)
         config = OptimConfig(steps=5, warmup_steps=2, learning_rate=0.01)
         with torch._inductor.config.patch(fallback_random=True):  # draws as uncompiled code does
             throughput = train(model, Numbers(), config, runtime, tmp_path / str(compiled), "test")[1]
         weights[compiled] = model.layers[0].weight
         assert throughput["flop_per_sample"] > 0
+        assert "forward" not in vars(model.layers[1])  # what comes after training is not compiled
     torch.testing.assert_close(weights[True], weights[False])
-    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # the code of one block serves both
+
+
+def test_blocks_that_repeat_are_found() -> None:
+    layers = [nn.Linear(3, 16), block(), nn.SiLU(), block(), nn.SiLU(), nn.Linear(16, 1)]
+    assert repeated_blocks(nn.ModuleDict({"body": nn.Sequential(*layers), "head": nn.Linear(3, 16)})) == [
+        layers[1],
+        layers[3],
+    ]
+
+
+def test_speed_leaves_the_first_steps_out(tmp_path: Path) -> None:
+    class SlowStart(Numbers):
+        def batch(self, step: int) -> dict[str, Tensor]:
+            if step == 0:
+                time.sleep(1.0)
+            return super().batch(step)
+
+    config = OptimConfig(steps=10, log_every=5, warmup_steps=2)
+    throughput = train(Regression(), SlowStart(), config, CPU, tmp_path, "test")[1]
+    assert throughput["samples_per_second"] > 10 * 8 / 1.0
+
+
+def test_the_next_batch_is_begun_before_one_is_used() -> None:
+    begun: list[int] = []
+
+    def make(item: int) -> int:
+        if item == 4:
+            raise UserError("cannot be read")
+        begun.append(item)
+        return 10 * item
+
+    with ThreadPoolExecutor(1) as pool:
+        batches = one_ahead(make, range(5), pool)
+        assert next(batches) == 0
+        pool.submit(int).result()  # what was begun is done
+        assert begun == [0, 1]
+        assert [next(batches) for _ in range(3)] == [10, 20, 30]
+        with pytest.raises(UserError, match="cannot be read"):
+            next(batches)
 
 
 def test_peak_of_large_products_is_measured() -> None:

@@ -6,7 +6,8 @@ It sees two Protocols only: `loss(batch) -> (loss, metrics)` and `batch(step) ->
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from toolkit.errors import UserError
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint
 from toolkit.training.logging import ScalarLog, progress
 from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
-from toolkit.training.runtime import RuntimeConfig, bf16_peak, make_accelerator
+from toolkit.training.runtime import RuntimeConfig, bf16_peak, forwards, make_accelerator, repeated_blocks
 
 THROUGHPUT = ("samples_per_second", "flop_per_second", "flop_per_sample", "bf16_peak_share")
 
@@ -64,9 +65,10 @@ def train(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train `objective` in place and leave its averaged weights in it.
 
-    Returns the last metrics, and the throughput: samples_per_second of this process since it began, flop_per_sample of
-    the first step (matrix products, convolutions and attention, forwards and backwards), flop_per_second, and on a
-    GPU bf16_peak_share of it in what that GPU was measured to reach in large matrix products.
+    Returns the last metrics, and the throughput: samples_per_second of this process, without its first `log_every`
+    steps where there are more (code is compiled there), flop_per_sample of the first step (matrix products,
+    convolutions and attention, forwards and backwards), flop_per_second, and on a GPU bf16_peak_share of it in what
+    that GPU was measured to reach in large matrix products.
 
     Continues from `directory/checkpoints` where one is found; the result is then bit for bit that of an
     uninterrupted run, since batch k depends on the seed and k alone and the random state is restored. Of P processes
@@ -86,13 +88,16 @@ def train(
     checkpoints = directory / "checkpoints"
     first, metrics = load_checkpoint(checkpoints, objective, optimizer, average)
     model, optimizer = accelerator.prepare(trained, optimizer)
-    compiled = torch.compile(model) if runtime.compile else model
+    compiled = [(block, torch.compile(block.forward)) for block in repeated_blocks(objective) if runtime.compile]
     peak = bf16_peak(accelerator.device) if accelerator.device.type == "cuda" else None
     throughput = {key: metrics[key] for key in THROUGHPUT if key in metrics}  # of a run that was killed at its end
     log = ScalarLog(directory / "tensorboard", first) if accelerator.is_main_process else None
-    started, seen, flop = time.perf_counter(), 0, metrics.get("flop_per_sample", 0.0)
+    started, seen, warm, flop = time.perf_counter(), 0, False, metrics.get("flop_per_sample", 0.0)
     first_seed, several = torch.initial_seed(), accelerator.num_processes > 1
     bar = progress(description=description, total=config.steps, initial=first, unit="step")
+    parts = range(first * config.gradient_accumulation, config.steps * config.gradient_accumulation)
+    places = (part * accelerator.num_processes + accelerator.process_index for part in parts)
+    batches = on_device(data, places, accelerator.device)
     for step in range(first, config.steps):
         rate = config.learning_rate * warmup_cosine(step, config.steps, config.warmup_steps)
         for group in optimizer.param_groups:
@@ -101,13 +106,12 @@ def train(
             torch.manual_seed(first_seed + (step * accelerator.num_processes + accelerator.process_index) * 1_000_003)
         for part in range(config.gradient_accumulation):
             index = step * config.gradient_accumulation + part
-            batch = data.batch(index * accelerator.num_processes + accelerator.process_index)
-            batch = {k: v.to(accelerator.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            batch = next(batches)
             # Counting changes the last bit of sums: never at a step that depends on when training was interrupted.
             with count_flop() if index == 0 else nullcontext() as counter:
-                with accelerator.autocast():
-                    # Counting would switch compilation off for good.
-                    loss, values = (compiled if counter is None else model)(batch)
+                # Counting would switch compilation off for good.
+                with accelerator.autocast(), forwards(compiled if counter is None else []):
+                    loss, values = model(batch)
                 accelerator.backward(loss / config.gradient_accumulation)
             if counter is not None:
                 flop = counter.get_total_flops() / config.batch_size
@@ -131,6 +135,8 @@ def train(
             more = {"learning_rate": rate, "gradient_norm": float(norm), **throughput}
             throughput["flop_per_sample"] = flop
             metrics |= throughput
+            if not warm:
+                started, seen, warm = time.perf_counter(), 0, True
             if log is not None:
                 log.scalars(done, {**metrics, **more})
             if log is not None and on_log is not None:
@@ -138,6 +144,7 @@ def train(
         if saving and accelerator.is_main_process:
             save_checkpoint(checkpoints, done, objective, optimizer.optimizer, average, metrics)
     bar.close()
+    batches.close()
     if log is not None:
         log.close()
     if first < config.steps and accelerator.is_main_process:
@@ -145,6 +152,34 @@ def train(
     objective.load_state_dict(average.shadow)
     objective.to("cpu").eval()
     return {key: value for key, value in metrics.items() if key not in THROUGHPUT}, throughput
+
+
+def on_device(data: BatchSource, places: Iterable[int], device: torch.device) -> Generator[dict[str, Any], None, None]:
+    """The batches of these places in the order of training, on the device.
+
+    For a GPU the next one is made meanwhile, in memory that it reads by itself: no copy waits for the step before it.
+    """
+
+    def made(place: int) -> dict[str, Any]:
+        batch = data.batch(place)
+        return {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()} if ahead else batch
+
+    ahead = device.type == "cuda"
+    with ThreadPoolExecutor(1) if ahead else nullcontext() as pool:
+        for batch in one_ahead(made, places, pool) if pool else map(made, places):
+            yield {k: v.to(device, non_blocking=ahead) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def one_ahead[Item, Made](make: Callable[[Item], Made], items: Iterable[Item], pool: Executor) -> Iterator[Made]:
+    """`make` of each item, in order; that of the next one is begun before one is handed out."""
+    waiting: Future[Made] | None = None
+    for item in items:
+        begun = pool.submit(make, item)
+        if waiting is not None:
+            yield waiting.result()
+        waiting = begun
+    if waiting is not None:
+        yield waiting.result()
 
 
 def count_flop() -> FlopCounterMode:

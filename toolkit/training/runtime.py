@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import random
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.benchmark import Timer
 
 from toolkit.errors import UserError
@@ -24,7 +27,7 @@ class RuntimeConfig:
     device: str = "auto"  # auto | cpu | cuda
     mixed_precision: str = "no"  # no | bf16 | fp16; bf16 on a CPU without AMX or AVX-512 is far slower
     threads: int = 0  # CPU threads of torch; 0 = torch's default
-    compile: bool = False  # torch.compile the training step: worth its minute or more where training takes hours
+    compile: bool = False  # torch.compile the blocks that repeat: worth its half minute where training takes long
 
 
 def check_runtime(config: RuntimeConfig) -> None:
@@ -51,6 +54,36 @@ def bf16_peak(device: torch.device | str, side: int = 8192) -> float:
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     timer = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
     return 2 * side**3 / timer.blocked_autorange(min_run_time=0.2).median
+
+
+def repeated_blocks(module: nn.Module) -> list[nn.Module]:
+    """Layers that follow each other in one list, alike in class and in the shapes of their weights.
+
+    They take most of the time, and compiled code of one serves all of them.
+    """
+
+    def kind(layer: nn.Module) -> tuple[Any, ...]:
+        return type(layer), *(weight.shape for weight in layer.parameters())
+
+    found: list[nn.Module] = []
+    for part in module.modules():  # from the outermost inwards
+        inner = any(part is one for block in found for one in block.modules())
+        if isinstance(part, (nn.ModuleList, nn.Sequential)) and not inner:
+            layers = [layer for layer in part if next(layer.children(), None) is not None]  # not single operations
+            found += [layer for layer in layers if sum(kind(layer) == kind(other) for other in layers) > 1]
+    return found
+
+
+@contextmanager
+def forwards(instead: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Inside, each of these layers has another forward pass."""
+    for layer, forward in instead:
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer, _ in instead:
+            del layer.forward
 
 
 def set_threads(config: RuntimeConfig) -> None:
