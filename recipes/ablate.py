@@ -29,6 +29,7 @@ from recipes.study import (
 )
 from recipes.study_record import (
     exchange_rows,
+    filter_rows,
     finished,
     gather,
     generator_rows,
@@ -85,7 +86,7 @@ def run(config: AblateConfig, run: Run) -> None:
     if not outcomes:
         raise UserError(f"ablate: all {len(cells)} cells failed; their messages stand above and in {root}")
     rows, comparisons = system_rows(outcomes), system_comparisons(outcomes)
-    rows += generator_rows(root, cells, config) + exchange_rows(config, outcomes)
+    rows += generator_rows(root, cells, config) + filter_rows(root, cells, config) + exchange_rows(config, outcomes)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
     told = {**notes(config, cells, failed), "policies": told_commits(root, cells)}
     if draws := told_draws(config, root, cells):

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from recipes.common import episode_table
 from recipes.schema import AblateConfig
 from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, total_steps
+from toolkit.data.selection import HIGHER_IS_BETTER, select
 from toolkit.envs.shifts import SUITES
 from toolkit.errors import UserError
 from toolkit.evaluation.exchange import exchange_rate
@@ -24,6 +26,7 @@ from toolkit.evaluation.statistics import (
 )
 from toolkit.reporting.run_record import read_record
 
+SHARES = (10, 25, 50, 75, 100)  # per cent of the episodes of a task that a filter keeps
 Outcomes = dict[tuple[Cell, str], dict[int, list[bool]]]  # (cell with seed 0, suite): training seed: scenes
 
 
@@ -153,6 +156,30 @@ def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> l
     return rows
 
 
+def filter_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list[dict[str, Any]]:
+    """What filters that need no simulator are worth: how many of the episodes they keep succeed, by how much they keep.
+
+    Of each generator whose episodes were scored and replayed; the best of each task by a score, `random` as control.
+    """
+    rows = []
+    for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
+        name = generator_name(config, feed, seed)
+        if finished(root / f"score_{name}") is None or finished(root / f"replay_{name}") is None:
+            continue
+        dataset = str(root / f"synthetic_{name}/dataset")
+        episodes = episode_table(dataset)
+        tasks = np.unique([row["task_name"] for row in episodes], return_inverse=True)[1]
+        solved = np.array([[row["replay_success"] for row in episodes]], dtype=float)
+        for score in [*sorted(key for key in episodes[0] if key.startswith("score_")), "random"]:
+            for share in SHARES:
+                rule = f">={100 - share}%" if score in HIGHER_IS_BETTER else f"<={share}%"
+                kept = select([score + rule], episodes, tasks, dataset, seed)
+                where = {"system": score, "policy": "replay", "suite": f"filters, feed={feed} generator={seed}"}
+                found = measured_success(solved[:, kept])
+                rows.append({**where, "metric": f"success of the best {share} %", **found})
+    return rows
+
+
 def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[dict[str, Any]]:
     """How many real episodes a synthetic one replaces, and how many of each task all of them are worth, net.
 
@@ -272,6 +299,11 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         found["fine-tuning"] = " ".join(config.finetune)
     if used:
         found["filters"] = "; ".join(f"{name}: {' and '.join(config.filters[name])}" for name in used)
+    if feeds:
+        found["filters, feed=... generator=..."] = (
+            "how many of the synthetic episodes succeed when replayed, of the given share of each task with the best "
+            "of a score: the least, or the most of " + ", ".join(sorted(HIGHER_IS_BETTER))
+        )
     if config.evaluate:
         found["rollouts"] = " ".join(config.evaluate)
     for feed in feeds:

@@ -335,6 +335,33 @@ def test_replays_are_told_by_task_and_generator(tmp_path: Path, monkeypatch: pyt
         study_record.generator_rows(tmp_path, parse_grid(study), study)
 
 
+def test_filters_are_told_by_how_many_of_what_they_keep_succeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_record, "finished", lambda path: {} if path.name.endswith("paper_0") else None)
+    episodes = [
+        {
+            "task_name": task,
+            "replay_success": i < 10,
+            "score_cycle_error": i,
+            "score_nearest": i,
+        }  # the farthest is the best
+        for task in ("push", "sweep")
+        for i in range(20)
+    ]
+    monkeypatch.setattr(study_record, "episode_table", lambda path: episodes)
+    study = config("generator_seeds=[0,1]", "grid=['arm=cotrain seed=0,1']")  # of the second one nothing is finished
+    rows = study_record.filter_rows(tmp_path, parse_grid(study), study)
+    assert {row["suite"] for row in rows} == {"filters, feed=paper generator=0"}
+    found = {(row["system"], row["metric"]): row for row in rows}
+    best = "success of the best {} %"
+    assert found["score_cycle_error", best.format(25)]["value"] == 1
+    assert found["score_cycle_error", best.format(75)]["value"] == pytest.approx(2 / 3, abs=0.05)
+    assert found["score_nearest", best.format(25)]["value"] == 0
+    assert {found[s, best.format(100)]["value"] for s in ("score_cycle_error", "score_nearest", "random")} == {0.5}
+    assert found["score_cycle_error", best.format(100)]["n"] == 40
+
+
 def test_notes_tell_the_training_settings_that_count() -> None:
     study = config("steps=11", "train=['optim.learning_rate=1','optim.batch_size=4']")
     study.policy_train = {"diffusion": ["optim.learning_rate=2"]}
@@ -403,6 +430,7 @@ def test_a_study_at_smoke_scale_marks_what_fails_and_goes_on(
     assert {row["metric"] for row in record["rows"]} >= {"success", "real_per_synthetic"}
     replayed = {row["metric"]: row["n"] for row in record["rows"] if row["system"] == "synthetic feed=fair"}
     assert replayed == {"success": 2, "success plate-slide": 2}
+    assert "filters, feed=paper generator=0" in {row["suite"] for row in record["rows"]}
     assert all(row["low"] <= row["value"] <= row["high"] for row in record["rows"])
     assert {c["b"] for c in record["comparisons"]} == {"real_few few=2", "real_all feed=fair"}
     assert "rollouts an arm" in capsys.readouterr().out
