@@ -28,6 +28,7 @@ from recipes.study import (
     parse_grid,
 )
 from recipes.study_record import (
+    FILTER_NOTE,
     exchange_rows,
     filter_rows,
     finished,
@@ -89,6 +90,8 @@ def run(config: AblateConfig, run: Run) -> None:
     rows += generator_rows(root, cells, config) + filter_rows(root, cells, config) + exchange_rows(config, outcomes)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
     told = {**notes(config, cells, failed), "policies": told_commits(root, cells)}
+    if any(row["suite"].startswith("filters") for row in rows):
+        told["filters by threshold"] = FILTER_NOTE
     if draws := told_draws(config, root, cells):
         told["plans tried in the simulator"] = f"{draws}. The first that solves a scene becomes its episode"
     record = write_record(root, "ablation", command, rows, comparisons, told)

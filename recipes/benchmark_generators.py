@@ -74,9 +74,10 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
         "first frame": "vag and action_only have an encoder of it for their actions too; the action branches of the "
         "others see it through the video branch or its latents, as published. The actions of vag, in its own order, "
         "are planned from the first frame and read no video",
-        "time": f"{config.lanes or 1} trainings side by side, {config.threads or 'all'} threads each"
-        + (f"; evaluations afterwards, {config.evaluation_lanes} side by side" if config.evaluation_lanes else "")
-        + ". Speed is that after the first steps, in which code is compiled; training_minutes is of all at that speed",
+        "time": f"processes side by side: {config.lanes or 1}, threads of each: {config.threads or 'all'}"
+        + (f"; evaluations after all trainings, {config.evaluation_lanes} at once" if config.evaluation_lanes else "")
+        + ". Speed is that after the first steps, in which code is compiled; training_minutes is that of all steps at "
+        "this speed, so without compiling",
         "training": f"{config.episodes_per_task} episodes a task, seeds {list(config.seeds)}; "
         f"overrides {' '.join(config.train)}; "
         + "; ".join(f"{system}: {' '.join(config.system_train.get(system, []))}" for system in config.systems)

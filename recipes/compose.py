@@ -130,7 +130,7 @@ AT_LEAST_ONE |= {"log_every", "checkpoint_every", "steps", "max_steps", "num_inf
 AT_LEAST_ONE |= {"real_per_task", "fed_few", "synthetic_per_task", "draws"}
 AT_LEAST_ONE |= {"repeats", "num_frames", "large_gigabytes", "render_every", "frame_stride", "scenes_per_task"}
 NOT_NEGATIVE = {"seed", "first_seed", "noise_scale", "learning_rate", "weight_decay", "warmup_steps"}
-NOT_NEGATIVE |= {"threads", "lanes", "draw_shift"}
+NOT_NEGATIVE |= {"threads", "lanes", "evaluation_lanes", "draw_shift"}
 
 
 def check_ranges(config: Any, prefix: str = "") -> None:

@@ -317,12 +317,12 @@ class Generator(nn.Module):
         """Tokens that the transformers of both branches read for a training batch of `size` clips."""
         config = self.config
         _, frames, height, width = config.latent_shape
-        reads = config.makes_video and not (config.two_stage and self.video_is_given)
-        pairs = self.pairs_of(size) if reads else 0
-        video = pairs * frames * (height // config.video.patch_size) * (width // config.video.patch_size)
-        acts = config.action.kind in ("transformer", "temporal") and config.action.clocks != "given"
-        actions = size * (frames - 1) if acts else 0
-        return video + actions
+        tokens = 0
+        if config.makes_video and not (config.two_stage and self.video_is_given):
+            tokens += self.pairs_of(size) * frames * (height * width // config.video.patch_size**2)
+        if config.action.kind in ("transformer", "temporal") and config.action.clocks != "given":
+            tokens += size * (frames - 1)
+        return tokens
 
     def draw_clocks(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Training times (t_video, t_action), each (B,); 0 marks a stream that is given and has no loss."""
@@ -626,7 +626,10 @@ def known(noisy: Tensor, t: Tensor) -> Tensor:
 def labelled_last(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with samples that have no actions before those that do, else in order."""
     order = torch.argsort(batch["has_actions"].int(), stable=True)
-    return {key: [value[i] for i in order] if isinstance(value, list) else value[order] for key, value in batch.items()}
+    places = order.tolist()
+    return {
+        key: [value[i] for i in places] if isinstance(value, list) else value[order] for key, value in batch.items()
+    }
 
 
 def masked_mean(error: Tensor, valid: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class InstructionEncoder(nn.Module):
         codes = [list(text.lower().strip().encode()) for text in texts]
         if (longest := max(map(len, codes))) > self.length:
             raise ValueError(f"instruction of {longest} bytes; the generator reads {self.length} (instruction.length)")
-        # Copied without waiting for what the device is at.
+        # The process does not wait for the device with these few bytes.
         ids = torch.tensor([c + [256] * (self.length - len(c)) for c in codes]).to(device, non_blocking=True)  # (B, L)
         mask = (ids != 256)[..., None]
         tokens = self.embedding(ids) + self.position

@@ -358,7 +358,7 @@ def test_filters_are_told_by_how_many_of_what_they_keep_succeed(
     assert found["score_cycle_error", best.format(25)]["value"] == 1
     assert found["score_cycle_error", best.format(75)]["value"] == pytest.approx(2 / 3, abs=0.05)
     assert found["score_nearest", best.format(25)]["value"] == 0
-    assert {found[s, best.format(100)]["value"] for s in ("score_cycle_error", "score_nearest", "random")} == {0.5}
+    assert {found[s, best.format(100)]["value"] for s in ("score_cycle_error", "score_nearest")} == {0.5}
     assert found["score_cycle_error", best.format(100)]["n"] == 40
 
 

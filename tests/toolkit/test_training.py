@@ -110,7 +110,7 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from toolkit.training.loop import OptimConfig, one_ahead, train
+from toolkit.training.loop import OptimConfig, train
 from toolkit.training.runtime import RuntimeConfig
 
 class Line(nn.Module):
@@ -210,6 +210,8 @@ def block() -> nn.Module:
 @pytest.mark.slow
 def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
     weights = {}
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     for compiled in (False, True):
         seed_everything(0)
         model = Regression()
@@ -227,6 +229,7 @@ def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
 
 def test_blocks_that_repeat_are_found() -> None:
     layers = [nn.Linear(3, 16), block(), nn.SiLU(), block(), nn.SiLU(), nn.Linear(16, 1)]
+    layers.append(layers[3])  # used twice
     assert repeated_blocks(nn.ModuleDict({"body": nn.Sequential(*layers), "head": nn.Linear(3, 16)})) == [
         layers[1],
         layers[3],

@@ -48,6 +48,25 @@ SYSTEMS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("system", "tokens"),
+    [
+        ("vag", 6 * 5 * 4 + 6 * 4),  # clips x latent frames x patches, and a token for each frame after the first
+        ("vag_plan", 3 * 5 * 4 + 6 * 4),
+        ("vag_grid", 6 * 5 * 4),
+        ("forward_dynamics", 6 * 5 * 4),
+        ("action_only", 6 * 4),
+        ("two_stage_resnet", 6 * 5 * 4),
+    ],
+)
+def test_tokens_of_a_batch(system: str, tokens: int) -> None:
+    generator = Generator(small(**SYSTEMS[system]))
+    assert generator.tokens_of(6) == tokens
+    if system == "two_stage_resnet":
+        generator.video_is_given = True  # taken from another, it is not run
+        assert generator.tokens_of(6) == 0
+
+
 def build(system: str) -> Generator:
     torch.manual_seed(0)
     generator = Generator(small(**SYSTEMS[system]))

@@ -187,6 +187,7 @@ class Augmented:
     """
 
     GROUP = 4
+    draws_from_torch = True  # from its only generator, which a step in training draws from too: never both at once
 
     def __init__(self, source: BatchSource, seed: int) -> None:
         from lerobot.transforms.transforms import ImageTransforms, ImageTransformsConfig

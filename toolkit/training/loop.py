@@ -65,8 +65,8 @@ def train(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train `objective` in place and leave its averaged weights in it.
 
-    Returns the last metrics, and the throughput: samples_per_second of this process, without its first `log_every`
-    steps where there are more (code is compiled there), flop_per_sample of the first step (matrix products,
+    Returns the last metrics, and the throughput: samples_per_second of this process, without the steps up to its first
+    log where there are more (code is compiled there), flop_per_sample of the first step (matrix products,
     convolutions and attention, forwards and backwards), flop_per_second, and on a GPU bf16_peak_share of it in what
     that GPU was measured to reach in large matrix products.
 
@@ -88,7 +88,8 @@ def train(
     checkpoints = directory / "checkpoints"
     first, metrics = load_checkpoint(checkpoints, objective, optimizer, average)
     model, optimizer = accelerator.prepare(trained, optimizer)
-    compiled = [(block, torch.compile(block.forward)) for block in repeated_blocks(objective) if runtime.compile]
+    blocks = repeated_blocks(objective) if runtime.compile else []
+    compiled = [(block, torch.compile(block.forward)) for block in blocks]
     peak = bf16_peak(accelerator.device) if accelerator.device.type == "cuda" else None
     throughput = {key: metrics[key] for key in THROUGHPUT if key in metrics}  # of a run that was killed at its end
     log = ScalarLog(directory / "tensorboard", first) if accelerator.is_main_process else None
@@ -96,7 +97,7 @@ def train(
     first_seed, several = torch.initial_seed(), accelerator.num_processes > 1
     bar = progress(description=description, total=config.steps, initial=first, unit="step")
     parts = range(first * config.gradient_accumulation, config.steps * config.gradient_accumulation)
-    places = (part * accelerator.num_processes + accelerator.process_index for part in parts)
+    places = (index * accelerator.num_processes + accelerator.process_index for index in parts)
     batches = on_device(data, places, accelerator.device)
     for step in range(first, config.steps):
         rate = config.learning_rate * warmup_cosine(step, config.steps, config.warmup_steps)
@@ -157,17 +158,19 @@ def train(
 def on_device(data: BatchSource, places: Iterable[int], device: torch.device) -> Generator[dict[str, Any], None, None]:
     """The batches of these places in the order of training, on the device.
 
-    For a GPU the next one is made meanwhile, in memory that it reads by itself: no copy waits for the step before it.
+    For a GPU the next one is made meanwhile, in memory that it reads by itself: the process need not wait for a copy.
+    Sources that draw from torch's own generator (`draws_from_torch`) make theirs in turn.
     """
 
     def made(place: int) -> dict[str, Any]:
         batch = data.batch(place)
-        return {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()} if ahead else batch
+        return {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()} if on_gpu else batch
 
-    ahead = device.type == "cuda"
+    on_gpu = device.type == "cuda"
+    ahead = on_gpu and not getattr(data, "draws_from_torch", False)
     with ThreadPoolExecutor(1) if ahead else nullcontext() as pool:
         for batch in one_ahead(made, places, pool) if pool else map(made, places):
-            yield {k: v.to(device, non_blocking=ahead) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            yield {k: v.to(device, non_blocking=on_gpu) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def one_ahead[Item, Made](make: Callable[[Item], Made], items: Iterable[Item], pool: Executor) -> Iterator[Made]:

@@ -27,7 +27,7 @@ class RuntimeConfig:
     device: str = "auto"  # auto | cpu | cuda
     mixed_precision: str = "no"  # no | bf16 | fp16; bf16 on a CPU without AMX or AVX-512 is far slower
     threads: int = 0  # CPU threads of torch; 0 = torch's default
-    compile: bool = False  # torch.compile the blocks that repeat: worth its half minute where training takes long
+    compile: bool = False  # torch.compile the blocks that repeat: a minute at the start, for long trainings
 
 
 def check_runtime(config: RuntimeConfig) -> None:
@@ -71,7 +71,7 @@ def repeated_blocks(module: nn.Module) -> list[nn.Module]:
         if isinstance(part, (nn.ModuleList, nn.Sequential)) and not inner:
             layers = [layer for layer in part if next(layer.children(), None) is not None]  # not single operations
             found += [layer for layer in layers if sum(kind(layer) == kind(other) for other in layers) > 1]
-    return found
+    return list(dict.fromkeys(found))  # one that is used twice, once
 
 
 @contextmanager
