@@ -26,6 +26,7 @@ from recipes.study import (
     generator_lane,
     generator_seed,
     parse_grid,
+    pretraining_lane,
 )
 from recipes.study_record import (
     FILTER_NOTE,
@@ -72,9 +73,13 @@ def run(config: AblateConfig, run: Run) -> None:
         episodes = max(c.synthetic_per_task for c in cells if c.needs_generator)
         lanes[f"generator_{feed}_{seed}"] = generator_lane(config, root, feed, seed, episodes)
     for cell in cells:
-        lanes[cell.name] = cell_lane(config, root, cell)
+        first_lane = cell.name
+        if ARMS[cell.arm].finetuned:
+            first_lane = after[cell.name] = cell.pretraining
+            lanes.setdefault(first_lane, pretraining_lane(config, root, cell))
         if cell.needs_generator:
-            after[cell.name] = f"generator_{cell.feed}_{generator_seed(config, cell)}"
+            after[first_lane] = f"generator_{cell.feed}_{generator_seed(config, cell)}"
+        lanes[cell.name] = cell_lane(config, root, cell)
     first = {cell.group: cell.name for cell in reversed(cells)}  # the others differ in their seeds alone
     check_lanes(root, lanes, {*first.values(), *after.values()})
     collect(config, cells, root)
@@ -258,8 +263,9 @@ def cell_table(config: AblateConfig, root: Path, cells: Sequence[Cell], failed: 
 
 def first_error(config: AblateConfig, root: Path, cell: Cell) -> str:
     """What the first stage that failed for a cell said."""
-    generator = generator_lane(config, root, cell.feed, generator_seed(config, cell), 1) if cell.needs_generator else []
-    for name, _, _ in [*generator, *cell_lane(config, root, cell)]:
+    before = generator_lane(config, root, cell.feed, generator_seed(config, cell), 1) if cell.needs_generator else []
+    before += pretraining_lane(config, root, cell) if ARMS[cell.arm].finetuned else []
+    for name, _, _ in [*before, *cell_lane(config, root, cell)]:
         if (root / name / "run.json").exists() and "error" in (record := read_record(root / name)):
             return f"{name}: {record['error']}"
     return "did not run"

@@ -79,6 +79,13 @@ class Cell:
         return replace(self, seed=0)
 
     @property
+    def pretraining(self) -> str:
+        """Directory of what the arms that fine-tune go on from: one for all ways to fine-tune."""
+        default = Cell(self.arm)
+        shared = {key: getattr(default, key) for key in ("few", "finetune", "finetune_fraction")}
+        return f"{replace(self, **shared).name}/train"
+
+    @property
     def system(self) -> str:
         """Its name in tables: the arm, and the axes that are not at their defaults."""
         told = [
@@ -234,32 +241,50 @@ def few_dataset(config: AblateConfig, few: int) -> str:
     return "real_few" if few <= config.fed_few else f"real_few_{few}"
 
 
-def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
-    """Train the policy of a cell and evaluate it."""
-    arm, total = ARMS[cell.arm], total_steps(config, cell.policy)
+def training(config: AblateConfig, cell: Cell) -> list[str]:
+    """How the policy of a cell is trained from scratch, whatever on."""
+    words = [f"policy={cell.policy}", *config.train, *config.policy_train.get(cell.policy, [])]
+    augment = ["augment=true"] if ARMS[cell.arm].augmented else []
+    return [*words, f"seed={cell.seed}", f"runtime.threads={config.threads}", *augment]
+
+
+def generated_data(config: AblateConfig, root: Path, cell: Cell) -> list[str]:
+    """The synthetic episodes of a cell."""
     synthetic = root / f"synthetic_{generator_name(config, cell.feed, generator_seed(config, cell))}/dataset"
+    words = [f"synthetic=[{synthetic}]", f"synthetic_per_task={cell.synthetic_per_task}"]
+    if ARMS[cell.arm].filtered:
+        rules = ",".join(f"'{rule}'" for rule in config.filters[cell.filter])
+        words.append(f"select=[{rules}]")
+    if cell.weight_by != "none":
+        words.append(f"weight_by={cell.weight_by}")
+    if ARMS[cell.arm].shuffled:
+        words.append("shuffle_actions=true")
+    return words
+
+
+def tuning_steps(config: AblateConfig, cell: Cell) -> int:
+    """Gradient steps of fine-tuning, of all that a policy takes."""
+    return round(cell.finetune_share * total_steps(config, cell.policy))
+
+
+def pretraining_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
+    """Train on synthetic episodes alone, for every way to fine-tune that a grid names."""
+    steps = f"optim.steps={total_steps(config, cell.policy) - tuning_steps(config, cell)}"
+    words = [*training(config, cell), *generated_data(config, root, cell), "synthetic_fraction=1", steps]
+    return [(cell.pretraining, "pretrain", words)]
+
+
+def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
+    """Train the policy of a cell, from scratch or from its pretraining, and evaluate it."""
+    arm, generated = ARMS[cell.arm], generated_data(config, root, cell)
     single = [f"seed={cell.seed}", f"runtime.threads={config.threads}"]
     few = [f"real=[{root / few_dataset(config, cell.few) / 'dataset'}]", f"episodes_per_task={cell.few}"]
-    generated = [f"synthetic=[{synthetic}]", f"synthetic_per_task={cell.synthetic_per_task}"]
-    if arm.filtered:
-        rules = ",".join(f"'{rule}'" for rule in config.filters[cell.filter])
-        generated.append(f"select=[{rules}]")
-    if cell.weight_by != "none":
-        generated.append(f"weight_by={cell.weight_by}")
-    if arm.shuffled:
-        generated.append("shuffle_actions=true")
-    train = [f"policy={cell.policy}", *config.train, *config.policy_train.get(cell.policy, []), *single]
-    if arm.augmented:
-        train.append("augment=true")
     lane: Lane = []
     last = f"{cell.name}/train"
     if arm.finetuned:
-        tuning = round(cell.finetune_share * total)
-        steps = f"optim.steps={total - tuning}"
-        lane.append((last, "pretrain", [*train, *generated, "synthetic_fraction=1", steps]))
-        checkpoint = f"checkpoint={root / last / 'pretrained_model'}"
+        checkpoint = f"checkpoint={root / cell.pretraining / 'pretrained_model'}"
         tune = [*config.finetune, *config.policy_finetune.get(cell.policy, [])]
-        tune += [*config.finetunes.get(cell.finetune, []), f"optim.steps={tuning}"]
+        tune += [*config.finetunes.get(cell.finetune, []), f"optim.steps={tuning_steps(config, cell)}"]
         if cell.finetune_fraction:
             tune += [*generated, f"synthetic_fraction={cell.finetune_fraction}"]
         last = f"{cell.name}/finetune"
@@ -272,7 +297,8 @@ def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
                 data.append(f"real_shares=[{1 - cell.synthetic_fraction},{cell.synthetic_fraction}]")
         if arm.synthetic:
             data = [*data, *generated, f"synthetic_fraction={cell.synthetic_fraction if arm.real else 1}"]
-        lane.append((last, "pretrain", [*train, *data, f"optim.steps={total}"]))
+        words = [*training(config, cell), *data, f"optim.steps={total_steps(config, cell.policy)}"]
+        lane.append((last, "pretrain", words))
     where = [f"tasks=[{','.join(config.tasks)}]", f"new_tasks=[{','.join(config.new_tasks)}]"]
     where += [f"suites=[{','.join(config.suites)}]", f"episodes_per_task={config.scenes_per_task}"]
     where += ["positions=inner", f"first_seed={config.held_out_seed}", f"arm='{cell.arm}'", *config.evaluate]

@@ -247,8 +247,9 @@ def told_commits(root: Path, cells: Sequence[Cell]) -> str:
     """Which commit trained the policies: of each kind, and of which arms where they differ."""
     commits: dict[str, dict[str, dict[str, None]]] = {}  # policy: commit: systems
     for cell in cells:
-        if (root / cell.name / "train/run.json").exists():
-            sha = read_record(root / cell.name / "train")["git_sha"]
+        trained = root / (cell.pretraining if ARMS[cell.arm].finetuned else f"{cell.name}/train")
+        if (trained / "run.json").exists():
+            sha = read_record(trained)["git_sha"]
             commits.setdefault(cell.policy, {}).setdefault(sha, {})[cell.system] = None
     return "; ".join(
         f"{policy} trained by commit {sha}" + (f": {', '.join(systems)}" if len(found) > 1 else "")

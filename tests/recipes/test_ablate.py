@@ -15,7 +15,7 @@ from policies.factory import CONFIGS
 from recipes import ablate, cli, study_record
 from recipes.compose import command_words, compose_config, options_of
 from recipes.schema import AblateConfig
-from recipes.study import ARMS, POLICIES, Cell, cell_lane, generator_lane, parse_grid
+from recipes.study import ARMS, POLICIES, Cell, cell_lane, generator_lane, parse_grid, pretraining_lane
 from toolkit.errors import UserError
 from toolkit.evaluation.exchange import exchange_rate
 
@@ -129,7 +129,8 @@ def test_every_arm_takes_the_same_steps_and_commands_that_compose(arm: str) -> N
     batch = "['optim.batch_size=7']"
     study = config("steps=11", f"policy_train={{pi05_compact:{batch}}}", f"finetune={batch}")
     (cell,) = parse_grid(config(f"grid=['arm={arm} seed=3 feed=fair finetune_share=0.3 finetune_fraction=0.25']"))
-    lane = cell_lane(study, Path("root"), cell)
+    before = pretraining_lane(study, Path("root"), cell) if ARMS[arm].finetuned else []
+    lane = [*before, *cell_lane(study, Path("root"), cell)]
     composed = [compose_config(command, words) for _, command, words in lane]
     assert sum(c.optim.steps for c in composed[:-1]) == 11
     assert all(c.seed == 3 for c in composed)
@@ -139,11 +140,29 @@ def test_every_arm_takes_the_same_steps_and_commands_that_compose(arm: str) -> N
     assert {c.optim.batch_size for c in composed[:-1]} == {7}
     if "finetune" in arm:
         assert composed[1].synthetic_fraction == 0.25
+        assert composed[1].checkpoint.startswith(f"root/{lane[0][0]}")
     if arm == "real_all":
         assert composed[0].real_shares == [0.5, 0.5]
     assert composed[-1].checkpoint.startswith(f"root/{lane[-2][0]}")
     for _, command, words in generator_lane(study, Path("root"), "fair", 1, 20):
         compose_config(command, words)
+
+
+def test_all_ways_to_fine_tune_go_on_from_one_pretraining(tmp_path: Path) -> None:
+    line = "arm=pretrain_finetune finetune=default,gentle finetune_fraction=0,0.5 few=2,5"
+    cells = parse_grid(config(f"grid=['{line}']"))
+    assert len(cells) == 8
+    assert {cell.pretraining for cell in cells} == {"pretrain_finetune-pi05_compact-0/train"}
+    first = cells[0]
+    changes = {"finetune_share": 0.25, "seed": 1, "policy": "diffusion", "synthetic_per_task": 20, "feed": "fair"}
+    others = [replace(first, **{axis: value}) for axis, value in changes.items()]
+    assert len({cell.pretraining for cell in [first, *others]}) == 6
+    trained = tmp_path / first.pretraining
+    trained.mkdir(parents=True)
+    record = {"command": "pretrain", "git_sha": "beef", "config": {}, "status": "failed", "error": "no"}
+    (trained / "run.json").write_text(json.dumps(record))
+    assert "trained by commit beef" in study_record.told_commits(tmp_path, cells[-1:])
+    assert ablate.first_error(config(), tmp_path, cells[-1]) == f"{first.pretraining}: no"
 
 
 def test_generators_learn_in_rounds_and_policies_get_the_last(tmp_path: Path) -> None:
