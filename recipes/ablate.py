@@ -266,8 +266,8 @@ def first_error(config: AblateConfig, root: Path, cell: Cell) -> str:
     before = generator_lane(config, root, cell.feed, generator_seed(config, cell), 1) if cell.needs_generator else []
     before += pretraining_lane(config, root, cell) if ARMS[cell.arm].finetuned else []
     for name, _, _ in [*before, *cell_lane(config, root, cell)]:
-        if (root / name / "run.json").exists() and "error" in (record := read_record(root / name)):
-            return f"{name}: {record['error']}"
+        if (root / name / "run.json").exists() and (record := read_record(root / name))["status"] != "finished":
+            return f"{name}: {record.get('error', 'ended without a message, as when killed or out of memory')}"
     return "did not run"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from recipes.compose import command_words
 from recipes.lanes import Lane, run_lanes
 from recipes.schema import BenchmarkPoliciesConfig
+from toolkit.envs.shifts import SUITES
 from toolkit.errors import UserError
 from toolkit.evaluation.statistics import compare_systems, measured_success, table_rate
 from toolkit.reporting.benchmark_record import write_record
@@ -22,6 +23,8 @@ from toolkit.reporting.run_record import Run, read_record
 def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
     """Roll every checkpoint out on every suite; write `record.json` and `record.md`, print leaderboard and record."""
     checkpoints = checkpoints_of(config)
+    if not config.suites:
+        raise UserError(f"benchmark policies: suites=[] is empty; choose from {', '.join(SUITES)}")
     root = run.directory
     tasks = [f"tasks=[{','.join(config.tasks)}]", f"new_tasks=[{','.join(config.new_tasks)}]"]
     scenes = [f"suites=[{','.join(config.suites)}]", f"episodes_per_task={config.episodes_per_task}"]
@@ -58,6 +61,8 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
         "success, a bootstrap for differences; p is McNemar's exact test for the checkpoint where it is largest",
         "checkpoints": "; ".join(f"{name}: {', '.join(paths)}" for name, paths in checkpoints.items()),
     }
+    if unknown := [name for name, count in whole.items() if not all_scenes_known(root, name, count)]:
+        notes["training scenes"] = f"not told by all checkpoints of {', '.join(unknown)}: they may have seen these"
     if failed:
         notes["failed"] = ", ".join(failed)
     command = " ".join(["vag benchmark policies", *command_words("benchmark policies", run.record["config"])])
@@ -91,20 +96,23 @@ def outcome_table(root: Path, name: str, checkpoints: int, suite: str) -> np.nda
     return np.array([[success for _, _, success in result["outcomes"]] for result in results], dtype=float)
 
 
-def leaderboard(tables: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Systems from best to worst; rank 1 is shared by all that the data cannot tell from the best, and so on.
+def all_scenes_known(root: Path, name: str, checkpoints: int) -> bool:
+    """If all checkpoints of a system say which scenes they were trained on, and so were checked against these."""
+    return all(read_record(root / f"{name}_{k}")["result"]["seen_scenes"] is not None for k in range(checkpoints))
 
-    Two are not distinguishable where the interval of their paired difference holds 0.
+
+def leaderboard(tables: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Systems from best to worst, each with those above it that the data cannot tell from it.
+
+    Two are not distinguishable where the interval of their paired difference holds 0. A rank is one more than the
+    number of systems that are distinguishably better.
     """
     order = sorted(tables, key=lambda name: -tables[name].mean())
     board: list[dict[str, Any]] = []
-    leader, rank = order[0], 1
     for place, name in enumerate(order):
-        difference = compare_systems(tables[leader], tables[name])
-        if difference["low"] > 0:
-            leader, rank = name, place + 1
-        row = {"rank": rank, "system": name, **table_rate(tables[name])}
-        board.append(row | {"seeds": len(tables[name]), "not_distinguishable_from": None if name == leader else leader})
+        tied = [above for above in order[:place] if compare_systems(tables[above], tables[name])["low"] <= 0]
+        row = {"rank": 1 + place - len(tied), "system": name, **table_rate(tables[name])}
+        board.append(row | {"seeds": len(tables[name]), "not_distinguishable_from": ", ".join(tied) or None})
     return board
 
 

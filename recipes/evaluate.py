@@ -27,6 +27,8 @@ def run(config: EvaluateConfig, run: Run) -> None:
         evaluate_open_loop(config, config.dataset, run)
         return
     tasks = distinct_tasks("evaluate", config.tasks)
+    if not config.suites:
+        raise UserError(f"evaluate: suites=[] is empty; choose from {', '.join(SUITES)}")
     for suite in config.suites:
         if suite not in SUITES:
             raise UserError(f"evaluate: unknown suite '{suite}'. {nearest(suite, SUITES)}")

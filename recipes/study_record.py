@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -80,7 +81,8 @@ def system_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
     rows = []
     for (cell, suite), seeds in outcomes.items():
         table = matrix(seeds)
-        rows.append({**place(cell, suite), "metric": "success", **measured_success(table)})
+        by_seed = {"successes_by_seed": [int(scenes.sum()) for scenes in table]}
+        rows.append({**place(cell, suite), "metric": "success", **measured_success(table), **by_seed})
         few = few_alone(cell, outcomes, suite)
         everything = outcomes.get((Cell("real_all", cell.policy, cell.feed), suite))
         if few is None or everything is None or cell == few or ARMS[cell.arm].real == "all":
@@ -228,7 +230,8 @@ def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[dict[str, An
 def power_sentence(config: AblateConfig, cells: Sequence[Cell]) -> str:
     few, many = config.gap
     needed = two_proportion_sample_size(few, many, config.power)
-    scenes, seeds = config.scenes_per_task * len(config.tasks), len({cell.seed for cell in cells})
+    scenes = config.scenes_per_task * len(config.tasks)
+    seeds = min(Counter(cell.group for cell in cells).values())  # of the arm that has the fewest
     found = design_power(few, many, scenes, seeds, config.seed_deviation)
     return (
         f"to tell {few} from {many} apart with power {config.power} takes {needed} independent rollouts an arm; "
@@ -247,10 +250,11 @@ def told_commits(root: Path, cells: Sequence[Cell]) -> str:
     """Which commit trained the policies: of each kind, and of which arms where they differ."""
     commits: dict[str, dict[str, dict[str, None]]] = {}  # policy: commit: systems
     for cell in cells:
-        trained = root / (cell.pretraining if ARMS[cell.arm].finetuned else f"{cell.name}/train")
-        if (trained / "run.json").exists():
-            sha = read_record(trained)["git_sha"]
-            commits.setdefault(cell.policy, {}).setdefault(sha, {})[cell.system] = None
+        stages = [cell.pretraining, f"{cell.name}/finetune"] if ARMS[cell.arm].finetuned else [f"{cell.name}/train"]
+        for trained in (root / stage for stage in stages):
+            if (trained / "run.json").exists():
+                sha = read_record(trained)["git_sha"]
+                commits.setdefault(cell.policy, {}).setdefault(sha, {})[cell.system] = None
     return "; ".join(
         f"{policy} trained by commit {sha}" + (f": {', '.join(systems)}" if len(found) > 1 else "")
         for policy, found in commits.items()
@@ -282,6 +286,7 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
     if others:
         episodes["fair"] += f", {config.real_per_task} of each of {', '.join(others)}"
     feeds = dict.fromkeys(cell.feed for cell in cells if cell.needs_generator)
+    curve = sorted({cell.few for cell in cells if cell.arm == "real_few"} | {config.real_per_task})
     default, used = Cell("cotrain"), sorted({cell.filter for cell in cells} - {"none"})
     found = {
         "arms": f"where their names say nothing else, with few={default.few} real episodes a task, "
@@ -298,10 +303,14 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         "corrected for the number of comparisons",
         "generators": f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of "
         "the policies; intervals know the policies' seeds alone, so where a generator is shared they are rather too "
-        "narrow",
-        "exchange": "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; "
-        "net_real_episodes: what all synthetic ones of a task are worth, less what the generator has seen of it beyond "
-        "the policy's own. The curve ends at all real episodes, so with feed=paper no more than 0 can be found",
+        "narrow. The few real episodes are the same for all seeds: what other ones would give, no interval knows",
+        "exchange": "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; it "
+        "is also the break-even cost: a synthetic one, generated and chosen, pays off if it costs less than so many "
+        "real ones. All that were generated are counted, those that a filter drops too. net_real_episodes: what all "
+        "synthetic ones of a task are worth, less what the generator has seen of it beyond the policy's own. Read off "
+        f"a curve through {' and '.join(map(str, curve))} real episodes a task, straight in the logarithm of their "
+        "number, which no interval covers; objects of the last ones stand anywhere. It ends at all real episodes, so "
+        "with feed=paper no more than 0 can be found",
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
         + "; ".join(told_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
         "power": power_sentence(config, cells),

@@ -159,10 +159,13 @@ def test_all_ways_to_fine_tune_go_on_from_one_pretraining(tmp_path: Path) -> Non
     assert len({cell.pretraining for cell in [first, *others]}) == 6
     trained = tmp_path / first.pretraining
     trained.mkdir(parents=True)
-    record = {"command": "pretrain", "git_sha": "beef", "config": {}, "status": "failed", "error": "no"}
+    record: dict[str, Any] = {"command": "pretrain", "git_sha": "beef", "config": {}, "status": "failed", "error": "no"}
     (trained / "run.json").write_text(json.dumps(record))
     assert "trained by commit beef" in study_record.told_commits(tmp_path, cells[-1:])
     assert ablate.first_error(config(), tmp_path, cells[-1]) == f"{first.pretraining}: no"
+    del record["error"]  # it was killed
+    (trained / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    assert "ended without a message" in ablate.first_error(config(), tmp_path, cells[-1])
 
 
 def test_generators_learn_in_rounds_and_policies_get_the_last(tmp_path: Path) -> None:
@@ -419,6 +422,12 @@ def test_a_synthetic_episode_is_worth_what_the_learning_curve_says() -> None:
     assert exchange_rate(table(0.5), curve, few=5, synthetic=100)["value"] == pytest.approx(5 / 100)
     assert exchange_rate(table(0.6), curve, 5, 100)["value"] == pytest.approx((np.sqrt(200) - 5) / 100)
     assert exchange_rate(table(0.9), curve, 5, 100)["value"] == pytest.approx(15 / 100)  # the end of the curve
+    flat = {**curve, 40: table(0.7)}
+    assert exchange_rate(table(0.7), flat, 5, 100)["value"] == pytest.approx(15 / 100)  # so many suffice
+    beyond = exchange_rate(table(0.9), flat, 5, 100)
+    assert (beyond["value"], beyond["at_end_of_curve"]) == (pytest.approx(35 / 100), 1)
+    falling = {5: table(0.5), 50: table(0.4)}
+    assert exchange_rate(table(0.9), falling, 5, 100)["value"] == pytest.approx(45 / 100)
     worse = exchange_rate(table(0.2), curve, 5, 100)
     assert worse["value"] == worse["low"] == 0
     with pytest.raises(ValueError, match="expected 5 and more"):

@@ -1,8 +1,11 @@
 """Ranks are shared by what the data cannot tell apart, and intervals know that checkpoints differ."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 
-from recipes.benchmark_policies import leaderboard
+from recipes.benchmark_policies import all_scenes_known, leaderboard
 from toolkit.evaluation.statistics import wilson_interval
 
 
@@ -18,6 +21,22 @@ def test_rank_is_shared_by_what_is_not_distinguishable() -> None:
     assert {name: row["rank"] for name, row in board.items()} == {"best": 1, "close": 1, "weak": 3}
     assert board["close"]["not_distinguishable_from"] == "best"
     assert board["weak"]["not_distinguishable_from"] is None
+
+
+def test_what_is_told_from_the_best_alone_is_said_to_be_like_the_second() -> None:
+    tables = {"best": outcomes(0.90, 0.91), "second": outcomes(0.70, 0.91), "third": outcomes(0.69, 0.74)}
+    board = {row["system"]: row for row in leaderboard(tables)}
+    assert {name: row["rank"] for name, row in board.items()} == {"best": 1, "second": 1, "third": 2}
+    assert board["third"]["not_distinguishable_from"] == "second"
+
+
+def test_checkpoints_that_do_not_say_what_they_have_seen_are_named(tmp_path: Path) -> None:
+    for name, seen in (("ours_0", 0), ("ours_1", 0), ("hub_0", 0), ("hub_1", None)):
+        (tmp_path / name).mkdir()
+        record = {"command": "evaluate", "status": "finished", "result": {"seen_scenes": seen}}
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
+    assert all_scenes_known(tmp_path, "ours", 2)
+    assert not all_scenes_known(tmp_path, "hub", 2)
 
 
 def test_intervals_are_wider_than_those_of_as_many_rollouts_of_one_checkpoint() -> None:

@@ -98,6 +98,7 @@ def test_mistakes_on_the_command_line(
         (["finetune", "checkpoint=nowhere", "real=[nowhere]"], "nowhere: not a directory; expected a policy"),
         (["evaluate", "checkpoint=nowhere"], "nowhere"),
         (["evaluate", "checkpoint=nowhere", "suites=[seen]"], "unknown suite 'seen'"),
+        (["evaluate", "checkpoint=nowhere", "suites=[]"], "suites=[] is empty"),
         (["report", "nowhere"], "run.json: not found"),
     ],
 )

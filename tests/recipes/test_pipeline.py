@@ -128,7 +128,8 @@ def test_policies_are_ranked_on_the_same_scenes(demo: Path, tmp_path: Path, caps
     other = demo / "real_few_diffusion/pretrained_model"
     words = ["benchmark", "policies", f"checkpoints={{ours:[{few},{tuned}],diffusion:{other}}}", "tasks=[plate-slide]"]
     words += [
-        "suites=[unseen,visual]",
+        "suites=[unseen,visual,task]",
+        "new_tasks=[button-press-topdown]",
         "episodes_per_task=2",
         "evaluate=['max_steps=4']",
         "lanes=0",
@@ -140,10 +141,12 @@ def test_policies_are_ranked_on_the_same_scenes(demo: Path, tmp_path: Path, caps
     assert "not distinguishable from ours" in printed  # nobody solves it in four steps
     record = json.loads((tmp_path / "board/record.json").read_text())
     rows = {(row["system"], row["suite"]): (row["value"], row["n"], row["seeds"]) for row in record["rows"]}
-    for suite in ("unseen", "visual"):
+    for suite in ("unseen", "visual", "task"):
         assert rows["ours", suite] == (0, 4, 2)
         assert rows["diffusion", suite] == (0, 2, 1)
     assert {(c["a"], c["b"]) for c in record["comparisons"]} == {("ours", "diffusion")}
+    new = json.loads((tmp_path / "board/ours_0/run.json").read_text())["result"]["suites"]["task"]["outcomes"]
+    assert {task for task, _, _ in new} == {"button-press-topdown"}
     assert cli.main([*words[:2], f"checkpoints={{a:{few},b:{few}}}", f"out={tmp_path / 'twice'}"]) == 2
     assert "is given twice" in capsys.readouterr().err
 

@@ -91,6 +91,8 @@ def test_sources_that_do_not_fit_are_refused(store: ClipStore) -> None:
         mixture([store], [-1])
     with pytest.raises(UserError, match="normalization=own: expected shared or per_source"):
         mixture([store], [1], normalization="own")
+    with pytest.raises(UserError, match="5 steps a second; .* has 20: the same action would last another time"):
+        make_sources([memory_store([5]), replace(memory_store([5]), fps=5)], [1, 1], 1)
     with pytest.raises(UserError, match="frames are .*they cannot be mixed"):
         mixture([store, memory_store([5])], [1, 1])
 

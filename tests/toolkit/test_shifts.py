@@ -2,6 +2,7 @@
 
 from itertools import islice
 
+import mujoco
 import numpy as np
 import pytest
 
@@ -44,6 +45,20 @@ def test_looks_differ_by_seed_and_nothing_else_does() -> None:
     shifted.reset(3)
     np.testing.assert_array_equal(shifted.render(), pictures[0])
     np.testing.assert_array_equal(again.render(), pictures[0])
+
+
+def test_the_table_wears_other_textures_and_what_has_none_keeps_its_material() -> None:
+    env = MetaWorldEnv("push", visual_shift=True)
+    worn = []
+    for seed in range(12):
+        env.reset(seed)
+        env.render()
+        worn.append(env._renderer.model.geom_matid.copy())
+    before = env._env.model.geom_matid
+    textured = (before >= 0) & (env._env.model.mat_texid[before, 1] >= 0)
+    assert (np.array(worn)[:, ~textured] == before[~textured]).all()
+    table = mujoco.mj_name2id(env._env.model, mujoco.mjtObj.mjOBJ_MATERIAL, "table_wood")
+    assert len({tuple(materials[before == table]) for materials in worn}) > 1
 
 
 def test_other_words_for_every_instruction() -> None:

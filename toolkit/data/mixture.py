@@ -79,7 +79,8 @@ def make_sources(
     The first `num_real` stores are real, the others synthetic. With `per_source` normalization the 1 % to 99 % range
     of every dimension is moved onto that of the first store that has the dimension, so that robots of other scales
     look alike to the policy; its statistics, and its actions, are then those of the first store.
-    Raises UserError for weights or picture sizes that do not fit, and for widths that differ or are too large;
+    Raises UserError for weights, picture sizes or steps a second that do not fit, and for widths that differ or are
+    too large;
     `asked_by` tells whose widths they are.
     """
     if not stores or len(weights) != len(stores) or min(weights) < 0 or sum(weights) <= 0:
@@ -90,6 +91,11 @@ def make_sources(
         if store.frames.shape[1:] != stores[0].frames.shape[1:]:
             ours, first = store.frames.shape[1:], stores[0].frames.shape[1:]
             raise UserError(f"{store.name}: frames are {ours}; {stores[0].name} has {first}: they cannot be mixed")
+        if round(store.fps) != round(stores[0].fps):
+            raise UserError(
+                f"{store.name}: {store.fps:g} steps a second; {stores[0].name} has {stores[0].fps:g}: the same action "
+                "would last another time; they cannot be mixed"
+            )
     columns: dict[str, list[np.ndarray]] = {}
     for name, wanted, floor in (("states", state_dim, STATE_FLOOR), ("actions", action_dim, ACTION_FLOOR)):
         values = [np.asarray(getattr(store, name)) for store in stores]

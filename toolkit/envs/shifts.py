@@ -34,7 +34,7 @@ class Suite:
 SUITES = {
     "unseen": Suite("new initial scenes of the same tasks"),
     "position": Suite("objects in the part of their range that training may leave out", positions="outer"),
-    "visual": Suite("other light, colours and camera pose, and objects that do not matter", visual=True),
+    "visual": Suite("other light, colours, textures and camera pose, and objects that do not matter", visual=True),
     "language": Suite("the instruction in other words", paraphrased=True),
     "task": Suite("tasks without real episodes", new_tasks=True),
 }
@@ -100,6 +100,7 @@ def paraphrase(instruction: str, seed: int) -> str:
 class Looks:
     """Changes how a MuJoCo scene looks, from a seed, in the model that only the renderer sees.
 
+    What is textured, such as the table, wears the texture of any of the scene's materials.
     Of the one that physics uses, the camera moves.
 
     camera: number of the camera, which stands in that model where it stands without a look.
@@ -111,6 +112,9 @@ class Looks:
         # MuJoCo takes the colour of a material for geoms of its default grey alone.
         self.material_only = (model.geom_matid >= 0) & (model.geom_rgba == (0.5, 0.5, 0.5, 1)).all(1)
         self.headlight = np.array(model.vis.headlight.diffuse), np.array(model.vis.headlight.ambient)
+        self.materials, texture = model.geom_matid.copy(), model.mat_texid[:, 1]  # that of colour
+        kind = np.where(texture >= 0, model.tex_type[texture], -1)  # flat or around a box
+        self.alike = [np.flatnonzero(kind == own) if own >= 0 else np.array([i]) for i, own in enumerate(kind)]
 
     def draw(self, seed: int, simulated: Any) -> None:
         """Put on the look of a seed; simulated: the model that physics uses, whose camera moves."""
@@ -140,6 +144,8 @@ class Looks:
             )
             for _ in range(DISTRACTORS)
         ]
+        worn = np.array([rng.choice(others) for others in self.alike])
+        model.geom_matid[:] = np.where(self.materials >= 0, worn[self.materials], -1)
 
     def add_distractors(self, scene: Any) -> None:
         """Put the objects that do not matter onto the table of a scene that is about to be rendered."""

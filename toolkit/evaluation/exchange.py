@@ -28,7 +28,8 @@ def exchange_rate(
     def worth(success: float, points: np.ndarray) -> float:
         rising = np.maximum.accumulate(points)
         kept = np.concatenate([[True], np.diff(rising) > 0])  # of equal neighbours the first: so many suffice
-        equivalent = np.exp(np.interp(success, rising[kept], np.log(counts[kept])))
+        numbers = np.log(counts)
+        equivalent = np.exp(np.interp(success, rising[kept], numbers[kept], right=numbers[-1]))
         return max(0.0, equivalent - few) / synthetic
 
     tables = [mixed, *(curve[count] for count in counts)]
