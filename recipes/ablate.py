@@ -84,7 +84,8 @@ def run(config: AblateConfig, run: Run) -> None:
     check_lanes(root, lanes, {*first.values(), *after.values()})
     collect(config, cells, root)
     check_nested(root)
-    failed = run_lanes(root, lanes, config.lanes, after, keep_going=True)
+    stopped = run_lanes(root, lanes, config.lanes, after, keep_going=True)
+    failed = [cell.name for cell in cells if cell.name in stopped]
     table = cell_table(config, root, cells, failed)
     with atomic(root / "cells.parquet") as temporary:
         table.to_parquet(temporary, index=False)

@@ -105,13 +105,14 @@ def leaderboard(tables: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Systems from best to worst, each with those above it that the data cannot tell from it.
 
     Two are not distinguishable where the interval of their paired difference holds 0. A rank is one more than the
-    number of systems that are distinguishably better.
+    number of systems that are distinguishably better, and no better than that of any system above.
     """
     order = sorted(tables, key=lambda name: -tables[name].mean())
     board: list[dict[str, Any]] = []
     for place, name in enumerate(order):
         tied = [above for above in order[:place] if compare_systems(tables[above], tables[name])["low"] <= 0]
-        row = {"rank": 1 + place - len(tied), "system": name, **table_rate(tables[name])}
+        rank = max([1 + place - len(tied), *(row["rank"] for row in board)])
+        row = {"rank": rank, "system": name, **table_rate(tables[name])}
         board.append(row | {"seeds": len(tables[name]), "not_distinguishable_from": ", ".join(tied) or None})
     return board
 

@@ -84,7 +84,7 @@ def system_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
         by_seed = {"successes_by_seed": [int(scenes.sum()) for scenes in table]}
         rows.append({**place(cell, suite), "metric": "success", **measured_success(table), **by_seed})
         few = few_alone(cell, outcomes, suite)
-        everything = outcomes.get((Cell("real_all", cell.policy, cell.feed), suite))
+        everything = outcomes.get((Cell("real_all", cell.policy), suite))  # of the same tasks, whatever the feed
         if few is None or everything is None or cell == few or ARMS[cell.arm].real == "all":
             continue
         tables = [table, matrix(outcomes[few, suite]), matrix(everything)]
@@ -100,12 +100,16 @@ def system_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
 def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
     """What a cell is compared with, as far as it was tried.
 
-    The same few real episodes alone; for synthetic episodes also all real ones that their generator has seen; and the
-    same without its filter, weights or augmentation, or fine-tuned as by default.
+    The same few real episodes alone; for synthetic episodes also all real ones that their generator has seen, and
+    beside real ones the same synthetic ones alone; and the same without its filter, weights or augmentation, or
+    fine-tuned as by default.
     """
     arm, found = ARMS[cell.arm], [few_alone(cell, outcomes, suite)]
     if arm.synthetic and not arm.shuffled:
         found.append(Cell("real_all", cell.policy, cell.feed))
+    if arm.synthetic and arm.real and not (arm.shuffled or arm.filtered or arm.augmented):
+        alone = Cell("synthetic_only", cell.policy, cell.feed)
+        found.append(replace(alone, synthetic_per_task=cell.synthetic_per_task, weight_by=cell.weight_by))
     if arm.filtered:
         found.append(replace(cell, arm=cell.arm.removesuffix("_filtered"), filter="none"))
     if arm.augmented:
@@ -115,7 +119,8 @@ def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
     if arm.finetuned:
         axes = ("finetune", "finetune_share", "finetune_fraction")
         found.append(replace(cell, **{axis: getattr(Cell(cell.arm), axis) for axis in axes}))
-    return [c for c in found if c is not None and c != cell and (c, suite) in outcomes]
+    tried = [c for c in found if c is not None and c != cell and (c, suite) in outcomes]
+    return list(dict.fromkeys(tried))
 
 
 def system_comparisons(outcomes: Outcomes) -> list[dict[str, Any]]:
@@ -298,9 +303,9 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         "episodes may, in `position` where they may not",
         "intervals": "95 %, over training seeds (for synthetic scenes those of the generators) and scenes: the outer "
         "bounds of Wilson's interval and a bootstrap for success, a bootstrap for differences, gap_closed = (system - "
-        "real_few) / (real_all - real_few), told where that gap is surely above 0, and real_per_synthetic, a lower "
-        "bound where at_end_of_curve. p is McNemar's exact test for the training seed where it is largest, not "
-        "corrected for the number of comparisons",
+        "real_few) / (real_all - real_few), told where that gap is surely above 0, and real_per_synthetic, of which "
+        "no upper bound is known where at_end_of_curve. p is McNemar's exact test for the training seed where it is "
+        "largest, not corrected for the number of comparisons",
         "generators": f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of "
         "the policies; intervals know the policies' seeds alone, so where a generator is shared they are rather too "
         "narrow. The few real episodes are the same for all seeds: what other ones would give, no interval knows",

@@ -247,9 +247,16 @@ def test_rows_say_how_much_of_the_gap_is_closed_and_comparisons_are_paired() -> 
 
 def test_each_system_is_compared_with_as_many_real_episodes_as_it_has() -> None:
     found = outcomes(real_few_of_2=0.2, real_few_of_20=0.6, cotrain_of_20=0.65, cotrain_of_2=0.3, synthetic_only=0.4)
-    pairs = {c["a"]: c["b"] for c in study_record.system_comparisons(found)}
-    assert pairs["cotrain few=20"] == "real_few few=20"
-    assert pairs["cotrain few=2"] == pairs["synthetic_only"] == "real_few few=2"
+    pairs = [(c["a"], c["b"]) for c in study_record.system_comparisons(found)]
+    assert pairs == [
+        ("cotrain few=20", "real_few few=20"),
+        ("cotrain few=20", "synthetic_only"),
+        ("cotrain few=2", "real_few few=2"),
+        ("cotrain few=2", "synthetic_only"),
+        ("synthetic_only", "real_few few=2"),
+    ]
+    few, augmented = (({(Cell(arm), "unseen"): {0: [True, False]}}) for arm in ("real_few", "real_few_augmented"))
+    assert len(study_record.system_comparisons(few | augmented)) == 1
     study = config("real_per_task=50")
     rows = [row for row in study_record.exchange_rows(study, found) if row["metric"] != "synthetic_per_real"]
     assert {row["system"] for row in rows} == {"cotrain few=2"}  # nothing lies beyond 20 on the curve

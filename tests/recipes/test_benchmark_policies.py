@@ -30,6 +30,11 @@ def test_what_is_told_from_the_best_alone_is_said_to_be_like_the_second() -> Non
     assert board["third"]["not_distinguishable_from"] == "second"
 
 
+def test_ranks_fall_from_best_to_worst() -> None:
+    tables = {"best": outcomes(0.9, 0.9), "even": outcomes(0.7, 0.7), "uneven": outcomes(0.45, 0.9)}
+    assert [(row["system"], row["rank"]) for row in leaderboard(tables)] == [("best", 1), ("even", 2), ("uneven", 2)]
+
+
 def test_checkpoints_that_do_not_say_what_they_have_seen_are_named(tmp_path: Path) -> None:
     for name, seen in (("ours_0", 0), ("ours_1", 0), ("hub_0", 0), ("hub_1", None)):
         (tmp_path / name).mkdir()

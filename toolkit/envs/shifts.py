@@ -100,7 +100,7 @@ def paraphrase(instruction: str, seed: int) -> str:
 class Looks:
     """Changes how a MuJoCo scene looks, from a seed, in the model that only the renderer sees.
 
-    What is textured, such as the table, wears the texture of any of the scene's materials.
+    What is textured, such as the table, wears any of the scene's materials with a texture of the same kind.
     Of the one that physics uses, the camera moves.
 
     camera: number of the camera, which stands in that model where it stands without a look.

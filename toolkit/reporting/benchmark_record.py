@@ -87,7 +87,7 @@ def _cell(row: dict[str, Any], usual: int | None) -> str:
     value = row["value"] if "value" in row else row["difference"]
     text = f"{_number(value)} [{_number(row['low'])}, {_number(row['high'])}]"
     text += "".join(f", {key} {_number(row[key])}" for key in BESIDE if key in row)
-    text += ", at the end of the curve" if row.get("at_end_of_curve") else ""
+    text += ", one bound at the end of the curve" if row.get("at_end_of_curve") else ""
     return text if row.get("n") == usual else f"{text}, n = {row['n']:,}"
 
 
