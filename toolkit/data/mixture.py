@@ -80,8 +80,7 @@ def make_sources(
     of every dimension is moved onto that of the first store that has the dimension, so that robots of other scales
     look alike to the policy; its statistics, and its actions, are then those of the first store.
     Raises UserError for weights, picture sizes or steps a second that do not fit, and for widths that differ or are
-    too large;
-    `asked_by` tells whose widths they are.
+    too large; `asked_by` tells whose widths they are.
     """
     if not stores or len(weights) != len(stores) or min(weights) < 0 or sum(weights) <= 0:
         raise UserError(f"mixture weights {list(weights)}: expected one non-negative number per source")
