@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,8 @@ def test_clips_of_a_dataset_are_decoded_once_and_resized(dataset: Path, monkeypa
     monkeypatch.setattr(cache, "read_pictures", lambda *_: pytest.fail("decoded again"))
     again = open_clips(dataset, 16)
     assert np.array_equal(first.frames, again.frames)
+    assert (again.state_names, again.action_names) == (["y", "x"], ["dy", "dx"])
+    assert not open_clips(first.path, 16).action_names
     with pytest.raises(UserError, match="pictures are 16x16; expected 32x32"):
         open_clips(first.path, 32)
 
@@ -311,6 +314,8 @@ def test_joined_clips_are_those_of_every_part_and_built_once(
         assert lengths == [7, parts[0].episode_lengths[chosen[0]]]
     with pytest.raises(UserError, match="frames are .*cannot be joined"):
         open_merged(parts)
+    with pytest.raises(UserError, match="action_names are x, y; .* has dx, dy"):
+        open_merged([replace(parts[0], action_names=["dx", "dy"]), replace(parts[1], action_names=["x", "y"])])
 
 
 def test_clip_file_damage_is_named(store: ClipStore, tmp_path: Path) -> None:

@@ -95,6 +95,11 @@ def test_sources_that_do_not_fit_are_refused(store: ClipStore) -> None:
         make_sources([memory_store([5]), replace(memory_store([5]), fps=5)], [1, 1], 1)
     with pytest.raises(UserError, match="frames are .*they cannot be mixed"):
         mixture([store, memory_store([5])], [1, 1])
+    named = [replace(store, action_names=names) for names in ((), ["dx", "dy"], ["dx", "dy"], ["x", "y"])]
+    mixture(named[:3], [1, 1, 1])
+    with pytest.raises(UserError, match="its action_names are x, y; .* has dx, dy: .*meta/info.json"):
+        mixture(named, [1, 1, 1, 1])
+    mixture(named, [1, 1, 1, 1], pad_widths=True)
 
 
 def test_narrow_robots_are_padded_and_masked() -> None:

@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import numpy as np
 
 from toolkit.data import lerobot_io
 from toolkit.data.cached_files import cache_directory, cached_file, fingerprint, remembered_id
-from toolkit.data.clips import ClipStore, ClipTable, create_clips, write_frames
+from toolkit.data.clips import ClipStore, ClipTable, check_dimensions, create_clips, write_frames
 from toolkit.data.images import resized
+from toolkit.data.lerobot_info import told_names
 from toolkit.data.pictures import check_video_lengths, read_pictures
-from toolkit.data.schema import IMAGE
+from toolkit.data.schema import ACTION, IMAGE, STATE
 from toolkit.envs.pool import parallel_feed
 from toolkit.errors import UserError
 from toolkit.training.logging import progress
@@ -47,6 +48,7 @@ def open_clips(source: str | Path, image_size: int, image_key: str = IMAGE, work
         name = f"{identity}-{quote(image_key, safe='')}-{image_size}-{FORMAT}.h5"
         build = partial(build_clips, source, image_size, image_key, identity, content, workers)
         store = _open_cached(name, build, ClipStore.open)
+        store = replace(store, state_names=told_names(info, STATE), action_names=told_names(info, ACTION))
     else:
         raise UserError(f"{source}: not found; expected a LeRobotDataset directory or a clip file (.h5)")
     if store.frames.shape[1:] != (image_size, image_size, 3):
@@ -73,7 +75,7 @@ def open_latents(
 def open_merged(stores: Sequence[ClipStore]) -> ClipStore:
     """Several clip stores as one, through the cache; a single one stays as it is.
 
-    Raises UserError if their pictures, states or actions differ in size, or their rates.
+    Raises UserError if their pictures, states or actions differ in size or in names, or their rates.
     """
     first = stores[0]
     if len(stores) == 1:
@@ -85,6 +87,7 @@ def open_merged(stores: Sequence[ClipStore]) -> ClipStore:
                 raise UserError(f"{store.name}: {what} are {ours}; {first.name} has {theirs}: they cannot be joined")
         if store.fps != first.fps:
             raise UserError(f"{store.name}: {store.fps} fps; {first.name} has {first.fps}: they cannot be joined")
+    check_dimensions(stores)
     key = hashlib.sha256(" ".join([str(FORMAT), *map(_clip_id, stores)]).encode()).hexdigest()[:16]
     return _open_cached(f"{key}-joined-{first.image_size}.h5", partial(_join, stores, key), ClipStore.open)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class ClipStore:
     fps: float
     source_id: str
     source: str = ""  # what the user calls it
+    state_names: Sequence[str] = ()  # what the dimensions are, where the dataset says so
+    action_names: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -156,6 +158,18 @@ class ClipStore:
             ACTION_IS_PAD: ahead > last,
             TASK: [self.instruction(e) for e in episodes],
         }
+
+
+def check_dimensions(stores: Sequence[ClipStore]) -> None:
+    """Raise UserError where datasets name the dimensions of states or actions differently: equal widths say little."""
+    for key in ("state_names", "action_names"):
+        told = [(store, list(getattr(store, key))) for store in stores if getattr(store, key)]
+        for store, names in told[1:]:
+            if names != told[0][1]:
+                raise UserError(
+                    f"{store.name}: its {key} are {', '.join(names)}; {told[0][0].name} has {', '.join(told[0][1])}: "
+                    "they would be taken for the same. If they are, give both the same names in meta/info.json"
+                )
 
 
 def _mapped(path: Path, file: h5py.File, name: str) -> np.ndarray:

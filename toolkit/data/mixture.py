@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from toolkit.data.clips import ClipStore
+from toolkit.data.clips import ClipStore, check_dimensions
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
 from toolkit.data.schema import ACTION_DIM_IS_PAD, IMAGE, PICTURE_EVERY, SYNTHETIC
 from toolkit.errors import UserError
@@ -79,8 +79,8 @@ def make_sources(
     The first `num_real` stores are real, the others synthetic. With `per_source` normalization the 1 % to 99 % range
     of every dimension is moved onto that of the first store that has the dimension, so that robots of other scales
     look alike to the policy; its statistics, and its actions, are then those of the first store.
-    Raises UserError for weights, picture sizes or steps a second that do not fit, and for widths that differ or are
-    too large; `asked_by` tells whose widths they are.
+    Raises UserError for weights, picture sizes or steps a second that do not fit, for widths that differ or are too
+    large (`asked_by` tells whose widths they are), and, unless padded, for names of dimensions that differ.
     """
     if not stores or len(weights) != len(stores) or min(weights) < 0 or sum(weights) <= 0:
         raise UserError(f"mixture weights {list(weights)}: expected one non-negative number per source")
@@ -95,6 +95,8 @@ def make_sources(
                 f"{store.name}: {store.fps:g} steps a second; {stores[0].name} has {stores[0].fps:g}: the same action "
                 "would last another time; they cannot be mixed"
             )
+    if not pad_widths:
+        check_dimensions(stores)
     columns: dict[str, list[np.ndarray]] = {}
     for name, wanted, floor in (("states", state_dim, STATE_FLOOR), ("actions", action_dim, ACTION_FLOOR)):
         values = [np.asarray(getattr(store, name)) for store in stores]
