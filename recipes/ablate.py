@@ -39,6 +39,7 @@ from recipes.study_record import (
     power_sentence,
     system_comparisons,
     system_rows,
+    task_rows,
     told_commits,
     told_draws,
 )
@@ -93,7 +94,8 @@ def run(config: AblateConfig, run: Run) -> None:
     if not outcomes:
         raise UserError(f"ablate: all {len(cells)} cells failed; their messages stand above and in {root}")
     rows, comparisons = system_rows(outcomes), system_comparisons(outcomes)
-    rows += generator_rows(root, cells, config) + filter_rows(root, cells, config) + exchange_rows(config, outcomes)
+    rows += exchange_rows(config, outcomes) + task_rows(root, cells, outcomes)
+    rows += generator_rows(root, cells, config) + filter_rows(root, cells, config)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
     told = {**notes(config, cells, failed), "policies": told_commits(root, cells)}
     if any(row["suite"].startswith("filters") for row in rows):
@@ -101,6 +103,7 @@ def run(config: AblateConfig, run: Run) -> None:
     if draws := told_draws(config, root, cells):
         told["plans tried in the simulator"] = f"{draws}. The first that solves a scene becomes its episode"
     record = write_record(root, "ablation", command, rows, comparisons, told)
+    run.result["notes"] = record["notes"]
     for name, figures in (("arms", arm_figures(rows)), ("figure", fraction_figures(rows))):
         path = root / f"{name}.svg"
         path.unlink(missing_ok=True)

@@ -55,8 +55,10 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
             comparisons.append(pair | compare_systems(tables[a], tables[b]))
         boards[suite] = leaderboard(tables)
     notes = {
-        "scenes": f"{config.episodes_per_task} of each of {', '.join(config.tasks)} in every suite, from seed "
-        f"{config.first_seed} on; the same for all policies",
+        "scenes": f"{config.episodes_per_task} of each of {', '.join(config.tasks)} in every suite"
+        + (f", of {', '.join(config.new_tasks)} in task" if "task" in config.suites else "")
+        + f", from seed {config.first_seed} on; the same for all policies",
+        "rollouts": " ".join(config.evaluate) or "as `vag evaluate` does by default",
         "intervals": "95 %, over checkpoints and scenes: the outer bounds of Wilson's interval and a bootstrap for "
         "success, a bootstrap for differences; p is McNemar's exact test for the checkpoint where it is largest",
         "checkpoints": "; ".join(f"{name}: {', '.join(paths)}" for name, paths in checkpoints.items()),
@@ -66,8 +68,8 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
     if failed:
         notes["failed"] = ", ".join(failed)
     command = " ".join(["vag benchmark policies", *command_words("benchmark policies", run.record["config"])])
-    record = write_record(root, "policies", command, rows, comparisons, notes)
-    run.result.update(rows=rows, comparisons=comparisons, leaderboards=boards, failed=failed)
+    record = write_record(root, "policies", command, rows, comparisons, notes, boards)
+    run.result.update(rows=rows, comparisons=comparisons, leaderboards=boards, notes=record["notes"], failed=failed)
     for suite, board in boards.items():
         print(board_text(suite, board), flush=True)
     if failed:

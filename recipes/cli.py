@@ -97,8 +97,8 @@ EXAMPLES = {
     ),
     "benchmark policies": (
         "vag benchmark policies checkpoints={ours:outputs/finetuned/pretrained_model}",
-        "vag benchmark policies checkpoints={a:[outputs/a0/pretrained_model,outputs/a1/pretrained_model],"
-        "b:outputs/b/pretrained_model} suites=[unseen,position,visual,language]",
+        "vag benchmark policies 'checkpoints={a:[outputs/a0/pretrained_model,outputs/a1/pretrained_model],"
+        "b:outputs/b/pretrained_model}' suites=[unseen,position,visual,language]",
     ),
     "ablate": (
         "vag ablate experiment=ablate_cpu out=outputs/study",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore
-from toolkit.data.scenes import Scenes, read_scenes
+from toolkit.data.scenes import UNKNOWN, Scenes, read_scenes
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.runtime import RuntimeConfig, check_runtime
@@ -52,7 +52,7 @@ def weights_id(directory: str | Path) -> str:
 
 
 def check_unseen(command: str, checkpoint: str, scenes: Scenes, allow_seen: bool) -> int | None:
-    """How many of the scenes the checkpoint was trained on, None if it does not say.
+    """How many of the scenes the checkpoint was trained on, None if none is known but it may have been.
 
     Raises UserError for any, unless `allow_seen`.
     """
@@ -67,7 +67,7 @@ def check_unseen(command: str, checkpoint: str, scenes: Scenes, allow_seen: bool
             f"{command}: {checkpoint} was trained on {count} of these scenes (seeds: {named}); choose another "
             "first_seed, or allow_seen=true if you mean to"
         )
-    return count
+    return None if not count and UNKNOWN in {*seen, *scenes} else count
 
 
 def _listed(seeds: list[int], most: int = 5) -> str:

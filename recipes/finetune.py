@@ -7,7 +7,7 @@ from recipes.common import weights_id
 from recipes.pretrain import load_mixture, summary, train_policy
 from recipes.schema import FinetuneConfig
 from toolkit.data.normalizer import compute_statistics
-from toolkit.data.scenes import read_scenes
+from toolkit.data.scenes import told_scenes
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.runtime import seed_everything
@@ -35,4 +35,4 @@ def run(config: FinetuneConfig, run: Run) -> None:
     if config.freeze_vision_encoder:
         objective.freeze_vision_encoder()
     run.result["pretrained_id"] = weights_id(config.checkpoint)
-    train_policy(config, run, objective, sources, seen_before=read_scenes(config.checkpoint) or {})
+    train_policy(config, run, objective, sources, seen_before=told_scenes(config.checkpoint))

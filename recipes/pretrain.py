@@ -15,7 +15,7 @@ from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import Augmented, BatchSource, Mixture, Source, make_sources
 from toolkit.data.normalizer import compute_statistics
-from toolkit.data.scenes import Scenes, merge, read_scenes, scenes_of, write_scenes
+from toolkit.data.scenes import Scenes, merge, read_scenes, scenes_of, told_scenes, write_scenes
 from toolkit.data.schema import IMAGE
 from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
 from toolkit.errors import UserError
@@ -125,7 +125,8 @@ def train_policy(
     shutil.rmtree(temporary, ignore_errors=True)
     objective.save_pretrained(temporary)
     starts = [scenes_of(source.store.metadata) for source in sources if source.weight]
-    generators = [read_scenes(Path(path) / "meta") or {} for path in [*config.real, *config.synthetic]]
+    generators = [read_scenes(Path(path) / "meta") or {} for path in config.real]
+    generators += [told_scenes(Path(path) / "meta") for path in config.synthetic]
     write_scenes(temporary, merge(seen_before or {}, *starts, *generators))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)

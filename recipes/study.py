@@ -48,6 +48,7 @@ ARMS = {
     "cotrain_filtered": Arm(synthetic=True, filtered=True),
     "cotrain_augmented": Arm(synthetic=True, augmented=True),
     "cotrain_shuffled": Arm(synthetic=True, shuffled=True),
+    "cotrain_filtered_shuffled": Arm(synthetic=True, filtered=True, shuffled=True),
     "pretrain_finetune_shuffled": Arm(synthetic=True, finetuned=True, shuffled=True),
 }
 

@@ -97,6 +97,21 @@ def system_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
     return rows
 
 
+def task_rows(root: Path, cells: Sequence[Cell], outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Success of each system, policy and suite by task."""
+    tasks: dict[str, list[str]] = {}  # of each scene of a suite, in the order that all cells share
+    for cell in cells:
+        for suite, measured in (finished(root / cell.name / "evaluate") or {"suites": {}})["suites"].items():
+            tasks.setdefault(suite, [task for task, _, _ in measured["outcomes"]])
+    rows = []
+    for (cell, suite), seeds in outcomes.items():
+        names = np.array(tasks[suite])
+        for task in dict.fromkeys(tasks[suite]):
+            found = measured_success(matrix(seeds)[:, names == task])
+            rows.append({**place(cell, f"{suite} by task"), "metric": task, **found})
+    return rows
+
+
 def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
     """What a cell is compared with, as far as it was tried.
 
@@ -111,7 +126,7 @@ def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
         alone = Cell("synthetic_only", cell.policy, cell.feed)
         found.append(replace(alone, synthetic_per_task=cell.synthetic_per_task, weight_by=cell.weight_by))
     if arm.filtered:
-        found.append(replace(cell, arm=cell.arm.removesuffix("_filtered"), filter="none"))
+        found.append(replace(cell, arm=cell.arm.replace("_filtered", ""), filter="none"))
     if arm.augmented:
         found.append(replace(cell, arm=cell.arm.removesuffix("_augmented")))
     if cell.weight_by != "none":

@@ -19,7 +19,7 @@ from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import GeneratorClips, LatentClips, TokenizerClips, to_tensors
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
-from toolkit.data.scenes import merge, read_scenes, scenes_of, write_scenes
+from toolkit.data.scenes import merge, scenes_of, told_scenes, write_scenes
 from toolkit.data.schema import IMAGE
 from toolkit.data.selection import select, subset
 from toolkit.errors import UserError
@@ -133,7 +133,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     taken = config.video_from or config.tokenizer_from
     known = [Path(taken)] if taken else []
     known += [Path(path) / "meta" for path in config.synthetic]
-    write_scenes(temporary, merge(scenes_of(store.metadata), *(read_scenes(where) or {} for where in known)))
+    write_scenes(temporary, merge(scenes_of(store.metadata), *map(told_scenes, known)))
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     for stage in ("tokenizer", "streams"):  # the result is written: the optimiser state has served

@@ -245,6 +245,20 @@ def test_rows_say_how_much_of_the_gap_is_closed_and_comparisons_are_paired() -> 
     ]
 
 
+def test_success_is_told_by_task(tmp_path: Path) -> None:
+    cells = [Cell("real_few", seed=seed) for seed in (0, 1)]
+    solved = {0: {"push": [True, True, False], "sweep": [False]}, 1: {"push": [True, False, False], "sweep": [True]}}
+    for cell in cells:
+        rollouts = [[task, i, s] for task, found in solved[cell.seed].items() for i, s in enumerate(found)]
+        record = {"command": "evaluate", "status": "finished", "result": {"suites": {"unseen": {"outcomes": rollouts}}}}
+        (tmp_path / cell.name / "evaluate").mkdir(parents=True)
+        (tmp_path / cell.name / "evaluate/run.json").write_text(json.dumps(record))
+    rows = study_record.task_rows(tmp_path, cells, study_record.gather(tmp_path, cells))
+    told = {row["metric"]: (row["value"], row["n"], row["seeds"]) for row in rows}
+    assert told == {"push": (0.5, 6, 2), "sweep": (0.5, 2, 2)}
+    assert {row["suite"] for row in rows} == {"unseen by task"}
+
+
 def test_each_system_is_compared_with_as_many_real_episodes_as_it_has() -> None:
     found = outcomes(real_few_of_2=0.2, real_few_of_20=0.6, cotrain_of_20=0.65, cotrain_of_2=0.3, synthetic_only=0.4)
     pairs = [(c["a"], c["b"]) for c in study_record.system_comparisons(found)]
@@ -277,6 +291,7 @@ def test_each_system_is_compared_with_as_many_real_episodes_as_it_has() -> None:
 def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their_generator_saw() -> None:
     seeds = next(iter(outcomes(any_arm=0.5).values()))
     cells = [Cell("real_few"), Cell("cotrain"), Cell("real_all"), Cell("cotrain_shuffled", feed="fair")]
+    cells.append(Cell("cotrain_filtered_shuffled", feed="fair", filter="replay"))
     cells += [Cell(arm, feed="fair") for arm in ("real_all", "cotrain")]
     cells += [Cell("cotrain_filtered", feed="fair", filter="replay")]
     pairs: dict[str, list[str]] = {}
@@ -286,6 +301,7 @@ def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their
         "cotrain": ["real_few", "real_all"],
         "real_all": ["real_few"],
         "cotrain_shuffled feed=fair": ["real_few"],
+        "cotrain_filtered_shuffled feed=fair filter=replay": ["real_few", "cotrain_shuffled feed=fair"],
         "real_all feed=fair": ["real_few"],
         "cotrain feed=fair": ["real_few", "real_all feed=fair"],
         "cotrain_filtered feed=fair filter=replay": ["real_few", "real_all feed=fair", "cotrain feed=fair"],
@@ -465,7 +481,8 @@ def test_a_study_at_smoke_scale_marks_what_fails_and_goes_on(
     assert {row["metric"] for row in record["rows"]} >= {"success", "real_per_synthetic"}
     replayed = {row["metric"]: row["n"] for row in record["rows"] if row["system"] == "synthetic feed=fair"}
     assert replayed == {"success": 2, "success plate-slide": 2}
-    assert "filters, feed=paper generator=0" in {row["suite"] for row in record["rows"]}
+    suites = {"filters, feed=paper generator=0", "unseen by task", "position by task"}
+    assert suites < {row["suite"] for row in record["rows"]}
     assert all(row["low"] <= row["value"] <= row["high"] for row in record["rows"])
     assert {c["b"] for c in record["comparisons"]} == {"real_few few=2", "real_all feed=fair"}
     assert "rollouts an arm" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from recipes import cli
 from recipes.common import check_unseen
 from recipes.compose import compose_config
 from recipes.schema import SCHEMAS
-from toolkit.data.scenes import write_scenes
+from toolkit.data.scenes import merge, scenes_of, told_scenes, write_scenes
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from vag_core import Generator
@@ -49,6 +50,8 @@ def test_help_shows_config_and_examples_that_compose(command: str, capsys: pytes
     assert "overwrite: false" in out
     for example in cli.EXAMPLES[command]:
         assert example in out
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", example)
+        assert not re.search(r"\{[^}]*,", bare), "a shell would make several words of it"
         words = shlex.split(example)
         assert words[: 1 + len(command.split())] == ["vag", *command.split()]
         compose_config(command, [word for word in words[2:] if "=" in word])
@@ -308,3 +311,17 @@ def test_scenes_that_were_trained_on_are_refused_by_name(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"trained on 9 of these scenes \(seeds: push 0 1 2 3 ... 7, sweep 4\)"):
         check_unseen("evaluate", str(tmp_path), {"push": list(range(8)), "sweep": [3, 4], "reach": [0]}, False)
     assert check_unseen("evaluate", str(tmp_path), {"push": [8, 9]}, allow_seen=True) == 1
+    assert check_unseen("evaluate", str(tmp_path), {"push": [9]}, False) == 0
+
+
+def test_scenes_that_nobody_noted_may_have_been_trained_on(tmp_path: Path) -> None:
+    noted, not_noted = {"task_name": "push", "seed": 3}, {"task_name": "push", "seed": None}
+    write_scenes(tmp_path, merge(scenes_of([noted, not_noted])))
+    assert check_unseen("evaluate", str(tmp_path), {"push": [4]}, False) is None
+    with pytest.raises(UserError, match="push 3"):
+        check_unseen("evaluate", str(tmp_path), {"push": [3, 4]}, False)
+    write_scenes(tmp_path, merge(scenes_of([noted]), told_scenes(tmp_path / "nowhere")))
+    assert check_unseen("evaluate", str(tmp_path), {"push": [4]}, False) is None
+    write_scenes(tmp_path, scenes_of([noted]))
+    assert check_unseen("evaluate", str(tmp_path), {"push": [4]}, False) == 0
+    assert check_unseen("evaluate", str(tmp_path), scenes_of([not_noted]), False) is None

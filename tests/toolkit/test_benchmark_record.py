@@ -30,6 +30,16 @@ def test_differences_and_ratios_say_what_they_are_and_what_they_are_read_beside(
     assert tables([row("ours", "distance", 3, floor=1.5)], "System")[-1] == "| ours | 3 [0, 1], floor 1.5 |"
 
 
+def test_a_leaderboard_stands_in_the_record(tmp_path: Path) -> None:
+    best = {"rank": 1, "system": "ours", "rate": 0.5, "low": 0.25, "high": 0.75, "n": 40}
+    board = [{**best, "not_distinguishable_from": None}, {**best, "system": "b", "not_distinguishable_from": "ours"}]
+    record = write_record(tmp_path, "some", "vag some", [row("ours", "success", 0.5)], [], {}, {"unseen": board})
+    assert record["leaderboards"] == {"unseen": board}
+    page = (tmp_path / "record.md").read_text()
+    assert "| Rank, `unseen` | system | success | not distinguishable from |" in page
+    assert "| 1 | b | 0.5 [0.25, 0.75], n = 40 | ours |" in page
+
+
 def test_many_metrics_take_several_tables_and_absent_systems_stay_out() -> None:
     rows = [row("ours", f"metric_{i}", i) for i in range(7)] + [row("theirs", "metric_6", 1)]
     heads = [line for line in tables(rows, "System") if line.startswith("| System")]

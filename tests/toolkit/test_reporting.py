@@ -24,7 +24,7 @@ from toolkit.errors import UserError
 from toolkit.evaluation.statistics import success_table
 from toolkit.reporting import media, plots
 from toolkit.reporting.report import write_report
-from toolkit.reporting.success import fraction_figures, fraction_points
+from toolkit.reporting.success import fraction_figures, fraction_points, verdicts
 
 EVIL = "<script>alert('push & $x$')</script>"
 
@@ -258,7 +258,21 @@ def test_says_which_intervals_overlap(page: Page) -> None:
     assert "95 % Wilson score intervals" in page.words
     plain = re.sub("<.*?>", "", page.text)
     assert "pi05_compact: pretrain_finetune [28.6, 52.6] is above real_few [6.9, 24.2]" in plain
-    assert "diffusion: real_few [10.6, 29.9] and pretrain_finetune [15.8, 37.2] are not distinguishable" in plain
+    assert "diffusion: real_few [10.6, 29.9] and pretrain_finetune [15.8, 37.2] are not told apart: their" in plain
+
+
+def test_rows_of_the_same_scenes_are_compared_by_scene() -> None:
+    """30 of 60 and 20 of 60, intervals overlapping: every scene that the first solves the second solves too."""
+
+    def row(arm: str, successes: int, first_seed: int = 0) -> dict[str, Any]:
+        outcomes = [["push", first_seed + i, i < successes] for i in range(60)]
+        return {"arm": arm, **success_table(["push"] * 60, [o[2] for o in outcomes]), "outcomes": outcomes}
+
+    assert "b [37.7, 62.3] is above a [22.7, 45.9]: 16.7 [" in re.sub(
+        "<.*?>", "", verdicts([row("a", 20), row("b", 30)], ("arm",))
+    )
+    assert "not told apart: 1.7 [" in verdicts([row("a", 20), row("b", 21)], ("arm",))
+    assert "their intervals overlap" in verdicts([row("a", 20), row("b", 30, first_seed=9)], ("arm",))
 
 
 def test_text_of_records_is_escaped(page: Page) -> None:
@@ -369,7 +383,9 @@ def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path) -> None:
         "rows": rows,
         "comparisons": [{"a": "cotrain", "b": "real_few", "suite": "unseen", "difference": 0.3012, "p": 0.001}],
         "failed": ["cotrain-diffusion-2"],
+        "notes": {"generator of feed=paper": "has seen <50>"},
     }
+    result["rows"] += [{**rows[0], "metric": "gap_closed", "value": 0.71}, {**rows[0], "metric": "x", "low": None}]
     lines = fraction_points(rows)
     points = {name: [(p["fraction"], p["rate"]) for p in line.points] for name, line in lines.items()}
     assert {line.all_real for line in lines.values()} == {0.8}
@@ -379,7 +395,8 @@ def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path) -> None:
     assert [part.tag.rpartition("}")[2] for part in ElementTree.fromstring(file)] == ["rect", "svg", "svg"]
     assert "var(" not in file
     page = page_of(write_run(tmp_path / "study", "ablate", result))
-    for words in ("50 %  ·  40/80  ·  [39, 61]", "0.3012", "disk <full>", "synthetic fraction", "Does synthetic data"):
+    shown = ("50 %  ·  40/80  ·  [39, 61]", "0.3012", "disk <full>", "synthetic fraction", "Does synthetic data")
+    for words in (*shown, "has seen <50>", "64/80", "0.71 [0.39, 0.61]", "gap closed"):
         assert words in page.words, words
 
 

@@ -1,6 +1,6 @@
 """Initial scenes that data or weights have seen: `seen_scenes.json` beside them, so that "unseen" can be checked.
 
-A scene is a Meta-World task and the seed it was reset with.
+A scene is a Meta-World task and the seed it was reset with. In the place of a task `*` says that there are others.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 from toolkit.errors import UserError
 
 FILE = "seen_scenes.json"
+UNKNOWN = "*"
 Scenes = dict[str, list[int]]
 
 
 def scenes_of(metadata: Iterable[dict[str, Any]]) -> Scenes:
-    """Scenes that episodes start from, as far as their columns `task_name` and `seed` tell."""
-    known = [row for row in metadata if row.get("task_name") is not None and row.get("seed") is not None]
-    return merge(*({str(row["task_name"]): [int(row["seed"])]} for row in known))
+    """Scenes that episodes start from, by their columns `task_name` and `seed`; UNKNOWN where one lacks them."""
+    told = ((row.get("task_name"), row.get("seed")) for row in metadata)
+    return merge(*({UNKNOWN: []} if None in (task, seed) else {str(task): [int(seed)]} for task, seed in told))
 
 
 def merge(*parts: Scenes) -> Scenes:
@@ -31,6 +32,12 @@ def merge(*parts: Scenes) -> Scenes:
 def write_scenes(directory: str | Path, scenes: Scenes) -> None:
     """Write `seen_scenes.json` into a directory that is still under its temporary name."""
     (Path(directory) / FILE).write_text(json.dumps(scenes) + "\n")
+
+
+def told_scenes(directory: str | Path) -> Scenes:
+    """As `read_scenes`, UNKNOWN if the directory does not say."""
+    scenes = read_scenes(directory)
+    return {UNKNOWN: []} if scenes is None else scenes
 
 
 def read_scenes(directory: str | Path) -> Scenes | None:

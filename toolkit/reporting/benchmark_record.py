@@ -21,6 +21,7 @@ def write_record(
     rows: list[dict[str, Any]],
     comparisons: list[dict[str, Any]],
     notes: dict[str, str],
+    leaderboards: dict[str, list[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """Write `record.json` and `record.md` into `directory` and return the record.
 
@@ -28,7 +29,8 @@ def write_record(
 
     rows: system, suite, metric, value, low, high, n, and policy where that is another thing. comparisons: a, b, suite,
     metric, then difference (a minus b) or, for metric `speed_ratio`, value (a over b, larger is better), low, high.
-    notes: what low and high are, and whatever else a reader needs to judge the numbers.
+    notes: what low and high are, and whatever else a reader needs to judge the numbers. leaderboards: of each suite
+    rank, system, rate, low, high, n and not_distinguishable_from, from the best to the worst.
     """
     stages = {read_record(path.parent)["git_sha"] for path in directory.glob("*/**/run.json")}
     if stages - {git_sha()}:
@@ -43,6 +45,7 @@ def write_record(
         "notes": notes,
         "rows": rows,
         "comparisons": comparisons,
+        **({"leaderboards": leaderboards} if leaderboards else {}),
     }
     write_json(directory / "record.json", record)
     with atomic(directory / "record.md") as temporary:
@@ -59,17 +62,26 @@ def record_page(record: dict[str, Any]) -> str:
         "",
         *(f"- {name.replace('_', ' ')}: {text}" for name, text in record["notes"].items()),
         f"- versions: {', '.join(f'{name} {version}' for name, version in record['versions'].items())}",
+        *(line for suite, board in record.get("leaderboards", {}).items() for line in leaderboard_table(suite, board)),
         *tables(record["rows"], "System"),
         *tables(record["comparisons"], "Compared"),
     ]
     return "\n".join(lines) + "\n"
 
 
+def leaderboard_table(suite: str, board: list[dict[str, Any]]) -> list[str]:
+    lines = ["", f"| Rank, `{suite}` | system | success | not distinguishable from |", "| ---: | --- | ---: | --- |"]
+    for row in board:
+        success = cell_text({**row, "value": row["rate"]}, None)
+        lines.append(f"| {row['rank']} | {row['system']} | {success} | {row['not_distinguishable_from'] or ''} |")
+    return lines
+
+
 def tables(rows: list[dict[str, Any]], title: str) -> list[str]:
     """Lines of tables for each suite: a row for each system, a column for each metric, COLUMNS of them beside."""
     lines: list[str] = []
     for suite in dict.fromkeys(row["suite"] for row in rows):
-        found = {(_system(row), row["metric"]): row for row in rows if row["suite"] == suite}
+        found = {(system_name(row), row["metric"]): row for row in rows if row["suite"] == suite}
         metrics = list(dict.fromkeys(metric for _, metric in found))
         for first in range(0, len(metrics), COLUMNS):
             some = metrics[first : first + COLUMNS]
@@ -78,12 +90,13 @@ def tables(rows: list[dict[str, Any]], title: str) -> list[str]:
             heads = [m.replace("_", " ") + (f" (n = {usual[m]:,})" if usual[m] else "") for m in some]
             lines += ["", f"| {title}, `{suite}` | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(some)}"]
             for system in dict.fromkeys(system for system, metric in found if metric in some):
-                cells = (_cell(found[system, m], usual[m]) if (system, m) in found else "" for m in some)
+                cells = (cell_text(found[system, m], usual[m]) if (system, m) in found else "" for m in some)
                 lines.append(f"| {system} | {' | '.join(cells)} |")
     return lines
 
 
-def _cell(row: dict[str, Any], usual: int | None) -> str:
+def cell_text(row: dict[str, Any], usual: int | None) -> str:
+    """A value or difference with its interval and what it is read beside; n too unless it is the usual one."""
     value = row["value"] if "value" in row else row["difference"]
     text = f"{_number(value)} [{_number(row['low'])}, {_number(row['high'])}]"
     text += "".join(f", {key} {_number(row[key])}" for key in BESIDE if key in row)
@@ -91,7 +104,8 @@ def _cell(row: dict[str, Any], usual: int | None) -> str:
     return text if row.get("n") == usual else f"{text}, n = {row['n']:,}"
 
 
-def _system(row: dict[str, Any]) -> str:
+def system_name(row: dict[str, Any]) -> str:
+    """A system with its policy, or the two that are compared."""
     name = row["system"] if "system" in row else f"{row['a']} {'/' if 'value' in row else '-'} {row['b']}"
     return f"{row['policy']}: {name}" if "policy" in row else str(name)
 

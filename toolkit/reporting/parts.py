@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.reporting import plots
+from toolkit.reporting.benchmark_record import cell_text, system_name
 from toolkit.reporting.markup import (
     as_dict,
     as_list,
@@ -17,7 +18,9 @@ from toolkit.reporting.markup import (
     framed,
     inspection,
     rows_table,
+    shown,
     side_by_side,
+    spaced,
 )
 from toolkit.reporting.success import (
     arm_figures,
@@ -25,6 +28,7 @@ from toolkit.reporting.success import (
     glossary,
     only_rates,
     rates_table,
+    success_counts,
     success_parts,
     verdicts,
 )
@@ -160,13 +164,33 @@ def _ablate(runs: list[RunPage], has_demo: bool) -> list[str]:
                 caption = "0: the few real episodes alone; 1: synthetic episodes alone; between: co-training."
                 figures.append(framed(figure, f"{caption} Dashed: all real episodes, where they were tried."))
             parts += [f"<h3>Suite <code>{escaped(suite)}</code></h3>", side_by_side(figures)]
-            parts.append(rows_table([row for row in chosen if row.get("metric") != "success"]))
+            if rates := success_counts(chosen):
+                parts.append(rates_table(rates, ("policy", "system"), intervals=""))
+            parts.append(metrics_table([row for row in chosen if row.get("metric") != "success"]))
             if compared := [row for row in comparisons if row.get("suite") == suite]:
                 parts.append("<h3>Paired differences, a minus b</h3>" + rows_table(compared))
             parts.append(glossary(chosen))
         if failed := [cell for cell in cells if cell.get("status") == "failed"]:
             parts.append("<h3>Cells that failed</h3>" + rows_table(failed))
+        parts.append(notes(run))
     return parts
+
+
+def metrics_table(rows: list[dict[str, Any]]) -> str:
+    """A row for each system, a column for each metric: values with their intervals. Nothing for no rows."""
+    table: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name, bounded = system_name(row), all(finite(row.get(key)) is not None for key in ("low", "high"))
+        cell = cell_text(row, row.get("n")) if bounded else shown(row["value"])
+        table.setdefault(name, {"system": name})[spaced(str(row.get("metric")))] = cell
+    return rows_table(list(table.values())) if table else ""
+
+
+def notes(run: RunPage) -> str:
+    """What a record says besides its numbers: how the intervals were made, what was seen, and the like."""
+    told = as_dict(run.result.get("notes"))
+    lines = [f"<li><b>{escaped(spaced(name))}</b>: {escaped(text)}</li>" for name, text in told.items()]
+    return f"<h3>How to read it</h3><ul>{''.join(lines)}</ul>" if lines else ""
 
 
 def _benchmark_policies(runs: list[RunPage], has_demo: bool) -> list[str]:
@@ -181,6 +205,7 @@ def _benchmark_policies(runs: list[RunPage], has_demo: bool) -> list[str]:
             parts += [f"<h3>Suite <code>{escaped(suite)}</code></h3>", side_by_side([figure, rows_table(ranked)])]
             if compared := [row for row in comparisons if row.get("suite") == suite]:
                 parts.append("<h3>Paired differences, a minus b</h3>" + rows_table(compared))
+        parts.append(notes(run))
     return parts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 PAPER = '<a href="https://arxiv.org/abs/2604.09330">VAG (arXiv 2604.09330)</a>'
 INTERVALS = (
     "Square brackets hold 95 % Wilson score intervals, in per cent: the success rates that the counted trials are "
-    "compatible with. Where two intervals overlap, the trials do not tell the two apart, whichever bar is longer."
+    "compatible with. They know nothing of how another training seed would do."
 )
 
 # command -> title, what the step does, clauses of the sentence about one run (a clause without its value is left out)
@@ -153,4 +153,5 @@ SHOWN = {  # keys of a result that the page already tells; the rest goes into a 
     ),
     *("generator", "tokenizer", "steps", "loss", "generator_id"),
     *("rows", "comparisons", "cells", "failed", "scores", "validity_cards", "replay", "success_curve", "scenes"),
+    *("leaderboards", "notes"),
 }

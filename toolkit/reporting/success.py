@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
+from toolkit.evaluation.statistics import compare_systems
 from toolkit.reporting import plots
 from toolkit.reporting.markup import (
     as_dict,
+    as_list,
     distinct,
     escaped,
     finite,
@@ -47,7 +51,9 @@ def success_parts(rows: list[dict[str, Any]], keys: tuple[str, ...], title: str,
     ]
 
 
-def rates_table(rows: list[dict[str, Any]], keys: tuple[str, ...], more: Sequence[str] = ()) -> str:
+def rates_table(
+    rows: list[dict[str, Any]], keys: tuple[str, ...], more: Sequence[str] = (), intervals: str = INTERVALS
+) -> str:
     """A row for each of `rows`, their tasks below; columns `keys`, then the numbers named by `more`, then the rate."""
     head = "".join(f"<th>{escaped(spaced(key))}</th>" for key in keys)
     head += "".join(f'<th class="number">{escaped(spaced(key))}</th>' for key in more)
@@ -65,12 +71,12 @@ def rates_table(rows: list[dict[str, Any]], keys: tuple[str, ...], more: Sequenc
             cells += [f'<td class="number">{shown(part.get(key))}</td>' for key in more]
             cells += [f'<td class="number">{cell}</td>' for cell in (fraction(part), rate, interval(part) or "–")]
             lines.append(f"<tr{kind}>{''.join(cells)}</tr>")
-    note = f'<p class="note">{INTERVALS}</p>'
+    note = f'<p class="note">{intervals}</p>' if intervals else ""
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>{note}'
 
 
 def verdicts(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
-    """Which pairs the intervals tell apart; pairs are formed inside each group, against its first row."""
+    """Which pairs can be told apart, by scene where that is known; pairs are formed in a group, with its first row."""
     lines = []
     bounded = [r for r in only_rates(rows) if finite(r.get("low")) is not None and finite(r.get("high")) is not None]
     for group in distinct(row.get(keys[0]) for row in bounded) if len(keys) > 1 else [None]:
@@ -79,14 +85,27 @@ def verdicts(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> str:
         for other in members[1:]:
             low, high = sorted((members[0], other), key=lambda row: row["rate"])
             names = [f"<code>{escaped(row.get(keys[-1], ''))}</code> {interval(row)}" for row in (low, high)]
-            if low["high"] >= high["low"]:
-                lines.append(
-                    f'<li class="unclear">{prefix}{names[0]} and {names[1]} are not distinguishable: their intervals '
-                    "overlap.</li>"
-                )
+            if paired := on_the_same_scenes(high, low):
+                clear = paired["low"] > 0
+                points = [plots.percent(paired[key]) for key in ("difference", "low", "high")]
+                why = f"{points[0]} [{points[1]}, {points[2]}] points, paired by scene"
             else:
-                lines.append(f"<li>{prefix}{names[1]} is above {names[0]}: their intervals do not overlap.</li>")
+                clear = low["high"] < high["low"]
+                why = "their intervals do not overlap" if clear else "their intervals overlap, which alone says little"
+            text = f"{names[1]} is above {names[0]}" if clear else f"{names[0]} and {names[1]} are not told apart"
+            lines.append(f"<li{'' if clear else ' class="unclear"'}>{prefix}{text}: {why}.</li>")
     return f'<ul class="verdicts">{"".join(lines)}</ul>' if lines else ""
+
+
+def on_the_same_scenes(first: dict[str, Any], second: dict[str, Any]) -> dict[str, float] | None:
+    """First minus second, scene by scene, where the rows have the outcomes of the same scenes; else None."""
+    tables = []
+    for row in (first, second):
+        rollouts = [as_list(found) for found in as_list(row.get("outcomes"))]
+        tables.append({(str(task), str(seed)): bool(success) for task, seed, success in rollouts})
+    if not tables[0] or tables[0].keys() != tables[1].keys():
+        return None
+    return compare_systems(*(np.array([[table[scene] for scene in tables[0]]], dtype=float) for table in tables))
 
 
 def glossary(rows: list[dict[str, Any]]) -> str:
@@ -94,10 +113,16 @@ def glossary(rows: list[dict[str, Any]]) -> str:
     names = distinct(row.get(key) for row in rows for key in ("arm", "system"))
     known = []
     for name in map(str, names):
-        base = name.removesuffix("_filtered")
+        base = name.replace("_filtered", "")
         if base in ARMS:
             known.append(f"<code>{escaped(name)}</code> {ARMS[base]}{', after filtering' if base != name else ''}")
     return f'<p class="note">{"; ".join(known)}.</p>' if known else ""
+
+
+def success_counts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the metric success, with the rate and the number of successes."""
+    rates = [row for row in rows if row.get("metric") == "success" and row.get("n")]
+    return [{**row, "rate": row["value"], "successes": round(row["value"] * row["n"])} for row in rates]
 
 
 def arm_figures(rows: list[dict[str, Any]]) -> list[str]:
@@ -105,15 +130,9 @@ def arm_figures(rows: list[dict[str, Any]]) -> list[str]:
     figures = []
     for suite in distinct(row.get("suite") for row in rows):
         bars = [
-            {
-                **row,
-                "group": f"{row.get('policy', '')}, {suite}",
-                "label": row.get("system", ""),
-                "rate": row["value"],
-                "successes": round(row["value"] * row["n"]),
-            }
-            for row in rows
-            if (row.get("suite"), row.get("metric")) == (suite, "success") and row.get("n")
+            {**row, "group": f"{row.get('policy', '')}, {suite}", "label": row.get("system", "")}
+            for row in success_counts(rows)
+            if row.get("suite") == suite
         ]
         if bars:
             figures.append(plots.success_bars(bars, f"Success, {suite}"))
