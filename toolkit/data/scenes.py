@@ -19,8 +19,11 @@ Scenes = dict[str, list[int]]
 
 def scenes_of(metadata: Iterable[dict[str, Any]]) -> Scenes:
     """Scenes that episodes start from, by their columns `task_name` and `seed`; UNKNOWN where one lacks them."""
-    told = ((row.get("task_name"), row.get("seed")) for row in metadata)
-    return merge(*({UNKNOWN: []} if None in (task, seed) else {str(task): [int(seed)]} for task, seed in told))
+    parts: list[Scenes] = []
+    for row in metadata:
+        task, seed = row.get("task_name"), row.get("seed")
+        parts.append({UNKNOWN: []} if task is None or seed is None else {str(task): [int(seed)]})
+    return merge(*parts)
 
 
 def merge(*parts: Scenes) -> Scenes:
