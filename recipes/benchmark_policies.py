@@ -19,6 +19,9 @@ from toolkit.evaluation.statistics import compare_systems, measured_success, tab
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.run_record import Run, read_record
 
+EXTENDABLE = True  # policies that were rolled out are taken as they are, so others can join them
+Differences = dict[tuple[str, str], dict[str, float]]  # (a, b): a minus b, as `compare_systems`
+
 
 def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
     """Roll every checkpoint out on every suite; write `record.json` and `record.md`, print leaderboard and record."""
@@ -50,10 +53,10 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
     for suite, tables in outcomes.items():
         for name, table in tables.items():
             rows.append({"system": name, "suite": suite, "metric": "success", **measured_success(table)})
-        for a, b in combinations(tables, 2):
-            pair = {"a": a, "b": b, "suite": suite, "metric": "success", "paired": True}
-            comparisons.append(pair | compare_systems(tables[a], tables[b]))
-        boards[suite] = leaderboard(tables)
+        compared = compare_all(tables)
+        for (a, b), difference in compared.items():
+            comparisons.append({"a": a, "b": b, "suite": suite, "metric": "success", "paired": True} | difference)
+        boards[suite] = leaderboard(tables, compared)
     notes = {
         "scenes": f"{config.episodes_per_task} of each of {', '.join(config.tasks)} in every suite"
         + (f", of {', '.join(config.new_tasks)} in task" if "task" in config.suites else "")
@@ -103,7 +106,12 @@ def all_scenes_known(root: Path, name: str, checkpoints: int) -> bool:
     return all(read_record(root / f"{name}_{k}")["result"]["seen_scenes"] is not None for k in range(checkpoints))
 
 
-def leaderboard(tables: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def compare_all(tables: dict[str, np.ndarray]) -> Differences:
+    """Each system minus each that follows it."""
+    return {(a, b): compare_systems(tables[a], tables[b]) for a, b in combinations(tables, 2)}
+
+
+def leaderboard(tables: dict[str, np.ndarray], compared: Differences) -> list[dict[str, Any]]:
     """Systems from best to worst, each with those above it that the data cannot tell from it.
 
     Two are not distinguishable where the interval of their paired difference holds 0. A rank is one more than the
@@ -112,7 +120,8 @@ def leaderboard(tables: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     order = sorted(tables, key=lambda name: -tables[name].mean())
     board: list[dict[str, Any]] = []
     for place, name in enumerate(order):
-        tied = [above for above in order[:place] if compare_systems(tables[above], tables[name])["low"] <= 0]
+        bounds = {other: compared.get((other, name)) or compared[name, other] for other in order[:place]}
+        tied = [above for above in order[:place] if bounds[above]["low"] <= 0 <= bounds[above]["high"]]
         rank = max([1 + place - len(tied), *(row["rank"] for row in board)])
         row = {"rank": rank, "system": name, **table_rate(tables[name])}
         board.append(row | {"seeds": len(tables[name]), "not_distinguishable_from": ", ".join(tied) or None})

@@ -147,6 +147,13 @@ def test_policies_are_ranked_on_the_same_scenes(demo: Path, tmp_path: Path, caps
     assert {(c["a"], c["b"]) for c in record["comparisons"]} == {("ours", "diffusion")}
     new = json.loads((tmp_path / "board/ours_0/run.json").read_text())["result"]["suites"]["task"]["outcomes"]
     assert {task for task, _, _ in new} == {"button-press-topdown"}
+    assert {row["system"] for row in record["leaderboards"]["task"]} == {"ours", "diffusion"}
+    before = (tmp_path / "board/ours_0/run.json").read_bytes()
+    joining = f"tuned:{demo / 'finetune_diffusion/pretrained_model'},diffusion:"
+    assert cli.main([*(word.replace("diffusion:", joining) for word in words), "resume=true"]) == 0
+    assert (tmp_path / "board/ours_0/run.json").read_bytes() == before
+    board = json.loads((tmp_path / "board/record.json").read_text())["leaderboards"]["visual"]
+    assert {row["system"] for row in board} == {"ours", "tuned", "diffusion"}
     assert cli.main([*words[:2], f"checkpoints={{a:{few},b:{few}}}", f"out={tmp_path / 'twice'}"]) == 2
     assert "is given twice" in capsys.readouterr().err
 
