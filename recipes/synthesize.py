@@ -22,7 +22,8 @@ from recipes.common import (
 )
 from recipes.schema import SynthesizeConfig
 from toolkit.data.images import moved
-from toolkit.data.lerobot_io import EpisodeWriter, read_info
+from toolkit.data.lerobot_info import feature_names, read_info
+from toolkit.data.lerobot_io import EpisodeWriter
 from toolkit.data.scenes import read_scenes, scenes_of, write_scenes
 from toolkit.data.schema import ACTION, PICTURE_EVERY, STATE, Episode
 from toolkit.errors import UserError
@@ -294,12 +295,12 @@ def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple
                 reference if comparable else None,
             )
         )
-    info = read_info(Path(config.scenes_from)) if Path(config.scenes_from).is_dir() else {"features": {}}
-    names = {}
-    for key, label, width in ((STATE, "state", shape.state_dim), (ACTION, "action", shape.action_dim)):
-        given = info["features"].get(key, {}).get("names")
-        known = isinstance(given, list) and len(given) == width
-        names[f"{label}_names"] = given if known else [f"{label}_{i}" for i in range(width)]
+    info: dict[str, Any] = {
+        "features": {key: {"shape": [width]} for key, width in ((STATE, shape.state_dim), (ACTION, shape.action_dim))}
+    }
+    if Path(config.scenes_from).is_dir():
+        info = read_info(Path(config.scenes_from))
+    names = {"state_names": feature_names(info, STATE), "action_names": feature_names(info, ACTION)}
     return scenes, {"fps": round(store.fps), "robot_type": info.get("robot_type") or "unknown", **names}
 
 

@@ -84,7 +84,7 @@ def test_fraction_is_realised_and_processes_share_it(store: ClipStore) -> None:
 def test_sources_that_do_not_fit_are_refused(store: ClipStore) -> None:
     wider = replace(store, actions=np.zeros((len(store.actions), 7), np.float32))
     with pytest.raises(UserError, match="actions are 2 wide; expected 7, as the widest of 2 datasets; pad_widths=true"):
-        mixture([store, wider], [1, 1])
+        mixture([replace(store, action_names=["dx", "dy"]), replace(wider, action_names=list("abcdefg"))], [1, 1])
     with pytest.raises(UserError, match="actions are 7 wide; expected 2, as the robot$"):
         mixture([store, wider], [1, 1], action_dim=2, pad_widths=True, asked_by="the robot")
     with pytest.raises(UserError, match="mixture weights"):

@@ -272,7 +272,8 @@ def test_rows_of_the_same_scenes_are_compared_by_scene() -> None:
         "<.*?>", "", verdicts([row("a", 20), row("b", 30)], ("arm",))
     )
     assert "not told apart: 1.7 [" in verdicts([row("a", 20), row("b", 21)], ("arm",))
-    assert "their intervals overlap" in verdicts([row("a", 20), row("b", 30, first_seed=9)], ("arm",))
+    for other in (row("b", 30, first_seed=9), {**row("b", 30), "outcomes": [["push", 0], 7]}):
+        assert "their intervals overlap" in verdicts([row("a", 20), other], ("arm",))
 
 
 def test_text_of_records_is_escaped(page: Page) -> None:

@@ -95,8 +95,6 @@ def make_sources(
                 f"{store.name}: {store.fps:g} steps a second; {stores[0].name} has {stores[0].fps:g}: the same action "
                 "would last another time; they cannot be mixed"
             )
-    if not pad_widths:
-        check_dimensions(stores)
     columns: dict[str, list[np.ndarray]] = {}
     for name, wanted, floor in (("states", state_dim, STATE_FLOOR), ("actions", action_dim, ACTION_FLOOR)):
         values = [np.asarray(getattr(store, name)) for store in stores]
@@ -109,6 +107,8 @@ def make_sources(
         if normalization == "per_source":
             values = _onto_first_range(values, floor)
         columns[name] = [np.pad(v, ((0, 0), (0, width - v.shape[1]))) if v.shape[1] < width else v for v in values]
+    if not pad_widths:  # all are of one width by now
+        check_dimensions(stores)
     return [
         Source(
             replace(store, states=columns["states"][i], actions=columns["actions"][i]),

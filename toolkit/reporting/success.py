@@ -101,7 +101,7 @@ def on_the_same_scenes(first: dict[str, Any], second: dict[str, Any]) -> dict[st
     """First minus second, scene by scene, where the rows have the outcomes of the same scenes; else None."""
     tables = []
     for row in (first, second):
-        rollouts = [as_list(found) for found in as_list(row.get("outcomes"))]
+        rollouts = [found for found in map(as_list, as_list(row.get("outcomes"))) if len(found) == 3]
         tables.append({(str(task), str(seed)): bool(success) for task, seed, success in rollouts})
     if not tables[0] or tables[0].keys() != tables[1].keys():
         return None
