@@ -60,9 +60,9 @@ EXTENDABLE = True  # cells that are there are taken as they are, so a grid can g
 
 
 def run(config: AblateConfig, run: Run) -> None:
-    """Collect, train, evaluate all cells; write `cells.parquet`, `arms.svg`, `figure.svg`, `record.json`, `record.md`.
+    """Collect, train, evaluate all cells; write their tables, `arms.svg`, `figure.svg`, `record.json`, `record.md`.
 
-    Print the record as the last line.
+    The tables are `cells.parquet`, and `rollouts.parquet` with every outcome. Print the record as the last line.
     """
     cells = parse_grid(config)
     check(config, cells)
@@ -88,9 +88,11 @@ def run(config: AblateConfig, run: Run) -> None:
     stopped = run_lanes(root, lanes, config.lanes, after, keep_going=True)
     failed = [cell.name for cell in cells if cell.name in stopped]
     table = cell_table(config, root, cells, failed)
-    with atomic(root / "cells.parquet") as temporary:
-        table.to_parquet(temporary, index=False)
-    outcomes = gather(root, [cell for cell in cells if cell.name not in failed])
+    measured = [cell for cell in cells if cell.name not in failed]
+    for name, content in (("cells", table), ("rollouts", rollout_table(root, measured))):
+        with atomic(root / f"{name}.parquet") as temporary:
+            content.to_parquet(temporary, index=False)
+    outcomes = gather(root, measured)
     if not outcomes:
         raise UserError(f"ablate: all {len(cells)} cells failed; their messages stand above and in {root}")
     rows, comparisons = system_rows(outcomes), system_comparisons(outcomes)
@@ -262,6 +264,22 @@ def cell_table(config: AblateConfig, root: Path, cells: Sequence[Cell], failed: 
             if evaluation is not None:
                 measured = {key: evaluation["suites"][suite][key] for key in measured}
             rows.append({**asdict(cell), "suite": suite, **measured, **status})
+    return pd.DataFrame(rows)
+
+
+def rollout_table(root: Path, cells: Sequence[Cell]) -> Any:
+    """One row for each rollout: axes of its cell, suite, task, seed of the scene, success.
+
+    It is small where the study's directory is large, and all that other intervals or pairs would need.
+    """
+    import pandas as pd
+
+    rows = [
+        {**asdict(cell), "suite": suite, "task": task, "scene": scene, "success": success}
+        for cell in cells
+        for suite, measured in (finished(root / cell.name / "evaluate") or {"suites": {}})["suites"].items()
+        for task, scene, success in measured["outcomes"]
+    ]
     return pd.DataFrame(rows)
 
 

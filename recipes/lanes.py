@@ -65,13 +65,16 @@ def run_lanes(
     """One process per lane, `limit` at a time; a lane begins once the one that `after` names for it has ended.
 
     With a limit of 0 all run in this process, one after the other: small ones are done before a process has started.
+    So are, whatever the limit, lanes that earlier runs have finished: to grow a large study does not start it anew.
     Returns the lanes that failed, and those that waited for them, if it is to `keep_going`; else raises UserError at
     the first. Their own messages are already on the screen.
     """
     if limit == 0:
         return _run_here(root, lanes, after or {}, keep_going)
+    finished = {name: lane for name, lane in lanes.items() if all(_is_finished(root / stage[0]) for stage in lane)}
+    refused = _run_here(root, finished, {}, keep_going)  # those that were finished with other settings
     context = multiprocessing.get_context("spawn")
-    waiting, after, limit = list(lanes), after or {}, limit or len(lanes)
+    waiting, after, limit = [name for name in lanes if name not in finished], after or {}, limit or len(lanes)
     processes: dict[str, Any] = {}
     places: dict[str, int] = {}  # line of the progress bar
     try:
@@ -79,7 +82,7 @@ def run_lanes(
             running = [name for name, process in processes.items() if process.is_alive()]
             if any(process.exitcode for process in processes.values()) and not keep_going:
                 break  # no need to wait for the others
-            done = {name for name, process in processes.items() if process.exitcode == 0}
+            done = finished.keys() - refused | {name for name, process in processes.items() if process.exitcode == 0}
             ready = [name for name in waiting if name not in after or after[name] in done]
             for name in ready[: limit - len(running)]:
                 places[name] = min(set(range(limit)) - {places[other] for other in running})
@@ -101,7 +104,14 @@ def run_lanes(
             process.join()
     if failed and not keep_going:
         raise _failure(failed)
-    return failed + waiting
+    return refused + failed + waiting
+
+
+def _is_finished(directory: Path) -> bool:
+    try:
+        return read_record(directory)["status"] == "finished"
+    except UserError:  # not begun; or damaged, which the stage will say
+        return False
 
 
 def _run_here(root: Path, lanes: dict[str, Lane], after: dict[str, str], keep_going: bool) -> list[str]:

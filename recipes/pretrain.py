@@ -12,7 +12,7 @@ import numpy as np
 from policies.factory import PolicyObjective, build_policy
 from recipes.common import episode_table, load_clips, speed
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
-from toolkit.data.clips import ClipStore
+from toolkit.data.clips import ClipStore, write_control
 from toolkit.data.mixture import Augmented, BatchSource, Mixture, Source, make_sources
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.scenes import Scenes, merge, read_scenes, scenes_of, told_scenes, write_scenes
@@ -128,6 +128,7 @@ def train_policy(
     generators = [read_scenes(Path(path) / "meta") or {} for path in config.real]
     generators += [told_scenes(Path(path) / "meta") for path in config.synthetic]
     write_scenes(temporary, merge(seen_before or {}, *starts, *generators))
+    write_control(temporary, [source.store for source in sources])
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     shutil.rmtree(run.directory / "checkpoints")

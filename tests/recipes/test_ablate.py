@@ -476,6 +476,10 @@ def test_a_study_at_smoke_scale_marks_what_fails_and_goes_on(
     assert set(failed["arm"]) == {"pretrain_finetune_filtered"}
     assert failed["error"].str.contains("leaves no episode").all()
     assert failed["rate"].isna().all()
+    rollouts = pd.read_parquet(out / "rollouts.parquet")
+    assert set(rollouts["arm"]) == set(table["arm"]) - {"pretrain_finetune_filtered"}
+    assert len(rollouts) == table["n"].sum()
+    assert rollouts["success"].sum() == table["successes"].sum()
     systems = {row["system"] for row in record["rows"]}
     assert {"real_few few=2", "real_few few=3", "real_all", "cotrain feed=fair few=2 synthetic_per_task=2"} <= systems
     assert {row["metric"] for row in record["rows"]} >= {"success", "real_per_synthetic"}

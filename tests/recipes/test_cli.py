@@ -192,6 +192,32 @@ def test_finetuning_names_the_dataset_that_does_not_fit(
     assert f"{dataset}: states are 2 wide; expected 4, as {tmp_path / 'policy'}" in complaint(capsys, *words)
 
 
+@pytest.mark.slow
+def test_finetuning_refuses_data_whose_numbers_mean_something_else(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [f"real=[{dataset}]", "image_size=32", "optim.steps=1", "optim.batch_size=2"]
+    assert cli.main(["pretrain", "policy=pi05_compact", *short, f"out={tmp_path / 'policy'}"]) == 0
+    checkpoint = tmp_path / "policy/pretrained_model"
+    words = ["finetune", f"checkpoint={checkpoint}", *short]
+    assert cli.main([*words, f"out={tmp_path / 'same'}"]) == 0
+    control = checkpoint / "control.json"
+    told = json.loads(control.read_text())
+    assert told == {"fps": 20, "state_names": ["y", "x"], "action_names": ["dy", "dx"]}
+    out = f"out={tmp_path / 'other'}"
+    capsys.readouterr()
+    for changes, expected in (
+        ({"fps": 5}, f"{dataset}: 20 steps a second; {checkpoint} has 5: .* go on .*: refit_statistics=true"),
+        ({"action_names": ["dx", "dy"]}, f"{dataset}: its action_names are dy, dx; {checkpoint} has dx, dy"),
+    ):
+        control.write_text(json.dumps(told | changes))
+        assert re.search(expected, complaint(capsys, *words, out, "overwrite=true"))
+    assert cli.main([*words, out, "overwrite=true", "refit_statistics=true"]) == 0
+    capsys.readouterr()
+    control.write_text("{}")
+    assert f"{control}: damaged ('state_names'); expected fps" in complaint(capsys, *words, out, "overwrite=true")
+
+
 def work_then_refuse(path: Path) -> None:
     path.touch()
     raise UserError("found late")

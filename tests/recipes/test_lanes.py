@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes import lanes as lanes_module
 from recipes.lanes import Lane, run_lanes, stage
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import read_record
@@ -57,3 +58,17 @@ def test_a_failure_is_an_error_unless_told_otherwise(tmp_path: Path, limit: int)
     work, after = lanes(tmp_path)
     with pytest.raises(UserError, match="stages of bad failed"):
         run_lanes(tmp_path, {name: work[name] for name in ("bad", "after_bad")}, limit=limit, after=after)
+
+
+@pytest.mark.slow
+def test_lanes_that_are_finished_start_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, after = lanes(tmp_path)
+    few = {name: work[name] for name in ("good", "after_good")}
+    run_lanes(tmp_path, few, limit=0, after=after)
+    monkeypatch.setattr(lanes_module.multiprocessing, "get_context", lambda _: None)
+    assert run_lanes(tmp_path, few, limit=2, after=after) == []
+    few["good"] = [("good", "report", [*work["good"][0][2], "seed=1"])]
+    assert run_lanes(tmp_path, {"good": few["good"]}, limit=2, keep_going=True) == ["good"]  # finished otherwise
+    (tmp_path / "after_good/run.json").write_text("{")
+    with pytest.raises(AttributeError, match="Process"):  # it would start one, which says what is damaged
+        run_lanes(tmp_path, few | {"good": work["good"]}, limit=2, after=after)

@@ -27,6 +27,7 @@ ARRAYS = {  # dimensions and kind of number
     "episode_lengths": (1, "iu"),
     "episode_tasks": (1, "iu"),
 }
+CONTROL_FILE = "control.json"
 CHECKED_ROWS = 1 << 16  # rows looked at together, so that a check of millions of rows needs little memory
 
 
@@ -160,7 +161,47 @@ class ClipStore:
         }
 
 
-def check_dimensions(stores: Sequence[ClipStore]) -> None:
+@dataclass(frozen=True)
+class Control:
+    """What the numbers of a dataset mean to its robot, as a policy that was trained on it remembers."""
+
+    name: str  # what messages call it
+    fps: float
+    state_names: Sequence[str]
+    action_names: Sequence[str]
+
+    @classmethod
+    def read(cls, checkpoint: str | Path) -> Control | None:
+        """`control.json` of a checkpoint; None if it has none. Raises UserError if it is damaged."""
+        path = Path(checkpoint) / CONTROL_FILE
+        try:
+            found = json.loads(path.read_text())
+            names = {key: [str(name) for name in found[key]] for key in ("state_names", "action_names")}
+            return cls(str(checkpoint), float(found["fps"]), **names)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: damaged ({error}); expected fps, state_names and action_names") from error
+
+
+def write_control(directory: Path, stores: Sequence[ClipStore]) -> None:
+    """Write `control.json` into a directory that is still under its temporary name; names are those of the widest."""
+    names = {key: list(max((getattr(s, key) for s in stores), key=len)) for key in ("state_names", "action_names")}
+    told = {"fps": stores[0].fps, **names}
+    (directory / CONTROL_FILE).write_text(json.dumps(told) + "\n")
+
+
+def check_rates(stores: Sequence[ClipStore | Control]) -> None:
+    """Raise UserError where a step lasts another time than in the first."""
+    for store in stores[1:]:
+        if round(store.fps) != round(stores[0].fps):
+            raise UserError(
+                f"{store.name}: {store.fps:g} steps a second; {stores[0].name} has {stores[0].fps:g}: the same action "
+                "would last another time; they cannot be mixed"
+            )
+
+
+def check_dimensions(stores: Sequence[ClipStore | Control]) -> None:
     """Raise UserError where datasets name the dimensions of states or actions differently: equal widths say little."""
     for key in ("state_names", "action_names"):
         told = [(store, list(getattr(store, key))) for store in stores if getattr(store, key)]
