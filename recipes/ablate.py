@@ -37,6 +37,7 @@ from recipes.study_record import (
     generator_rows,
     notes,
     power_sentence,
+    rollout_table,
     system_comparisons,
     system_rows,
     task_rows,
@@ -141,7 +142,7 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
             raise UserError(f"ablate: unknown suite '{suite}'. {nearest(suite, SUITES)}")
         if SUITES[suite].new_tasks and not config.new_tasks:
             raise UserError(
-                f"ablate: suite '{suite}' needs new_tasks=[...], tasks of which the policy gets no real demo"
+                f"ablate: suite '{suite}' needs new_tasks=[...], tasks of which only real_all gets real demos"
             )
     check_tasks(config)
     scenes = {"first_seed": config.real_per_task, "held_out_seed": config.scenes_per_task}
@@ -267,22 +268,6 @@ def cell_table(config: AblateConfig, root: Path, cells: Sequence[Cell], failed: 
     return pd.DataFrame(rows)
 
 
-def rollout_table(root: Path, cells: Sequence[Cell]) -> Any:
-    """One row for each rollout: axes of its cell, suite, task, seed of the scene, success.
-
-    It is small where the study's directory is large, and all that other intervals or pairs would need.
-    """
-    import pandas as pd
-
-    rows = [
-        {**asdict(cell), "suite": suite, "task": task, "scene": scene, "success": success}
-        for cell in cells
-        for suite, measured in (finished(root / cell.name / "evaluate") or {"suites": {}})["suites"].items()
-        for task, scene, success in measured["outcomes"]
-    ]
-    return pd.DataFrame(rows)
-
-
 def first_error(config: AblateConfig, root: Path, cell: Cell) -> str:
     """What the first stage that failed for a cell said."""
     before = generator_lane(config, root, cell.feed, generator_seed(config, cell), 1) if cell.needs_generator else []
@@ -297,11 +282,10 @@ def summary(result: dict[str, Any]) -> str:
     """How many cells, and the largest lift of synthetic episodes: a choice made on the scenes it is told for."""
     text = f"{len(result['cells'])} rows, {len(result['failed'])} cells failed"
     arms = [name for name, arm in ARMS.items() if arm.synthetic and not arm.shuffled]
-    lifts = [
-        c for c in result["comparisons"] if (c["suite"], c["control"]) == ("unseen", "real_few") and c["arm"] in arms
-    ]
-    if not lifts:
-        return text
-    best = max(lifts, key=lambda c: c["difference"])
-    span = f"{best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}]"
-    return f"{text}; largest lift of {len(lifts)} over real_few on unseen: {best['a']} ({best['policy']}) {span}"
+    lifts = [c for c in result["comparisons"] if c["control"] == "real_few" and c["arm"] in arms]
+    for suite in dict.fromkeys(lift["suite"] for lift in lifts if lift["suite"] in ("unseen", "task")):
+        found = [lift for lift in lifts if lift["suite"] == suite]
+        best = max(found, key=lambda c: c["difference"])
+        span = f"{best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}]"
+        text += f"; largest lift of {len(found)} over real_few on {suite}: {best['a']} ({best['policy']}) {span}"
+    return text

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from recipes.common import scenes_text
 from recipes.compose import command_words
 from recipes.lanes import Lane, run_lanes
 from recipes.schema import BenchmarkPoliciesConfig
@@ -58,8 +59,7 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
             comparisons.append({"a": a, "b": b, "suite": suite, "metric": "success", "paired": True} | difference)
         boards[suite] = leaderboard(tables, compared)
     notes = {
-        "scenes": f"{config.episodes_per_task} of each of {', '.join(config.tasks)} in every suite"
-        + (f", of {', '.join(config.new_tasks)} in task" if "task" in config.suites else "")
+        "scenes": scenes_text(config.suites, config.episodes_per_task, config.tasks, config.new_tasks)
         + f", from seed {config.first_seed} on; the same for all policies",
         "rollouts": " ".join(config.evaluate) or "as `vag evaluate` does by default",
         "intervals": "95 %, over checkpoints and scenes: the outer bounds of Wilson's interval and a bootstrap for "

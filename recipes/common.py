@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +96,12 @@ def pick_device(runtime: RuntimeConfig) -> str:
     """'auto' resolved to what this machine has. Raises UserError for a device that is not there."""
     check_runtime(runtime)
     return ("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else runtime.device
+
+
+def scenes_text(suites: Sequence[str], per_task: int, tasks: Sequence[str], new_tasks: Sequence[str]) -> str:
+    """Which scenes the suites of a record have."""
+    text = f"{per_task} of each of {', '.join(tasks)} in every suite"
+    return text + (f" but `task`, there of each of {', '.join(new_tasks)}" if "task" in suites else "")
 
 
 def distinct_tasks(command: str, tasks: list[str]) -> list[str]:

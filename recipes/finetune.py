@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from policies.factory import PolicyObjective
 from recipes.common import weights_id
 from recipes.pretrain import load_mixture, summary, train_policy
 from recipes.schema import FinetuneConfig
-from toolkit.data.clips import ClipStore, Control, check_dimensions, check_rates
+from toolkit.data.clips import Conventions
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.scenes import told_scenes
 from toolkit.errors import UserError
@@ -19,7 +17,11 @@ __all__ = ["run", "summary"]
 
 
 def run(config: FinetuneConfig, run: Run) -> None:
-    """Fine-tune and write `pretrained_model/`; pretraining's statistics are kept unless `refit_statistics`."""
+    """Fine-tune and write `pretrained_model/`.
+
+    Pretraining's statistics are kept unless `refit_statistics`; so data of another rate, or with other names of
+    dimensions, is refused unless that is asked for.
+    """
     seed_everything(config.seed)
     objective = PolicyObjective.from_pretrained(config.checkpoint)
     if config.normalization == "per_source" and not config.refit_statistics:
@@ -33,21 +35,13 @@ def run(config: FinetuneConfig, run: Run) -> None:
     )
     if sources[0].store.image_size != objective.image_shape[1]:
         raise UserError(f"image_size={config.image_size}; {config.checkpoint} expects {objective.image_shape[1]}")
-    if not config.refit_statistics and (before := Control.read(config.checkpoint)):
-        check_control(before, [source.store for source in sources], config.pad_widths)
+    before = None if config.refit_statistics else Conventions.read(config.checkpoint)
+    if before is not None:
+        for source in sources:
+            before.check(source.store, names=not config.pad_widths)
     if config.refit_statistics:
         objective.refit_statistics(compute_statistics([source.unpadded for source in sources if source.weight]))
     if config.freeze_vision_encoder:
         objective.freeze_vision_encoder()
     run.result["pretrained_id"] = weights_id(config.checkpoint)
-    train_policy(config, run, objective, sources, seen_before=told_scenes(config.checkpoint))
-
-
-def check_control(before: Control, stores: Sequence[ClipStore], pad_widths: bool) -> None:
-    """Raise UserError where the data's numbers mean something else than those of a checkpoint's training."""
-    try:
-        check_rates([before, *stores])
-        if not pad_widths:
-            check_dimensions([before, *stores])
-    except UserError as error:
-        raise UserError(f"{error}. To go on from these weights all the same: refit_statistics=true") from error
+    train_policy(config, run, objective, sources, told_scenes(config.checkpoint), before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
-from functools import partial
+from functools import cache, partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, cast
@@ -45,7 +45,7 @@ def check_same(directory: Path, before: dict[str, Any], command: str, overrides:
     earlier = {
         key: value.replace(old, new) if was and isinstance(value, str) else value for key, value in leaves(before)
     }
-    default = dict(leaves(cast(Any, OmegaConf.to_container(compose_config(command, [])))))
+    default = _defaults(command)
     for key, now in leaves(cast(Any, OmegaConf.to_container(compose_config(command, overrides), resolve=True))):
         begun = earlier.get(key, default.get(key))  # a setting that is newer than the run was at its default
         if key not in NOT_COMPARED and begun != now:
@@ -53,6 +53,11 @@ def check_same(directory: Path, before: dict[str, Any], command: str, overrides:
                 f"{directory}: begun with {key}={begun}; now it is {now}. "
                 "Delete it and what was made from it to have them made again, or choose another out"
             )
+
+
+@cache
+def _defaults(command: str) -> dict[str, Any]:
+    return dict(leaves(cast(Any, OmegaConf.to_container(compose_config(command, [])))))
 
 
 def run_lanes(
@@ -65,16 +70,18 @@ def run_lanes(
     """One process per lane, `limit` at a time; a lane begins once the one that `after` names for it has ended.
 
     With a limit of 0 all run in this process, one after the other: small ones are done before a process has started.
-    So are, whatever the limit, lanes that earlier runs have finished: to grow a large study does not start it anew.
+    Lanes whose stages have all finished before are only checked, here, and wait for none: a study that grows starts no
+    process for them.
     Returns the lanes that failed, and those that waited for them, if it is to `keep_going`; else raises UserError at
     the first. Their own messages are already on the screen.
     """
+    after = after or {}
+    finished = {name: lane for name, lane in lanes.items() if all(_is_finished(root / path) for path, *_ in lane)}
+    refused = _run_here(root, finished, {}, set(), keep_going)  # those that were finished with other settings
+    earlier, waiting = finished.keys() - refused, [name for name in lanes if name not in finished]
     if limit == 0:
-        return _run_here(root, lanes, after or {}, keep_going)
-    finished = {name: lane for name, lane in lanes.items() if all(_is_finished(root / stage[0]) for stage in lane)}
-    refused = _run_here(root, finished, {}, keep_going)  # those that were finished with other settings
-    context = multiprocessing.get_context("spawn")
-    waiting, after, limit = [name for name in lanes if name not in finished], after or {}, limit or len(lanes)
+        return refused + _run_here(root, {name: lanes[name] for name in waiting}, after, earlier, keep_going)
+    context, limit = multiprocessing.get_context("spawn"), limit or len(lanes)
     processes: dict[str, Any] = {}
     places: dict[str, int] = {}  # line of the progress bar
     try:
@@ -82,7 +89,7 @@ def run_lanes(
             running = [name for name, process in processes.items() if process.is_alive()]
             if any(process.exitcode for process in processes.values()) and not keep_going:
                 break  # no need to wait for the others
-            done = finished.keys() - refused | {name for name, process in processes.items() if process.exitcode == 0}
+            done = earlier | {name for name, process in processes.items() if process.exitcode == 0}
             ready = [name for name in waiting if name not in after or after[name] in done]
             for name in ready[: limit - len(running)]:
                 places[name] = min(set(range(limit)) - {places[other] for other in running})
@@ -114,8 +121,8 @@ def _is_finished(directory: Path) -> bool:
         return False
 
 
-def _run_here(root: Path, lanes: dict[str, Lane], after: dict[str, str], keep_going: bool) -> list[str]:
-    waiting, done, failed = list(lanes), set[str](), list[str]()
+def _run_here(root: Path, lanes: dict[str, Lane], after: dict[str, str], done: set[str], keep_going: bool) -> list[str]:
+    waiting, failed = list(lanes), list[str]()
     while ready := [name for name in waiting if name not in after or after[name] in done]:
         name = ready[0]
         waiting.remove(name)
@@ -129,7 +136,7 @@ def _run_here(root: Path, lanes: dict[str, Lane], after: dict[str, str], keep_go
         if code and not keep_going:
             raise _failure([name])
         failed += [name] if code else []
-        done |= set() if code else {name}
+        done = done | (set() if code else {name})
     return failed + waiting
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from policies.factory import PolicyObjective, build_policy
 from recipes.common import episode_table, load_clips, speed
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
-from toolkit.data.clips import ClipStore, write_control
+from toolkit.data.clips import ClipStore, Conventions
 from toolkit.data.mixture import Augmented, BatchSource, Mixture, Source, make_sources
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.scenes import Scenes, merge, read_scenes, scenes_of, told_scenes, write_scenes
@@ -114,8 +114,12 @@ def train_policy(
     objective: PolicyObjective,
     sources: list[Source],
     seen_before: Scenes | None = None,
+    before: Conventions | None = None,
 ) -> None:
-    """Train through the one loop, write the checkpoint and the scenes it has seen, fill in the result."""
+    """Train through the one loop, write the checkpoint, what it has seen and learned from, and fill in the result.
+
+    seen_before, before: scenes and conventions of the checkpoint that training goes on from.
+    """
     mixture = Mixture(sources, config.optim.batch_size, objective.horizon, config.seed)
     data: BatchSource = Augmented(mixture, config.seed) if config.augment else mixture
     name = objective.policy_type
@@ -124,11 +128,12 @@ def train_policy(
     target, temporary = run.directory / "pretrained_model", run.directory / ".pretrained_model.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     objective.save_pretrained(temporary)
-    starts = [scenes_of(source.store.metadata) for source in sources if source.weight]
+    trained_on = [source.store for source in sources if source.weight]
+    starts = [scenes_of(store.metadata) for store in trained_on]
     generators = [read_scenes(Path(path) / "meta") or {} for path in config.real]
     generators += [told_scenes(Path(path) / "meta") for path in config.synthetic]
     write_scenes(temporary, merge(seen_before or {}, *starts, *generators))
-    write_control(temporary, [source.store for source in sources])
+    Conventions.shared([*([before] if before else []), *trained_on]).write(temporary)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     shutil.rmtree(run.directory / "checkpoints")

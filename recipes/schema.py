@@ -244,7 +244,7 @@ class PretrainConfig(PolicyTrainingConfig):
 @dataclass
 class FinetuneConfig(PolicyTrainingConfig):
     checkpoint: str = MISSING  # pretrained_model directory
-    refit_statistics: bool = False  # replace the normalisation statistics of pretraining
+    refit_statistics: bool = False  # replace those of pretraining; numbers of another rate or meaning are then taken
     freeze_vision_encoder: bool = False
 
 
@@ -308,7 +308,7 @@ class AblateConfig(CommonConfig):
 
     grid: list[str] = MISSING  # Hydra multirun lines: 'arm=real_few,cotrain policy=diffusion seed=0,1,2'
     tasks: list[str] = MISSING
-    new_tasks: list[str] = field(default_factory=list)  # the policy gets synthetic episodes of them alone: suite `task`
+    new_tasks: list[str] = field(default_factory=list)  # suite `task`: real episodes of them are in real_all alone
     other_tasks: list[str] = field(default_factory=list)  # more of what the generator of the feed `fair` sees
     real_per_task: int = 50
     fed_few: int = 5  # of each task, what the generator of the feed `fair` sees; the policy gets the same ones

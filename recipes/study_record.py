@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipes.common import episode_table
+from recipes.common import episode_table, scenes_text
 from recipes.schema import AblateConfig
 from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, total_steps
 from toolkit.data.selection import HIGHER_IS_BETTER, column
@@ -46,15 +46,35 @@ def finished(directory: Path) -> dict[str, Any] | None:
     return record["result"] if record["status"] == "finished" else None
 
 
+def measured_suites(root: Path, cell: Cell) -> dict[str, Any]:
+    """By suite what `vag evaluate` found of a cell; empty if it was not evaluated."""
+    return (finished(root / cell.name / "evaluate") or {"suites": {}})["suites"]
+
+
 def gather(root: Path, cells: Sequence[Cell]) -> Outcomes:
     """Outcomes of every rollout, policy by policy; scenes in the same order for all."""
     outcomes: Outcomes = {}
     for cell in sorted(cells, key=lambda cell: POLICIES.index(cell.policy)):
-        evaluation = finished(root / cell.name / "evaluate")
-        for suite, measured in (evaluation or {"suites": {}})["suites"].items():
+        for suite, measured in measured_suites(root, cell).items():
             seeds = outcomes.setdefault((cell.group, suite), {})
             seeds[cell.seed] = [bool(success) for _, _, success in measured["outcomes"]]
     return outcomes
+
+
+def rollout_table(root: Path, cells: Sequence[Cell]) -> Any:
+    """One row for each rollout: axes of its cell, suite, task, seed of the scene, success.
+
+    Enough for other intervals and pairs, without the large directory of the study.
+    """
+    import pandas as pd
+
+    rows = [
+        [*asdict(cell).values(), suite, task, scene, success]
+        for cell in cells
+        for suite, measured in measured_suites(root, cell).items()
+        for task, scene, success in measured["outcomes"]
+    ]
+    return pd.DataFrame(rows, columns=[*(axis.name for axis in fields(Cell)), "suite", "task", "scene", "success"])
 
 
 def matrix(seeds: dict[int, list[bool]]) -> np.ndarray:
@@ -101,7 +121,7 @@ def task_rows(root: Path, cells: Sequence[Cell], outcomes: Outcomes) -> list[dic
     """Success of each system, policy and suite by task."""
     tasks: dict[str, list[str]] = {}  # of each scene of a suite, in the order that all cells share
     for cell in cells:
-        for suite, measured in (finished(root / cell.name / "evaluate") or {"suites": {}})["suites"].items():
+        for suite, measured in measured_suites(root, cell).items():
             tasks.setdefault(suite, [task for task, _, _ in measured["outcomes"]])
     rows = []
     for (cell, suite), seeds in outcomes.items():
@@ -217,12 +237,15 @@ def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[dict[str, An
 
     Read off the learning curve of real episodes: all of them are its end. Net of what the generator has seen of each
     task beyond what the policy gets; episodes of other tasks are not counted. Not on `position` nor `task`: the few
-    real episodes of the curve never cover them, however many there are.
+    real episodes of the curve never cover them, however many there are. Nothing where there are new tasks: along the
+    curve both the episodes of a task and the tasks would then grow.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if config.new_tasks:
+        return rows
     for (cell, suite), seeds in outcomes.items():
         arm = ARMS[cell.arm]
-        never_covered = SUITES[suite].positions == "outer" or SUITES[suite].new_tasks
+        never_covered = SUITES[suite].positions == "outer"
         if not arm.synthetic or arm.real != "few" or arm.shuffled or never_covered:
             continue
         curve = {
@@ -250,7 +273,8 @@ def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[dict[str, An
 def power_sentence(config: AblateConfig, cells: Sequence[Cell]) -> str:
     few, many = config.gap
     needed = two_proportion_sample_size(few, many, config.power)
-    scenes = config.scenes_per_task * len(config.tasks)
+    tasks = min(len(config.new_tasks if SUITES[suite].new_tasks else config.tasks) for suite in config.suites)
+    scenes = config.scenes_per_task * tasks  # of the suite that has the fewest
     seeds = min(Counter(cell.group for cell in cells).values())  # of the arm that has the fewest
     found = design_power(few, many, scenes, seeds, config.seed_deviation)
     return (
@@ -312,8 +336,7 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         "arms": f"where their names say nothing else, with few={default.few} real episodes a task, "
         f"synthetic_per_task={default.synthetic_per_task} synthetic ones, synthetic_fraction="
         f"{default.synthetic_fraction} of the clips while both take part",
-        "scenes": f"{config.scenes_per_task} of each of {', '.join(config.tasks)} in every suite"
-        + (f", of {', '.join(config.new_tasks)} in task" if "task" in config.suites else "")
+        "scenes": scenes_text(config.suites, config.scenes_per_task, config.tasks, config.new_tasks)
         + f", from seed {config.held_out_seed} on; the same for all cells. Objects stand where those of the few real "
         "episodes may, in `position` where they may not",
         "intervals": "95 %, over training seeds (for synthetic scenes those of the generators) and scenes: the outer "
@@ -324,7 +347,10 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         "generators": f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of "
         "the policies; intervals know the policies' seeds alone, so where a generator is shared they are rather too "
         "narrow. The few real episodes are the same for all seeds: what other ones would give, no interval knows",
-        "exchange": "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; it "
+        "exchange": "with tasks of which the policy gets no real episode, none is told: more real episodes a task "
+        "and more tasks would be one"
+        if config.new_tasks
+        else "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; it "
         "is also the break-even cost: a synthetic one, generated and chosen, pays off if it costs less than so many "
         "real ones. All that were generated are counted, those that a filter drops too. net_real_episodes: what all "
         "synthetic ones of a task are worth, less what the generator has seen of it beyond the policy's own. Read off "
@@ -335,6 +361,11 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         + "; ".join(told_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
         "power": power_sentence(config, cells),
     }
+    if config.new_tasks:
+        found["new tasks"] = (
+            f"of {', '.join(config.new_tasks)} the policies get no real episode, but in real_all, which holds all "
+            "that the generator has seen; synthetic ones as of the others"
+        )
     if any(ARMS[cell.arm].finetuned for cell in cells):
         found["fine-tuning"] = " ".join(config.finetune)
     if used:

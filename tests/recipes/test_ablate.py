@@ -253,6 +253,13 @@ def test_success_is_told_by_task(tmp_path: Path) -> None:
         record = {"command": "evaluate", "status": "finished", "result": {"suites": {"unseen": {"outcomes": rollouts}}}}
         (tmp_path / cell.name / "evaluate").mkdir(parents=True)
         (tmp_path / cell.name / "evaluate/run.json").write_text(json.dumps(record))
+    table = study_record.rollout_table(tmp_path, cells)
+    assert table[["seed", "task", "scene", "success"]].values.tolist()[3:5] == [
+        [0, "sweep", 0, False],
+        [1, "push", 0, True],
+    ]
+    assert len(table) == 8
+    assert list(study_record.rollout_table(tmp_path, []).columns) == list(table.columns)
     rows = study_record.task_rows(tmp_path, cells, study_record.gather(tmp_path, cells))
     told = {row["metric"]: (row["value"], row["n"], row["seeds"]) for row in rows}
     assert told == {"push": (0.5, 6, 2), "sweep": (0.5, 2, 2)}
@@ -414,6 +421,23 @@ def test_notes_tell_the_training_settings_that_count() -> None:
         "diffusion optim.steps=11 optim.learning_rate=2 optim.batch_size=4"
     )
     assert "optim.learning_rate=1" in study_record.told_training(study, "pi05_compact")
+
+
+def test_what_is_told_of_tasks_without_real_episodes() -> None:
+    study = config("experiment=ablate_task", "grid=['arm=real_few,real_all,cotrain']")
+    cells = parse_grid(study)
+    told = study_record.notes(study, cells, [])
+    assert told["scenes"].startswith(
+        "40 of each of push, pick-place, lever-pull in every suite but `task`, there of each of window-open, sweep-into"
+    )
+    assert "of window-open, sweep-into the policies get no real episode, but in real_all" in told["new tasks"]
+    assert "80 scenes x 1 training seeds" in told["power"]
+    found = {(cell, suite): {0: [cell.arm != "real_few", True]} for cell in cells for suite in ("unseen", "task")}
+    assert study_record.exchange_rows(study, found) == []
+    pairs = study_record.system_comparisons(found)
+    text = ablate.summary({"cells": [], "failed": [], "comparisons": pairs})
+    assert "largest lift of 1 over real_few on unseen: cotrain (pi05_compact) +0.500" in text
+    assert "on task: cotrain" in text
 
 
 def test_the_few_must_be_among_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

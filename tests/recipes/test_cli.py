@@ -201,21 +201,25 @@ def test_finetuning_refuses_data_whose_numbers_mean_something_else(
     checkpoint = tmp_path / "policy/pretrained_model"
     words = ["finetune", f"checkpoint={checkpoint}", *short]
     assert cli.main([*words, f"out={tmp_path / 'same'}"]) == 0
-    control = checkpoint / "control.json"
-    told = json.loads(control.read_text())
+    conventions = checkpoint / "conventions.json"
+    told = json.loads(conventions.read_text())
     assert told == {"fps": 20, "state_names": ["y", "x"], "action_names": ["dy", "dx"]}
     out = f"out={tmp_path / 'other'}"
     capsys.readouterr()
     for changes, expected in (
-        ({"fps": 5}, f"{dataset}: 20 steps a second; {checkpoint} has 5: .* go on .*: refit_statistics=true"),
-        ({"action_names": ["dx", "dy"]}, f"{dataset}: its action_names are dy, dx; {checkpoint} has dx, dy"),
+        ({"fps": 5}, f"{dataset}: 20 steps a second; {checkpoint} was trained on 5: .* refit_statistics=true goes on"),
+        ({"action_names": ["x", "y"]}, f"{dataset}: its action_names are dy, dx; {checkpoint} was trained on x, y"),
     ):
-        control.write_text(json.dumps(told | changes))
+        conventions.write_text(json.dumps(told | changes))
         assert re.search(expected, complaint(capsys, *words, out, "overwrite=true"))
     assert cli.main([*words, out, "overwrite=true", "refit_statistics=true"]) == 0
-    capsys.readouterr()
-    control.write_text("{}")
-    assert f"{control}: damaged ('state_names'); expected fps" in complaint(capsys, *words, out, "overwrite=true")
+    assert json.loads((tmp_path / "other/pretrained_model/conventions.json").read_text()) == told
+    for damaged in ("{}", '{"fps": NaN, "state_names": [], "action_names": []}'):
+        conventions.write_text(damaged)
+        capsys.readouterr()
+        assert f"{conventions}: damaged (" in complaint(capsys, *words, out, "overwrite=true")
+    conventions.unlink()  # of an older version, or of lerobot-train
+    assert cli.main([*words, out, "overwrite=true"]) == 0
 
 
 def work_then_refuse(path: Path) -> None:

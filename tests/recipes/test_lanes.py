@@ -69,6 +69,18 @@ def test_lanes_that_are_finished_start_no_process(tmp_path: Path, monkeypatch: p
     assert run_lanes(tmp_path, few, limit=2, after=after) == []
     few["good"] = [("good", "report", [*work["good"][0][2], "seed=1"])]
     assert run_lanes(tmp_path, {"good": few["good"]}, limit=2, keep_going=True) == ["good"]  # finished otherwise
+    with pytest.raises(UserError, match="stages of good failed"):
+        run_lanes(tmp_path, few, limit=2, after=after)
     (tmp_path / "after_good/run.json").write_text("{")
     with pytest.raises(AttributeError, match="Process"):  # it would start one, which says what is damaged
         run_lanes(tmp_path, few | {"good": work["good"]}, limit=2, after=after)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [2, 0])
+def test_what_is_finished_does_not_wait_for_what_fails(tmp_path: Path, limit: int) -> None:
+    work, after = lanes(tmp_path)
+    directory, command, words = work["after_bad"][0]
+    stage(tmp_path / directory, command, words)
+    assert run_lanes(tmp_path, work, limit=limit, after=after, keep_going=True) == ["bad"]
+    assert read_record(tmp_path / "after_after_bad")["status"] == "finished"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.data.clips import ClipStore
+from toolkit.data.clips import ClipStore, Conventions
 from toolkit.data.mixture import Mixture, make_sources
 from toolkit.data.normalizer import ACTION_FLOOR, compute_statistics, describe, describe_columns
 from toolkit.data.schema import ACTION, ACTION_DIM_IS_PAD, ACTION_IS_PAD, STATE, SYNTHETIC
@@ -100,6 +100,27 @@ def test_sources_that_do_not_fit_are_refused(store: ClipStore) -> None:
     with pytest.raises(UserError, match="its action_names are x, y; .* has dx, dy: .*meta/info.json"):
         mixture(named, [1, 1, 1, 1])
     mixture(named, [1, 1, 1, 1], pad_widths=True)
+
+
+def test_policies_keep_what_the_numbers_of_all_their_data_mean(tmp_path: Path, store: ClipStore) -> None:
+    wide, narrow, other, unnamed = (
+        replace(store, action_names=names) for names in (["dx", "dy", "grip"], ["dx", "dy"], ["a", "b", "c"], ())
+    )
+    kept = Conventions.shared([unnamed, narrow, wide])
+    assert kept.action_names == ["dx", "dy", "grip"]
+    assert Conventions.shared([kept, unnamed, narrow]) == kept  # as fine-tuning goes on from it
+    assert Conventions.shared([wide, other]).action_names == []
+    kept.write(tmp_path)
+    read = Conventions.read(tmp_path)
+    assert read == replace(kept, name=str(tmp_path))
+    read.check(wide)
+    read.check(unnamed)
+    read.check(narrow, names=False)
+    with pytest.raises(UserError, match="action_names are a, b, c; .* trained on dx, dy, grip.*refit_statistics"):
+        read.check(other)
+    with pytest.raises(UserError, match="5 steps a second; .* was trained on 20"):
+        read.check(replace(wide, fps=5), names=False)
+    assert Conventions.read(tmp_path / "nowhere") is None
 
 
 def test_narrow_robots_are_padded_and_masked() -> None:

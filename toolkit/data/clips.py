@@ -27,7 +27,7 @@ ARRAYS = {  # dimensions and kind of number
     "episode_lengths": (1, "iu"),
     "episode_tasks": (1, "iu"),
 }
-CONTROL_FILE = "control.json"
+CONVENTIONS = "conventions.json"
 CHECKED_ROWS = 1 << 16  # rows looked at together, so that a check of millions of rows needs little memory
 
 
@@ -162,46 +162,62 @@ class ClipStore:
 
 
 @dataclass(frozen=True)
-class Control:
-    """What the numbers of a dataset mean to its robot, as a policy that was trained on it remembers."""
+class Conventions:
+    """What a robot's numbers mean, beside their width. A policy keeps those of the data that it was trained on."""
 
     name: str  # what messages call it
     fps: float
-    state_names: Sequence[str]
+    state_names: Sequence[str]  # empty where nobody said
     action_names: Sequence[str]
 
     @classmethod
-    def read(cls, checkpoint: str | Path) -> Control | None:
-        """`control.json` of a checkpoint; None if it has none. Raises UserError if it is damaged."""
-        path = Path(checkpoint) / CONTROL_FILE
+    def shared(cls, parts: Sequence[ClipStore | Conventions]) -> Conventions:
+        """Those of data that is trained on together: the names of the widest, none where those disagree."""
+        names: dict[str, list[str]] = {}
+        for key in ("state_names", "action_names"):
+            told = [list(getattr(part, key)) for part in parts]
+            widest = [found for found in told if len(found) == max(map(len, told))]
+            names[key] = widest[0] if all(found == widest[0] for found in widest) else []
+        return cls(parts[0].name, parts[0].fps, **names)
+
+    @classmethod
+    def read(cls, checkpoint: str | Path) -> Conventions | None:
+        """`conventions.json` of a checkpoint; None if it has none. Raises UserError if it is damaged."""
+        path = Path(checkpoint) / CONVENTIONS
         try:
             found = json.loads(path.read_text())
-            names = {key: [str(name) for name in found[key]] for key in ("state_names", "action_names")}
-            return cls(str(checkpoint), float(found["fps"]), **names)
+            fps, names = float(found["fps"]), {key: found[key] for key in ("state_names", "action_names")}
+            if not (0 < fps < np.inf and all(isinstance(value, list) for value in names.values())):
+                raise ValueError("no rate above 0, or no lists")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: damaged ({error}); expected fps, state_names and action_names") from error
+        return cls(str(checkpoint), fps, **names)
 
+    def write(self, directory: Path) -> None:
+        """Write `conventions.json` into a directory that is still under its temporary name."""
+        told = {"fps": self.fps, "state_names": list(self.state_names), "action_names": list(self.action_names)}
+        (directory / CONVENTIONS).write_text(json.dumps(told) + "\n")
 
-def write_control(directory: Path, stores: Sequence[ClipStore]) -> None:
-    """Write `control.json` into a directory that is still under its temporary name; names are those of the widest."""
-    names = {key: list(max((getattr(s, key) for s in stores), key=len)) for key in ("state_names", "action_names")}
-    told = {"fps": stores[0].fps, **names}
-    (directory / CONTROL_FILE).write_text(json.dumps(told) + "\n")
-
-
-def check_rates(stores: Sequence[ClipStore | Control]) -> None:
-    """Raise UserError where a step lasts another time than in the first."""
-    for store in stores[1:]:
-        if round(store.fps) != round(stores[0].fps):
+    def check(self, store: ClipStore, names: bool = True) -> None:
+        """Raise UserError if a dataset has another rate or, where both tell `names` of dimensions, other ones."""
+        if round(store.fps) != round(self.fps):
             raise UserError(
-                f"{store.name}: {store.fps:g} steps a second; {stores[0].name} has {stores[0].fps:g}: the same action "
-                "would last another time; they cannot be mixed"
+                f"{store.name}: {store.fps:g} steps a second; {self.name} was trained on {self.fps:g}: the same action "
+                "would last another time. refit_statistics=true goes on from its weights all the same"
             )
+        for key in ("state_names", "action_names") if names else ():
+            now, before = list(getattr(store, key)), list(getattr(self, key))
+            if now and before and now != before:
+                raise UserError(
+                    f"{store.name}: its {key} are {', '.join(now)}; {self.name} was trained on {', '.join(before)}. If "
+                    "they are the same, give them the same names in meta/info.json; if not, refit_statistics=true goes "
+                    "on from its weights all the same"
+                )
 
 
-def check_dimensions(stores: Sequence[ClipStore | Control]) -> None:
+def check_dimensions(stores: Sequence[ClipStore]) -> None:
     """Raise UserError where datasets name the dimensions of states or actions differently: equal widths say little."""
     for key in ("state_names", "action_names"):
         told = [(store, list(getattr(store, key))) for store in stores if getattr(store, key)]

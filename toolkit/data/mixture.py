@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from toolkit.data.clips import ClipStore, check_dimensions, check_rates
+from toolkit.data.clips import ClipStore, check_dimensions
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
 from toolkit.data.schema import ACTION_DIM_IS_PAD, IMAGE, PICTURE_EVERY, SYNTHETIC
 from toolkit.errors import UserError
@@ -90,7 +90,11 @@ def make_sources(
         if store.frames.shape[1:] != stores[0].frames.shape[1:]:
             ours, first = store.frames.shape[1:], stores[0].frames.shape[1:]
             raise UserError(f"{store.name}: frames are {ours}; {stores[0].name} has {first}: they cannot be mixed")
-    check_rates(stores)
+        if round(store.fps) != round(stores[0].fps):
+            raise UserError(
+                f"{store.name}: {store.fps:g} steps a second; {stores[0].name} has {stores[0].fps:g}: the same action "
+                "would last another time; they cannot be mixed"
+            )
     columns: dict[str, list[np.ndarray]] = {}
     for name, wanted, floor in (("states", state_dim, STATE_FLOOR), ("actions", action_dim, ACTION_FLOOR)):
         values = [np.asarray(getattr(store, name)) for store in stores]
