@@ -245,7 +245,7 @@ def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[dict[str, An
         return rows
     for (cell, suite), seeds in outcomes.items():
         arm = ARMS[cell.arm]
-        never_covered = SUITES[suite].positions == "outer"
+        never_covered = SUITES[suite].positions == "outer" or SUITES[suite].new_tasks
         if not arm.synthetic or arm.real != "few" or arm.shuffled or never_covered:
             continue
         curve = {
@@ -344,23 +344,28 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         "real_few) / (real_all - real_few), told where that gap is surely above 0, and real_per_synthetic, of which "
         "no upper bound is known where at_end_of_curve. p is McNemar's exact test for the training seed where it is "
         "largest, not corrected for the number of comparisons",
-        "generators": f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of "
-        "the policies; intervals know the policies' seeds alone, so where a generator is shared they are rather too "
-        "narrow. The few real episodes are the same for all seeds: what other ones would give, no interval knows",
-        "exchange": "with tasks of which the policy gets no real episode, none is told: more real episodes a task "
-        "and more tasks would be one"
-        if config.new_tasks
-        else "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; it "
-        "is also the break-even cost: a synthetic one, generated and chosen, pays off if it costs less than so many "
-        "real ones. All that were generated are counted, those that a filter drops too. net_real_episodes: what all "
-        "synthetic ones of a task are worth, less what the generator has seen of it beyond the policy's own. Read off "
-        f"a curve through {' and '.join(map(str, curve))} real episodes a task, straight in the logarithm of their "
-        "number, which no interval covers; objects of the last ones stand anywhere. It ends at all real episodes, so "
-        "with feed=paper no more than 0 can be found",
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
         + "; ".join(told_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
         "power": power_sentence(config, cells),
     }
+    if any(ARMS[cell.arm].real == "few" for cell in cells):
+        found["real episodes"] = "the few are the same for all seeds: what other ones would give, no interval knows"
+    if feeds:
+        found["generators"] = (
+            f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of the "
+            "policies; intervals know the policies' seeds alone, so where a generator is shared they are rather too "
+            "narrow"
+        )
+    if feeds and not config.new_tasks:  # with those, `exchange_rows` has none
+        found["exchange"] = (
+            "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; it is also "
+            "the break-even cost: a synthetic one, generated and chosen, pays off if it costs less than so many real "
+            "ones. All that were generated are counted, those that a filter drops too. net_real_episodes: what all "
+            "synthetic ones of a task are worth, less what the generator has seen of it beyond the policy's own. Read "
+            f"off a curve through {' and '.join(map(str, curve))} real episodes a task, straight in the logarithm of "
+            "their number, which no interval covers; objects of the last ones stand anywhere. It ends at all real "
+            "episodes, so with feed=paper no more than 0 can be found"
+        )
     if config.new_tasks:
         found["new tasks"] = (
             f"of {', '.join(config.new_tasks)} the policies get no real episode, but in real_all, which holds all "

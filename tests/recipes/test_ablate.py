@@ -432,6 +432,10 @@ def test_what_is_told_of_tasks_without_real_episodes() -> None:
     )
     assert "of window-open, sweep-into the policies get no real episode, but in real_all" in told["new tasks"]
     assert "80 scenes x 1 training seeds" in told["power"]
+    assert {"generators", "real episodes"} <= told.keys()
+    assert "exchange" not in told
+    lone = parse_grid(config("grid=['arm=real_all']"))
+    assert not {"generators", "real episodes", "exchange"} & study_record.notes(config(), lone, []).keys()
     found = {(cell, suite): {0: [cell.arm != "real_few", True]} for cell in cells for suite in ("unseen", "task")}
     assert study_record.exchange_rows(study, found) == []
     pairs = study_record.system_comparisons(found)
