@@ -135,13 +135,14 @@ def task_rows(root: Path, cells: Sequence[Cell], outcomes: Outcomes) -> list[dic
 def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
     """What a cell is compared with, as far as it was tried.
 
-    The same few real episodes alone; for synthetic episodes also all real ones that their generator has seen, and
-    beside real ones the same synthetic ones alone; and the same without its filter, weights or augmentation, or
-    fine-tuned as by default.
+    The same few real episodes alone; for synthetic episodes also all real ones that their generator has seen, the same
+    with shuffled actions, and beside real ones the same synthetic ones alone; and the same without its filter, weights
+    or augmentation, or fine-tuned as by default.
     """
     arm, found = ARMS[cell.arm], [few_alone(cell, outcomes, suite)]
     if arm.synthetic and not arm.shuffled:
         found.append(Cell("real_all", cell.policy, cell.feed))
+        found.append(replace(cell, arm=f"{cell.arm}_shuffled"))
     if arm.synthetic and arm.real and not (arm.shuffled or arm.filtered or arm.augmented):
         alone = Cell("synthetic_only", cell.policy, cell.feed)
         found.append(replace(alone, synthetic_per_task=cell.synthetic_per_task, weight_by=cell.weight_by))

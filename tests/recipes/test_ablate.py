@@ -310,8 +310,13 @@ def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their
         "cotrain_shuffled feed=fair": ["real_few"],
         "cotrain_filtered_shuffled feed=fair filter=replay": ["real_few", "cotrain_shuffled feed=fair"],
         "real_all feed=fair": ["real_few"],
-        "cotrain feed=fair": ["real_few", "real_all feed=fair"],
-        "cotrain_filtered feed=fair filter=replay": ["real_few", "real_all feed=fair", "cotrain feed=fair"],
+        "cotrain feed=fair": ["real_few", "real_all feed=fair", "cotrain_shuffled feed=fair"],
+        "cotrain_filtered feed=fair filter=replay": [
+            "real_few",
+            "real_all feed=fair",
+            "cotrain_filtered_shuffled feed=fair filter=replay",
+            "cotrain feed=fair",
+        ],
     }
 
 
