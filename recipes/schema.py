@@ -244,7 +244,7 @@ class PretrainConfig(PolicyTrainingConfig):
 @dataclass
 class FinetuneConfig(PolicyTrainingConfig):
     checkpoint: str = MISSING  # pretrained_model directory
-    refit_statistics: bool = False  # replace those of pretraining; numbers of another rate or meaning are then taken
+    refit_statistics: bool = False  # replace pretraining's; then its rate and names do not bind either
     freeze_vision_encoder: bool = False
 
 
