@@ -214,8 +214,8 @@ def test_finetuning_refuses_data_whose_numbers_mean_something_else(
         assert re.search(expected, complaint(capsys, *words, out, "overwrite=true"))
     assert cli.main([*words, out, "overwrite=true", "refit_statistics=true"]) == 0
     assert json.loads((tmp_path / "other/pretrained_model/conventions.json").read_text()) == told
-    for damaged in ("{}", '{"fps": NaN, "state_names": [], "action_names": []}'):
-        conventions.write_text(damaged)
+    for damaged in ({}, told | {"fps": float("nan")}, told | {"state_names": "yx"}, told | {"action_names": [1, 2]}):
+        conventions.write_text(json.dumps(damaged))
         capsys.readouterr()
         assert f"{conventions}: damaged (" in complaint(capsys, *words, out, "overwrite=true")
     conventions.unlink()  # of an older version, or of lerobot-train

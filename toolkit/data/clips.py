@@ -187,8 +187,9 @@ class Conventions:
         try:
             found = json.loads(path.read_text())
             fps, names = float(found["fps"]), {key: found[key] for key in ("state_names", "action_names")}
-            if not (0 < fps < np.inf and all(isinstance(value, list) for value in names.values())):
-                raise ValueError("no rate above 0, or no lists")
+            listed = all(isinstance(told, list) and all(isinstance(n, str) for n in told) for told in names.values())
+            if not (0 < fps < np.inf and listed):
+                raise ValueError("no rate above 0, or no lists of names")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
