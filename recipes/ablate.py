@@ -100,7 +100,7 @@ def run(config: AblateConfig, run: Run) -> None:
     rows += exchange_rows(config, outcomes) + task_rows(root, cells, outcomes)
     rows += generator_rows(root, cells, config) + filter_rows(root, cells, config)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
-    told = {**notes(config, cells, failed), "policies": told_commits(root, cells)}
+    told = {**notes(config, cells, failed, {row["metric"] for row in rows}), "policies": told_commits(root, cells)}
     if any(row["suite"].startswith("filters") for row in rows):
         told["filters by threshold"] = FILTER_NOTE
     if draws := told_draws(config, root, cells):

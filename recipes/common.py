@@ -100,8 +100,13 @@ def pick_device(runtime: RuntimeConfig) -> str:
 
 def scenes_text(suites: Sequence[str], per_task: int, tasks: Sequence[str], new_tasks: Sequence[str]) -> str:
     """Which scenes the suites of a record have."""
-    text = f"{per_task} of each of {', '.join(tasks)} in every suite"
-    return text + (f" but `task`, there of each of {', '.join(new_tasks)}" if "task" in suites else "")
+    parts = []
+    if set(suites) != {"task"}:
+        where = "every suite but `task`" if "task" in suites else "every suite"
+        parts.append(f"{per_task} of each of {', '.join(tasks)} in {where}")
+    if "task" in suites:
+        parts.append(f"{per_task} of each of {', '.join(new_tasks)} in `task`")
+    return "; ".join(parts)
 
 
 def distinct_tasks(command: str, tasks: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -323,8 +323,10 @@ def told_draws(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> str:
     return "; ".join(found)
 
 
-def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) -> dict[str, str]:
-    """What a reader needs to judge the numbers."""
+def notes(
+    config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str], metrics: Container[str]
+) -> dict[str, str]:
+    """What a reader needs to judge the numbers, of the `metrics` that the rows have."""
     everything, others = [*config.tasks, *config.new_tasks], [*config.new_tasks, *config.other_tasks]
     episodes = {"paper": f"{config.real_per_task} real episodes of each of {', '.join(everything)}"}
     episodes["fair"] = f"{config.fed_few} real episodes of each of {', '.join(config.tasks)}"
@@ -341,10 +343,8 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
         + f", from seed {config.held_out_seed} on; the same for all cells. Objects stand where those of the few real "
         "episodes may, in `position` where they may not",
         "intervals": "95 %, over training seeds (for synthetic scenes those of the generators) and scenes: the outer "
-        "bounds of Wilson's interval and a bootstrap for success, a bootstrap for differences, gap_closed = (system - "
-        "real_few) / (real_all - real_few), told where that gap is surely above 0, and real_per_synthetic, of which "
-        "no upper bound is known where at_end_of_curve. p is McNemar's exact test for the training seed where it is "
-        "largest, not corrected for the number of comparisons",
+        "bounds of Wilson's interval and a bootstrap for success, a bootstrap for all else. p is McNemar's exact test "
+        "for the training seed where it is largest, not corrected for the number of comparisons",
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
         + "; ".join(told_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
         "power": power_sentence(config, cells),
@@ -357,15 +357,17 @@ def notes(config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str]) ->
             "policies; intervals know the policies' seeds alone, so where a generator is shared they are rather too "
             "narrow"
         )
-    if feeds and not config.new_tasks:  # with those, `exchange_rows` has none
+    if "gap_closed" in metrics:
+        found["gap_closed"] = "(system - real_few) / (real_all - real_few), told where that gap is surely above 0"
+    if "real_per_synthetic" in metrics:
         found["exchange"] = (
             "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; it is also "
             "the break-even cost: a synthetic one, generated and chosen, pays off if it costs less than so many real "
-            "ones. All that were generated are counted, those that a filter drops too. net_real_episodes: what all "
-            "synthetic ones of a task are worth, less what the generator has seen of it beyond the policy's own. Read "
-            f"off a curve through {' and '.join(map(str, curve))} real episodes a task, straight in the logarithm of "
-            "their number, which no interval covers; objects of the last ones stand anywhere. It ends at all real "
-            "episodes, so with feed=paper no more than 0 can be found"
+            "ones; no upper bound is known where at_end_of_curve. All that were generated are counted, those that a "
+            "filter drops too. net_real_episodes: what all synthetic ones of a task are worth, less what the generator "
+            f"has seen of it beyond the policy's own. Read off a curve through {' and '.join(map(str, curve))} real "
+            "episodes a task, straight in the logarithm of their number, which no interval covers; objects of the last "
+            "ones stand anywhere. It ends at all real episodes, so with feed=paper no more than 0 can be found"
         )
     if config.new_tasks:
         found["new tasks"] = (

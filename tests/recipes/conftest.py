@@ -1,7 +1,4 @@
-"""Commands in processes of their own, started by a fork server that has imported everything.
-
-Starting Python and importing torch and LeRobot takes longer than most of these commands work.
-"""
+"""What the tests of several commands share."""
 
 import importlib
 import multiprocessing
@@ -9,15 +6,24 @@ import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
+
+from recipes.compose import compose_config
+from recipes.schema import AblateConfig
 
 PRELOAD = ["recipes.collect", "recipes.synthesize", "recipes.pretrain", "recipes.import_data", "policies.factory"]
 
 
 @pytest.fixture(scope="session")
 def start() -> Callable[..., BaseProcess]:
-    """start(words, complaints=None) -> the running process; `complaints` is the file that its errors go to."""
+    """start(words, complaints=None) -> the running process; `complaints` is the file that its errors go to.
+
+    Commands run in processes of their own, of a fork server that has imported everything: starting Python and importing
+    torch and LeRobot takes longer than most of these commands work.
+    """
     sys.path.append(str(Path(__file__).parent))  # children import what they run by name
     run_command = importlib.import_module("command_work").run_command
     context = multiprocessing.get_context("forkserver")
@@ -29,3 +35,15 @@ def start() -> Callable[..., BaseProcess]:
         return process
 
     return start_command
+
+
+@pytest.fixture(scope="session")
+def config() -> Callable[..., AblateConfig]:
+    """config(*overrides) -> that of a study of one cell, if the overrides name no others."""
+
+    def compose(*overrides: str) -> AblateConfig:
+        composed = compose_config("ablate", ["grid=['arm=real_few']", "steps=10", "out=x", *overrides])
+        made: Any = OmegaConf.to_object(composed)
+        return made
+
+    return compose
