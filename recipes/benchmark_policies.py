@@ -60,7 +60,7 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
         boards[suite] = leaderboard(tables, compared)
     notes = {
         "scenes": scenes_text(config.suites, config.episodes_per_task, config.tasks, config.new_tasks)
-        + f", from seed {config.first_seed} on; the same for all policies",
+        + f"; all from seed {config.first_seed} on, the same for all policies",
         "rollouts": " ".join(config.evaluate) or "as `vag evaluate` does by default",
         "intervals": "95 %, over checkpoints and scenes: the outer bounds of Wilson's interval and a bootstrap for "
         "success, a bootstrap for differences; p is McNemar's exact test for the checkpoint where it is largest",

@@ -333,15 +333,17 @@ def notes(
     if others:
         episodes["fair"] += f", {config.real_per_task} of each of {', '.join(others)}"
     feeds = dict.fromkeys(cell.feed for cell in cells if cell.needs_generator)
-    curve = sorted({cell.few for cell in cells if cell.arm == "real_few"} | {config.real_per_task})
+    measured = [cell for cell in cells if cell.name not in failed]
+    curve = {cell.few for cell in measured if cell.arm == "real_few"}
+    curve |= {config.real_per_task for cell in measured if (cell.arm, cell.feed) == ("real_all", "paper")}
     default, used = Cell("cotrain"), sorted({cell.filter for cell in cells} - {"none"})
     found = {
         "arms": f"where their names say nothing else, with few={default.few} real episodes a task, "
         f"synthetic_per_task={default.synthetic_per_task} synthetic ones, synthetic_fraction="
         f"{default.synthetic_fraction} of the clips while both take part",
         "scenes": scenes_text(config.suites, config.scenes_per_task, config.tasks, config.new_tasks)
-        + f", from seed {config.held_out_seed} on; the same for all cells. Objects stand where those of the few real "
-        "episodes may, in `position` where they may not",
+        + f"; all from seed {config.held_out_seed} on, the same for all cells. Objects stand where those of the few "
+        "real episodes may, in `position` where they may not",
         "intervals": "95 %, over training seeds (for synthetic scenes those of the generators) and scenes: the outer "
         "bounds of Wilson's interval and a bootstrap for success, a bootstrap for all else. p is McNemar's exact test "
         "for the training seed where it is largest, not corrected for the number of comparisons",
@@ -365,9 +367,10 @@ def notes(
             "the break-even cost: a synthetic one, generated and chosen, pays off if it costs less than so many real "
             "ones; no upper bound is known where at_end_of_curve. All that were generated are counted, those that a "
             "filter drops too. net_real_episodes: what all synthetic ones of a task are worth, less what the generator "
-            f"has seen of it beyond the policy's own. Read off a curve through {' and '.join(map(str, curve))} real "
-            "episodes a task, straight in the logarithm of their number, which no interval covers; objects of the last "
-            "ones stand anywhere. It ends at all real episodes, so with feed=paper no more than 0 can be found"
+            f"has seen of it beyond the policy's own. Read off a curve through {' and '.join(map(str, sorted(curve)))} "
+            "real episodes a task, straight in the logarithm of their number, which no interval covers; where these "
+            "are all, their objects stand anywhere. It ends there, so with feed=paper no more than "
+            f"{max(curve) - config.real_per_task} net_real_episodes can be found"
         )
     if config.new_tasks:
         found["new tasks"] = (

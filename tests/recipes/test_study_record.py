@@ -243,14 +243,20 @@ def test_what_is_told_of_tasks_without_real_episodes(config: Callable[..., Ablat
     assert "of window-open, sweep-into the policies get no real episode, but in real_all" in told["new tasks"]
     assert "80 scenes x 1 training seeds" in told["power"]
     assert {"generators", "real episodes"} <= told.keys()
-    assert "exchange" not in told
+    assert not {"exchange", "gap_closed"} & told.keys()
     lone = parse_grid(config("grid=['arm=real_all']"))
     assert not {"generators", "real episodes", "exchange"} & study_record.notes(config(), lone, [], ()).keys()
     alone = study_record.notes(config("experiment=ablate_task", "suites=[task]"), lone, [], {"gap_closed"})
-    assert alone["scenes"].startswith("40 of each of window-open, sweep-into in `task`, from seed")
+    assert alone["scenes"].startswith("40 of each of window-open, sweep-into in `task`; all from seed")
     assert "gap_closed" in alone
-    grown = study_record.notes(config(), cells, [], {"success", "real_per_synthetic"})
-    assert "no upper bound is known" in grown["exchange"]
+
+    cells = parse_grid(config("grid=['arm=real_few few=5,20','arm=real_all,cotrain']"))
+    told = study_record.notes(config(), cells, [], {"success", "real_per_synthetic"})["exchange"]
+    assert "through 5 and 20 and 50 real episodes a task" in told
+    assert "no more than 0 net_real_episodes" in told
+    told = study_record.notes(config(), cells, ["real_all-pi05_compact-0"], {"real_per_synthetic"})["exchange"]
+    assert "through 5 and 20 real episodes a task" in told
+    assert "no more than -30 net_real_episodes" in told
     found = {(cell, suite): {0: [cell.arm != "real_few", True]} for cell in cells for suite in ("unseen", "task")}
     assert study_record.exchange_rows(study, found) == []
     pairs = study_record.system_comparisons(found)
