@@ -209,7 +209,7 @@ def generator_lane(config: AblateConfig, root: Path, feed: str, seed: int, episo
     fed = fed_datasets(root, config, feed)
     tasks = f"tasks=[{','.join([*config.tasks, *config.new_tasks])}]"
     single = [f"seed={seed}", f"runtime.threads={config.threads}"]
-    make = [*config.synthesize, *config.feed_synthesize.get(feed, [])]
+    make, workers = [*config.synthesize, *config.feed_synthesize.get(feed, [])], f"workers={config.workers}"
     lane: Lane = []
     earlier: list[str] = []
     for turn in range(1, config.rounds.get(feed, 1) + 1):
@@ -223,8 +223,8 @@ def generator_lane(config: AblateConfig, root: Path, feed: str, seed: int, episo
         scenes = [tasks, f"episodes_per_task={episodes}", f"first_seed={config.synthetic_seed + (turn - 1) * episodes}"]
         lane += [
             (f"generator_{name}", "train-generator", learn),
-            (f"synthetic_{name}", "synthesize", [f"checkpoint={generator}", *scenes, *make, *single, "workers=1"]),
-            (f"replay_{name}", "replay", [f"dataset={synthetic}", "workers=1", f"seed={seed}"]),
+            (f"synthetic_{name}", "synthesize", [f"checkpoint={generator}", *scenes, *make, *single, workers]),
+            (f"replay_{name}", "replay", [f"dataset={synthetic}", workers, f"seed={seed}"]),
         ]
         earlier.append(str(synthetic))
     score = [f"dataset={synthetic}", f"checkpoint={generator}", f"real=[{fed}]", *single]
