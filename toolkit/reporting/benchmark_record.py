@@ -25,16 +25,20 @@ def write_record(
 ) -> dict[str, Any]:
     """Write `record.json` and `record.md` into `directory` and return the record.
 
-    If other commits made runs below the directory, the notes name them.
+    If other commits or machines made runs below the directory, the notes name them.
 
     rows: system, suite, metric, value, low, high, n, and policy where that is another thing. comparisons: a, b, suite,
     metric, then difference (a minus b) or, for metric `speed_ratio`, value (a over b, larger is better), low, high.
     notes: what low and high are, and whatever else a reader needs to judge the numbers. leaderboards: of each suite
     rank, system, rate, low, high, n and not_distinguishable_from, from the best to the worst.
     """
-    stages = {read_record(path.parent)["git_sha"] for path in directory.glob("*/**/run.json")}
-    if stages - {git_sha()}:
-        notes = {**notes, "code": f"trainings and evaluations by commits {', '.join(sorted(stages))}"}
+    stages = [read_record(path.parent) for path in directory.glob("*/**/run.json")]
+    for note, by, key, here in (
+        ("code", "by commits", "git_sha", git_sha()),
+        ("machines", "on", "hardware", hardware()),
+    ):
+        if (found := {stage[key] for stage in stages}) - {here}:
+            notes = {**notes, note: f"trainings and evaluations {by} {', '.join(sorted(found))}"}
     record = {
         "benchmark": benchmark,
         "command": command,
