@@ -338,7 +338,7 @@ class AblateConfig(CommonConfig):
     seed_deviation: float = 0.05  # of the success rate from one training seed to the next, as far as is known
     lanes: int = 2  # processes side by side; 0 = everything in this one
     threads: int = 1  # of each; 0 = torch's default
-    workers: int = 1  # of each, more processes while it executes the episodes of a generator
+    workers: int = 1  # of each, processes that execute the episodes of a generator; 1 = itself
 
 
 SCHEMAS: dict[str, type[CommonConfig]] = {

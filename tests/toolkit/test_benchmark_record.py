@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.reporting.benchmark_record import tables, write_record
-from toolkit.reporting.run_record import hardware, write_json
+from toolkit.reporting.run_record import hardware, versions, write_json
 
 
 def row(system: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
@@ -47,16 +47,19 @@ def test_many_metrics_take_several_tables_and_absent_systems_stay_out() -> None:
     assert sum(line.startswith("| theirs") for line in tables(rows, "System")) == 1
 
 
-def test_a_record_names_the_commits_and_machines_that_made_its_stages(tmp_path: Path) -> None:
+def test_a_record_names_what_else_made_its_stages(tmp_path: Path) -> None:
     def write() -> dict[str, Any]:
         return write_record(tmp_path, "some", "vag some", [row("ours", "success", 0.5)], [], {"a": "b"})["notes"]
 
     assert list(write()) == ["a"]
     for k, sha in enumerate(("cafe", "beef")):
         (tmp_path / f"cell/stage_{k}").mkdir(parents=True)
-        record = {"command": "x", "status": "finished", "git_sha": sha, "hardware": hardware()}
+        record = {"command": "x", "status": "finished", "git_sha": sha, "hardware": hardware(), "versions": versions()}
         write_json(tmp_path / f"cell/stage_{k}/run.json", record)
     assert write() == {"a": "b", "code": "trainings and evaluations by commits beef, cafe"}
     assert "- code: trainings and evaluations by commits beef, cafe" in (tmp_path / "record.md").read_text()
-    write_json(tmp_path / "cell/stage_0/run.json", {**record, "hardware": "a GPU"})
+    other = {**record, "hardware": "a GPU", "versions": {**versions(), "numpy": "9.9"}}
+    write_json(tmp_path / "cell/stage_0/run.json", other)
     assert write()["machines"] == f"trainings and evaluations on {', '.join(sorted([hardware(), 'a GPU']))}"
+    assert write()["other_versions"] == "numpy 9.9 made stages"
+    assert f"written on {hardware()}" in (tmp_path / "record.md").read_text()

@@ -25,7 +25,7 @@ def write_record(
 ) -> dict[str, Any]:
     """Write `record.json` and `record.md` into `directory` and return the record.
 
-    If other commits or machines made runs below the directory, the notes name them.
+    If other commits, machines or versions of packages made runs below the directory, the notes name them.
 
     rows: system, suite, metric, value, low, high, n, and policy where that is another thing. comparisons: a, b, suite,
     metric, then difference (a minus b) or, for metric `speed_ratio`, value (a over b, larger is better), low, high.
@@ -39,6 +39,9 @@ def write_record(
     ):
         if (found := {stage[key] for stage in stages}) - {here}:
             notes = {**notes, note: f"trainings and evaluations {by} {', '.join(sorted(found))}"}
+    packages = {package for stage in stages for package in stage["versions"].items()}
+    if other := sorted(packages - versions().items()):
+        notes = {**notes, "other_versions": ", ".join(f"{name} {version}" for name, version in other) + " made stages"}
     record = {
         "benchmark": benchmark,
         "command": command,
@@ -59,10 +62,11 @@ def write_record(
 
 def record_page(record: dict[str, Any]) -> str:
     """A record as one page of Markdown: values with their intervals."""
+    where = "written on" if "machines" in record["notes"] else "on"
     lines = [
         f"# Benchmark: {record['benchmark']}",
         "",
-        f"`{record['command']}` on {record['hardware']}, {record['date']}, commit `{record['git_sha']}`.",
+        f"`{record['command']}` {where} {record['hardware']}, {record['date']}, commit `{record['git_sha']}`.",
         "",
         *(f"- {name.replace('_', ' ')}: {text}" for name, text in record["notes"].items()),
         f"- versions: {', '.join(f'{name} {version}' for name, version in record['versions'].items())}",
