@@ -45,13 +45,13 @@ from recipes.study_record import (
     told_draws,
 )
 from recipes.synthesize import check_draws
+from toolkit.base.files import atomic_file, discard, write_text
 from toolkit.data.lerobot_io import read_actions
 from toolkit.data.selection import parse_rule
 from toolkit.envs.metaworld import instructions
 from toolkit.envs.shifts import SUITES
 from toolkit.errors import UserError, nearest
 from toolkit.reporting.benchmark_record import write_record
-from toolkit.reporting.media import atomic
 from toolkit.reporting.plots import figure_file
 from toolkit.reporting.run_record import Run, read_record
 from toolkit.reporting.success import arm_figures, fraction_figures
@@ -91,7 +91,7 @@ def run(config: AblateConfig, run: Run) -> None:
     table = cell_table(config, root, cells, failed)
     measured = [cell for cell in cells if cell.name not in failed]
     for name, content in (("cells", table), ("rollouts", rollout_table(root, measured))):
-        with atomic(root / f"{name}.parquet") as temporary:
+        with atomic_file(root / f"{name}.parquet") as temporary:
             content.to_parquet(temporary, index=False)
     outcomes = gather(root, measured)
     if not outcomes:
@@ -109,10 +109,10 @@ def run(config: AblateConfig, run: Run) -> None:
     run.result["notes"] = record["notes"]
     for name, figures in (("arms", arm_figures(rows)), ("figure", fraction_figures(rows))):
         path = root / f"{name}.svg"
-        path.unlink(missing_ok=True)
         if figures:
-            with atomic(path) as temporary:
-                temporary.write_text(figure_file(figures))
+            write_text(path, figure_file(figures))
+        else:
+            discard(path)
     run.result.update(
         rows=rows, comparisons=comparisons, failed=failed, cells=json.loads(table.to_json(orient="records"))
     )

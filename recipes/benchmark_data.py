@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import resource
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from recipes.schema import BenchmarkDataConfig
+from toolkit.base.files import scratch_folder
 from toolkit.data.cache import build_clips, open_clips
 from toolkit.data.cached_files import fingerprint
 from toolkit.data.clips import ClipStore, ClipTable, create_clips
@@ -43,11 +43,9 @@ Reader = Callable[[], int]  # reads windows and returns how many
 
 def run(config: BenchmarkDataConfig, run: Run) -> None:
     """Write `record.json` and `record.md`; print the record as one line."""
-    scratch, load = run.directory / "scratch", os.getloadavg()[1]
-    try:
+    load = os.getloadavg()[1]
+    with scratch_folder(run.directory / "scratch") as scratch:
         rows, comparisons, backend = _measure(config, run, scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     changed = {k: v for k, v in vars(config).items() if v != getattr(BenchmarkDataConfig, k)}
     words = [f"{key}={value}" for key, value in changed.items() if key not in ("out", "overwrite")]
     notes = {

@@ -18,6 +18,7 @@ import numpy as np
 from recipes.compose import command_words, compose_config, options_of
 from recipes.lanes import Lane, run_lanes, stage
 from recipes.schema import BenchmarkGeneratorsConfig, VariantConfig
+from toolkit.base.files import write_json
 from toolkit.data.cache import open_clips
 from toolkit.data.mixture import GeneratorClips
 from toolkit.errors import UserError, nearest
@@ -32,7 +33,7 @@ from toolkit.evaluation.distribution import frechet_clip_distance, frechet_dista
 from toolkit.evaluation.statistics import compare_systems, hierarchical_bootstrap, wilson_interval
 from toolkit.evaluation.validity import rank_agreement, validity_card
 from toolkit.reporting.benchmark_record import write_record
-from toolkit.reporting.run_record import Run, read_record, write_json
+from toolkit.reporting.run_record import Run, read_record
 
 VIDEO_SOURCE = "vag_grid"  # its video branch, trained beside a head that sends no gradient back, serves the others
 READERS = ("vag_published", "two_stage_temporal", "two_stage_resnet")

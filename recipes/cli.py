@@ -195,10 +195,11 @@ def execute(command: str, overrides: list[str]) -> dict[str, Any]:
     module = importlib.import_module(f"recipes.{MODULES.get(command, file_name(command))}")
     check_ranges(plain)
     extendable = getattr(module, "EXTENDABLE", False)
-    again = {"overwrite": config.overwrite, "resume": config.resume, "extendable": extendable}
-    with Run(command, config.out, plain, **again) as run:
+    again = {key: bool(config[key]) for key in ("overwrite", "resume", "strict")}
+    with Run(command, config.out, plain, extendable=extendable, **again) as run:
         try:
-            module.run(typed, run)
+            if not run.complete:
+                module.run(typed, run)
         except BaseException as error:
             error.add_note(f"out={run.directory} resume=true{', without overwrite=true' * config.overwrite}")
             raise

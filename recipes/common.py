@@ -47,8 +47,12 @@ def episode_table(path: str) -> list[dict[str, Any]]:
 
 
 def weights_id(directory: str | Path) -> str:
-    """SHA-256 of a checkpoint's weights, first 16 hex digits."""
-    return hashlib.sha256((Path(directory) / "model.safetensors").read_bytes()).hexdigest()[:16]
+    """SHA-256 of a checkpoint's weights, first 16 hex digits. Raises UserError if there are none."""
+    path = Path(directory) / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected a checkpoint directory")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def check_unseen(command: str, checkpoint: str, scenes: Scenes, allow_seen: bool) -> int | None:

@@ -14,10 +14,11 @@ from omegaconf import OmegaConf
 from recipes.compose import check_ranges, compose_config
 from recipes.lanes import Lane, run_lanes, stage
 from recipes.schema import DemoConfig
+from toolkit.base.files import write_json
 from toolkit.data.lerobot_io import read_table
 from toolkit.errors import UserError
 from toolkit.reporting.report import write_report
-from toolkit.reporting.run_record import Run, read_record, write_json
+from toolkit.reporting.run_record import Run, read_record
 
 OPEN_LOOP = ("action_distance", "n", "mean")
 BOUNDS = ("low", "high")

@@ -18,6 +18,7 @@ from recipes.common import (
     weights_id,
 )
 from recipes.schema import EvaluateGeneratorConfig
+from toolkit.base.files import atomic_file
 from toolkit.data.mixture import GeneratorClips, to_tensors
 from toolkit.data.scenes import scenes_of
 from toolkit.errors import UserError
@@ -31,7 +32,6 @@ from toolkit.evaluation.action_metrics import (
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.statistics import success_table
 from toolkit.evaluation.video_metrics import gmsd, psnr, ssim
-from toolkit.reporting.media import atomic
 from toolkit.reporting.run_record import Run
 from toolkit.training.logging import progress
 from toolkit.training.runtime import set_threads
@@ -48,7 +48,8 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> None:
         raise UserError(f"evaluate-generator: given={config.given}; expected one of {', '.join(GIVEN)}")
     set_threads(config.runtime)
     generator = load_generator(config.checkpoint, pick_device(config.runtime))
-    shape = generator.config
+    shape, identity = generator.config, weights_id(config.checkpoint)
+    run.add_data(config.checkpoint, identity)
     store = load_clips(run, config.dataset, shape.image_size, config.image_key)
     for name, found, wanted in (
         ("states", store.states.shape[1], shape.state_dim),
@@ -66,7 +67,7 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> None:
     real = clips.window(episodes)
     scenes = compare(generator, made, real, config.given)
     result: dict[str, Any] = {
-        "checkpoint_id": weights_id(config.checkpoint),
+        "checkpoint_id": identity,
         "given": config.given,
         "seconds_per_pair": seconds / len(episodes),
         "function_evaluations": evaluations,
@@ -86,7 +87,7 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> None:
     result["scenes"] = {"task": [task for task, _ in known], "seed": [seed for _, seed in known], **scenes}
     result["metrics"] = metrics
     if config.keep_samples:
-        with atomic(run.directory / "samples.npz") as temporary, temporary.open("wb") as file:
+        with atomic_file(run.directory / "samples.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, frames=made["frames"], actions=made["actions"], states=made["states"])
         result["samples"] = "samples.npz"
     run.result.update(result)

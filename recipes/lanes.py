@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from recipes import cli
 from recipes.compose import compose_config
+from toolkit.base.files import note
 from toolkit.envs.pool import die_with_parent
 from toolkit.errors import UserError
 from toolkit.reporting.run_record import NOT_COMPARED, leaves, read_record
@@ -24,6 +25,7 @@ INTERRUPTED = 130
 
 def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]:
     """Run one command into its directory, go on with an unfinished one, or take a finished one as it is."""
+    note(directory, run=True)
     if (directory / "run.json").exists():
         record = read_record(directory)
         if record["status"] == "finished":
@@ -76,6 +78,8 @@ def run_lanes(
     the first. Their own messages are already on the screen.
     """
     after = after or {}
+    for path in {path for lane in lanes.values() for path, *_ in lane}:
+        note(root / path, run=True)
     finished = {name: lane for name, lane in lanes.items() if all(_is_finished(root / path) for path, *_ in lane)}
     refused = _run_here(root, finished, {}, set(), keep_going)  # those that were finished with other settings
     earlier, waiting = finished.keys() - refused, [name for name in lanes if name not in finished]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 from policies.factory import PolicyObjective, build_policy
 from recipes.common import episode_table, load_clips, speed
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
+from toolkit.base.files import atomic_directory
 from toolkit.data.clips import ClipStore, Conventions
 from toolkit.data.mixture import Augmented, BatchSource, Mixture, Source, make_sources
 from toolkit.data.normalizer import compute_statistics
@@ -125,18 +124,15 @@ def train_policy(
     name = objective.policy_type
     description = f"{run.record['command']} {name}"
     metrics, throughput = train(objective, data, config.optim, config.runtime, run.directory, description)
-    target, temporary = run.directory / "pretrained_model", run.directory / ".pretrained_model.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    objective.save_pretrained(temporary)
     trained_on = [source.store for source in sources if source.weight]
     starts = [scenes_of(store.metadata) for store in trained_on]
     generators = [read_scenes(Path(path) / "meta") or {} for path in config.real]
     generators += [told_scenes(Path(path) / "meta") for path in config.synthetic]
-    write_scenes(temporary, merge(seen_before or {}, *starts, *generators))
-    Conventions.shared([*([before] if before else []), *trained_on]).write(temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
-    shutil.rmtree(run.directory / "checkpoints")
+    with atomic_directory(run.directory / "pretrained_model") as temporary:
+        objective.save_pretrained(temporary)
+        write_scenes(temporary, merge(seen_before or {}, *starts, *generators))
+        Conventions.shared([*([before] if before else []), *trained_on]).write(temporary)
+    run.remove_when_finished(run.directory / "checkpoints")
     realised = mixture.fractions(config.optim.steps * config.optim.gradient_accumulation)
     run.result.update(
         policy=name,

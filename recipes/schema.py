@@ -19,6 +19,7 @@ class CommonConfig:
     out: str | None = None  # default outputs/<command>/<timestamp>
     overwrite: bool = False  # replace a finished out
     resume: bool = False  # go on with an unfinished out
+    strict: bool = False  # refuse to go on with another commit or other versions of packages, instead of saying so
     seed: int = 0  # of all randomness that is not a scene; scenes have first_seed
 
 

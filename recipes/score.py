@@ -36,8 +36,9 @@ def run(config: ScoreConfig, run: Run) -> None:
         real = [load_clips(run, path, config.image_size, config.image_key) for path in config.real]
         scores |= against_real(store, real)
     if config.checkpoint is not None:
-        scores["score_cycle_error"] = cycle_errors(config, config.checkpoint, store)
         run.result["checkpoint_id"] = weights_id(config.checkpoint)
+        run.add_data(config.checkpoint, run.result["checkpoint_id"])
+        scores["score_cycle_error"] = cycle_errors(config, config.checkpoint, store)
     add_episode_columns(dataset, scores)
     run.result["scores"] = {
         name: dict(zip(("least", "median", "most"), np.quantile(values, (0, 0.5, 1)).tolist(), strict=True))

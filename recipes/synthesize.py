@@ -21,6 +21,7 @@ from recipes.common import (
     weights_id,
 )
 from recipes.schema import SynthesizeConfig
+from toolkit.base.files import atomic_file, discard
 from toolkit.data.images import moved
 from toolkit.data.lerobot_info import feature_names, read_info
 from toolkit.data.lerobot_io import EpisodeWriter
@@ -30,7 +31,7 @@ from toolkit.errors import UserError
 from toolkit.evaluation.action_metrics import action_distance, jerk_ratio
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.video_metrics import psnr, ssim
-from toolkit.reporting.media import atomic, grid, write_video
+from toolkit.reporting.media import grid, write_video
 from toolkit.reporting.run_record import Run
 from toolkit.training.logging import progress
 from toolkit.training.runtime import set_threads
@@ -56,6 +57,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
     generator = load_generator(config.checkpoint, pick_device(config.runtime))
     encode = instruction_encoder(config.instruction_encoder)
     identity = weights_id(config.checkpoint)
+    run.add_data(config.checkpoint, identity)
     sampler = config.sampler
     if not generator.config.makes_video:
         raise UserError(f"{config.checkpoint}: it makes actions alone, which is no dataset; use another generator")
@@ -137,7 +139,6 @@ def run(config: SynthesizeConfig, run: Run) -> None:
         if (learned := read_scenes(config.checkpoint)) is not None:  # who trains on this data has seen them too
             write_scenes(writer.temporary / "meta", learned)
     caption = "recorded (above) and generated (below), same first frame" if recorded else "generated"
-    (run.directory / "media").mkdir(exist_ok=True)
     write_video(run.directory / "media/generated.mp4", grid(shown, columns=6), fps=20)
     run.result.update(
         episodes=len(scenes),
@@ -152,7 +153,7 @@ def run(config: SynthesizeConfig, run: Run) -> None:
         first = np.where(plans.solved, plans.draw, config.draws)
         run.result["solved_by_draw"] = [int((first <= draw).sum()) for draw in range(config.draws)]
         run.result["planning_seconds"] = round(planning, 1)  # and executing; of a run that was cut, since it went on
-        (run.directory / PLANS).unlink()
+        discard(run.directory / PLANS)
     if metrics:
         run.result["metrics"] = {name: round(float(np.mean(values)), 4) for name, values in metrics.items()}
 
@@ -241,7 +242,7 @@ def solved_plans(
         taken = solved if draw else np.ones_like(solved)
         plans.actions[todo[taken]], plans.states[todo[taken]] = actions[taken], states[taken]
         plans.draw[todo[solved]], plans.solved[todo[solved]] = draw, True
-        with atomic(path) as temporary, temporary.open("wb") as file:
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, generator=identity, draws=draw + 1, **vars(plans))
     return plans
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.common import episode_table, instruction_encoder, load_clips, load_generator, speed, user_errors
+from recipes.common import (
+    episode_table,
+    instruction_encoder,
+    load_clips,
+    load_generator,
+    speed,
+    user_errors,
+    weights_id,
+)
 from recipes.schema import TrainGeneratorConfig
+from toolkit.base.files import atomic_directory
 from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.mixture import GeneratorClips, LatentClips, TokenizerClips, to_tensors
@@ -47,6 +54,9 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
         raise UserError(f"{config.dataset}: episodes have one step; the generator needs sequences")
     if config.video_from and config.tokenizer_from:
         raise UserError("train-generator: video_from brings its tokenizer along; give it or tokenizer_from")
+    taken = config.video_from or config.tokenizer_from
+    if taken is not None:
+        run.add_data(taken, weights_id(taken))
     if config.generator.action.plan_share > 0 and config.optim.batch_size == 1:
         raise UserError("optim.batch_size=1 leaves nothing to plan; take more, or generator.action.plan_share=0")
     encode = instruction_encoder(config.instruction_encoder)
@@ -89,7 +99,6 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
         tokenizer.calibrate(whole)
         tokenizer.requires_grad_(False)
     if config.generator.makes_video:
-        taken = config.video_from or config.tokenizer_from
         trained = 0 if taken else config.tokenizer_optim.steps
         run.result["tokenizer"] = {"steps": trained, "psnr": round(reconstruction_psnr(generator, whole[:8]), 2)}
         run.write()
@@ -127,17 +136,13 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     if throughput and (tokens := generator.tokens_of(config.optim.batch_size)):
         rate = tokens / config.optim.batch_size
         throughput["tokens_per_second"] = rate * throughput["samples_per_second"]
-    target, temporary = run.directory / "generator", run.directory / ".generator.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    generator.save_pretrained(temporary)
-    taken = config.video_from or config.tokenizer_from
     known = [Path(taken)] if taken else []
     known += [Path(path) / "meta" for path in config.synthetic]
-    write_scenes(temporary, merge(scenes_of(store.metadata), *map(told_scenes, known)))
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
-    for stage in ("tokenizer", "streams"):  # the result is written: the optimiser state has served
-        shutil.rmtree(run.directory / stage / "checkpoints", ignore_errors=True)
+    with atomic_directory(run.directory / "generator") as temporary, user_errors():
+        generator.save_pretrained(temporary)
+        write_scenes(temporary, merge(scenes_of(store.metadata), *map(told_scenes, known)))
+    for stage in ("tokenizer", "streams"):  # the optimiser state has served
+        run.remove_when_finished(run.directory / stage / "checkpoints")
     run.result.update(
         generator={
             "steps": config.optim.steps,

@@ -73,7 +73,7 @@ def atomic_directory(path: str | Path, may_go: Callable[[Path], bool] | None = N
         yield temporary
         check_replaceable(path, may_go)
         _sync_tree(temporary)
-        for file in _files_below(temporary):
+        for file in files_below(temporary):
             note(path / file.relative_to(temporary))
         if path.exists():
             exchange(temporary, path)
@@ -84,13 +84,35 @@ def atomic_directory(path: str | Path, may_go: Callable[[Path], bool] | None = N
         _remove(temporary)
 
 
+@contextmanager
+def scratch_folder(path: str | Path, kept: bool = False) -> Iterator[Path]:
+    """Yield a folder for what is of use until the block ends, for other processes and libraries too.
+
+    Its name says that it is vag's, so what a killed process leaves of it is removed with the run. A `kept` one stays
+    when the block is left by an exception, and holds what a killed process had made, to go on from.
+    """
+    path = Path(path)
+    folder = partial_name(path)
+    note(path)
+    if not kept:
+        _remove(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        if not kept:
+            _remove(folder)
+        raise
+    _remove(folder)
+
+
 def check_replaceable(path: Path, may_go: Callable[[Path], bool] | None = None) -> None:
     """Raise UserError if `path` is something else than a folder, or holds a file that vag must not delete."""
     if not os.path.lexists(path):
         return
     if path.is_symlink() or not path.is_dir():
         raise UserError(f"{path}: exists and is not a folder that vag wrote; move it away or choose another place")
-    for file in _files_below(path):
+    for file in files_below(path):
         inside = file.relative_to(path)
         if not is_noted(file) and not (may_go is not None and may_go(inside)):
             raise UserError(f"{path}: holds '{inside}', which vag did not write; move it away or choose another place")
@@ -115,18 +137,18 @@ def publish(temporary: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def discard(path: str | Path) -> None:
+def discard(path: str | Path, everything: bool = False) -> None:
     """Remove a file or folder of vag's; it loses its name in one step, so a kill leaves no part under that name.
 
-    While a run is open, files that are not in its manifest stay where they are.
+    While a run is open, files that are not in its manifest stay where they are, unless `everything` goes.
     """
     path = Path(path)
     gone = path.with_name(f".{path.name}{REMOVED}")
     _remove(gone)  # of a process that was killed
     if not os.path.lexists(path):
         return
-    if path.is_dir() and not path.is_symlink() and (foreign := _foreign(path)):
-        remove_files([file for file in _files_below(path) if file not in foreign], path)
+    if not everything and path.is_dir() and not path.is_symlink() and (foreign := _foreign(path)):
+        remove_files([file for file in files_below(path) if file not in foreign], path)
         return
     rename(path, gone)
     sync_folder(path.parent)
@@ -142,15 +164,23 @@ def remove_files(files: list[Path], root: Path) -> None:
 
 
 def move_files(files: list[Path], root: Path, target: Path) -> None:
-    """Move single files below `root` to the same places below `target`; folders that are empty by then go."""
+    """Move single files below `root`, in order, to the same places below `target`, where these are free.
+
+    Folders that are empty by then go.
+    """
     for file in files:
         place = target / file.relative_to(root)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
+        if os.path.lexists(file) and not os.path.lexists(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
             rename(file, place)
             sync_folder(place.parent)
             sync_folder(file.parent)
     _remove_empty({folder for file in files for folder in file.parents if folder.is_relative_to(root)} - {root})
+
+
+def remove_empty_folders(root: Path) -> None:
+    """Remove the folders from `root` downwards that hold nothing but such folders."""
+    _remove_empty({root, *(Path(parent) for parent, _, _ in os.walk(root))})
 
 
 def _remove_empty(folders: set[Path]) -> None:
@@ -159,7 +189,7 @@ def _remove_empty(folders: set[Path]) -> None:
             folder.rmdir()
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     """Everything below a folder that is not itself a folder; links are not followed."""
     return sorted(
         Path(parent) / name
@@ -271,7 +301,7 @@ def _foreign(folder: Path) -> list[Path]:
     """Files below a folder that the open run did not write; none where no run is open there."""
     if not any(folder.resolve().is_relative_to(root) for root, _ in _open):
         return []
-    return [file for file in _files_below(folder) if not is_noted(file)]
+    return [file for file in files_below(folder) if not is_noted(file)]
 
 
 def written_files(directory: Path) -> list[Path]:
@@ -281,19 +311,31 @@ def written_files(directory: Path) -> list[Path]:
     """
     found = [path for name in (MANIFEST, "run.json") if (path := directory / name).is_file()]
     for name in _lines(directory):
-        path, above = directory / name, Path(name).parents
-        if os.path.isabs(name) or ".." in Path(name).parts or any((directory / part).is_symlink() for part in above):
-            continue
-        if name.endswith("/"):
-            found += written_files(path) if path.is_dir() and not path.is_symlink() else []
+        path = directory / name
+        if name.endswith("/") or not _leads_inside(directory, name):
             continue
         found += [path] if path.is_file() and not path.is_symlink() else []
         for left in (partial_name(path), path.with_name(f".{path.name}{REMOVED}")):  # of a process that was killed
             if left.is_dir() and not left.is_symlink():
-                found += _files_below(left)
+                found += files_below(left)
             elif os.path.lexists(left):
                 found.append(left)
+    for run in runs_inside(directory):
+        found += written_files(run)
     return list(dict.fromkeys(found))
+
+
+def runs_inside(directory: Path) -> list[Path]:
+    """The runs that the manifest of a run lists, as folders that are there."""
+    found = [directory / name for name in _lines(directory) if name.endswith("/") and _leads_inside(directory, name)]
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
+
+
+def _leads_inside(directory: Path, name: str) -> bool:
+    """False for a name that leads out of the directory, through a link too."""
+    parts = Path(name).parts
+    linked = any((directory / above).is_symlink() for above in Path(name).parents)
+    return bool(parts) and not os.path.isabs(name) and ".." not in parts and not linked
 
 
 def _lines(directory: Path) -> list[str]:

@@ -1,15 +1,19 @@
-"""The output directory of a command and its `run.json`: what ran, on what, with which result."""
+"""The output directory of a command and its `run.json`: what ran, on what, with which result.
+
+A directory belongs to one process at a time (a lock), and vag removes only what its manifest lists: a user's own
+files stay where they are, whatever `overwrite` says.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import shutil
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from functools import cache
 from importlib import metadata
@@ -17,10 +21,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from toolkit.base import files
+from toolkit.base.files import read_json, write_json
 from toolkit.errors import UserError
 
-NOT_COMPARED = ("out", "overwrite", "resume", "runtime.threads", "workers")  # the run is the same whatever they are
+# The run is the same whatever they are.
+NOT_COMPARED = ("out", "overwrite", "resume", "strict", "runtime.threads", "workers")
 PACKAGES = ("torch", "lerobot", "timm", "hydra-core", "h5py", "accelerate", "numpy", "mujoco", "metaworld")
+RECORD = "run.json"
+REPLACED = ".vag-replaced"  # folder inside of `out`: the run that is overwritten, until the new one is complete
+OWN = {RECORD, files.MANIFEST, files.LOCK, REPLACED, f".{RECORD}{files.PARTIAL}"}
 
 
 class Run:
@@ -28,8 +38,11 @@ class Run:
 
     Refuses a finished directory unless `overwrite`, and an unfinished one unless `resume` or `overwrite`.
     An `extendable` run is made of others that check themselves: with `resume` it goes on with other settings too.
-    `run.json` says "running" inside the block, "finished" after it, "failed" or "interrupted" after an exception.
-    Never deletes a directory that holds no `run.json`.
+    `overwrite` asks for a readable record of the same command; what its manifest lists is kept in `.vag-replaced`
+    until the new run is finished, and comes back if that ends before it has made anything.
+    `run.json` says "running" inside the block, "finished" after it, "failed" or "interrupted" after an exception; a
+    command that fails before it has made anything leaves nothing. Data, checkpoints, commit and versions are noted
+    before anything is made of them. `resume` refuses other data; of another commit it warns, with `strict` it refuses.
     """
 
     def __init__(
@@ -40,11 +53,12 @@ class Run:
         *,
         overwrite: bool,
         resume: bool,
+        strict: bool = False,
         extendable: bool = False,
     ) -> None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         self.directory = Path(out) if out else Path("outputs") / command.replace(" ", "-") / stamp
-        self.overwrite, self.resume, self.extendable = overwrite, resume, extendable
+        self.overwrite, self.resume, self.strict, self.extendable = overwrite, resume, strict, extendable
         self.record: dict[str, Any] = {
             "command": command,
             "status": "running",
@@ -58,27 +72,59 @@ class Run:
             "wall_seconds": 0.0,
             "result": {},
         }
+        self.complete = False  # everything is made; a killed process had only left something to remove
+        self._leftovers: list[Path] = []
+        self._held = ExitStack()
+        self._created: list[Path] = []
+
+    # ------------------------------------------------------------------------------------------------- begin
 
     def __enter__(self) -> Self:
-        path = self.directory / "run.json"
         if self.overwrite and self.resume:
             raise UserError("overwrite=true starts again and resume=true goes on; give one of them")
-        if any(parent.is_file() for parent in (self.directory, *self.directory.parents)):
-            raise UserError(f"out={self.directory}: is a file, or lies below one; expected a directory")
-        if not path.exists() and self.directory.exists():
-            if any(
-                child.name != ".run.json.partial" for child in self.directory.iterdir()
-            ):  # killed right at the start
-                raise UserError(f"out={self.directory}: is not empty and holds no run.json; choose another out=")
-        elif path.exists() and not self.overwrite:
-            self._check_unfinished(read_record(self.directory))
-        if self.overwrite:
-            self._set_aside()
-        self.started = time.perf_counter()
-        self._previous = read_record(self.directory)["wall_seconds"] if path.exists() else 0.0
+        self._check_place()
+        check_inputs(self.directory, self.record["config"])
+        self._created = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.write()
+        try:
+            self._held.enter_context(files.locked(self.directory))
+            self._begin()
+        except BaseException:
+            self._leave()
+            raise
         return self
+
+    def _check_place(self) -> None:
+        for path in (self.directory, *self.directory.parents):
+            if path.is_symlink() and not path.exists():
+                raise UserError(f"out={self.directory}: {path} is a link that leads nowhere; expected a directory")
+            if path.exists() and not path.is_dir():
+                raise UserError(f"out={self.directory}: is a file, or lies below one; expected a directory")
+
+    def _begin(self) -> None:
+        path = self.directory / RECORD
+        self._undo_replacement()
+        earlier = read_record(self.directory) if path.exists() else None
+        if earlier is not None and earlier["status"] in ("finishing", "finished"):  # and so what it replaced has served
+            files.discard(self.directory / REPLACED)
+        if earlier is None and (others := [p.name for p in self.directory.iterdir() if p.name not in OWN]):
+            raise UserError(
+                f"out={self.directory}: is not empty ('{min(others)}') and holds no {RECORD}; choose another out="
+            )
+        if earlier is not None:
+            self._check_unfinished(earlier) if not self.overwrite else self._check_same_command(earlier)
+        if earlier is not None and self.overwrite:
+            self._set_aside()
+            earlier = None
+        self.started, self._previous = time.perf_counter(), 0.0
+        if earlier is not None:
+            self._go_on(earlier)
+        self._held.enter_context(files.recording(self.directory))
+        self.write()
+
+    def _check_same_command(self, earlier: dict[str, Any]) -> None:
+        if earlier["command"] != self.record["command"]:
+            raise UserError(f"out={self.directory}: holds a run of 'vag {earlier['command']}'; choose another out=")
 
     def _check_unfinished(self, earlier: dict[str, Any]) -> None:
         """An unfinished run may go on, with the command and config it was begun with."""
@@ -90,69 +136,176 @@ class Run:
             raise UserError(
                 f"out={self.directory}: holds an unfinished run; use resume=true to go on or overwrite=true to restart"
             )
-        if earlier["command"] != self.record["command"]:
-            raise UserError(f"out={self.directory}: holds a run of 'vag {earlier['command']}'; choose another out=")
-        if extended:
-            return
-        before, now = (dict(leaves(record.get("config") or {})) for record in (earlier, self.record))
-        for key in [key for key in {**before, **now} if key not in NOT_COMPARED]:
-            if before.get(key) != now.get(key):
-                raise UserError(
-                    f"out={self.directory}: was begun with {key}={before.get(key)}, not {now.get(key)}; "
-                    "resume with the same settings, or use overwrite=true"
-                )
+        if earlier["status"] == "overwritten":
+            raise UserError(f"out={self.directory}: was being overwritten; go on with that, overwrite=true")
+        self._check_same_command(earlier)
+        if not extended:
+            before, now = (dict(leaves(record.get("config") or {})) for record in (earlier, self.record))
+            for key in [key for key in {**before, **now} if key not in NOT_COMPARED]:
+                if before.get(key) != now.get(key):
+                    raise UserError(
+                        f"out={self.directory}: was begun with {key}={before.get(key)}, not {now.get(key)}; "
+                        "resume with the same settings, or use overwrite=true"
+                    )
+        self._compare_code(earlier)
+
+    def _compare_code(self, earlier: dict[str, Any]) -> None:
+        """Say that a run goes on with other code than it was begun with, or refuse that if it is to be `strict`."""
+        before, now = (
+            {"commit": record.get("git_sha"), **(record.get("versions") or {})} for record in (earlier, self.record)
+        )
+        changed = sorted(key for key in {**before, **now} if before.get(key) != now.get(key))
+        if changed:
+            listed = ", ".join(f"{key} {before.get(key)}, now {now.get(key)}" for key in changed)
+            text = f"out={self.directory}: was begun with other code ({listed})"
+            if self.strict:
+                raise UserError(f"{text}; strict=true refuses that. Use that code, or overwrite=true")
+            print(f"vag: warning: {text}; it goes on with the code of now", file=sys.stderr, flush=True)
+
+    def _go_on(self, earlier: dict[str, Any]) -> None:
+        """Keep what the record of an unfinished run says."""
+        self._previous = earlier["wall_seconds"]
+        self.record["data"] = earlier["data"]
+        self.record["code_before"] = [
+            *earlier.get("code_before", []),
+            {key: earlier.get(key) for key in ("git_sha", "versions", "started")},
+        ]
+        if earlier["status"] == "finishing":
+            self.complete = True
+            self.record["result"] = earlier["result"]
+            self.record["leftovers"] = earlier.get("leftovers", [])
+
+    # --------------------------------------------------------------------------------------------- overwrite
 
     def _set_aside(self) -> None:
-        """Move what is to be replaced out of the way; it comes back if the new run ends before it has made anything."""
-        inside = [v for _, v in leaves(self.record["config"]) if isinstance(v, str) and self._holds(v)]
-        if inside:
-            raise UserError(f"out={self.directory}: holds the input {inside[0]}; overwrite=true would delete it")
-        shutil.rmtree(self._aside, ignore_errors=True)
-        if self.directory.exists():
-            os.replace(self.directory, self._aside)
+        """Move what the manifest lists into a folder of its own. The record goes first and comes back last."""
+        aside, record = self.directory / REPLACED, self.directory / RECORD
+        listed = files.written_files(self.directory)
+        if self.directory / files.MANIFEST not in listed:
+            raise UserError(
+                f"out={self.directory}: its run has no list of the files that it wrote (by an earlier version?), so "
+                "overwrite=true cannot tell them from yours; delete it, or choose another out="
+            )
+        for run in files.runs_inside(self.directory):
+            if foreign := [path for path in files.files_below(run) if path not in listed]:
+                raise UserError(
+                    f"out={self.directory}: a run in it, {run}, holds '{foreign[0].name}', which vag did not write; "
+                    "move it away or choose another out="
+                )
+        if aside.exists():  # overwritten twice: what the first one replaced is worth keeping, not its unfinished heir
+            write_json(record, {**read_record(self.directory), "status": "overwritten"})
+            files.remove_files([path for path in listed if path != record], self.directory)
+            record.unlink()
+            return
+        aside.mkdir()
+        files.move_files([record, *(path for path in listed if path != record)], self.directory, aside)
 
-    @property
-    def _aside(self) -> Path:
-        return self.directory.with_name(f".{self.directory.name}.replaced")
+    def _undo_replacement(self) -> None:
+        """Where a run is set aside and none has begun in its stead, put everything back."""
+        aside, record = self.directory / REPLACED, self.directory / RECORD
+        if not aside.is_dir() or record.exists():
+            return
+        if (aside / files.MANIFEST).exists():  # the one here is of a run that had not begun
+            (self.directory / files.MANIFEST).unlink(missing_ok=True)
+        found = [path for path in files.files_below(aside) if path != aside / RECORD]
+        files.move_files([*found, aside / RECORD], aside, self.directory)
+        with suppress(OSError):
+            aside.rmdir()
 
-    def _holds(self, value: str) -> bool:
-        """True for a path inside the output directory."""
-        path, own = Path(value), self.directory.resolve()
-        return path.resolve() != own and path.resolve().is_relative_to(own) and os.path.exists(path)
+    # --------------------------------------------------------------------------------------------------- end
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.record["status"] = "finished" if kind is None else "interrupted" if interrupted else "failed"
-        if error is not None:
-            self.record["error"] = str(error) or type(error).__name__
-        if self.overwrite and self._aside.exists():
-            if error is not None and {path.name for path in self.directory.iterdir()} <= {"run.json"}:
-                shutil.rmtree(self.directory)  # refused or stopped before it made anything: nothing was replaced
-                os.replace(self._aside, self.directory)
-                return
-            if isinstance(error, UserError):  # refused late: neither run is worth losing
-                print(f"{self.directory}: what it was to replace is kept in {self._aside}", file=sys.stderr)
-            else:
-                shutil.rmtree(self._aside, ignore_errors=True)
         try:
-            self.write()
-        except OSError:
             if kind is None:
-                raise
+                self._finish()
+            else:
+                self._stop(error)
+        finally:
+            self._leave()
+
+    def _finish(self) -> None:
+        """Everything is made: say so, remove what has served, and only then be finished."""
+        leftovers = [os.path.relpath(path, self.directory) for path in self._leftovers]
+        self.record.update(status="finishing", leftovers=[*self.record.get("leftovers", []), *leftovers])
+        self.write()
+        for name in self.record.pop("leftovers"):
+            if not os.path.isabs(name) and ".." not in Path(name).parts:
+                files.discard(self.directory / name)
+        files.discard(self.directory / REPLACED, everything=True)
+        self.record["status"] = "finished"
+        self.write()
+
+    def _stop(self, error: BaseException | None) -> None:
+        made = set(files.written_files(self.directory)) - {self.directory / name for name in OWN}
+        if not made:
+            files.remove_files([self.directory / name for name in (files.MANIFEST, RECORD)], self.directory)
+            self._undo_replacement()
+            return
+        self.record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        self.record["error"] = str(error) or type(error).__name__
+        if (self.directory / REPLACED).exists():
+            print(
+                f"vag: {self.directory}: what it is to replace is kept in {self.directory / REPLACED} until it is "
+                "finished",
+                file=sys.stderr,
+            )
+        with suppress(OSError):  # a full disk: the first error is the one to tell
+            self.write()
+
+    def _leave(self) -> None:
+        """Give the directory free; if nothing is in it and it was not there before, it goes."""
+        self._held.close()
+        if self.directory in self._created:
+            files.remove_empty_folders(self.directory)
+        for path in self._created[1:]:
+            with suppress(OSError):
+                path.rmdir()
+
+    # ---------------------------------------------------------------------------------------------- contents
 
     def write(self) -> None:
         self.record["wall_seconds"] = round(self._previous + time.perf_counter() - self.started, 2)
-        write_json(self.directory / "run.json", self.record)
+        write_json(self.directory / RECORD, self.record)
 
-    def add_data(self, path: str | Path, identity: str, episodes: int) -> None:
-        """Note a dataset that was read."""
-        self.record["data"].append({"path": str(path), "id": identity, "episodes": episodes})
+    def add_data(self, path: str | Path, identity: str, episodes: int | None = None) -> None:
+        """Note a dataset or checkpoint (without episodes) that is read, at once.
+
+        Raises UserError if the run was begun with other content at that path.
+        """
+        entry = {"path": str(path), "id": identity, "episodes": episodes}
+        for earlier in self.record["data"]:
+            if earlier["path"] == entry["path"]:
+                if earlier["id"] != identity:
+                    raise UserError(
+                        f"{path}: has changed since out={self.directory} was begun with it ({earlier['id']}, now "
+                        f"{identity}); put the old content back, or use overwrite=true"
+                    )
+                if earlier == entry:
+                    return
+        self.record["data"] = [other for other in self.record["data"] if other["path"] != entry["path"]] + [entry]
+        self.write()
+
+    def remove_when_finished(self, path: Path) -> None:
+        """A file or folder that has served once the run is complete: as checkpoints to go on from."""
+        self._leftovers.append(path)
 
     @property
     def result(self) -> dict[str, Any]:
         return self.record["result"]
+
+
+def check_inputs(out: Path, config: dict[str, Any]) -> None:
+    """Raise UserError if anything that a config names lies in `out`, or is it; also in overrides of other commands."""
+    own = out.resolve()
+    for key, value in leaves(config):
+        if key == "out" or not isinstance(value, str):
+            continue
+        for name in {value, *re.split(r"[=,\[\]{}:'\"\s]+", value)}:
+            with suppress(OSError, ValueError):
+                if name and len(name) < 4096 and os.path.exists(name) and Path(name).resolve().is_relative_to(own):
+                    raise UserError(f"out={out}: {key} names '{name}', which lies in it; choose another out=")
 
 
 def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -164,31 +317,42 @@ def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", str(value)
             yield from ((f"{prefix}{key}[{i}]", item) for i, item in enumerate(value))
         else:
-            yield prefix + key, value
+            yield prefix + str(key), value
+
+
+# What a record must hold, and what stands in for it in one that does not.
+RECORD_TYPES: dict[str, tuple[type | tuple[type, ...], Any]] = {
+    "command": (str, None),
+    "status": (str, None),
+    "config": (dict, {}),
+    "data": (list, []),
+    "result": (dict, {}),
+    "wall_seconds": ((int, float), 0.0),
+    "git_sha": (str, "unknown"),
+    "versions": (dict, {}),
+    "hardware": (str, "unknown"),
+    "started": (str, ""),
+}
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:
-    """`run.json` of a run directory. Raises UserError if it is missing or damaged."""
-    path = Path(directory) / "run.json"
-    try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; expected the output directory of a vag command") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-    if not isinstance(record, dict) or "command" not in record or "status" not in record:
-        raise UserError(f"{path}: damaged (no 'command' and 'status')")
+    """`run.json` of a run directory. Raises UserError if it is missing, damaged or no record of vag's."""
+    path = Path(directory) / RECORD
+    if not path.exists():
+        raise UserError(f"{path}: not found; expected the output directory of a vag command")
+    record = read_json(path)
+    for key, (kind, default) in RECORD_TYPES.items():
+        if default is None and key not in record:
+            raise UserError(f"{path}: damaged (no '{key}'); expected the record of a vag command")
+        value = record.setdefault(key, default)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{path}: damaged ('{key}' is {str(value)[:40]!r})")
+    for entry in record["data"]:
+        if not isinstance(entry, dict) or not {"path", "id"} <= entry.keys():
+            raise UserError(f"{path}: damaged ('data' lists {str(entry)[:40]!r})")
+    if not 0 <= record["wall_seconds"] < float("inf"):
+        raise UserError(f"{path}: damaged ('wall_seconds' is {record['wall_seconds']})")
     return record
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under a temporary name, then rename."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @cache

@@ -1,14 +1,14 @@
-"""Atomic training checkpoints: weights, average, optimizer and random state, all in safetensors and JSON.
+"""Whole training checkpoints: weights, average, optimizer and random state, all in safetensors and JSON.
 
-Nothing is pickled. A checkpoint exists under its final name only when it is complete.
+Nothing is pickled. A checkpoint exists under its final name only when it is complete and on the disk.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from toolkit.base.files import atomic_directory, discard, read_json
 from toolkit.errors import UserError
 from toolkit.training.optim import ExponentialMovingAverage
+
+NAME = re.compile(r"step_(\d{6,9})")
+PARTS = ("model", "ema", "optimizer", "random")
 
 
 def save_checkpoint(
@@ -30,60 +34,104 @@ def save_checkpoint(
     average: ExponentialMovingAverage,
     metrics: dict[str, float],
 ) -> None:
-    """Write `directory/step_XXXXXX`, then remove older ones."""
-    target = directory / f"step_{step:06d}"
-    temporary = directory / f".{target.name}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """Write `directory/step_XXXXXX`, then remove older ones. Raises UserError if a number in it is not finite."""
     state = optimizer.state_dict()["state"]
     moments = {f"{i}.{k}": torch.as_tensor(v) for i, values in state.items() for k, v in values.items()}
-    for name, tensors in (
-        ("model", module.state_dict()),
-        ("ema", average.shadow),
-        ("optimizer", moments),
-        ("random", _random_tensors()),
-    ):
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-            temporary / f"{name}.safetensors",
-        )
+    parts = {"model": module.state_dict(), "ema": average.shadow, "optimizer": moments, "random": _random_tensors()}
+    for name in ("model", "ema", "optimizer"):
+        if bad := not_finite(parts[name].items()):
+            raise UserError(f"{name}: '{bad}' holds NaN or infinity at step {step}")
+    target = directory / f"step_{step:06d}"
     version, internal, gauss = random.getstate()
-    (temporary / "state.json").write_text(
-        json.dumps({"step": step, "metrics": metrics, "python_random": [version, internal, gauss]})
-    )
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
-    for old in directory.glob("step_*"):
+    with atomic_directory(target) as temporary:
+        for name, tensors in parts.items():
+            save_file(
+                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+                temporary / f"{name}.safetensors",
+            )
+        (temporary / "state.json").write_text(
+            json.dumps({"step": step, "metrics": metrics, "python_random": [version, internal, gauss]})
+        )
+    for old in saved_steps(directory).values():
         if old != target:
-            shutil.rmtree(old)
+            discard(old)
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Name of the first tensor that holds NaN or infinity, None if all are finite."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
+
+
+def saved_steps(directory: Path) -> dict[int, Path]:
+    """Step -> folder of the checkpoints there, in order; folders of other names are somebody else's."""
+    found = {int(m[1]): path for path in directory.glob("step_*") if path.is_dir() and (m := NAME.fullmatch(path.name))}
+    return dict(sorted(found.items()))
 
 
 def load_checkpoint(
-    directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: ExponentialMovingAverage
+    directory: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: ExponentialMovingAverage,
+    last: int | None = None,
 ) -> tuple[int, dict[str, float]]:
-    """Restore the newest checkpoint in `directory`, strictly; returns its step and metrics, (0, {}) if none."""
-    found = sorted(directory.glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
-    if not found:
+    """Restore the newest checkpoint in `directory`, strictly; returns its step and metrics, (0, {}) if none.
+
+    Raises UserError for one that is damaged, does not fit, or lies beyond the `last` step of the training.
+    """
+    saved = saved_steps(directory)
+    if not saved:
         return 0, {}
-    path = found[-1]
+    named, path = list(saved.items())[-1]
     try:
-        state = json.loads((path / "state.json").read_text())
-        tensors = {n: load_file(path / f"{n}.safetensors") for n in ("model", "ema", "optimizer", "random")}
+        state = read_json(path / "state.json")
+        step, metrics = state["step"], state["metrics"]
+        if step != named or not 0 < step <= (last or step):
+            raise ValueError(f"state.json says step {str(step)[:40]}, of {last}")
+        if not isinstance(metrics, dict) or not all(isinstance(v, int | float) for v in metrics.values()):
+            raise ValueError("state.json: 'metrics' is no table of numbers")
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in PARTS}
+        moments = _moments(tensors["optimizer"], optimizer)
+        if shapes(tensors["ema"]) != shapes(average.shadow):
+            raise ValueError("ema.safetensors holds other tensors")
         module.load_state_dict(tensors["model"], strict=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        _restore_random(tensors["random"], state["python_random"])
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, OverflowError, SafetensorError, UserError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{path}: cannot resume from it ({str(error).splitlines()[0]}); was the config changed? "
-            f"Delete the folder or use overwrite=true"
+            f"{path}: cannot resume from it ({reason}); was the config changed? Delete the folder or use overwrite=true"
         ) from error
     for name, tensor in tensors["ema"].items():
         average.shadow[name].copy_(tensor)
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors["optimizer"].items():
-        index, key = name.split(".", 1)
-        moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    _restore_random(tensors["random"], state["python_random"])
-    return int(state["step"]), state["metrics"]
+    return step, metrics
+
+
+def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    """Name -> shape and type."""
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _moments(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """State of the optimizer by parameter. Raises ValueError if it is not that of these parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        place = int(index)
+        if not 0 <= place < len(parameters) or not key:
+            raise ValueError(f"optimizer.safetensors: '{name[:60]}' is of no parameter")
+        if tensor.ndim and tensor.shape != parameters[place].shape:
+            raise ValueError(f"optimizer.safetensors: '{name[:60]}' has shape {tuple(tensor.shape)}")
+        moments.setdefault(place, {})[key] = tensor
+    expected = {"step", "exp_avg", "exp_avg_sq"}
+    for place, values in moments.items():
+        if values.keys() != expected:
+            raise ValueError(f"optimizer.safetensors: parameter {place} has {', '.join(sorted(values))[:80]}")
+    return moments
 
 
 def _random_tensors() -> dict[str, Tensor]:
@@ -101,9 +149,8 @@ def _random_tensors() -> dict[str, Tensor]:
 def _restore_random(tensors: dict[str, Tensor], python_random: list[Any]) -> None:
     torch.set_rng_state(tensors["torch"])
     position, has_gauss, gauss = tensors["numpy_rest"].tolist()
-    np.random.set_state(
-        ("MT19937", tensors["numpy_keys"].numpy().astype(np.uint32), int(position), int(has_gauss), gauss)
-    )
+    keys = tensors["numpy_keys"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
     version, internal, gauss_next = python_random
     random.setstate((version, tuple(internal), gauss_next))
     if "cuda" in tensors and torch.cuda.is_available():

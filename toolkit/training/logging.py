@@ -12,6 +12,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from toolkit.base.files import note
+
+EVENTS = "events.out.tfevents.*"
+
 
 def progress(items: Iterable[Any] | None = None, *, description: str, total: int | None = None, **options: Any) -> tqdm:
     """A tqdm bar with an ETA; $VAG_PROGRESS_POSITION gives parallel processes a line each."""
@@ -39,7 +43,10 @@ class ScalarLog:
     def __init__(self, directory: Path, first_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        before = set(directory.glob(EVENTS))
         self.writer = SummaryWriter(str(directory), purge_step=first_step or None)
+        for path in set(directory.glob(EVENTS)) - before:
+            note(path)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

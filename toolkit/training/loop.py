@@ -5,6 +5,7 @@ It sees two Protocols only: `loss(batch) -> (loss, metrics)` and `batch(step) ->
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.data.mixture import BatchSource
 from toolkit.errors import UserError
-from toolkit.training.checkpoint import load_checkpoint, save_checkpoint
+from toolkit.training.checkpoint import load_checkpoint, save_checkpoint, saved_steps
 from toolkit.training.logging import ScalarLog, progress
 from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
 from toolkit.training.runtime import RuntimeConfig, bf16_peak, forwards, make_accelerator, repeated_blocks
@@ -73,7 +74,7 @@ def train(
     Continues from `directory/checkpoints` where one is found; the result is then bit for bit that of an
     uninterrupted run, since batch k depends on the seed and k alone and the random state is restored. Of P processes
     (started by `accelerate launch`) each takes every P-th batch; the first one writes.
-    Raises UserError when the loss is not finite.
+    Raises UserError when the loss, a gradient, a weight or an average is not finite: no such number is ever saved.
     """
     accelerator = make_accelerator(runtime)
     objective.train()
@@ -86,8 +87,8 @@ def train(
     )
     average = ExponentialMovingAverage(objective, config.ema_decay)
     checkpoints = directory / "checkpoints"
-    first, metrics = load_checkpoint(checkpoints, objective, optimizer, average)
-    model, optimizer = accelerator.prepare(trained, optimizer)
+    first, metrics = load_checkpoint(checkpoints, objective, optimizer, average, config.steps)
+    model, prepared = accelerator.prepare(trained, optimizer)
     blocks = repeated_blocks(objective) if runtime.compile else []
     compiled = [(block, torch.compile(block.forward)) for block in blocks]
     peak = bf16_peak(accelerator.device) if accelerator.device.type == "cuda" else None
@@ -99,9 +100,16 @@ def train(
     parts = range(first * config.gradient_accumulation, config.steps * config.gradient_accumulation)
     places = (index * accelerator.num_processes + accelerator.process_index for index in parts)
     batches = on_device(data, places, accelerator.device)
+
+    def save(step: int) -> None:
+        try:
+            save_checkpoint(checkpoints, step, objective, optimizer, average, metrics)
+        except UserError as error:
+            raise diverged(description, str(error), step, checkpoints) from error
+
     for step in range(first, config.steps):
         rate = config.learning_rate * warmup_cosine(step, config.steps, config.warmup_steps)
-        for group in optimizer.param_groups:
+        for group in prepared.param_groups:
             group["lr"] = rate
         if several:  # noise of its own for every process, the same again after a resume
             torch.manual_seed(first_seed + (step * accelerator.num_processes + accelerator.process_index) * 1_000_003)
@@ -117,8 +125,8 @@ def train(
             if counter is not None:
                 flop = counter.get_total_flops() / config.batch_size
         norm = accelerator.clip_grad_norm_(objective.parameters(), config.gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        prepared.step()
+        prepared.zero_grad(set_to_none=True)
         average.update(objective, step)
         seen += config.batch_size * config.gradient_accumulation * accelerator.num_processes
         bar.update()
@@ -126,8 +134,10 @@ def train(
         saving = done % config.checkpoint_every == 0 and done < config.steps
         if done % config.log_every == 0 or done == config.steps or saving:
             metrics = {"loss": loss.item(), "flop_per_sample": flop, **{k: float(v) for k, v in values.items()}}
-            if not torch.isfinite(loss):
-                raise UserError(f"{description}: the loss is {loss.item()} at step {done}; try a lower learning rate")
+            for name, number in (("loss", metrics["loss"]), ("gradient norm", float(norm))):
+                scaled = name == "gradient norm" and runtime.mixed_precision == "fp16"  # whose scaler skips such steps
+                if not math.isfinite(number) and not scaled:
+                    raise diverged(description, f"the {name} is {number}", done, checkpoints)
             bar.set_postfix(loss=f"{metrics['loss']:.4f}")
             speed = seen / (time.perf_counter() - started)
             throughput = {"samples_per_second": speed, "flop_per_second": speed * flop}
@@ -143,16 +153,26 @@ def train(
             if log is not None and on_log is not None:
                 on_log(log, done)
         if saving and accelerator.is_main_process:
-            save_checkpoint(checkpoints, done, objective, optimizer.optimizer, average, metrics)
+            save(done)
     bar.close()
     batches.close()
     if log is not None:
         log.close()
     if first < config.steps and accelerator.is_main_process:
-        save_checkpoint(checkpoints, config.steps, objective, optimizer.optimizer, average, metrics)
+        save(config.steps)
     objective.load_state_dict(average.shadow)
     objective.to("cpu").eval()
     return {key: value for key, value in metrics.items() if key not in THROUGHPUT}, throughput
+
+
+def diverged(description: str, reason: str, step: int, checkpoints: Path) -> UserError:
+    """One line on a training whose numbers are no longer finite."""
+    good = list(saved_steps(checkpoints).values())
+    last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint from before"
+    return UserError(
+        f"{description}: diverged, {reason} (seen at step {step}); {last}. Try a lower optim.learning_rate, with "
+        "overwrite=true"
+    )
 
 
 def on_device(data: BatchSource, places: Iterable[int], device: torch.device) -> Generator[dict[str, Any], None, None]:

@@ -1,0 +1,365 @@
+"""The output directory of a command: what is refused, kept, replaced and removed, and what is never touched."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.base import files
+from toolkit.errors import UserError
+from toolkit.reporting import run_record
+from toolkit.reporting.run_record import Run, read_record
+
+
+def start(out: Path, command: str = "collect", config: dict[str, Any] | None = None, **options: bool) -> Run:
+    return Run(command, out, config or {}, **{"overwrite": False, "resume": False, **options})
+
+
+def make(run: Run, *names: str, text: str = "made") -> None:
+    for name in names:
+        files.write_text(run.directory / name, text)
+
+
+def fail(run: Run, *names: str, error: BaseException | None = None) -> None:
+    make(run, *names)
+    (run.directory / "media").mkdir(exist_ok=True)  # an empty folder is nothing
+    raise error or KeyError
+
+
+def finish(out: Path, *names: str, text: str = "made", **options: Any) -> None:
+    with start(out, **options) as run:
+        make(run, *names, text=text)
+        run.result["text"] = text
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Name -> content of all files, but the lists that change with time."""
+    return {
+        str(path.relative_to(folder)): "" if path.name in ("run.json", files.MANIFEST) else path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_command_that_fails_before_it_has_made_anything_leaves_nothing(tmp_path: Path) -> None:
+    for error in (UserError("typo"), KeyError("bug"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), start(tmp_path / "deep/er/run") as run:
+            fail(run, error=error)
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError), start(tmp_path / "mine"):
+        raise UserError("typo")
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_finished_and_unfinished_runs_are_protected(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyError), start(out) as run:
+        fail(run, "half")
+    assert read_record(out)["status"] == "failed"
+    with pytest.raises(UserError, match="unfinished run; use resume=true"), start(out):
+        pass
+    with start(out, resume=True) as run:
+        run.result["number"] = 3
+    record = read_record(out)
+    assert (record["status"], record["result"]) == ("finished", {"number": 3})
+    assert record["versions"]["torch"]
+    for options in ({}, {"resume": True}):
+        with pytest.raises(UserError, match="finished run; use overwrite=true"), start(out, **options):
+            pass
+    with pytest.raises(UserError, match="give one of them"), start(out, overwrite=True, resume=True):
+        pass
+    assert sorted(path.name for path in out.iterdir()) == [files.MANIFEST, "half", "run.json"]
+
+
+def test_resume_needs_the_same_settings(tmp_path: Path) -> None:
+    settings = {"tasks": ["push"], "optim": {"steps": 3}}
+    with pytest.raises(KeyError), start(tmp_path, config=settings) as run:
+        fail(run, "half")
+    for change in ({"tasks": ["push", "reach"]}, {"optim": {"steps": 4}}):
+        with pytest.raises(UserError, match=r"was begun with (tasks|optim\.steps)="):
+            start(tmp_path, config={**settings, **change}, resume=True).__enter__()
+    with pytest.raises(UserError, match="holds a run of 'vag collect'"):
+        start(tmp_path, "replay", settings, resume=True).__enter__()
+    with start(tmp_path, config={**settings, "strict": True}, resume=True):
+        pass
+
+
+# ------------------------------------------------------------------------------------------------------- overwrite
+
+
+def test_overwriting_removes_what_vag_wrote_and_nothing_else(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    finish(out, "dataset/a", "b", text="old")
+    mine = {"notes.md": "mine", "dataset/labels.csv": "mine", "deep/er/c": "mine", ".hidden": "mine"}
+    for name, text in mine.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+    finish(out, "b", "d", text="new", overwrite=True)
+    assert tree(out) == {**mine, "b": "new", "d": "new", "run.json": "", files.MANIFEST: ""}
+    assert read_record(out)["result"] == {"text": "new"}
+
+
+def test_what_is_overwritten_is_kept_until_the_new_run_is_finished(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    finish(out, "a", "dataset/b", text="old")
+    before = tree(out)
+    for error in (UserError("typo"), KeyboardInterrupt()):  # before anything was made: as if nothing had been asked
+        with pytest.raises(type(error)), start(out, overwrite=True):
+            raise error
+        assert tree(out) == before
+        assert read_record(out)["result"] == {"text": "old"}
+    for attempt in range(3):  # overwriting the unfinished run does not take the finished one along
+        with pytest.raises(KeyError), start(out, overwrite=True) as run:
+            fail(run, "a", f"attempt{attempt}")
+        kept = out / run_record.REPLACED
+        assert (kept / "a").read_text() == "old"
+        assert (kept / "dataset/b").read_text() == "old"
+        assert read_record(kept)["result"] == {"text": "old"}
+        assert not (out / f"attempt{attempt - 1}").exists()
+    with start(out, resume=True):
+        pass
+    assert sorted(tree(out)) == sorted([files.MANIFEST, "a", "attempt2", "run.json"])
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected dict"),
+        ('{"runner": "airflow", "state": "done"}', "no 'command'"),
+        ('{"command": "collect", "status": "finished", "wall_seconds": "long"}', "wall_seconds"),
+        ('{"command": "replay", "status": "finished"}', "holds a run of 'vag replay'"),
+        ('{"command": "collect", "status": "finished"}', "no list of the files that it wrote"),
+        ('{"a":' * 5000 + "1" + "}" * 5000, "JSON"),
+    ],
+)
+def test_only_a_readable_record_of_the_same_command_is_overwritten(tmp_path: Path, record: str, reason: str) -> None:
+    (tmp_path / "run.json").write_text(record)
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match=reason):
+        start(tmp_path, overwrite=True).__enter__()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"run.json": record, "thesis.tex": "mine"}
+
+
+def test_a_folder_without_a_record_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("mine")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match=r"is not empty \('letter.txt'\)"):
+            start(tmp_path, **options).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_manifest_names_nothing_outside_of_its_run(tmp_path: Path) -> None:
+    out, precious = tmp_path / "run", tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/f").write_text("mine")
+    finish(out, "a")
+    (out / "link").symlink_to(tmp_path / "folder")
+    (out / "to_file").symlink_to(precious)
+    names = [
+        "../precious",
+        str(precious),
+        "link/f",
+        "to_file",
+        "x/../../precious",
+        "link/",
+        "../folder/",
+        3,
+        None,
+        "\0",
+    ]
+    with (out / files.MANIFEST).open("a") as file:
+        file.write("".join(f"{json.dumps(name)}\n" for name in names) + '"unfinished li')
+    finish(out, overwrite=True)
+    assert (precious.read_text(), (tmp_path / "folder/f").read_text()) == ("mine", "mine")
+    assert not (out / "a").exists()
+
+
+def test_runs_inside_of_a_run_are_replaced_with_it_and_others_are_not(tmp_path: Path) -> None:
+    def outer(**options: bool) -> None:
+        with start(tmp_path / "demo", "demo", **options):
+            for name in ("collect", "stages/train"):
+                files.note(tmp_path / "demo" / name, run=True)
+                finish(tmp_path / "demo" / name, "made")
+
+    outer()
+    finish(tmp_path / "demo/mine", "made")
+    (tmp_path / "demo/collect/notes").write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=r"demo/collect, holds 'notes', which vag did not write"):
+        outer(overwrite=True)
+    assert tree(tmp_path) == before
+    (tmp_path / "demo/collect/notes").rename(tmp_path / "demo/notes")
+    outer(overwrite=True)
+    assert (tmp_path / "demo/notes").read_text() == "mine"
+    assert (tmp_path / "demo/mine/made").exists()
+    assert read_record(tmp_path / "demo/stages/train")["status"] == "finished"
+    assert not (tmp_path / "demo" / run_record.REPLACED).exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- inputs
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"runs": ["{out}"]},
+        {"runs": ["{out}/../run"]},
+        {"dataset": "{out}/dataset"},
+        {"real": ["a", "{out}/dataset"]},
+        {"checkpoints": {"ours": ["{out}/dataset"]}},
+        {"train_generator": ["tokenizer_from={out}/dataset", "optim.steps=3"]},
+        {"pretrain": ["real=[{out}/dataset,b]"]},
+        {"dataset": "{link}/dataset"},
+    ],
+)
+def test_inputs_inside_of_out_are_refused_whatever_the_options(tmp_path: Path, config: dict[str, Any]) -> None:
+    out = tmp_path / "run"
+    finish(out, "dataset/a")
+    (tmp_path / "link").symlink_to(out)
+    filled = json.loads(json.dumps(config).replace("{out}", str(out)).replace("{link}", str(tmp_path / "link")))
+    before = tree(out)
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(UserError, match=r"names '.*', which lies in it; choose another out="):
+            start(out, config=filled, **options).__enter__()
+    assert tree(out) == before
+
+
+def test_odd_places_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("file", "file/below", "dangling", "dangling/below", "pipe"):
+        with pytest.raises(UserError, match="expected a directory"):
+            start(tmp_path / name, overwrite=True).__enter__()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    finish(tmp_path / "link", "a", text="old")
+    finish(tmp_path / "link", "a", text="new", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk/a").read_text() == "new"
+
+
+# ------------------------------------------------------------------------------------------------- what is recorded
+
+
+def test_data_and_code_are_in_the_record_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(run: Run, identity: str) -> None:
+        run.add_data("here", identity, 5)
+        assert read_record(tmp_path)["data"] == [{"path": "here", "id": identity, "episodes": 5}]
+        fail(run, "half")
+
+    with pytest.raises(KeyError), start(tmp_path) as run:
+        work(run, "aaaa")
+    first = read_record(tmp_path)
+    assert (first["git_sha"], first["versions"]) == (run_record.git_sha(), run_record.versions())
+    changed = r"here: has changed since .* \(aaaa, now bbbb\)"
+    with pytest.raises(UserError, match=changed), start(tmp_path, resume=True) as run:
+        work(run, "bbbb")
+    assert (tmp_path / "half").exists()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(run_record, "git_sha", lambda: "0123456789ab")
+    monkeypatch.setattr(run_record, "versions", lambda: {**first["versions"], "torch": "9.9"})
+    with pytest.raises(UserError, match=r"\(commit .*, now 0123456789ab, torch .*, now 9\.9\); strict"):
+        start(tmp_path, resume=True, strict=True).__enter__()
+    with start(tmp_path, resume=True) as run:
+        run.add_data("here", "aaaa", 5)
+    assert "vag: warning:" in capsys.readouterr().err
+    record = read_record(tmp_path)
+    assert (record["git_sha"], record["data"][0]["id"]) == ("0123456789ab", "aaaa")
+    assert record["code_before"][0]["git_sha"] == first["git_sha"]
+
+
+def test_one_process_holds_a_directory(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from toolkit.reporting.run_record import Run\n"
+        "with Run('collect', sys.argv[1], {}, overwrite=False, resume=False):\n"
+        "    print('in', flush=True); time.sleep(60)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "in\n"
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(UserError, match=f"in use by process {holder.pid}"):
+                start(tmp_path / "run", **options).__enter__()
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with start(tmp_path / "run", resume=True):  # a dead process holds nothing
+        pass
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [files.MANIFEST, "run.json"]
+
+
+# ------------------------------------------------------------------------------------------- killed at every step
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing cleans up after it."""
+
+
+def killed_after(count: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], None]) -> bool:
+    """Run `work` and stop for good before its `count`-th change of the disk; True if it got that far."""
+    left = [count]
+
+    def counted(real: Callable[..., None]) -> Callable[..., None]:
+        def change(*arguments: Any, **options: Any) -> None:
+            if left[0] <= 0:
+                raise Killed
+            left[0] -= 1
+            real(*arguments, **options)
+
+        return change
+
+    with monkeypatch.context() as patch:
+        for where, name in ((files, "rename"), (files, "exchange"), (os, "unlink"), (os, "rmdir"), (os, "mkdir")):
+            patch.setattr(where, name, counted(getattr(where, name)))
+        patch.setattr(Run, "_stop", lambda *_: None)
+        try:
+            work()
+        except Killed:
+            files._open.clear()
+            return True
+    return False
+
+
+def test_a_kill_at_any_change_of_the_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished run is overwritten and killed; then the command is repeated, or the new run goes on."""
+    wanted = {"a": "new", "new/b": "new", "mine": "mine", "run.json": "", files.MANIFEST: ""}
+
+    def work(out: Path, **options: bool) -> None:
+        with start(out, **options) as run:
+            if not run.complete:
+                make(run, "a", "new/b", "checkpoints/c", text="new")
+                run.result["text"] = "new"
+                run.remove_when_finished(run.directory / "checkpoints")
+
+    count, reached = 0, True
+    while reached:
+        for way in ("overwrite", "resume"):
+            out = tmp_path / f"{way}{count}"
+            finish(out, "a", "old/b", text="old")
+            (out / "mine").write_text("mine")
+            reached = killed_after(count, monkeypatch, lambda out=out: work(out, overwrite=True))
+            (out / files.LOCK).unlink(missing_ok=True)  # in truth the system lets go of it
+            texts = {path.read_text() for path in out.rglob("a")}
+            assert texts & {"old", "new"}, "one of the two runs is whole, or was never begun"
+            if reached:
+                record = read_record(out) if (out / "run.json").exists() else None
+                if way == "resume" and record is not None and record["status"] in ("running", "finishing"):
+                    work(out, resume=True)
+                else:
+                    work(out, overwrite=True)
+            assert tree(out) == wanted, (way, count)
+        count += 1
+    assert count > 20
