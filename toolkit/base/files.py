@@ -73,8 +73,7 @@ def atomic_directory(path: str | Path, may_go: Callable[[Path], bool] | None = N
         yield temporary
         check_replaceable(path, may_go)
         _sync_tree(temporary)
-        for file in files_below(temporary):
-            note(path / file.relative_to(temporary))
+        note(*(path / file.relative_to(temporary) for file in files_below(temporary)))
         if path.exists():
             exchange(temporary, path)
         else:
@@ -269,21 +268,27 @@ def recording(directory: Path) -> Iterator[None]:
         _open.pop()
 
 
-def note(path: str | Path, run: bool = False) -> None:
-    """Enter a file into the manifest of the open run that it lies in, or a `run` with a manifest of its own.
+def note(*paths: str | Path, run: bool = False) -> None:
+    """Enter files into the manifest of the open run that they lie in, or a `run` with a manifest of its own.
 
-    For what is written without this module: by libraries, and by other processes.
+    For what is written without this module: by libraries, and by other processes. The entry is on the disk first.
     """
-    path = Path(path)
-    place = path.parent.resolve() / path.name
-    for root, listed in reversed(_open):
-        if place.is_relative_to(root) and place != root:
-            name = os.path.relpath(place, root) + "/" * run
-            if name not in listed:
-                with (root / MANIFEST).open("a", encoding="ascii") as file:
-                    file.write(json.dumps(name) + "\n")
-                listed.add(name)
-            return
+    entries: dict[Path, list[str]] = {}
+    for path in map(Path, paths):
+        place = path.parent.resolve() / path.name
+        inside = (root for root, _ in reversed(_open) if place != root and place.is_relative_to(root))
+        if (root := next(inside, None)) is not None:
+            entries.setdefault(root, []).append(os.path.relpath(place, root) + "/" * run)
+    for root, listed in _open:
+        if new := [name for name in dict.fromkeys(entries.pop(root, [])) if name not in listed]:
+            manifest = root / MANIFEST
+            first = not manifest.exists()
+            with manifest.open("a", encoding="ascii") as file:
+                file.writelines(json.dumps(name) + "\n" for name in new)
+            sync_file(manifest)
+            if first:
+                sync_folder(root)
+            listed.update(new)
 
 
 def is_noted(path: Path) -> bool:
@@ -394,13 +399,16 @@ def read_bytes(path: str | Path, most_bytes: int) -> bytes:
         raise UserError(f"{path}: not found") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    with os.fdopen(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{path}: is no regular file; expected one")
         if status.st_size > most_bytes:
             raise UserError(f"{path}: has {status.st_size} bytes; at most {most_bytes} are read")
-        return file.read(most_bytes + 1)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(most_bytes + 1)
+    finally:
+        os.close(handle)
 
 
 def read_json(path: str | Path, expected: type | tuple[type, ...] = dict, most_bytes: int = MOST_JSON_BYTES) -> Any:

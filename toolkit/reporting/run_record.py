@@ -106,7 +106,7 @@ class Run:
         self._undo_replacement()
         earlier = read_record(self.directory) if path.exists() else None
         if earlier is not None and earlier["status"] in ("finishing", "finished"):  # and so what it replaced has served
-            files.discard(self.directory / REPLACED)
+            files.discard(self.directory / REPLACED, everything=True)
         if earlier is None and (others := [p.name for p in self.directory.iterdir() if p.name not in OWN]):
             raise UserError(
                 f"out={self.directory}: is not empty ('{min(others)}') and holds no {RECORD}; choose another out="
@@ -239,11 +239,12 @@ class Run:
 
     def _stop(self, error: BaseException | None) -> None:
         made = set(files.written_files(self.directory)) - {self.directory / name for name in OWN}
-        if not made:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if not made and (not interrupted or (self.directory / REPLACED).exists()):
             files.remove_files([self.directory / name for name in (files.MANIFEST, RECORD)], self.directory)
             self._undo_replacement()
             return
-        self.record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        self.record["status"] = "interrupted" if interrupted else "failed"
         self.record["error"] = str(error) or type(error).__name__
         if (self.directory / REPLACED).exists():
             print(
