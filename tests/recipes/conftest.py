@@ -14,12 +14,16 @@ from omegaconf import OmegaConf
 from recipes.compose import compose_config
 from recipes.schema import AblateConfig
 
-PRELOAD = ["recipes.collect", "recipes.synthesize", "recipes.pretrain", "recipes.import_data", "policies.factory"]
+PRELOAD = [
+    *("recipes.collect", "recipes.synthesize", "recipes.pretrain", "recipes.finetune", "recipes.import_data"),
+    *("recipes.train_generator", "recipes.evaluate_generator", "recipes.evaluate", "recipes.inspect", "recipes.export"),
+    *("recipes.score", "recipes.report", "policies.factory"),
+]
 
 
 @pytest.fixture(scope="session")
 def start() -> Callable[..., BaseProcess]:
-    """start(words, complaints=None) -> the running process; `complaints` is the file that its errors go to.
+    """start(words, complaints=None, stop=None) -> the running process; `complaints` is the file that its errors go to.
 
     Commands run in processes of their own, of a fork server that has imported everything: starting Python and importing
     torch and LeRobot takes longer than most of these commands work.
@@ -29,8 +33,10 @@ def start() -> Callable[..., BaseProcess]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
 
-    def start_command(words: list[str], complaints: Path | None = None) -> BaseProcess:
-        process = context.Process(target=run_command, args=(words, complaints))
+    def start_command(
+        words: list[str], complaints: Path | None = None, stop: tuple[Path, int] | None = None
+    ) -> BaseProcess:
+        process = context.Process(target=run_command, args=(words, complaints, stop))
         process.start()
         return process
 

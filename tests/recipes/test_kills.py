@@ -1,40 +1,70 @@
-"""SIGKILL at random instants, then resume=true: the artefact of an undisturbed run, and no file beside it.
+"""SIGKILL at random instants and in the windows of final renames, then resume=true: the artefact of an undisturbed
+run, and no file beside it.
 
-$VAG_KILLS sets how often each command is killed: `VAG_KILLS=20 pytest tests/recipes/test_kills.py`.
+`make test-all` sets $VAG_LONG: then each command is killed 40 times at random, and in each of its last ten windows.
 """
 
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
+from recipes import cli
+from toolkit.base import files
 from toolkit.data.lerobot_io import dataset_id
 from vag_core import Generator
 from vag_core.config import GeneratorConfig
 
-KILLS = int(os.environ.get("VAG_KILLS", "1"))
+LONG = "VAG_LONG" in os.environ
+KILLS, WINDOWS = (40, 10) if LONG else (3, 3)
+TRAINING = "runtime.device=cpu runtime.threads=1 optim.batch_size=2 optim.checkpoint_every=3 optim.log_every=4"
+POLICY = f"real=[{{dataset}}] image_size=32 optim.steps=10 {TRAINING}"
+NETWORK = (
+    "generator.image_size=32 generator.num_frames=17 generator.video.width=32 generator.video.depth=1 "
+    "generator.action.width=32 generator.action.depth=1"
+)
+# Command and the file or folder that it is for.
 COMMANDS = {
     "collect": ("collect tasks=[plate-slide] episodes_per_task=4 num_steps=60 workers=1", "dataset"),
     "import": ("import {dataset} image_size=32", "dataset"),
-    "synthesize": ("synthesize checkpoint={generator} scenes_from={dataset} batch_size=1", "dataset"),
-    "pretrain": (
-        "pretrain real=[{dataset}] image_size=32 optim.steps=12 optim.batch_size=2 optim.checkpoint_every=3 "
-        "policy.options.width=32 runtime.device=cpu runtime.threads=1",
-        "pretrained_model",
+    "export": ("export {dataset}", "dataset.hdf5"),
+    "inspect": ("inspect {dataset} fix=true", "dataset"),
+    "train-generator": (
+        f"train-generator dataset={{dataset}} {NETWORK} tokenizer_optim.steps=7 tokenizer_optim.batch_size=2 "
+        f"tokenizer_optim.checkpoint_every=3 optim.steps=7 {TRAINING}",
+        "generator",
     ),
+    "synthesize": ("synthesize checkpoint={generator} scenes_from={dataset} batch_size=1", "dataset"),
+    "evaluate-generator": (
+        "evaluate-generator checkpoint={generator} dataset={dataset} batch_size=1 replay=false keep_samples=true",
+        "samples.npz",
+    ),
+    "score": ("score dataset={copy} real=[{dataset}] checkpoint={generator} batch_size=1 image_size=32", "{copy}"),
+    "pretrain": (f"pretrain policy.options.width=32 {POLICY}", "pretrained_model"),
+    "finetune": (f"finetune checkpoint={{policy}} {POLICY}", "pretrained_model"),
+    "evaluate": ("evaluate checkpoint={policy} dataset={dataset} image_size=32", "run.json"),
+    "report": ("report {finished}", "report.html"),
 }
+WITHOUT_WINDOWS = ("evaluate",)  # it writes its record alone
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("kills")
     config = GeneratorConfig(image_size=32, num_frames=17, state_dim=2, action_dim=2)
-    path = tmp_path_factory.mktemp("kills") / "generator"
-    Generator(config).save_pretrained(path)
-    return path
+    Generator(config).save_pretrained(folder / "generator")
+    words = ["pretrain", *f"policy.options.width=32 {POLICY}".format(dataset=dataset).split()]
+    assert cli.main([*words, "optim.steps=1", f"out={folder / 'finished'}"]) == 0
+    shutil.copytree(dataset, folder / "copy")
+    policy = folder / "finished/pretrained_model"
+    return {"dataset": dataset, "policy": policy, **{name: folder / name for name in ("generator", "finished", "copy")}}
 
 
 def status(out: Path) -> str:
@@ -42,35 +72,48 @@ def status(out: Path) -> str:
     return json.loads(path.read_text())["status"] if path.exists() else "none"
 
 
-def identity(out: Path, artefact: str) -> object:
+def identity(out: Path, artefact: str) -> tuple[Any, set[str]]:
     """Content of the artefact, and the names of all files of the run."""
-    files = {
+    found = {
         str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and "tensorboard" not in path.parts
     }
-    if artefact == "dataset":
-        return dataset_id(out / artefact), files
-    return (out / artefact / "model.safetensors").read_bytes(), files
+    found -= {files.LOCK}  # of a process that was killed after it had finished
+    path = out / artefact
+    if path.name == "dataset":
+        return dataset_id(path), found
+    if (path / "model.safetensors").exists():
+        return [(path / name).read_bytes() for name in ("config.json", "model.safetensors")], found
+    if path.is_dir():
+        return pd.concat(pd.read_parquet(p) for p in sorted(path.rglob("meta/episodes/**/*.parquet"))).to_json(), found
+    if path.name == "run.json":
+        return json.loads(path.read_text())["result"], found
+    if path.suffix == ".html":
+        return len(path.read_bytes()) > 0, found
+    return path.read_bytes() if path.suffix == ".npz" else path.exists(), found
+
+
+def undisturbed(words: list[str], out: Path, start: Callable[..., BaseProcess]) -> float:
+    """Run a command to its end; the seconds that it took, without the start of the fork server."""
+    start([*words, f"out={out}"]).join()
+    assert status(out) == "finished"
+    return json.loads((out / "run.json").read_text())["wall_seconds"]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_commands_resume_to_the_same_artefact(
-    name: str, dataset: Path, generator: Path, tmp_path: Path, start: Callable[..., BaseProcess]
+    name: str, inputs: dict[str, Path], tmp_path: Path, start: Callable[..., BaseProcess]
 ) -> None:
-    template, artefact = COMMANDS[name]
-    words = template.format(dataset=dataset, generator=generator).split()
-    whole = tmp_path / "whole"
-    for attempt in range(2 if KILLS > 1 else 1):  # the first fills caches too
-        start([*words, f"out={whole}", *["overwrite=true"] * attempt]).join()
-    assert status(whole) == "finished"
-    seconds = json.loads((whole / "run.json").read_text())["wall_seconds"]  # without the start of the fork server
-    wanted = identity(whole, artefact)
+    template, artefact = (text.format(**inputs) for text in COMMANDS[name])
+    words = template.split()
+    seconds = undisturbed(words, tmp_path / "whole", start)
+    wanted = identity(tmp_path / "whole", artefact)
     rng = random.Random(0)
     kills, runs, out = 0, 0, tmp_path / "cut-0"
     while kills < KILLS or status(out) != "finished":
         process = start([*words, f"out={out}", "resume=true"])
-        process.join(rng.uniform(0, seconds) if kills < KILLS else None)
+        process.join(rng.uniform(0, seconds + 0.1) if kills < KILLS else None)
         if process.is_alive():
             process.kill()
             process.join()
@@ -81,4 +124,32 @@ def test_killed_commands_resume_to_the_same_artefact(
             assert identity(out, artefact) == wanted
             runs += kills < KILLS
             out = tmp_path / f"cut-{runs}"
-    assert not list(tmp_path.glob("**/.*partial*"))
+    assert not list(tmp_path.glob(f"**/*{files.PARTIAL}*"))
+    assert not list(tmp_path.glob(f"**/*{files.REMOVED}*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in WITHOUT_WINDOWS])
+def test_commands_killed_between_two_changes_of_names_resume_to_the_same_artefact(
+    name: str, inputs: dict[str, Path], tmp_path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    """Before each of the last renames and removals; where a run had finished all the same, it is whole."""
+    template, artefact = (text.format(**inputs) for text in COMMANDS[name])
+    words = template.split()
+    undisturbed(words, tmp_path / "first", start)  # fills caches
+    start([*words, f"out={tmp_path / 'whole'}"], None, (tmp_path / "changes", -1)).join()
+    wanted, changes = identity(tmp_path / "whole", artefact), (tmp_path / "changes").stat().st_size
+    assert changes >= WINDOWS
+    windows = range(changes - min(10, changes) + 1, changes + 1)
+    for last in windows if LONG else random.Random(name).sample(windows, WINDOWS):
+        out = tmp_path / f"cut-{last}"
+        process = start([*words, f"out={out}"], None, (tmp_path / f"changes-{last}", last))
+        process.join()
+        assert process.exitcode == -9
+        if status(out) != "finished":
+            start([*words, f"out={out}", "resume=true"]).join()
+        assert status(out) == "finished"
+        assert identity(out, artefact) == wanted
+    assert not list(tmp_path.glob(f"**/*{files.PARTIAL}*"))
+    assert not list(tmp_path.glob(f"**/*{files.REMOVED}*"))

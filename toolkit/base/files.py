@@ -292,14 +292,17 @@ def note(*paths: str | Path, run: bool = False) -> None:
 
 
 def is_noted(path: Path) -> bool:
-    """True for a file that the open run may remove: one of its manifest, or a temporary name."""
+    """True for a file that the open run may remove: one of its manifest, or one that lies under a temporary name."""
     place = path.parent.resolve() / path.name
-    if path.name.startswith(".") and path.name.endswith((PARTIAL, REMOVED)):
-        return True
     for root, listed in reversed(_open):
         if place.is_relative_to(root):
-            return os.path.relpath(place, root) in listed
-    return False
+            name = place.relative_to(root)
+            return str(name) in listed or any(_is_temporary(part) for part in name.parts)
+    return _is_temporary(path.name)
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith((PARTIAL, REMOVED))
 
 
 def _foreign(folder: Path) -> list[Path]:
