@@ -3,7 +3,7 @@ PYTHON ?= python3.12
 BIN := .venv/bin
 LIBRARIES := libegl1 libgl1 libgl1-mesa-dri libosmesa6
 
-.PHONY: demo test check system clean
+.PHONY: demo test test-all check system clean
 .NOTPARALLEL:
 
 demo: system .venv/.installed
@@ -11,6 +11,10 @@ demo: system .venv/.installed
 
 test: system .venv/.installed
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# The same and their long versions: 40 kills of every command, 5,000 damaged files, every folder a user may have.
+test-all: system .venv/.installed
+	VAG_LONG=1 $(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/.installed
 	$(BIN)/ruff check .
