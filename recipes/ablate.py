@@ -13,8 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from recipes.compose import command_words, compose_config
-from recipes.lanes import Lane, check_same, run_lanes, stage
+from recipes.compose import command_words, listed
+from recipes.lanes import Lane, check_same, check_stage, check_stages, run_lanes, stage
 from recipes.schema import AblateConfig
 from recipes.study import (
     ARMS,
@@ -83,6 +83,7 @@ def run(config: AblateConfig, run: Run) -> None:
             after[first_lane] = f"generator_{cell.feed}_{generator_seed(config, cell)}"
         lanes[cell.name] = cell_lane(config, root, cell)
     first = {cell.group: cell.name for cell in reversed(cells)}  # the others differ in their seeds alone
+    check_stages([("collect", [f"tasks={listed(config.tasks)}", *config.collect])])
     check_lanes(root, lanes, {*first.values(), *after.values()})
     collect(config, cells, root)
     check_nested(root)
@@ -228,7 +229,7 @@ def check_lanes(root: Path, lanes: Mapping[str, Lane], composed: Container[str])
             if (root / name / "run.json").exists():
                 check_same(root / name, read_record(root / name)["config"], command, overrides)
             elif lane_name in composed:
-                config: Any = compose_config(command, overrides)
+                config = check_stage(command, overrides)
                 if command == "synthesize" and config.draws > 1:
                     check_draws(config, config.sampler.order or "actions_first")
 
@@ -238,7 +239,7 @@ def collect(config: AblateConfig, cells: Sequence[Cell], root: Path) -> None:
     seed = [f"first_seed={config.first_seed}", f"seed={config.seed}", *config.collect]
 
     def record(name: str, tasks: Sequence[str], episodes: int, *more: str) -> None:
-        stage(root / name, "collect", [f"tasks=[{','.join(tasks)}]", f"episodes_per_task={episodes}", *more, *seed])
+        stage(root / name, "collect", [f"tasks={listed(tasks)}", f"episodes_per_task={episodes}", *more, *seed])
 
     feeds = {cell.feed for cell in cells if cell.needs_generator or ARMS[cell.arm].real == "all"}
     counts = {max(cell.few, config.fed_few) for cell in cells if ARMS[cell.arm].real == "few"}

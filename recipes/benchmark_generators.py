@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from recipes.compose import command_words, compose_config, options_of
-from recipes.lanes import Lane, run_lanes, stage
+from recipes.compose import command_words, compose_config, listed, options_of
+from recipes.lanes import Lane, check_stages, run_lanes, stage
 from recipes.schema import BenchmarkGeneratorsConfig, VariantConfig
 from toolkit.base.files import write_json
 from toolkit.data.cache import open_clips
@@ -123,9 +123,10 @@ def check(config: BenchmarkGeneratorsConfig) -> None:
         made: dict[str, Lane] = {}
         add_lanes(made, {}, config, Path("out"), suite, suite, config.seeds[0])
         lanes |= made if suite == config.suites[0] else dict(list(made.items())[:1])
-    for command, overrides in {(command, tuple(words)) for lane in lanes.values() for _, command, words in lane}:
-        compose_config(command, list(overrides))  # a mistake in train=, evaluate=, ... is told now, not after minutes
-    compose_config("collect", config.collect)
+    stages = [(command, words) for lane in lanes.values() for _, command, words in lane]
+    tasks = f"tasks={listed(config.tasks)}"
+    stages += [("collect", [tasks, *config.collect, *config.conditions[suite].collect]) for suite in config.suites]
+    check_stages(stages)  # a mistake in train=, evaluate=, ... is told now, not after minutes
     if config.i3d is not None:
         for suite in config.suites:
             words = ["dataset=x", *config.conditions[suite].train, *config.train]
@@ -140,7 +141,7 @@ def makes_actions(system: str) -> bool:
 
 def collect(config: BenchmarkGeneratorsConfig, root: Path) -> dict[str, str]:
     """Record training and held-out episodes; the name of each suite's data, which suites that see alike share."""
-    common = [f"tasks=[{','.join(config.tasks)}]", *config.collect]
+    common = [f"tasks={listed(config.tasks)}", *config.collect]
     data: dict[str, str] = {}
     made: dict[tuple[str, ...], str] = {}
     for suite in config.suites:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from recipes.common import scenes_text
-from recipes.compose import command_words
-from recipes.lanes import Lane, run_lanes
+from recipes.compose import command_words, listed, typed
+from recipes.lanes import Lane, check_stages, run_lanes
 from recipes.schema import BenchmarkPoliciesConfig
 from toolkit.envs.shifts import SUITES
 from toolkit.errors import UserError
@@ -30,14 +30,15 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
     if not config.suites:
         raise UserError(f"benchmark policies: suites=[] is empty; choose from {', '.join(SUITES)}")
     root = run.directory
-    tasks = [f"tasks=[{','.join(config.tasks)}]", f"new_tasks=[{','.join(config.new_tasks)}]"]
-    scenes = [f"suites=[{','.join(config.suites)}]", f"episodes_per_task={config.episodes_per_task}"]
+    tasks = [f"tasks={listed(config.tasks)}", f"new_tasks={listed(config.new_tasks)}"]
+    scenes = [f"suites={listed(config.suites)}", f"episodes_per_task={config.episodes_per_task}"]
     common = [*tasks, *scenes, f"first_seed={config.first_seed}", f"seed={config.seed}", *config.evaluate]
     lanes: dict[str, Lane] = {}
     for name, paths in checkpoints.items():
         for k, path in enumerate(paths):
-            words = [f"checkpoint='{path}'", f"arm='{name}'", f"runtime.threads={config.threads}", *common]
+            words = [f"checkpoint={typed(path)}", f"arm={typed(name)}", f"runtime.threads={config.threads}", *common]
             lanes[f"{name}_{k}"] = [(f"{name}_{k}", "evaluate", words)]
+    check_stages((command, overrides) for lane in lanes.values() for _, command, overrides in lane)
     failed = run_lanes(root, lanes, config.lanes, keep_going=True)
     whole = {
         name: len(paths)

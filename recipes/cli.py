@@ -1,6 +1,7 @@
 """The `vag` command: composes the config with Hydra, opens the run directory, runs the recipe.
 
-Exit codes: 0 done, 1 `vag inspect` found problems, 2 a mistake in the input (one line says which), 130 interrupted.
+Exit codes: 0 done, 1 `vag inspect` found problems, 2 a mistake in the input (one line says which), 130 interrupted,
+143 ended by SIGTERM, 141 nobody reads the output any more.
 Heavy imports wait until a command runs: worker processes import this module again.
 """
 
@@ -10,8 +11,13 @@ import errno
 import importlib
 import logging
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 from toolkit.errors import UserError, nearest
@@ -106,35 +112,127 @@ EXAMPLES = {
     ),
     "demo": ("vag demo out=outputs/demo", "vag demo experiment=smoke out=outputs/smoke"),
 }
-# The key of words that stand bare on the command line.
-POSITIONAL = {"import": "source", "export": "dataset", "inspect": "dataset", "report": "runs"}
+# The key of words that stand bare on the command line, where there is one main input.
+POSITIONAL = {
+    "import": "source",
+    "export": "dataset",
+    "inspect": "dataset",
+    "train-generator": "dataset",
+    "score": "dataset",
+    "replay": "dataset",
+    "report": "runs",
+}
 MODULES = {"import": "import_data"}  # where the command is a keyword of Python
+KEY = re.compile(r"[+~]*[A-Za-z_][\w.]*(@[\w.]*)?")
+MOST_MESSAGE = 4000  # characters
+ENDED_BY = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal asked the process to end: all that Ctrl-C cleans up is cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
     logging.getLogger("lerobot").setLevel(logging.ERROR)  # it warns at length where torchcodec finds no FFmpeg
     words = sys.argv[1:] if arguments is None else arguments
-    return guarded(lambda: run_command(words))
+    with terminable():
+        code = guarded(lambda: run_command(words))
+    _nobody_reads()
+    return code
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise `Terminated`, the first time; in the main thread, where signals arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in ENDED_BY}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for other in ENDED_BY:
+            signal.signal(other, lambda *_: None)  # a second one would break into the cleaning up
+        raise Terminated(number)
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def guarded(function: Callable[[], int]) -> int:
-    """Call `function`; an error that the user can mend becomes one line and an exit code."""
+    """Call `function`; an error that the user can mend, or an interruption, becomes one line and an exit code."""
+    try:
+        return mendable(function)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Terminated) else signal.SIGINT
+        said = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+        return _complain(said + _how_to_go_on(error), 128 + number)
+
+
+def mendable(function: Callable[[], int]) -> int:
+    """Call `function`; an error that the user can mend becomes one line and an exit code. Interruptions pass."""
     try:
         return function()
     except UserError as error:
         return _complain(str(error), 2)
-    except KeyboardInterrupt as error:
-        return _complain(f"interrupted{_how_to_go_on(error)}", 130)
     except Exception as error:
         name = getattr(error, "filename", None)
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         if _is_disk_full(error):
             return _complain(f"disk full while writing {name or 'the output'}; free space{_how_to_go_on(error)}", 2)
+        if _is_out_of_memory(error):
+            advice = f"make batch_size, sizes or workers smaller{_how_to_go_on(error)}"
+            return _complain(f"out of memory ({_start(str(error))}); {advice}", 2)
         if isinstance(error, ModuleNotFoundError):
             return _complain(f"no module '{error.name}': pip install 'lerobot_policy_vag[robot]'", 2)
         if isinstance(error, OSError) and name:
-            return _complain(f"{name}: {error.strerror}", 2)
+            return _complain(f"{os.fsdecode(name)}: {error.strerror}", 2)
         raise
+
+
+def _nobody_reads() -> bool:
+    """True if the reader of the output has gone, as `head` does; what is still to be written is then dropped."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    except (OSError, ValueError):  # a full disk, or closed: not what is asked here
+        return False
+    return False
+
+
+def say(text: str) -> None:
+    """Print; it is no fault if nobody reads it, and no letter that the terminal lacks stops it."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    with suppress(BrokenPipeError):
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    _nobody_reads()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """True for a MemoryError, and for what torch raises in its place on a CPU or a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and bool(re.search("allocate memory|out of memory", str(error)))
+
+
+def _start(text: str) -> str:
+    """The first line, if it is short."""
+    line = (text.splitlines() or ["no more to be had"])[0]
+    return line if len(line) <= 200 else f"{line[:200]} ..."
 
 
 def _how_to_go_on(error: BaseException) -> str:
@@ -157,43 +255,80 @@ def _is_disk_full(error: BaseException | None) -> bool:
 def run_command(arguments: list[str]) -> int:
     """Parse, compose, run. Raises UserError for anything the user can mend."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print("usage: vag <command> [key=value ...]\n")
-        for name, line in COMMANDS.items():
-            print(f"  {name:<21} {line}")
-        print("\nvag <command> --help shows the config and two examples.")
+        say(_overview())
         return 0
     command, rest = arguments[0], arguments[1:]
     if command == "benchmark":
         command, rest = " ".join(arguments[:2]), arguments[2:]
     if command not in COMMANDS:
-        raise UserError(f"unknown command '{command}'. {nearest(command, COMMANDS)}")
+        from recipes.compose import shortened
+
+        raise UserError(f"unknown command {shortened(command)!r}. {nearest(shortened(command), COMMANDS)}")
     if {"-h", "--help"} & set(rest):
-        print(_help(command))
+        from recipes.help import help_text
+
+        say(help_text(command, COMMANDS[command], EXAMPLES[command], POSITIONAL.get(command)))
         return 0
-    bare = [word for word in rest if "=" not in word]
-    if bare and command in POSITIONAL:
-        quoted = ",".join("'" + word.replace("'", "\\'") + "'" for word in bare)
-        rest = [word for word in rest if "=" in word]
-        rest.append(f"{POSITIONAL[command]}={f'[{quoted}]' if command == 'report' else quoted}")
-    result = execute(command, rest)
+    result = execute(command, keyed_words(command, rest))
     return 1 if command == "inspect" and result["problems"] else 0
+
+
+def _overview() -> str:
+    lines = ["usage: vag <command> [key=value ...]", ""]
+    lines += [f"  {name:<21} {line}" for name, line in COMMANDS.items()]
+    return "\n".join([*lines, "", "vag <command> --help shows all options, with ranges, and two examples."])
+
+
+def keyed_words(command: str, words: list[str]) -> list[str]:
+    """The same words with the key of those that stand bare, where the command has one main input.
+
+    A path may hold an equals sign: what stands before it is then no key, or none of the command and the path exists.
+    """
+    key = POSITIONAL.get(command)
+    if key is None:
+        return words
+    from recipes.compose import check_letters, listed, quoted, shortened
+
+    bare = [word for word in words if _is_bare(command, word)]
+    if not bare:
+        return words
+    for word in bare:
+        check_letters(command, repr(shortened(word)), word)
+    rest = [word for word in words if word not in bare]
+    if twice := [word for word in rest if word.partition("=")[0] == key]:
+        raise UserError(f"{command}: got {shortened(bare[0])!r} and {shortened(twice[0])!r}; give one of them")
+    if command not in ("report", "train-generator") and len(bare) > 1:
+        names = " and ".join(repr(shortened(word)) for word in bare[:2])
+        raise UserError(f"{command}: takes one {key}, got {names}; put quotes around a name with spaces")
+    return [*rest, f"{key}={quoted(bare[0]) if len(bare) == 1 and command != 'report' else listed(bare)}"]
+
+
+def _is_bare(command: str, word: str) -> bool:
+    key, sign, _ = word.partition("=")
+    if not word.strip() or not key:
+        return False
+    if not sign or not KEY.fullmatch(key):
+        return not key.startswith("~")
+    from recipes.compose import kind_of
+
+    if kind_of(command, key.lstrip("+")) is not None:
+        return False
+    with suppress(OSError, ValueError):
+        return os.path.lexists(word)
+    return False
 
 
 def execute(command: str, overrides: list[str]) -> dict[str, Any]:
     """Compose the config of a command, run its recipe in a run directory and return the result."""
     from omegaconf import OmegaConf
 
-    from recipes.compose import check_ranges, compose_config, file_name
+    from recipes.compose import checked_config, file_name
     from toolkit.reporting.run_record import Run
 
-    config = compose_config(command, overrides)
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise UserError(f"{command}: {missing[0]}=... is required; see vag {command} --help")
+    config = checked_config(command, overrides)
     typed: Any = OmegaConf.to_object(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     module = importlib.import_module(f"recipes.{MODULES.get(command, file_name(command))}")
-    check_ranges(plain)
     extendable = getattr(module, "EXTENDABLE", False)
     again = {key: bool(config[key]) for key in ("overwrite", "resume", "strict")}
     with Run(command, config.out, plain, extendable=extendable, **again) as run:
@@ -203,25 +338,19 @@ def execute(command: str, overrides: list[str]) -> dict[str, Any]:
         except BaseException as error:
             error.add_note(f"out={run.directory} resume=true{', without overwrite=true' * config.overwrite}")
             raise
-    print(f"{command}: {module.summary(run.result)}  [{run.directory}]", flush=True)
+    say(f"{command}: {module.summary(run.result)}  [{run.directory}]")
     return run.result
 
 
-def _help(command: str) -> str:
-    from omegaconf import OmegaConf
-
-    from recipes.compose import compose_config
-
-    config = compose_config(command, [])
-    lines = [f"vag {command}: {COMMANDS[command]}", "", OmegaConf.to_yaml(config), "Examples:"]
-    return "\n".join([*lines, *(f"  {example}" for example in EXAMPLES[command])])
-
-
 def _complain(message: str, code: int) -> int:
-    from toolkit.training.logging import close_progress
-
-    close_progress()
-    print(f"vag: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    if loaded := sys.modules.get("toolkit.training.logging"):  # a command that has no bar yet need not wait for it
+        loaded.close_progress()
+    letters = " ".join(message.split())
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in letters)
+    if len(line) > MOST_MESSAGE:
+        line = f"{line[: MOST_MESSAGE - 600]} ... {line[-500:]}"
+    with suppress(BrokenPipeError):
+        print(f"vag: error: {line}", file=sys.stderr, flush=True)
     return code
 
 

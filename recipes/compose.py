@@ -1,17 +1,27 @@
-"""From a command and its overrides to a typed config, with errors that name the nearest valid key."""
+"""From a command and its overrides to a typed config, with errors that name the nearest valid key.
+
+The schema is the one place that knows what a value may be: the type of each field, and in its metadata the range of
+its numbers and the choice of its words. `checked_config` holds what was composed against it.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import shlex
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,12 +29,30 @@ from omegaconf.errors import OmegaConfBaseException
 from recipes.schema import SCHEMAS
 from toolkit.errors import UserError, nearest
 
-# Mappings that take any key.
-OPEN = (
-    *("policy.options", "image_keys", "checkpoints"),
-    *("filters", "finetunes", "policy_train", "policy_finetune", "policy_steps"),
-    *("feed_synthesize", "rounds"),
+MOST_TEXT = 10_000  # characters of one text
+MOST_WORD = 131_072  # characters of a word, as Linux has it
+MOST_DEPTH = 16  # lists and mappings inside each other
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")  # what Hydra takes as a text as it stands, but for
+WORDS = ("null", "true", "false", "nan", "inf")
+LISTS_NEED_QUOTES = (
+    "in a list or a mapping, texts with = ( ) [ ] { } , : quotes or letters beyond ASCII need quotes of their own: "
+    "real=['runs (1)/a','b'], train=['optim.steps=3']"
 )
+# What hydra and OmegaConf raise at words that they cannot read; the plain ones come from conversions inside them.
+UNREADABLE = (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError)
+
+
+class Kind(NamedTuple):
+    """What the schema says of a key: its type without None, the metadata of its field, and if it is of a mapping."""
+
+    type: Any
+    told: Mapping[str, Any]
+    open: bool
+
+    @property
+    def is_text(self) -> bool:
+        return self.type is str or (self.type is Any and "paths" in self.told)
 
 
 def file_name(command: str) -> str:
@@ -33,36 +61,60 @@ def file_name(command: str) -> str:
 
 
 def compose_config(command: str, overrides: list[str]) -> DictConfig:
-    """The command's config with overrides. Raises UserError that names a wrong key, choice or type."""
+    """The command's config with overrides. Raises UserError that names a wrong key, choice, type or value."""
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(f"{file_name(name)}_schema", node=schema)
-    overrides = [_as_meant(word) for word in overrides]
+    for word in overrides:
+        check_word(command, word)
+    overrides = [_as_meant(command, word) for word in overrides]
     with initialize_config_module("recipes.configs", version_base="1.3"):
         primary = file_name(command)
-        parsed = _parse(overrides)
-        for override in parsed:
-            _check_key(command, override, *_keys_and_groups(primary))
+        for word in overrides:
+            _check_key(command, _parse(command, word), *_keys_and_groups(primary))
         try:
             return compose(primary, overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+        except UNREADABLE as error:
             raise UserError(f"{command}: {_first_line(error)}") from error
+
+
+def checked_config(command: str, overrides: list[str]) -> DictConfig:
+    """As `compose_config`; also raises UserError for a value that is missing, out of range, or can not be meant."""
+    config = compose_config(command, overrides)
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{command}: {missing[0]}=... is required; see vag {command} --help")
+    plain: Any = OmegaConf.to_container(config)
+    check_ranges(command, plain)
+    return config
 
 
 def command_words(command: str, config: dict[str, Any]) -> list[str]:
     """The overrides that make a config what it is, as they are typed; not where it writes to."""
     default: Any = OmegaConf.to_container(compose_config(command, []))
-    told = [key for key in config if key not in ("out", "overwrite", "resume") and config[key] != default[key]]
-    return [shlex.quote(f"{key}={_typed(config[key])}") for key in told]
+    told = [key for key in config if key not in ("out", "overwrite", "resume") and config[key] != default.get(key)]
+    return [shlex.quote(f"{key}={typed(config[key])}") for key in told]
 
 
-def _typed(value: Any) -> str:
-    """A value in Hydra's grammar."""
+def typed(value: Any) -> str:
+    """A value in Hydra's grammar, whatever letters it holds."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_typed(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_typed, value)) + "]"
+        return "{" + ",".join(f"{_typed_key(str(key))}:{typed(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(typed, value)) + "]"
+    if isinstance(value, str):
+        return QuotedString(value, Quote.double).with_quotes()
     return json.dumps(value)
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Paths or other texts as a list in Hydra's grammar, with quotes where they need them."""
+    texts = (str(value) for value in values)
+    plain = (text if PLAIN.fullmatch(text) and text.lower() not in WORDS else typed(text) for text in texts)
+    return f"[{','.join(plain)}]"
+
+
+def _typed_key(key: str) -> str:
+    return re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", key)
 
 
 def options_of(group: str) -> list[str]:
@@ -71,30 +123,124 @@ def options_of(group: str) -> list[str]:
         return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
-def _is_open(key: str) -> bool:
-    return key.startswith(tuple(f"{name}." for name in OPEN)) or key in OPEN
+def groups_of(command: str) -> dict[str, str | None]:
+    """The config groups of a command, with the choice that it has without being told."""
+    compose_config(command, [])  # the store of schemas is filled
+    with initialize_config_module("recipes.configs", version_base="1.3"):
+        config: Any = compose(file_name(command), return_hydra_config=True)
+        return {name: choice for name, choice in config.hydra.runtime.choices.items() if not name.startswith("hydra")}
 
 
-def _as_meant(word: str) -> str:
+def kind_of(command: str, key: str) -> Kind | None:
+    """What the schema says of a dotted key, also of one inside a mapping; None for a key that it does not have."""
+    found: Kind | None = Kind(SCHEMAS[command], {}, False)
+    for name in key.split("."):
+        if found is None:
+            return None
+        found = _inside(found, name)
+    return found
+
+
+def _inside(kind: Kind, name: str) -> Kind | None:
+    if is_dataclass(kind.type):
+        known = members(kind.type)
+        return Kind(known[name].type, known[name].told, kind.open) if name in known else None
+    if get_origin(kind.type) is dict:
+        return Kind(_plain(get_args(kind.type)[1]), kind.told, True)
+    return Kind(Any, {}, True) if kind.open and kind.type is Any else None
+
+
+def members(schema: Any) -> dict[str, Kind]:
+    """The fields of a dataclass."""
+    return _members(schema)
+
+
+@cache
+def _members(schema: type) -> dict[str, Kind]:
+    types = get_type_hints(schema)
+    return {field.name: Kind(_plain(types[field.name]), field.metadata, False) for field in fields(schema)}
+
+
+def _plain(annotation: Any) -> Any:
+    """`int | None` -> `int`."""
+    if get_origin(annotation) in (Union, UnionType):
+        (annotation,) = (part for part in get_args(annotation) if part is not type(None))
+    return annotation
+
+
+# ------------------------------------------------------------------------------------------------------ single words
+
+
+def check_word(command: str, word: str) -> None:
+    """Raise UserError for what can be no override, before a parser sees it; resolvers of OmegaConf are never run."""
+    if not word.strip():
+        raise UserError(f"{command}: got an empty word; expected key=value")
+    shown = repr(shortened(word))
+    if len(word) > MOST_WORD:
+        raise UserError(f"{command}: {shown} has {len(word):,} characters; at most {MOST_WORD:,} are read")
+    check_letters(command, shown, word)
+    key, sign, value = word.partition("=")
+    if key.lstrip("+").startswith("~"):
+        raise UserError(f"{command}: keys are neither added nor deleted, got {shown}; expected key=value")
+    if not sign or not key.strip():
+        raise UserError(f"{command}: expected key=value, got {shown}")
+    if not value.strip():
+        raise UserError(f"{command}: {shown} gives no value; expected one after '=', or leave the key out")
+
+
+def check_letters(command: str, shown: str, text: str) -> None:
+    """Raise UserError for what is not UTF-8, for control characters, and for interpolations."""
+    if any(unicodedata.category(letter) == "Cs" for letter in text):
+        raise UserError(f"{command}: {shown} is not valid UTF-8; rename the file, or give it a link of another name")
+    if any(unicodedata.category(letter) == "Cc" for letter in text):
+        raise UserError(f"{command}: {shown} holds a line break or another control character; expected plain text")
+    if "${" in text:
+        raise UserError(f"{command}: {shown}: '${{' is not read, values are taken as they stand; expected plain text")
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """A long text by its beginning and its end."""
+    return text if len(text) <= most else f"{text[: most - 30]} ... {text[-20:]}"
+
+
+def quoted(text: str) -> str:
+    """A text that Hydra takes as it is."""
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def _as_meant(command: str, word: str) -> str:
     """Two things that Hydra's grammar asks for and nobody types.
 
-    A mapping that takes any key gets its `++`, and an instruction its quotes: it may hold commas and brackets.
+    A mapping that takes any key gets its `++`. A text gets its quotes: a path or an instruction may hold commas,
+    brackets and equals signs. `null` and what is quoted by hand stay as they are, and so do lists.
     """
     key, _, value = word.partition("=")
-    if _is_open(key):
-        return f"++{word}"
-    if key != "task" or value[:1] in ("'", '"') or value == "null":
+    kind = kind_of(command, key.strip().lstrip("+"))
+    if kind is None:
         return word
-    return f"{key}='" + value.replace("'", "\\'") + "'"
+    value = value.strip()
+    a_list = kind.type is Any and value.startswith("[") and value.endswith("]")
+    if kind.is_text and value != "null" and not a_list and not QUOTED.fullmatch(value):
+        value = quoted(value)
+    if kind.open or get_origin(kind.type) is dict:
+        key = "++" + key.strip().lstrip("+")
+    return f"{key}={value}"
 
 
-def _parse(overrides: list[str]) -> list[Override]:
+def _parse(command: str, word: str) -> Override:
+    shown = repr(shortened(word))
     try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        listed = next((word for word in overrides if "[" in word and "=" in word.partition("=")[2]), None)
-        hint = "" if listed is None else """; items of a list that hold '=' need quotes: train=['optim.steps=3']"""
-        raise UserError(f"expected key=value, got: {_first_line(error)}{hint}") from error
+        parsed = OverridesParser.create().parse_override(word)
+    except UNREADABLE as error:
+        value = word.partition("=")[2]
+        hint = f"; {LISTS_NEED_QUOTES}" if any(bracket in value for bracket in "[{(") else ""
+        raise UserError(f"{command}: expected key=value, got {shown}: {_first_line(error)}{hint}") from error
+    if parsed.is_sweep_override():
+        raise UserError(
+            f"{command}: {shown} gives several values; expected one, a list [a,b], or a text in quotes inside quotes "
+            "of the shell"
+        )
+    return parsed
 
 
 @cache
@@ -106,44 +252,6 @@ def _keys_and_groups(primary: str) -> tuple[list[str], list[str]]:
     return _keys({name: value for name, value in values.items() if name != "hydra"}), groups
 
 
-def _check_key(command: str, override: Override, keys: list[str], groups: list[str]) -> None:
-    key = override.key_or_group
-    if _is_open(key) and any(key == known or key.startswith(f"{known}.") for known in keys):
-        return  # what it holds is checked by who reads it
-    if key in groups:
-        options = GlobalHydra.instance().config_loader().get_group_options(key)
-        if override.value() not in options:
-            raise UserError(
-                f"{command}: {key}={override.value()} does not exist. {nearest(str(override.value()), options)}"
-            )
-        return
-    if not _is_open(key) and (override.is_add() or override.is_force_add() or override.is_delete()):
-        raise UserError(
-            f"{command}: keys are neither added nor deleted, got '{override.input_line}'; expected key=value"
-        )
-    if key not in keys:
-        raise UserError(f"{command}: unknown key '{key}'. {nearest(key, [*keys, *groups])}")
-
-
-AT_LEAST_ONE = {"episodes_per_task", "num_steps", "image_size", "workers", "batch_size", "gradient_accumulation"}
-AT_LEAST_ONE |= {"log_every", "checkpoint_every", "steps", "max_steps", "num_inference_steps", "groups", "few"}
-AT_LEAST_ONE |= {"real_per_task", "fed_few", "synthetic_per_task", "draws"}
-AT_LEAST_ONE |= {"repeats", "num_frames", "large_gigabytes", "render_every", "frame_stride", "scenes_per_task"}
-NOT_NEGATIVE = {"seed", "first_seed", "noise_scale", "learning_rate", "weight_decay", "warmup_steps"}
-NOT_NEGATIVE |= {"threads", "lanes", "evaluation_lanes", "draw_shift"}
-
-
-def check_ranges(config: Any, prefix: str = "") -> None:
-    """Raise UserError for a number that no command can work with."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            check_ranges(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            least = 1 if key in AT_LEAST_ONE else 0 if key in NOT_NEGATIVE else None
-            if least is not None and not value >= least:
-                raise UserError(f"{prefix}{key}={value}: expected at least {least}")
-
-
 def _keys(values: Any, prefix: str = "") -> list[str]:
     found = []
     for name, value in values.items():
@@ -153,8 +261,147 @@ def _keys(values: Any, prefix: str = "") -> list[str]:
     return found
 
 
+def _check_key(command: str, override: Override, keys: list[str], groups: list[str]) -> None:
+    key, shown = override.key_or_group, repr(shortened(str(override.input_line)))
+    if override.package is not None:
+        raise UserError(f"{command}: {shown}: keys have no '@'; expected key=value")
+    kind = kind_of(command, key)
+    is_open = kind is not None and (kind.open or get_origin(kind.type) is dict)
+    if is_open and not override.is_delete():
+        return  # what it holds is checked when all is composed, and by who reads it
+    if override.is_add() or override.is_force_add() or override.is_delete():
+        raise UserError(f"{command}: keys are neither added nor deleted, got {shown}; expected key=value")
+    if key in groups:
+        options = GlobalHydra.instance().config_loader().get_group_options(key)
+        if override.value() not in options:
+            chosen = shortened(str(override.value()))
+            raise UserError(f"{command}: {key}={chosen} does not exist. {nearest(chosen, options)}")
+        return
+    if key not in keys:
+        raise UserError(f"{command}: unknown key '{shortened(key)}'. {nearest(shortened(key), [*keys, *groups])}")
+
+
 def _first_line(error: BaseException) -> str:
-    text = str(error.__cause__ or error)
+    if isinstance(error, RecursionError):
+        return "too deeply nested"
+    text = str(error.__cause__ or error) or type(error).__name__
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     where = next((line for line in lines if line.startswith("full_key:")), "")
-    return f"{lines[0]} ({where.replace('full_key: ', '')})" if where else lines[0]
+    said = f"{lines[0]} ({where.replace('full_key: ', '')})" if where else lines[0]
+    return shortened(said, 400)
+
+
+# ------------------------------------------------------------------------------------------------- what was composed
+
+
+def check_ranges(command: str, config: Mapping[str, Any]) -> None:
+    """Raise UserError for a number that is not finite or out of its range, and a word or text that cannot be meant."""
+    for name, kind in members(SCHEMAS[command]).items():
+        if name in config:
+            _check(command, name, "{}", config[name], kind)
+
+
+def _check(command: str, key: str, around: str, value: Any, kind: Kind) -> None:
+    """One value, and all that it holds. around: how an element is shown, such as `[{}]` for one of a list."""
+    shown = f"{key}={shortened(around.replace('{}', _as_typed(value), 1))}"
+    origin = get_origin(kind.type)
+    if value is None or value == "???":
+        if around != "{}" and origin is None and (value == "???" or kind.told.get("paths")):
+            raise UserError(f"{command}: {shown}: expected a value")
+        if kind.type is Any and around == "{}" and value is None:
+            raise UserError(f"{command}: {shown}: expected a path, or a list of paths")
+    elif is_dataclass(kind.type):
+        for name, inner in members(kind.type).items():
+            if name in value:
+                _check(command, f"{key}.{name}", "{}", value[name], inner)
+    elif origin is dict:
+        inner = Kind(_plain(get_args(kind.type)[1]), kind.told, True)
+        for name, item in value.items():
+            _check_name(command, key, name)
+            if is_dataclass(inner.type):
+                _check(command, f"{key}.{name}", "{}", item, inner)
+            else:
+                _check(command, key, around.replace("{}", f"{{{name}:{{}}}}", 1), item, inner)
+    elif origin is list:
+        inner = Kind(_plain(get_args(kind.type)[0]), kind.told, kind.open)
+        for item in value:
+            _check(command, key, around.replace("{}", "[{}]", 1), item, inner)
+    elif kind.told.get("paths"):
+        if not isinstance(value, str | list) or any(not isinstance(path, str) for path in [*value]):
+            raise UserError(f"{command}: {shown}: expected a path, or a list of paths")
+        for path in [value] if isinstance(value, str) else value:
+            _check_text(command, shown, path, kind.told)
+    else:
+        for leaf in _leaves(command, shown, value):
+            if isinstance(leaf, str):
+                _check_text(command, shown, leaf, kind.told)
+            elif isinstance(leaf, int | float) and not isinstance(leaf, bool):
+                _check_number(command, shown, leaf, kind.told)
+
+
+def _as_typed(value: Any) -> str:
+    """A value as the user may have typed it, near enough for a message."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, list):
+        return "[" + ",".join(map(_as_typed, value[:20])) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_as_typed(item)}" for key, item in list(value.items())[:20]) + "}"
+    return str(value)
+
+
+def _leaves(command: str, shown: str, value: Any, depth: int = 0) -> Iterator[Any]:
+    """What a value holds in the end, of any type. Raises UserError for what is nested too deeply."""
+    if depth > MOST_DEPTH:
+        raise UserError(f"{command}: {shown}: lists and mappings are nested more than {MOST_DEPTH} deep")
+    if isinstance(value, dict | list):
+        for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
+            yield from _leaves(command, shown, item, depth + 1)
+    else:
+        yield value
+
+
+def _check_name(command: str, key: str, name: Any) -> None:
+    """Names in mappings become names of directories and columns."""
+    text = str(name)
+    if not text.strip() or "/" in text or text in (".", "..") or len(text) > 100:
+        raise UserError(
+            f"{command}: {key}={{{shortened(text)}:...}}: expected a name of at most 100 characters, none of them '/'"
+        )
+    check_letters(command, f"{key}={{{text!r}:...}}", text)
+
+
+def _check_text(command: str, shown: str, text: str, told: Mapping[str, Any]) -> None:
+    if not text.strip():
+        raise UserError(f"{command}: {shown} holds an empty text; expected one that says something, or leave it out")
+    if len(text) > MOST_TEXT:
+        raise UserError(f"{command}: {shown} has {len(text):,} characters; at most {MOST_TEXT:,} are read")
+    check_letters(command, shown, text)
+    if "choices" in told and text not in told["choices"]:
+        known = told["choices"]
+        raise UserError(f"{command}: {shown}: expected one of {', '.join(known)}. {nearest(shortened(text), known)}")
+
+
+def _check_number(command: str, shown: str, number: float, told: Mapping[str, Any]) -> None:
+    expected = range_text(told, isinstance(number, float))
+    if isinstance(number, float) and not math.isfinite(number):
+        raise UserError(f"{command}: {shown} is not a finite number; expected {expected or 'one'}")
+    fits = (
+        told.get("least", number) <= number <= told.get("most", number)
+        and ("above" not in told or number > told["above"])
+        and ("below" not in told or number < told["below"])
+    )
+    if not fits:
+        raise UserError(f"{command}: {shown}: expected {expected}")
+
+
+def range_text(told: Mapping[str, Any], real: bool = False) -> str:
+    """The range of a number in words; empty where there is none. real: of numbers with a fraction."""
+    if real and {"least", "most"} <= told.keys():
+        return f"a number from {_number(told['least'])} to {_number(told['most'])}"
+    words = {"least": "at least", "above": "more than", "most": "at most", "below": "less than"}
+    return " and ".join(f"{text} {_number(told[key])}" for key, text in words.items() if key in told)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

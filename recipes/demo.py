@@ -9,14 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from recipes.compose import check_ranges, compose_config
-from recipes.lanes import Lane, run_lanes, stage
+from recipes.compose import listed, options_of, typed
+from recipes.lanes import Lane, check_stages, run_lanes, stage
 from recipes.schema import DemoConfig
 from toolkit.base.files import write_json
 from toolkit.data.lerobot_io import read_table
-from toolkit.errors import UserError
+from toolkit.errors import UserError, nearest
 from toolkit.reporting.report import write_report
 from toolkit.reporting.run_record import Run, read_record
 
@@ -30,7 +28,7 @@ def run(config: DemoConfig, run: Run) -> None:
         raise UserError("demo: policies, and tasks or a source, must each name at least one")
     root = run.directory
     check_overrides(config)
-    tasks = f"tasks=[{','.join(config.tasks)}]"
+    tasks = f"tasks={listed(config.tasks)}"
     seed = f"seed={config.seed}"
     done: list[str] = []
 
@@ -38,7 +36,7 @@ def run(config: DemoConfig, run: Run) -> None:
         done.append(name)
         return stage(root / name, command, [*overrides, seed])
 
-    command, origin = ("import", f"source='{config.source}'") if config.source else ("collect", tasks)
+    command, origin = ("import", f"source={typed(config.source)}") if config.source else ("collect", tasks)
     execute(command, command, [origin, *config.collect])
     execute(f"{command}_held_out", command, [origin, *config.collect_held_out])
     real, held_out = root / command / "dataset", root / f"{command}_held_out/dataset"
@@ -79,13 +77,19 @@ def run(config: DemoConfig, run: Run) -> None:
 
 
 def check_overrides(config: DemoConfig) -> None:
-    """A mistake in what is handed to a later stage is told now, not after minutes."""
-    given = {"import" if config.source else "collect": config.collect + config.collect_held_out}
-    given |= {"train-generator": config.train_generator}
-    given |= {"synthesize": config.synthesize, "finetune": config.finetune, "evaluate": config.evaluate}
-    given |= {"pretrain": config.real_only + config.pretrain}
-    for command, overrides in given.items():
-        check_ranges(OmegaConf.to_container(compose_config(command, overrides)))
+    """A mistake in what is handed to a later stage, a policy or task that is none, is told now, not after minutes."""
+    for policy in config.policies:
+        if policy not in (known := options_of("policy")):
+            raise UserError(f"demo: policies: unknown policy '{policy}'. {nearest(policy, known)}")
+    tasks = f"tasks={listed(config.tasks)}"
+    command, origin = ("import", f"source={typed(config.source)}") if config.source else ("collect", tasks)
+    stages = [(command, [origin, *config.collect]), (command, [origin, *config.collect_held_out])]
+    stages.append(("train-generator", ["dataset=x", *config.train_generator]))
+    stages.append(("synthesize", ["checkpoint=x", "scenes_from=x" if config.source else tasks, *config.synthesize]))
+    for policy in config.policies:
+        lane = policy_lane(config, Path("x"), policy, Path("x"), "dataset=x" if config.source else tasks)
+        stages += [(command, overrides) for _, command, overrides in lane]
+    check_stages(stages)
 
 
 def real_arm(config: DemoConfig) -> str:
@@ -95,8 +99,8 @@ def real_arm(config: DemoConfig) -> str:
 
 def policy_lane(config: DemoConfig, root: Path, policy: str, dataset: Path, test: str) -> Lane:
     """Stages of one policy: real only, pretrained on synthetic then fine-tuned, and both evaluated on `test`."""
-    real = [f"real=[{dataset}]"] + ([] if config.few is None else [f"episodes_per_task={config.few}"])
-    synthetic = [f"synthetic=[{root / 'synthesize/dataset'}]", "synthetic_fraction=1.0"]
+    real = [f"real={listed([dataset])}"] + ([] if config.few is None else [f"episodes_per_task={config.few}"])
+    synthetic = [f"synthetic={listed([root / 'synthesize/dataset'])}", "synthetic_fraction=1.0"]
     single = [f"seed={config.seed}", "runtime.threads=1"]
     few = real_arm(config)
     names = {arm: f"{arm}_{policy}" for arm in (few, "pretrain", "finetune")}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 import traceback
+from collections.abc import Iterable
 from functools import cache, partial
 from multiprocessing import connection
 from pathlib import Path
@@ -13,14 +15,50 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from recipes import cli
-from recipes.compose import compose_config
+from recipes.common import distinct_tasks
+from recipes.compose import checked_config, compose_config, options_of
 from toolkit.base.files import note
 from toolkit.envs.pool import die_with_parent
-from toolkit.errors import UserError
+from toolkit.errors import UserError, nearest
 from toolkit.reporting.run_record import NOT_COMPARED, leaves, read_record
 
 Lane = list[tuple[str, str, list[str]]]  # (directory, command, overrides)
 INTERRUPTED = 130
+PATIENCE = 20  # seconds that stages have to clean up after an interruption
+
+
+def check_stage(command: str, overrides: list[str]) -> Any:
+    """The config of a stage that is to run later. Raises UserError for what it would refuse only then.
+
+    A key, a number out of its range, a task, suite, generator or policy that does not exist.
+    """
+    config: Any = checked_config(command, overrides)
+    simulated = {"collect": True, "synthesize": config.get("scenes_from") is None}
+    simulated["evaluate"] = config.get("dataset") is None
+    if simulated.get(command):
+        from toolkit.envs.metaworld import instructions
+
+        for task in distinct_tasks(command, [*config.tasks, *config.get("new_tasks", [])]):
+            if task not in instructions():
+                raise UserError(f"{command}: unknown Meta-World task '{task}'. {nearest(task, instructions())}")
+    if command == "pretrain":
+        _check_policy(config.policy.type)
+    return config
+
+
+def _check_policy(name: str) -> None:
+    if name in {compose_config("pretrain", [f"policy={choice}"]).policy.type for choice in options_of("policy")}:
+        return
+    from policies.factory import CONFIGS  # slow, so for a name that no shipped config has
+
+    if name not in CONFIGS:
+        raise UserError(f"pretrain: policy.type={name} does not exist. {nearest(name, CONFIGS)}")
+
+
+def check_stages(stages: Iterable[tuple[str, list[str]]]) -> None:
+    """Raise UserError for a mistake in any of these commands and their overrides, before the first one begins."""
+    for command, overrides in dict.fromkeys((command, tuple(overrides)) for command, overrides in stages):
+        check_stage(command, list(overrides))
 
 
 def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]:
@@ -105,17 +143,27 @@ def run_lanes(
                 break
             connection.wait([processes[name].sentinel for name in running])
         failed = [name for name, process in processes.items() if process.exitcode]
+    except cli.Terminated:
+        raise  # this process alone was told
     except KeyboardInterrupt:
-        for process in processes.values():
-            process.join(20)  # it was interrupted too and cleans up
+        _wait(processes.values())  # they were interrupted too and clean up
         raise
     finally:
         for process in processes.values():
             process.terminate()
+        _wait(processes.values())
+        for process in processes.values():
+            process.kill()
             process.join()
     if failed and not keep_going:
         raise _failure(failed)
     return refused + failed + waiting
+
+
+def _wait(processes: Iterable[Any]) -> None:
+    end = time.monotonic() + PATIENCE
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
 
 
 def _is_finished(directory: Path) -> bool:
@@ -131,12 +179,10 @@ def _run_here(root: Path, lanes: dict[str, Lane], after: dict[str, str], done: s
         name = ready[0]
         waiting.remove(name)
         try:
-            code = cli.guarded(partial(_stages, root, lanes[name]))
+            code = cli.mendable(partial(_stages, root, lanes[name]))
         except Exception:
             traceback.print_exc()  # as a process would
             code = 1
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt
         if code and not keep_going:
             raise _failure([name])
         failed += [name] if code else []
@@ -149,15 +195,17 @@ def _failure(lanes: list[str]) -> UserError:
 
 
 def _stages(root: Path, lane: Lane) -> int:
-    try:
-        for name, command, overrides in lane:
-            stage(root / name, command, overrides)
-    except KeyboardInterrupt:
-        return INTERRUPTED  # the command that all lanes belong to says so
+    for name, command, overrides in lane:
+        stage(root / name, command, overrides)
     return 0
 
 
 def _run_lane(position: int, root: Path, lane: Lane) -> None:
     die_with_parent()
     os.environ["VAG_PROGRESS_POSITION"] = str(position)
-    raise SystemExit(cli.guarded(partial(_stages, root, lane)))
+    with cli.terminable():
+        try:
+            code = cli.mendable(partial(_stages, root, lane))
+        except KeyboardInterrupt:
+            code = INTERRUPTED  # the command that all lanes belong to says so
+    raise SystemExit(code)

@@ -2,344 +2,435 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
-from toolkit.training.loop import OptimConfig
-from toolkit.training.runtime import RuntimeConfig
+from toolkit.base.options import option, part
+from toolkit.training.config import MOST_BATCH, MOST_STEPS, MOST_THREADS, OptimConfig, RuntimeConfig
 from vag_core.config import GeneratorConfig
+
+MOST_SEED = 2**32 - 1
+MOST_SCENE = 2**31  # and as many more may follow it
+MOST_EPISODES = 1_000_000
+MOST_LENGTH = 100_000  # steps or pictures of an episode
+MOST_PIXELS = 2048
+MOST_PROCESSES = 512
+
+# Of modules that import torch or a simulator; a test compares them.
+METHODS = ("euler", "heun", "adams_bashforth")
+ORDERS = ("synchronised", "video_first", "actions_once", "actions_first")
+GIVEN = ("nothing", "video", "actions")
+POSITIONS = ("all", "inner", "outer")
+NORMALIZATIONS = ("shared", "per_source")
+SUITES = ("unseen", "position", "visual", "language", "task")
 
 
 @dataclass
 class CommonConfig:
-    """What every command takes."""
+    """What every command takes. Ranges keep out what cannot be, not what is large."""
 
-    out: str | None = None  # default outputs/<command>/<timestamp>
-    overwrite: bool = False  # replace a finished out
-    resume: bool = False  # go on with an unfinished out
-    strict: bool = False  # refuse to go on with another commit or other versions of packages, instead of saying so
-    seed: int = 0  # of all randomness that is not a scene; scenes have first_seed
+    out: str | None = option(None, "directory that the run writes to; null = outputs/<command>/<time>")
+    overwrite: bool = option(False, "replace a finished out")
+    resume: bool = option(False, "go on with an unfinished out")
+    strict: bool = option(
+        False, "resume=true refuses another commit or other versions of packages, instead of saying so"
+    )
+    seed: int = option(0, "of all randomness that is not a scene; scenes have first_seed", least=0, most=MOST_SEED)
 
 
 @dataclass
 class CollectConfig(CommonConfig):
-    tasks: list[str] = MISSING
-    episodes_per_task: int = 50
-    num_steps: int = 100
-    image_size: int = 64
-    noise_scale: float = 0.1  # operator noise, deviation of the Ornstein-Uhlenbeck process
-    render_every: int = 1  # steps from one picture to the next; those between repeat the last, as with a slow camera
-    hide_robot: bool = False  # leave the robot out of the pictures
-    positions: str = "all"  # scenes by their object's place: all | inner | outer, which the suite `position` is made of
-    first_seed: int = 0  # initial scenes are first_seed, first_seed + 1, ...
-    workers: int = 2
+    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
+    episodes_per_task: int = option(50, "successful episodes recorded of each task", least=1, most=MOST_EPISODES)
+    num_steps: int = option(100, "steps of an episode", least=1, most=MOST_LENGTH)
+    image_size: int = option(64, "pixels a side of the pictures", least=4, most=MOST_PIXELS)
+    noise_scale: float = option(0.1, "operator noise, deviation of the Ornstein-Uhlenbeck process", least=0, most=10)
+    render_every: int = option(
+        1,
+        "steps from one picture to the next; those between repeat the last, as with a slow camera",
+        least=1,
+        most=MOST_LENGTH,
+    )
+    hide_robot: bool = option(False, "leave the robot out of the pictures")
+    positions: str = option(
+        "all", "scenes by their object's place, which the suite `position` is made of", choices=POSITIONS
+    )
+    first_seed: int = option(0, "initial scenes are first_seed, first_seed + 1, ...", least=0, most=MOST_SCENE)
+    workers: int = option(2, "processes side by side", least=1, most=MOST_PROCESSES)
 
 
 @dataclass
 class ImportConfig(CommonConfig):
-    source: str = MISSING  # HDF5 file, directory of them, LeRobotDataset directory or repo id on the hub
-    layout: str = "auto"  # robomimic, libero, aloha, bridge, lerobot
-    task: str | None = None  # instruction of episodes that carry none
-    episodes: str | None = None  # part of them, "first:last" as in Python
-    image_keys: dict[str, str] = field(default_factory=dict)  # feature: camera in the source; {} = all of them
-    state_keys: list[str] = field(default_factory=list)  # put side by side in this order; [] = the layout's own
-    action_key: str | None = None
-    state_names: list[str] = field(default_factory=list)
-    action_names: list[str] = field(default_factory=list)
-    image_size: int | None = None  # pictures become squares of this size; null keeps them
-    flip_vertical: bool = False  # for pictures stored upside down, as LIBERO's are
-    fps: int | None = None  # of a source that names none
-    robot_type: str = "unknown"
+    source: str = option(MISSING, "HDF5 file, directory of them, LeRobotDataset directory or repo id on the hub")
+    layout: str = option("auto", "robomimic, libero, aloha, bridge or lerobot; auto = by the structure")
+    task: str | None = option(None, "instruction of episodes that carry none")
+    episodes: str | None = option(None, "part of them, 'first:last' as in Python")
+    image_keys: dict[str, str] = option({}, "feature: camera in the source; {} = all of them")
+    state_keys: list[str] = option([], "put side by side in this order; [] = the layout's own")
+    action_key: str | None = option(None, "where the actions are in the source; null = the layout's own")
+    state_names: list[str] = option([], "names of the numbers of a state; [] = those of the source")
+    action_names: list[str] = option([], "names of the numbers of an action; [] = those of the source")
+    image_size: int | None = option(
+        None, "pictures become squares of this size; null keeps them", least=4, most=MOST_PIXELS
+    )
+    flip_vertical: bool = option(False, "for pictures stored upside down, as LIBERO's are")
+    fps: int | None = option(None, "of a source that names none", least=1, most=10_000)
+    robot_type: str = option("unknown", "name of the robot")
 
 
 @dataclass
 class ExportConfig(CommonConfig):
-    dataset: str = MISSING  # LeRobotDataset v3 directory
-    jpeg_quality: int | None = None  # null = raw frames
-    compress: bool = True  # lossless, inside the HDF5 file
+    dataset: str = option(MISSING, "LeRobotDataset v3 directory")
+    jpeg_quality: int | None = option(None, "null = raw frames", least=1, most=100)
+    compress: bool = option(True, "lossless, inside the HDF5 file")
 
 
 @dataclass
 class InspectConfig(CommonConfig):
-    dataset: str = MISSING  # LeRobotDataset v3 directory
-    fix: bool = False  # write a repaired copy to out/dataset; the original stays as it is
+    dataset: str = option(MISSING, "LeRobotDataset v3 directory")
+    fix: bool = option(False, "write a repaired copy to out/dataset; the original stays as it is")
 
 
 @dataclass
 class BenchmarkDataConfig(CommonConfig):
-    dataset: str | None = None  # LeRobotDataset v3 directory; null = a generated one
-    num_frames: int = 16
-    image_size: int = 64
-    batch_size: int = 16
-    repeats: int = 7  # rounds in which every reader takes its turn
-    large_gigabytes: int = 30  # size of the sparse file that memory is watched with
+    dataset: str | None = option(None, "LeRobotDataset v3 directory; null = a generated one")
+    num_frames: int = option(16, "pictures of a clip", least=1, most=MOST_LENGTH)
+    image_size: int = option(64, "pixels a side of the pictures", least=4, most=MOST_PIXELS)
+    batch_size: int = option(16, "clips of a batch", least=1, most=MOST_BATCH)
+    repeats: int = option(7, "rounds in which every reader takes its turn", least=1, most=10_000)
+    large_gigabytes: int = option(30, "size of the sparse file that memory is watched with", least=1, most=1000)
 
 
 @dataclass
 class SuiteConfig:
     """Overrides that make a way of looking at the same tasks."""
 
-    collect: list[str] = field(default_factory=list)
-    train: list[str] = field(default_factory=list)
+    collect: list[str] = option([], "overrides of collect")
+    train: list[str] = option([], "overrides of train-generator")
 
 
 @dataclass
 class VariantConfig:
     """Another evaluation of a trained system: another sampler, or with one stream given."""
 
-    system: str = MISSING
-    overrides: list[str] = field(default_factory=list)
-    against: str | None = None  # variant or system that it is compared with; null = the reference is, with it
+    system: str = option(MISSING, "config of the group `generator`")
+    overrides: list[str] = option([], "overrides of evaluate-generator")
+    against: str | None = option(None, "variant or system that it is compared with; null = the reference is, with it")
 
 
 @dataclass
 class BenchmarkGeneratorsConfig(CommonConfig):
-    suites: list[str] = MISSING
-    conditions: dict[str, SuiteConfig] = field(default_factory=dict)  # what each suite is
-    systems: list[str] = MISSING  # configs of the group `generator`
-    reference: str = "vag"  # that all others are compared with
-    helpers: list[str] = MISSING  # systems that only take part in the variants
-    variants: dict[str, VariantConfig] = field(default_factory=dict)
-    variants_suite: str = MISSING  # the one suite that they are evaluated in
-    seeds: list[int] = MISSING  # of training
-    tasks: list[str] = MISSING
-    episodes_per_task: int = 300
-    scenes_per_task: int = 50
-    first_seed: int = 0
-    held_out_seed: int = 250_000
-    metric_seed: int = 300_000  # scenes that only the encoder of the clip distances learns from
-    encoder_steps: int = 150
-    i3d: str | None = None  # TorchScript file of I3D, for the metric fvd: code, so only one you trust
-    collect: list[str] = field(default_factory=list)  # overrides for every collect, train-generator, ...
-    train: list[str] = field(default_factory=list)
-    system_train: dict[str, list[str]] = field(default_factory=dict)  # before them, for single systems
-    evaluate: list[str] = field(default_factory=list)
-    lanes: int = 2  # processes side by side; 0 = everything in this one
-    evaluation_lanes: int = 0  # evaluations side by side, after all trainings; 0 = each after its own, in its lane
-    threads: int = 1  # of each; 0 = torch's default
+    suites: list[str] = option(MISSING, "ways of looking at the tasks, of `conditions`")
+    conditions: dict[str, SuiteConfig] = option({}, "what each suite is")
+    systems: list[str] = option(MISSING, "configs of the group `generator`")
+    reference: str = option("vag", "that all others are compared with")
+    helpers: list[str] = option(MISSING, "systems that only take part in the variants")
+    variants: dict[str, VariantConfig] = option({}, "further evaluations: another sampler, or one stream given")
+    variants_suite: str = option(MISSING, "the one suite that they are evaluated in")
+    seeds: list[int] = option(MISSING, "of training", least=0, most=MOST_SEED)
+    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
+    episodes_per_task: int = option(
+        300, "episodes of each task that generators learn from", least=1, most=MOST_EPISODES
+    )
+    scenes_per_task: int = option(50, "scenes of each task that are evaluated", least=1, most=MOST_EPISODES)
+    first_seed: int = option(0, "first scene; the others follow it", least=0, most=MOST_SCENE)
+    held_out_seed: int = option(250_000, "first scene of the evaluation", least=0, most=MOST_SCENE)
+    metric_seed: int = option(
+        300_000, "scenes that only the encoder of the clip distances learns from", least=0, most=MOST_SCENE
+    )
+    encoder_steps: int = option(150, "gradient steps of the encoder of the clip distances", least=1, most=MOST_STEPS)
+    i3d: str | None = option(None, "TorchScript file of I3D, for the metric fvd: code, so only one you trust")
+    collect: list[str] = option([], "overrides for every collect")
+    train: list[str] = option([], "overrides for every train-generator")
+    system_train: dict[str, list[str]] = option({}, "before them, overrides for single systems")
+    evaluate: list[str] = option([], "overrides for every evaluation")
+    lanes: int = option(2, "processes side by side; 0 = everything in this one", least=0, most=MOST_PROCESSES)
+    evaluation_lanes: int = option(
+        0,
+        "evaluations side by side, after all trainings; 0 = each after its own, in its lane",
+        least=0,
+        most=MOST_PROCESSES,
+    )
+    threads: int = option(1, "of each; 0 = torch's default", least=0, most=MOST_THREADS)
 
 
 @dataclass
 class TokenizerTraining(OptimConfig):
-    groups: int = 3  # frame groups per clip in a batch
+    groups: int = option(3, "frame groups per clip in a batch", least=1, most=1000)
 
 
 @dataclass
 class TrainGeneratorConfig(CommonConfig):
-    dataset: Any = MISSING  # LeRobotDataset v3 directory or clip file, or several: [a,b]
-    synthetic: list[str] = field(default_factory=list)  # episodes of an earlier generator beside them
-    select: list[str] = field(default_factory=list)  # of these by score: replay_success==1, or score_flow_loss<=50%
-    dataset_shares: list[float] | None = None  # of the clips, for each of all these; null = by number of episodes
-    image_key: str = "observation.image"
-    random_start: bool = False  # windows from anywhere in the episode, not only from its start
-    labelled_fraction: float = 1.0  # of the episodes of each instruction keep their actions; the rest is video alone
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    tokenizer_from: str | None = None  # generator directory whose tokenizer is taken as it is
-    video_from: str | None = None  # the same for the tokenizer and the whole video branch
-    instruction_encoder: str | None = None  # directory of a sentence-transformer or T5; null = learned on bytes
-    tokenizer_optim: TokenizerTraining = field(default_factory=TokenizerTraining)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    dataset: Any = option(MISSING, "LeRobotDataset v3 directory or clip file, or several: [a,b]", paths=True)
+    synthetic: list[str] = option([], "episodes of an earlier generator beside them")
+    select: list[str] = option([], "of these by score: replay_success==1, or score_flow_loss<=50%")
+    dataset_shares: list[float] | None = option(
+        None, "of the clips, for each of all these; null = by number of episodes", least=0, most=1_000_000_000
+    )
+    image_key: str = option("observation.image", "camera, by its key in the dataset")
+    random_start: bool = option(False, "windows from anywhere in the episode, not only from its start")
+    labelled_fraction: float = option(
+        1.0, "of the episodes of each instruction keep their actions; the rest is video alone", above=0, most=1
+    )
+    generator: GeneratorConfig = part(GeneratorConfig, "the network; see the group `generator`")
+    tokenizer_from: str | None = option(None, "generator directory whose tokenizer is taken as it is")
+    video_from: str | None = option(None, "the same for the tokenizer and the whole video branch")
+    instruction_encoder: str | None = option(None, "directory of a sentence-transformer or T5; null = learned on bytes")
+    tokenizer_optim: TokenizerTraining = part(TokenizerTraining, "training of the video tokenizer")
+    optim: OptimConfig = part(OptimConfig, "training")
+    runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
 @dataclass
 class SamplerConfig:
-    num_inference_steps: int = 10
-    guidance_scale: float = 1.0
-    method: str = "euler"  # euler | heun | adams_bashforth
-    order: str | None = (
-        None  # synchronised | video_first | actions_once | actions_first; null = what suits the generator
-    )
+    num_inference_steps: int = option(10, "steps of the solver", least=1, most=10_000)
+    guidance_scale: float = option(1.0, "classifier-free guidance; 1 = none", least=0, most=100)
+    method: str = option("euler", "solver", choices=METHODS)
+    order: str | None = option(None, "which stream is sampled first; null = what suits the generator", choices=ORDERS)
 
 
 @dataclass
 class SynthesizeConfig(CommonConfig):
-    checkpoint: str = MISSING  # generator directory written by train-generator
-    tasks: list[str] = MISSING
-    episodes_per_task: int = 50
-    first_seed: int = 100_000
-    allow_seen: bool = False  # generate from scenes that the generator was trained on
-    scenes_from: str | None = None  # take first pictures from this dataset instead of the simulator
-    image_key: str = "observation.image"
-    instruction_encoder: str | None = None
-    draws: int = 1  # plans of each scene, the first that solves it in the simulator is taken; 1 = it is not asked
-    draw_shift: int = 2  # pixels: each plan but the first is made for the picture moved by up to so many, at random
-    workers: int = 2  # processes that execute plans
-    batch_size: int = 20
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    checkpoint: str = option(MISSING, "generator directory written by train-generator")
+    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
+    episodes_per_task: int = option(50, "episodes made of each task", least=1, most=MOST_EPISODES)
+    first_seed: int = option(100_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
+    allow_seen: bool = option(False, "generate from scenes that the generator was trained on")
+    scenes_from: str | None = option(None, "take first pictures from this dataset instead of the simulator")
+    image_key: str = option("observation.image", "camera, by its key in the dataset")
+    instruction_encoder: str | None = option(
+        None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
+    )
+    draws: int = option(
+        1,
+        "plans of each scene, the first that solves it in the simulator is taken; 1 = it is not asked",
+        least=1,
+        most=10_000,
+    )
+    draw_shift: int = option(
+        2,
+        "pixels: each plan but the first is made for the picture moved by up to so many, at random",
+        least=0,
+        most=MOST_PIXELS,
+    )
+    workers: int = option(2, "processes that execute plans", least=1, most=MOST_PROCESSES)
+    batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
+    sampler: SamplerConfig = part(SamplerConfig, "how samples are drawn")
+    runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
 @dataclass
 class EvaluateGeneratorConfig(CommonConfig):
-    checkpoint: str = MISSING  # generator directory written by train-generator
-    dataset: str = MISSING  # held-out episodes: LeRobotDataset v3 directory or clip file
-    given: str = "nothing"  # or video (inverse dynamics) or actions (forward dynamics)
-    replay: bool = True  # execute the actions where the episodes name a scene of the simulator
-    keep_samples: bool = False  # write the pairs to samples.npz
-    allow_seen: bool = False  # evaluate on scenes that the generator was trained on
-    image_key: str = "observation.image"
-    instruction_encoder: str | None = None
-    batch_size: int = 20
-    workers: int = 2
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    checkpoint: str = option(MISSING, "generator directory written by train-generator")
+    dataset: str = option(MISSING, "held-out episodes: LeRobotDataset v3 directory or clip file")
+    given: str = option("nothing", "nothing, or video (inverse dynamics), or actions (forward dynamics)", choices=GIVEN)
+    replay: bool = option(True, "execute the actions where the episodes name a scene of the simulator")
+    keep_samples: bool = option(False, "write the pairs to samples.npz")
+    allow_seen: bool = option(False, "evaluate on scenes that the generator was trained on")
+    image_key: str = option("observation.image", "camera, by its key in the dataset")
+    instruction_encoder: str | None = option(
+        None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
+    )
+    batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
+    workers: int = option(2, "processes side by side", least=1, most=MOST_PROCESSES)
+    sampler: SamplerConfig = part(SamplerConfig, "how samples are drawn")
+    runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
 @dataclass
 class ScoreConfig(CommonConfig):
-    dataset: str = MISSING  # LeRobotDataset directory written by synthesize
-    checkpoint: str | None = None  # generator, for score_cycle_error
-    real: list[str] = field(default_factory=list)  # what the generator learned from, for limits and copies
-    image_key: str = "observation.image"
-    image_size: int = 64
-    instruction_encoder: str | None = None
-    batch_size: int = 20
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    dataset: str = option(MISSING, "LeRobotDataset directory written by synthesize")
+    checkpoint: str | None = option(None, "generator, for score_cycle_error")
+    real: list[str] = option([], "what the generator learned from, for limits and copies")
+    image_key: str = option("observation.image", "camera, by its key in the dataset")
+    image_size: int = option(64, "pixels a side of the pictures", least=4, most=MOST_PIXELS)
+    instruction_encoder: str | None = option(
+        None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
+    )
+    batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
+    runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
 @dataclass
 class ReplayConfig(CommonConfig):
-    dataset: str = MISSING
-    system: str = "vag"  # the name in tables
-    max_steps: int | None = None  # actions executed of each episode; null = all
-    workers: int = 2
+    dataset: str = option(MISSING, "LeRobotDataset directory")
+    system: str = option("vag", "the name in tables")
+    max_steps: int | None = option(None, "actions executed of each episode; null = all", least=1, most=MOST_LENGTH)
+    workers: int = option(2, "processes side by side", least=1, most=MOST_PROCESSES)
 
 
 @dataclass
 class PolicyConfig:
-    type: str = MISSING
-    options: dict[str, Any] = field(default_factory=dict)
+    type: str = option(MISSING, "pi05_compact, diffusion or diffusion_compact")
+    options: dict[str, Any] = option({}, "fields of the policy's own config")
 
 
 @dataclass
 class PolicyTrainingConfig(CommonConfig):
-    real: list[str] = field(default_factory=list)
-    synthetic: list[str] = field(default_factory=list)
-    synthetic_fraction: float | None = None  # of all sampled clips; null = in proportion to the frames
-    real_shares: list[float] | None = None  # of the real clips, for each dataset; null = in proportion to the frames
-    normalization: str = "shared"  # or per_source: each dataset's range onto that of the first one
-    pad_widths: bool = False  # let robots with fewer state or action dimensions take part
-    episodes_per_task: int | None = None  # use only the first so many real episodes of each task
-    synthetic_per_task: int | None = None  # the same for synthetic ones, before any are selected
-    augment: bool = False  # pictures in random colours and sharpness
-    select: list[str] = field(default_factory=list)  # synthetic episodes by score: score_cycle_error<=0.2, or <=50%
-    weight_by: str | None = None  # score whose best synthetic episodes are drawn most often
-    shuffle_actions: bool = False  # synthetic episodes get the actions of others of their task: a control
-    image_key: str = "observation.image"
-    image_size: int = 64
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    real: list[str] = option([], "recorded datasets")
+    synthetic: list[str] = option([], "datasets written by synthesize")
+    synthetic_fraction: float | None = option(
+        None, "of all sampled clips; null = in proportion to the frames", least=0, most=1
+    )
+    real_shares: list[float] | None = option(
+        None, "of the real clips, for each dataset; null = in proportion to the frames", least=0, most=1_000_000_000
+    )
+    normalization: str = option(
+        "shared", "shared, or per_source: each dataset's range onto that of the first one", choices=NORMALIZATIONS
+    )
+    pad_widths: bool = option(False, "let robots with fewer state or action dimensions take part")
+    episodes_per_task: int | None = option(
+        None, "use only the first so many real episodes of each task", least=1, most=MOST_EPISODES
+    )
+    synthetic_per_task: int | None = option(
+        None, "the same for synthetic ones, before any are selected", least=1, most=MOST_EPISODES
+    )
+    augment: bool = option(False, "pictures in random colours and sharpness")
+    select: list[str] = option([], "synthetic episodes by score: score_cycle_error<=0.2, or <=50%")
+    weight_by: str | None = option(None, "score whose best synthetic episodes are drawn most often")
+    shuffle_actions: bool = option(False, "synthetic episodes get the actions of others of their task: a control")
+    image_key: str = option("observation.image", "camera, by its key in the dataset")
+    image_size: int = option(64, "pixels a side of the pictures", least=4, most=MOST_PIXELS)
+    optim: OptimConfig = part(OptimConfig, "training")
+    runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
 @dataclass
 class PretrainConfig(PolicyTrainingConfig):
-    text_encoder: str | None = (
-        None  # directory of a sentence-transformer or T5, for diffusion policies; null = hashed words
+    text_encoder: str | None = option(
+        None, "directory of a sentence-transformer or T5, for diffusion policies; null = hashed words"
     )
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: PolicyConfig = part(PolicyConfig, "the policy; see the group `policy`")
 
 
 @dataclass
 class FinetuneConfig(PolicyTrainingConfig):
-    checkpoint: str = MISSING  # pretrained_model directory
-    refit_statistics: bool = False  # replace pretraining's; then its rate and names do not bind either
-    freeze_vision_encoder: bool = False
+    checkpoint: str = option(MISSING, "pretrained_model directory")
+    refit_statistics: bool = option(False, "replace pretraining's; then its rate and names do not bind either")
+    freeze_vision_encoder: bool = option(False, "keep the weights that see")
 
 
 @dataclass
 class EvaluateConfig(CommonConfig):
-    checkpoint: str = MISSING  # pretrained_model directory, or owner/name of a LeRobot policy on the hub
-    dataset: str | None = None  # instead of rollouts: open-loop error on these episodes (LeRobotDataset, clip file)
-    image_key: str = "observation.image"
-    tasks: list[str] = MISSING
-    suites: list[str] = field(default_factory=lambda: ["unseen"])  # unseen, position, visual, language, task
-    positions: str = "all"  # inner = in all suites but `position`, only scenes of positions that it does not hold out
-    new_tasks: list[str] = field(default_factory=list)  # of the suite `task`
-    arm: str = "policy"  # the name in tables
-    episodes_per_task: int = 20
-    first_seed: int = 500_000
-    allow_seen: bool = False  # roll out on scenes that the policy was trained on
-    max_steps: int = 100
-    image_size: int = 64
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    checkpoint: str = option(MISSING, "pretrained_model directory, or owner/name of a LeRobot policy on the hub")
+    dataset: str | None = option(
+        None, "instead of rollouts: open-loop error on these episodes (LeRobotDataset, clip file)"
+    )
+    image_key: str = option("observation.image", "camera, by its key in the dataset")
+    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
+    suites: list[str] = option(
+        ["unseen"], "which scenes: unseen ones, other object positions, looks, words, tasks", choices=SUITES
+    )
+    positions: str = option(
+        "all",
+        "inner = in all suites but `position`, only scenes of positions that it does not hold out",
+        choices=POSITIONS,
+    )
+    new_tasks: list[str] = option([], "of the suite `task`")
+    arm: str = option("policy", "the name in tables")
+    episodes_per_task: int = option(20, "rollouts of each task and suite", least=1, most=MOST_EPISODES)
+    first_seed: int = option(500_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
+    allow_seen: bool = option(False, "roll out on scenes that the policy was trained on")
+    max_steps: int = option(100, "steps after which a rollout has failed", least=1, most=MOST_LENGTH)
+    image_size: int = option(64, "pixels a side of the pictures", least=4, most=MOST_PIXELS)
+    runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
 @dataclass
 class ReportConfig(CommonConfig):
-    runs: list[str] = MISSING
+    runs: list[str] = option(MISSING, "directories of runs")
 
 
 @dataclass
 class DemoConfig(CommonConfig):
     """Overrides handed to each command of the story."""
 
-    source: str | None = None  # recorded data to import, instead of tasks to collect in the simulator
-    tasks: list[str] = MISSING
-    policies: list[str] = MISSING
-    collect: list[str] = MISSING  # overrides of import, where there is a source
-    collect_held_out: list[str] = MISSING
-    train_generator: list[str] = MISSING
-    synthesize: list[str] = MISSING
-    few: int | None = MISSING  # real episodes per task that the policies get; null = all
-    real_only: list[str] = MISSING
-    pretrain: list[str] = MISSING
-    finetune: list[str] = MISSING
-    evaluate: list[str] = MISSING
+    source: str | None = option(None, "recorded data to import, instead of tasks to collect in the simulator")
+    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
+    policies: list[str] = option(MISSING, "configs of the group `policy`")
+    collect: list[str] = option(MISSING, "overrides of import, where there is a source")
+    collect_held_out: list[str] = option(MISSING, "overrides of collect, or import, for the held-out episodes")
+    train_generator: list[str] = option(MISSING, "overrides of train-generator")
+    synthesize: list[str] = option(MISSING, "overrides of synthesize")
+    few: int | None = option(
+        MISSING, "real episodes per task that the policies get; null = all", least=1, most=MOST_EPISODES
+    )
+    real_only: list[str] = option(MISSING, "overrides of pretrain, on real episodes alone")
+    pretrain: list[str] = option(MISSING, "overrides of pretrain, on synthetic episodes")
+    finetune: list[str] = option(MISSING, "overrides of finetune")
+    evaluate: list[str] = option(MISSING, "overrides of evaluate")
 
 
 @dataclass
 class BenchmarkPoliciesConfig(CommonConfig):
-    checkpoints: dict[str, Any] = field(default_factory=dict)  # name: directory, or one for each training seed
-    tasks: list[str] = MISSING
-    new_tasks: list[str] = field(default_factory=list)
-    suites: list[str] = field(default_factory=lambda: ["unseen"])
-    episodes_per_task: int = 50
-    first_seed: int = 500_000
-    evaluate: list[str] = field(default_factory=list)  # overrides of every evaluation
-    lanes: int = 2  # processes side by side; 0 = everything in this one
-    threads: int = 1  # of each; 0 = torch's default
+    checkpoints: dict[str, Any] = option({}, "name: directory, or one for each training seed", paths=True)
+    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
+    new_tasks: list[str] = option([], "of the suite `task`")
+    suites: list[str] = option(
+        ["unseen"], "which scenes: unseen ones, other object positions, looks, words, tasks", choices=SUITES
+    )
+    episodes_per_task: int = option(50, "rollouts of each task and suite", least=1, most=MOST_EPISODES)
+    first_seed: int = option(500_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
+    evaluate: list[str] = option([], "overrides of every evaluation")
+    lanes: int = option(2, "processes side by side; 0 = everything in this one", least=0, most=MOST_PROCESSES)
+    threads: int = option(1, "of each; 0 = torch's default", least=0, most=MOST_THREADS)
 
 
 @dataclass
 class AblateConfig(CommonConfig):
     """The study: see `recipes/study.py` for arms, axes and how a line of the grid is read."""
 
-    grid: list[str] = MISSING  # Hydra multirun lines: 'arm=real_few,cotrain policy=diffusion seed=0,1,2'
-    tasks: list[str] = MISSING
-    new_tasks: list[str] = field(default_factory=list)  # suite `task`: real episodes of them are in real_all alone
-    other_tasks: list[str] = field(default_factory=list)  # more of what the generator of the feed `fair` sees
-    real_per_task: int = 50
-    fed_few: int = 5  # of each task, what the generator of the feed `fair` sees; the policy gets the same ones
-    first_seed: int = 0
-    synthetic_seed: int = 100_000
-    held_out_seed: int = 500_000
-    generator_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])  # a policy's seed k has the k-th, in turn
-    steps: int = MISSING  # gradient steps of the policy, in every arm
-    policy_steps: dict[str, int] = field(default_factory=dict)  # of single policies, in every arm
-    suites: list[str] = field(default_factory=lambda: ["unseen", "position"])
-    scenes_per_task: int = 50
-    filters: dict[str, list[str]] = field(default_factory=dict)  # name: rules of `vag pretrain select=`
-    finetunes: dict[str, list[str]] = field(default_factory=dict)  # name: overrides of `vag finetune`
-    collect: list[str] = field(default_factory=list)  # overrides for every collect, train-generator, ...
-    train_generator: list[str] = field(default_factory=list)
-    synthesize: list[str] = field(default_factory=list)
-    feed_synthesize: dict[str, list[str]] = field(default_factory=dict)  # after them, for single feeds
-    rounds: dict[str, int] = field(default_factory=dict)  # how often generators of a feed learn; from the second on
-    round_select: list[str] = field(default_factory=lambda: ["replay_success==1"])  # of their own episodes too: these
-    train: list[str] = field(default_factory=list)
-    policy_train: dict[str, list[str]] = field(default_factory=dict)  # after them, for single policies
-    finetune: list[str] = field(default_factory=list)
-    policy_finetune: dict[str, list[str]] = field(default_factory=dict)
-    evaluate: list[str] = field(default_factory=list)
-    gap: list[float] = field(default_factory=lambda: [0.35, 0.55])  # success rates that shall be told apart
-    power: float = 0.8
-    seed_deviation: float = 0.05  # of the success rate from one training seed to the next, as far as is known
-    lanes: int = 2  # processes side by side; 0 = everything in this one
-    threads: int = 1  # of each; 0 = torch's default
-    workers: int = 1  # of each, processes that execute the episodes of a generator; 1 = itself
+    grid: list[str] = option(MISSING, "Hydra multirun lines: 'arm=real_few,cotrain policy=diffusion seed=0,1,2'")
+    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
+    new_tasks: list[str] = option([], "suite `task`: real episodes of them are in real_all alone")
+    other_tasks: list[str] = option([], "more of what the generator of the feed `fair` sees")
+    real_per_task: int = option(50, "real episodes recorded of each task", least=1, most=MOST_EPISODES)
+    fed_few: int = option(
+        5,
+        "of each task, what the generator of the feed `fair` sees; the policy gets the same ones",
+        least=1,
+        most=MOST_EPISODES,
+    )
+    first_seed: int = option(0, "first scene; the others follow it", least=0, most=MOST_SCENE)
+    synthetic_seed: int = option(100_000, "first scene of the synthetic episodes", least=0, most=MOST_SCENE)
+    held_out_seed: int = option(500_000, "first scene of the evaluation", least=0, most=MOST_SCENE)
+    generator_seeds: list[int] = option([0, 1, 2], "a policy's seed k has the k-th, in turn", least=0, most=MOST_SEED)
+    steps: int = option(MISSING, "gradient steps of the policy, in every arm", least=1, most=MOST_STEPS)
+    policy_steps: dict[str, int] = option({}, "of single policies, in every arm", least=1, most=MOST_STEPS)
+    suites: list[str] = option(
+        ["unseen", "position"], "which scenes: unseen ones, other object positions, looks, words, tasks", choices=SUITES
+    )
+    scenes_per_task: int = option(50, "scenes of each task that are evaluated", least=1, most=MOST_EPISODES)
+    filters: dict[str, list[str]] = option({}, "name: rules of `vag pretrain select=`")
+    finetunes: dict[str, list[str]] = option({}, "name: overrides of `vag finetune`")
+    collect: list[str] = option([], "overrides for every collect")
+    train_generator: list[str] = option([], "overrides for every train-generator")
+    synthesize: list[str] = option([], "overrides for every synthesize")
+    feed_synthesize: dict[str, list[str]] = option({}, "after them, overrides for single feeds")
+    rounds: dict[str, int] = option(
+        {},
+        "how often the generators of a feed learn, from the second time on of their own episodes too",
+        least=1,
+        most=100,
+    )
+    round_select: list[str] = option(["replay_success==1"], "which of their own episodes they learn from then")
+    train: list[str] = option([], "overrides for every pretrain")
+    policy_train: dict[str, list[str]] = option({}, "after them, overrides for single policies")
+    finetune: list[str] = option([], "overrides for every finetune")
+    policy_finetune: dict[str, list[str]] = option({}, "after them, overrides for single policies")
+    evaluate: list[str] = option([], "overrides for every evaluation")
+    gap: list[float] = option([0.35, 0.55], "success rates that shall be told apart", above=0, below=1)
+    power: float = option(0.8, "chance to see that gap, for the count of scenes that is told", above=0, below=1)
+    seed_deviation: float = option(
+        0.05, "of the success rate from one training seed to the next, as far as is known", least=0, below=1
+    )
+    lanes: int = option(2, "processes side by side; 0 = everything in this one", least=0, most=MOST_PROCESSES)
+    threads: int = option(1, "of each; 0 = torch's default", least=0, most=MOST_THREADS)
+    workers: int = option(
+        1, "of each, processes that execute the episodes of a generator; 1 = itself", least=1, most=MOST_PROCESSES
+    )
 
 
 SCHEMAS: dict[str, type[CommonConfig]] = {

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from recipes.compose import listed
 from recipes.lanes import Lane
 from recipes.schema import AblateConfig
 from toolkit.errors import UserError, nearest
@@ -207,7 +208,7 @@ def generator_lane(config: AblateConfig, root: Path, feed: str, seed: int, episo
     arXiv 1705.08439), and generates from scenes that are new to it.
     """
     fed = fed_datasets(root, config, feed)
-    tasks = f"tasks=[{','.join([*config.tasks, *config.new_tasks])}]"
+    tasks = f"tasks={listed([*config.tasks, *config.new_tasks])}"
     single = [f"seed={seed}", f"runtime.threads={config.threads}"]
     make, workers = [*config.synthesize, *config.feed_synthesize.get(feed, [])], f"workers={config.workers}"
     lane: Lane = []
@@ -215,11 +216,14 @@ def generator_lane(config: AblateConfig, root: Path, feed: str, seed: int, episo
     for turn in range(1, config.rounds.get(feed, 1) + 1):
         name = generator_name(config, feed, seed, turn)
         generator, synthetic = root / f"generator_{name}/generator", root / f"synthetic_{name}/dataset"
-        learn = [f"dataset=[{fed}]", *config.train_generator, *single]
+        learn = [f"dataset={fed}", *config.train_generator, *single]
         if earlier:
-            rules = ",".join(f"'{rule}'" for rule in config.round_select)
             first = root / f"generator_{generator_name(config, feed, seed, 1)}/generator"
-            learn += [f"synthetic=[{','.join(earlier)}]", f"select=[{rules}]", f"tokenizer_from={first}"]
+            learn += [
+                f"synthetic={listed(earlier)}",
+                f"select={listed(config.round_select)}",
+                f"tokenizer_from={first}",
+            ]
         scenes = [tasks, f"episodes_per_task={episodes}", f"first_seed={config.synthetic_seed + (turn - 1) * episodes}"]
         lane += [
             (f"generator_{name}", "train-generator", learn),
@@ -227,14 +231,14 @@ def generator_lane(config: AblateConfig, root: Path, feed: str, seed: int, episo
             (f"replay_{name}", "replay", [f"dataset={synthetic}", workers, f"seed={seed}"]),
         ]
         earlier.append(str(synthetic))
-    score = [f"dataset={synthetic}", f"checkpoint={generator}", f"real=[{fed}]", *single]
+    score = [f"dataset={synthetic}", f"checkpoint={generator}", f"real={fed}", *single]
     return [*lane, (f"score_{name}", "score", score)]
 
 
 def fed_datasets(root: Path, config: AblateConfig, feed: str) -> str:
-    """Datasets that the generator of a feed is trained on, with commas between."""
+    """Datasets that the generator of a feed is trained on, as a list in Hydra's grammar."""
     names = ["real_all"] if feed == "paper" else [few_dataset(config, config.fed_few), "real_others"]
-    return ",".join(str(root / name / "dataset") for name in names)
+    return listed(root / name / "dataset" for name in names)
 
 
 def few_dataset(config: AblateConfig, few: int) -> str:
@@ -252,10 +256,9 @@ def training(config: AblateConfig, cell: Cell) -> list[str]:
 def generated_data(config: AblateConfig, root: Path, cell: Cell) -> list[str]:
     """The synthetic episodes of a cell."""
     synthetic = root / f"synthetic_{generator_name(config, cell.feed, generator_seed(config, cell))}/dataset"
-    words = [f"synthetic=[{synthetic}]", f"synthetic_per_task={cell.synthetic_per_task}"]
+    words = [f"synthetic={listed([synthetic])}", f"synthetic_per_task={cell.synthetic_per_task}"]
     if ARMS[cell.arm].filtered:
-        rules = ",".join(f"'{rule}'" for rule in config.filters[cell.filter])
-        words.append(f"select=[{rules}]")
+        words.append(f"select={listed(config.filters[cell.filter])}")
     if cell.weight_by != "none":
         words.append(f"weight_by={cell.weight_by}")
     if ARMS[cell.arm].shuffled:
@@ -279,7 +282,7 @@ def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
     """Train the policy of a cell, from scratch or from its pretraining, and evaluate it."""
     arm, generated = ARMS[cell.arm], generated_data(config, root, cell)
     single = [f"seed={cell.seed}", f"runtime.threads={config.threads}"]
-    few = [f"real=[{root / few_dataset(config, cell.few) / 'dataset'}]", f"episodes_per_task={cell.few}"]
+    few = [f"real={listed([root / few_dataset(config, cell.few) / 'dataset'])}", f"episodes_per_task={cell.few}"]
     lane: Lane = []
     last = f"{cell.name}/train"
     if arm.finetuned:
@@ -293,15 +296,15 @@ def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
     else:
         data = few if arm.real == "few" else []
         if arm.real == "all":
-            data = [f"real=[{fed_datasets(root, config, cell.feed)}]"]
+            data = [f"real={fed_datasets(root, config, cell.feed)}"]
             if cell.feed == "fair":  # the few get the share that they get beside synthetic episodes
                 data.append(f"real_shares=[{1 - cell.synthetic_fraction},{cell.synthetic_fraction}]")
         if arm.synthetic:
             data = [*data, *generated, f"synthetic_fraction={cell.synthetic_fraction if arm.real else 1}"]
         words = [*training(config, cell), *data, f"optim.steps={total_steps(config, cell.policy)}"]
         lane.append((last, "pretrain", words))
-    where = [f"tasks=[{','.join(config.tasks)}]", f"new_tasks=[{','.join(config.new_tasks)}]"]
-    where += [f"suites=[{','.join(config.suites)}]", f"episodes_per_task={config.scenes_per_task}"]
+    where = [f"tasks={listed(config.tasks)}", f"new_tasks={listed(config.new_tasks)}"]
+    where += [f"suites={listed(config.suites)}", f"episodes_per_task={config.scenes_per_task}"]
     where += ["positions=inner", f"first_seed={config.held_out_seed}", f"arm='{cell.arm}'", *config.evaluate]
     checkpoint = f"checkpoint={root / last / 'pretrained_model'}"
     lane.append((f"{cell.name}/evaluate", "evaluate", [checkpoint, *where, *single]))

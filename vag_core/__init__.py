@@ -5,7 +5,22 @@ generator = Generator.from_pretrained("outputs/train-generator/run/generator")
 sample = generator.sample(image, state, ["push the puck to the goal"])
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from vag_core.config import GeneratorConfig
-from vag_core.generator import GeneratedBatch, Generator
+
+if TYPE_CHECKING:
+    from vag_core.generator import GeneratedBatch, Generator
 
 __all__ = ["GeneratedBatch", "Generator", "GeneratorConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    """The generator on first use: the configs alone, which the command line reads, need no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from vag_core import generator
+
+    return getattr(generator, name)

@@ -5,53 +5,89 @@ The same dataclasses are the schema of the command line and the content of `conf
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
+
+ATTENTIONS = ("full", "factorised")
+INSTRUCTIONS = ("bytes", "embedding")
+ACTIONS = ("unet", "transformer", "temporal", "resnet")
+READS = ("hidden", "nothing")
+PREDICTIONS = ("velocity", "sample")
+CLOCKS = ("shared", "independent", "given")
+
+
+def _option(default: Any, help: str, *, choices: Sequence[str] = (), **bounds: float) -> Any:
+    """A field whose metadata states its help and its range: least, most (both allowed), above, below (neither).
+
+    Of a list they are those of each element.
+    """
+    metadata: dict[str, Any] = {"help": help, **bounds}
+    if choices:
+        metadata["choices"] = tuple(choices)
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _part(kind: type, help: str) -> Any:
+    return field(default_factory=kind, metadata={"help": help})
+
+
+WIDTHS: dict[str, Any] = {"least": 1, "most": 16_384}
+DEPTHS: dict[str, Any] = {"least": 1, "most": 512}
+DIMENSIONS: dict[str, Any] = {"least": 1, "most": 4096}
 
 
 @dataclass
 class TokenizerConfig:
     """Causal video tokenizer: the first frame alone, then groups of `temporal_stride` frames."""
 
-    kind: str = "conv"  # of `video_branch.TOKENIZERS`
-    latent_channels: int = 16
-    temporal_stride: int = 8  # frames per latent frame after the first; 1 = per-frame tokenizer
-    spatial_stride: int = 8  # pixels per latent cell
-    width: int = 192
-    depth: int = 3  # residual blocks in the encoder and in the decoder
-    kl_weight: float = 1e-5
+    kind: str = _option("conv", "of `video_branch.TOKENIZERS`")
+    latent_channels: int = _option(16, "channels of a latent cell", least=1, most=1024)
+    temporal_stride: int = _option(
+        8, "frames per latent frame after the first; 1 = per-frame tokenizer", least=1, most=1024
+    )
+    spatial_stride: int = _option(8, "pixels per latent cell", least=1, most=256)
+    width: int = _option(192, "channels inside", **WIDTHS)
+    depth: int = _option(3, "residual blocks in the encoder and in the decoder", **DEPTHS)
+    kl_weight: float = _option(1e-5, "of the latents' distance from a normal distribution", least=0, most=1000)
 
 
 @dataclass
 class SceneConfig:
     """Encoder of the first frame at full resolution: where things are, more precisely than the latents say."""
 
-    width: int = 96  # channels of the map
-    depth: int = 3  # residual blocks
-    stride: int = 4  # pixels per cell of the map
-    keypoints: int = 64  # places that spatial softmax reads off
+    width: int = _option(96, "channels of the map", **WIDTHS)
+    depth: int = _option(3, "residual blocks", **DEPTHS)
+    stride: int = _option(4, "pixels per cell of the map", least=1, most=256)
+    keypoints: int = _option(64, "places that spatial softmax reads off", least=1, most=4096)
 
 
 @dataclass
 class VideoConfig:
     """Latent video diffusion transformer (adaLN-Zero)."""
 
-    kind: str = "dit"  # of `video_branch.BACKBONES`
-    width: int = 192
-    depth: int = 6
-    heads: int = 6
-    patch_size: int = 2
-    attention: str = "full"  # full: all space-time tokens at once; factorised: space and time in turn
-    hears_actions: bool = False  # noisy actions of the same time enter the video tokens: the bridge in both ways
+    kind: str = _option("dit", "of `video_branch.BACKBONES`")
+    width: int = _option(192, "of the tokens", **WIDTHS)
+    depth: int = _option(6, "blocks", **DEPTHS)
+    heads: int = _option(6, "of the attention", least=1, most=1024)
+    patch_size: int = _option(2, "latent cells per token, in height and in width", least=1, most=256)
+    attention: str = _option(
+        "full", "full: all space-time tokens at once; factorised: space and time in turn", choices=ATTENTIONS
+    )
+    hears_actions: bool = _option(
+        False, "noisy actions of the same time enter the video tokens: the bridge in both ways"
+    )
 
 
 @dataclass
 class BridgeConfig:
     """Adaptive 3D average pooling of the predicted clean video, for the U-Net action branch."""
 
-    grid: list[int] = field(default_factory=lambda: [4, 4, 4])  # (t, h, w) cells; [1, 1, 1] as published
-    first_frame: bool = True  # also hand the action branch the unpooled first-frame latent
-    width: int = 256
+    grid: list[int] = _option([4, 4, 4], "(t, h, w) cells; [1, 1, 1] as published", least=1, most=1024)
+    first_frame: bool = _option(True, "also hand the action branch the unpooled first-frame latent")
+    width: int = _option(256, "of the condition", **WIDTHS)
 
 
 @dataclass
@@ -63,49 +99,62 @@ class ActionConfig:
     temporal, resnet: inverse dynamics of two-stage systems; no noise, read from the finished video.
     """
 
-    kind: str = "transformer"  # unet | transformer | temporal | resnet
-    reads: str = "hidden"  # what a transformer reads of its frame: hidden (tokens of the video branch) | nothing
-    detach: bool = False  # no gradient from the action loss into the video branch
-    prediction: str = "sample"  # the network gives: velocity | sample (the clean trajectory)
-    clocks: str = "independent"  # shared: t_action = t_video, as published | independent | given: t_action = 0
-    plan_share: float = 0.0  # of a training batch: actions from the scene alone, at a tenth of the cost of a video
-    loss_weight: float = 1.0
-    width: int = 256  # of the transformers
-    depth: int = 4
-    heads: int = 4
-    dropout: float = 0.1
-    channels: list[int] = field(default_factory=lambda: [64, 128, 256])  # of the U-Net
-    kernel_size: int = 5
-    groups: int = 8
-    backbone: str = "resnet18"  # timm model of the frame-wise inverse dynamics
+    kind: str = _option("transformer", "the network; temporal and resnet read the finished video", choices=ACTIONS)
+    reads: str = _option(
+        "hidden", "what a transformer reads of its frame: hidden (tokens of the video branch) | nothing", choices=READS
+    )
+    detach: bool = _option(False, "no gradient from the action loss into the video branch")
+    prediction: str = _option(
+        "sample", "the network gives: velocity | sample (the clean trajectory)", choices=PREDICTIONS
+    )
+    clocks: str = _option(
+        "independent", "shared: t_action = t_video, as published | independent | given: t_action = 0", choices=CLOCKS
+    )
+    plan_share: float = _option(
+        0.0,
+        "of a training batch: actions from the scene alone, at a tenth of the cost of a video",
+        least=0,
+        below=1,
+    )
+    loss_weight: float = _option(1.0, "of the action loss beside that of the video", least=0, most=1_000_000)
+    width: int = _option(256, "of the transformers", **WIDTHS)
+    depth: int = _option(4, "blocks of the transformers", **DEPTHS)
+    heads: int = _option(4, "of their attention", least=1, most=1024)
+    dropout: float = _option(0.1, "of the transformers", least=0, below=1)
+    channels: list[int] = _option([64, 128, 256], "of the U-Net", **WIDTHS)
+    kernel_size: int = _option(5, "action steps that a convolution of the U-Net sees", least=1, most=255)
+    groups: int = _option(8, "of the U-Net's normalisation", least=1, most=1024)
+    backbone: str = _option("resnet18", "timm model of the frame-wise inverse dynamics")
 
 
 @dataclass
 class InstructionConfig:
     """How the instruction enters: learned on bytes, or a vector computed outside (`embedding`)."""
 
-    kind: str = "bytes"  # bytes | embedding
-    length: int = 64  # bytes read
-    embedding_width: int = 384  # width of the outside embedding
-    dropout: float = 0.1  # instructions dropped in training, for classifier-free guidance
+    kind: str = _option("bytes", "learned on bytes, or an embedding computed outside", choices=INSTRUCTIONS)
+    length: int = _option(64, "bytes read", least=1, most=10_000)
+    embedding_width: int = _option(384, "width of the outside embedding", **WIDTHS)
+    dropout: float = _option(0.1, "instructions dropped in training, for classifier-free guidance", least=0, most=1)
 
 
 @dataclass
 class GeneratorConfig:
     """Everything that decides the generator's weights and shapes."""
 
-    image_size: int = 64
-    num_frames: int = 81  # the first frame and whole groups of `tokenizer.temporal_stride` frames
-    frame_stride: int = 1  # actions from one frame to the next
-    state_dim: int = 4
-    action_dim: int = 4
-    makes_video: bool = True  # False: actions alone
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    scene: SceneConfig = field(default_factory=SceneConfig)
-    video: VideoConfig = field(default_factory=VideoConfig)
-    bridge: BridgeConfig = field(default_factory=BridgeConfig)
-    action: ActionConfig = field(default_factory=ActionConfig)
-    instruction: InstructionConfig = field(default_factory=InstructionConfig)
+    image_size: int = _option(64, "pixels a side of the pictures", least=4, most=2048)
+    num_frames: int = _option(
+        81, "the first frame and whole groups of `tokenizer.temporal_stride` frames", least=2, most=10_000
+    )
+    frame_stride: int = _option(1, "actions from one frame to the next", least=1, most=10_000)
+    state_dim: int = _option(4, "numbers of a state; train-generator takes it from the data", **DIMENSIONS)
+    action_dim: int = _option(4, "numbers of an action; train-generator takes it from the data", **DIMENSIONS)
+    makes_video: bool = _option(True, "False: actions alone")
+    tokenizer: TokenizerConfig = _part(TokenizerConfig, "video tokenizer")
+    scene: SceneConfig = _part(SceneConfig, "encoder of the first frame")
+    video: VideoConfig = _part(VideoConfig, "video branch")
+    bridge: BridgeConfig = _part(BridgeConfig, "from the video to a U-Net of actions")
+    action: ActionConfig = _part(ActionConfig, "action branch")
+    instruction: InstructionConfig = _part(InstructionConfig, "how the instruction enters")
 
     @property
     def action_horizon(self) -> int:
@@ -161,12 +210,12 @@ class GeneratorConfig:
             if part.width % (2 * part.heads):
                 raise ValueError(f"{name}.width = {part.width}: expected a multiple of 2 x {name}.heads")
         for field_name, value, known in (
-            ("video.attention", self.video.attention, ("full", "factorised")),
-            ("instruction.kind", self.instruction.kind, ("bytes", "embedding")),
-            ("action.kind", self.action.kind, ("unet", "transformer", "temporal", "resnet")),
-            ("action.reads", self.action.reads, ("hidden", "nothing")),
-            ("action.prediction", self.action.prediction, ("velocity", "sample")),
-            ("action.clocks", self.action.clocks, ("shared", "independent", "given")),
+            ("video.attention", self.video.attention, ATTENTIONS),
+            ("instruction.kind", self.instruction.kind, INSTRUCTIONS),
+            ("action.kind", self.action.kind, ACTIONS),
+            ("action.reads", self.action.reads, READS),
+            ("action.prediction", self.action.prediction, PREDICTIONS),
+            ("action.clocks", self.action.clocks, CLOCKS),
         ):
             if value not in known:
                 raise ValueError(f"{field_name} = {value!r}: expected one of {', '.join(known)}")

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,27 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from toolkit.data.mixture import BatchSource
 from toolkit.errors import UserError
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint, saved_steps
+from toolkit.training.config import OptimConfig as OptimConfig
 from toolkit.training.logging import ScalarLog, progress
 from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
 from toolkit.training.runtime import RuntimeConfig, bf16_peak, forwards, make_accelerator, repeated_blocks
 
 THROUGHPUT = ("samples_per_second", "flop_per_second", "flop_per_sample", "bf16_peak_share")
-
-
-@dataclass
-class OptimConfig:
-    """Length and optimiser of one training stage."""
-
-    steps: int = 1000
-    batch_size: int = 16
-    gradient_accumulation: int = 1
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    gradient_clip: float = 1.0
-    ema_decay: float = 0.995
-    log_every: int = 20
-    checkpoint_every: int = 500
 
 
 class LossModule(nn.Module):

@@ -6,7 +6,6 @@ import ctypes
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,26 +15,20 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from toolkit.errors import UserError
+from toolkit.training.config import DEVICES, MOST_THREADS, PRECISIONS
+from toolkit.training.config import RuntimeConfig as RuntimeConfig
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-@dataclass
-class RuntimeConfig:
-    """Where and how to compute."""
-
-    device: str = "auto"  # auto | cpu | cuda
-    mixed_precision: str = "no"  # no | bf16 | fp16; bf16 on a CPU without AMX or AVX-512 is far slower
-    threads: int = 0  # CPU threads of torch; 0 = torch's default
-    compile: bool = False  # torch.compile the blocks that repeat: a minute at the start, for long trainings
-
-
 def check_runtime(config: RuntimeConfig) -> None:
-    """Raise UserError for a device that is not there or a precision it cannot have."""
-    if config.device not in ("auto", "cpu", "cuda"):
+    """Raise UserError for a device that is not there, a precision it cannot have, or an impossible thread count."""
+    if config.device not in DEVICES:
         raise UserError(f"runtime.device = '{config.device}': expected auto, cpu or cuda")
-    if config.mixed_precision not in ("no", "bf16", "fp16"):
+    if config.mixed_precision not in PRECISIONS:
         raise UserError(f"runtime.mixed_precision = '{config.mixed_precision}': expected no, bf16 or fp16")
+    if not 0 <= config.threads <= MOST_THREADS:
+        raise UserError(f"runtime.threads = {config.threads}: expected at least 0 and at most {MOST_THREADS}")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device = cuda: no CUDA device here; use runtime.device=cpu")
     if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):

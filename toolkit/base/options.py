@@ -1,0 +1,40 @@
+"""What a field of a config tells about itself: its help, and the range of its numbers or the choice of its words.
+
+The keys of the field's metadata are the contract: help, least, most (both allowed), above, below (neither allowed),
+choices, paths. Where a field holds a list or a mapping they are those of each element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import field
+from typing import Any
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] = (),
+    paths: bool = False,
+) -> Any:
+    """A dataclass field that knows its help and what it takes. paths: a path, or a list of them."""
+    told = {"help": help, "least": least, "most": most, "above": above, "below": below}
+    metadata: dict[str, Any] = {key: value for key, value in told.items() if value is not None}
+    if choices:
+        metadata["choices"] = tuple(choices)
+    if paths:
+        metadata["paths"] = True
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def part(kind: type, help: str) -> Any:
+    """A dataclass field that is a config of its own."""
+    return field(default_factory=kind, metadata={"help": help})
