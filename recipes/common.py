@@ -19,6 +19,7 @@ from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
+from vag_core.checkpoint import MOST_PARAMETERS
 
 
 @contextmanager
@@ -48,7 +49,8 @@ def episode_table(path: str) -> list[dict[str, Any]]:
 
 def weights_id(directory: str | Path) -> str:
     """SHA-256 of a checkpoint's weights, first 16 hex digits."""
-    return hashlib.sha256((Path(directory) / "model.safetensors").read_bytes()).hexdigest()[:16]
+    with (Path(directory) / "model.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def check_unseen(command: str, checkpoint: str, scenes: Scenes, allow_seen: bool) -> int | None:
@@ -76,19 +78,21 @@ def _listed(seeds: list[int], most: int = 5) -> str:
     return " ".join(shown if len(shown) <= most else [*shown[: most - 1], "...", shown[-1]])
 
 
-def load_generator(path: str | Path, device: str) -> Generator:
-    """A trained generator. Raises UserError if the directory holds none."""
+def load_generator(path: str | Path, device: str, max_parameters: int = MOST_PARAMETERS) -> Generator:
+    """A trained generator. Raises UserError if the directory holds none, or one with more numbers than allowed."""
     with user_errors():
-        return Generator.from_pretrained(path, device)
+        return Generator.from_pretrained(path, device, max_parameters)
 
 
-def instruction_encoder(path: str | None) -> Callable[[list[str]], list[str] | Tensor]:
+def instruction_encoder(
+    path: str | None, max_parameters: int = MOST_PARAMETERS
+) -> Callable[[list[str]], list[str] | Tensor]:
     """Strings as they are, for a generator that learns on bytes, or vectors from a text encoder on disk."""
     if path is None:
         return lambda texts: texts
     from toolkit.data.text import InstructionEmbedder
 
-    embedder = InstructionEmbedder(path=path)
+    embedder = InstructionEmbedder(path=path, max_parameters=max_parameters)
     return lambda texts: torch.as_tensor(embedder.embed(texts))
 
 

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from toolkit.training.loop import OptimConfig
 from toolkit.training.runtime import RuntimeConfig
+from vag_core.checkpoint import MOST_PARAMETERS
 from vag_core.config import GeneratorConfig
 
 
@@ -20,6 +21,16 @@ class CommonConfig:
     overwrite: bool = False  # replace a finished out
     resume: bool = False  # go on with an unfinished out
     seed: int = 0  # of all randomness that is not a scene; scenes have first_seed
+
+
+@dataclass
+class LoadingConfig:
+    """What a policy checkpoint is trusted with, beyond what vag knows: see SECURITY.md."""
+
+    allow: list[str] = field(default_factory=list)  # policy types and processor steps of packages that you trust
+    allow_repo: list[str] = field(default_factory=list)  # repositories and directories that a checkpoint may name
+    allow_remote_code: bool = False  # load types that run Python out of a repository (groot, pi0_fast, wall_x)
+    max_parameters: int = MOST_PARAMETERS  # numbers that the file of weights may hold
 
 
 @dataclass
@@ -135,6 +146,7 @@ class TrainGeneratorConfig(CommonConfig):
     random_start: bool = False  # windows from anywhere in the episode, not only from its start
     labelled_fraction: float = 1.0  # of the episodes of each instruction keep their actions; the rest is video alone
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    max_parameters: int = MOST_PARAMETERS  # numbers that a file of weights may hold
     tokenizer_from: str | None = None  # generator directory whose tokenizer is taken as it is
     video_from: str | None = None  # the same for the tokenizer and the whole video branch
     instruction_encoder: str | None = None  # directory of a sentence-transformer or T5; null = learned on bytes
@@ -166,6 +178,7 @@ class SynthesizeConfig(CommonConfig):
     draws: int = 1  # plans of each scene, the first that solves it in the simulator is taken; 1 = it is not asked
     draw_shift: int = 2  # pixels: each plan but the first is made for the picture moved by up to so many, at random
     workers: int = 2  # processes that execute plans
+    max_parameters: int = MOST_PARAMETERS  # numbers that a file of weights may hold
     batch_size: int = 20
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -181,6 +194,7 @@ class EvaluateGeneratorConfig(CommonConfig):
     allow_seen: bool = False  # evaluate on scenes that the generator was trained on
     image_key: str = "observation.image"
     instruction_encoder: str | None = None
+    max_parameters: int = MOST_PARAMETERS  # numbers that a file of weights may hold
     batch_size: int = 20
     workers: int = 2
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -195,6 +209,7 @@ class ScoreConfig(CommonConfig):
     image_key: str = "observation.image"
     image_size: int = 64
     instruction_encoder: str | None = None
+    max_parameters: int = MOST_PARAMETERS  # numbers that a file of weights may hold
     batch_size: int = 20
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
@@ -242,14 +257,14 @@ class PretrainConfig(PolicyTrainingConfig):
 
 
 @dataclass
-class FinetuneConfig(PolicyTrainingConfig):
+class FinetuneConfig(PolicyTrainingConfig, LoadingConfig):
     checkpoint: str = MISSING  # pretrained_model directory
     refit_statistics: bool = False  # replace pretraining's; then its rate and names do not bind either
     freeze_vision_encoder: bool = False
 
 
 @dataclass
-class EvaluateConfig(CommonConfig):
+class EvaluateConfig(CommonConfig, LoadingConfig):
     checkpoint: str = MISSING  # pretrained_model directory, or owner/name of a LeRobot policy on the hub
     dataset: str | None = None  # instead of rollouts: open-loop error on these episodes (LeRobotDataset, clip file)
     image_key: str = "observation.image"
