@@ -68,7 +68,10 @@ MOST_ITEMS, MOST_LETTERS = 10_000, 4_000  # of a list, of a text
 # vocabularies; of a picture's side, since networks try a picture of that size out as they are built.
 MOST_SIZE, MOST_INNER, MOST_SIDE = 10_000, 10_000_000, 2_048
 OF_PICTURES = ("shape", "resolution", "image_size", "resize")
-INNER = ("vlm_config", "florence_config", "video_dit_config", "action_dit_config", "dataset_feature_names")
+INNER = (
+    *("vlm_config", "florence_config", "video_dit_config", "action_dit_config", "dataset_feature_names"),
+    "actor_learner_config",  # which holds a port
+)
 
 _WORD = re.compile(r"[\w.+-]*(:\d+)?")
 _STATE_FILE = re.compile(r"[\w-][\w.-]*\.safetensors")
@@ -133,7 +136,9 @@ def read_config(directory: Path, loading: Loading = STRICT, types: Collection[st
         config = draccus.decode(config_class, values)
         encoded = draccus.encode(config)
     except Exception as error:  # draccus has its own family of errors; a config class checks what it likes
-        raise UserError(f"{path}: not a valid {kind} configuration ({_reason(error)})") from error
+        # Of a config class that refuses a value, draccus tells only that it does.
+        told = error.__cause__ if "instantiate" in str(error) and error.__cause__ is not None else error
+        raise UserError(f"{path}: not a valid {kind} configuration ({_reason(told)})") from error
     _check_values(path, encoded, defaults)  # what was text may be a number now
     for key, feature in {**(config.input_features or {}), **(config.output_features or {})}.items():
         _check_shape(path, key, feature)
@@ -397,7 +402,7 @@ def _check_step(config: PreTrainedConfig, path: Path, place: int, entry: Any, lo
     if not isinstance(name, str) or (name not in STEPS and name not in loading.allow):
         shown = str(name)[:80]
         raise UserError(
-            f"{where} is '{shown}', which is no step of a known policy. {nearest(shown, STEPS)}{_allow_hint(shown)}"
+            f"{where} is '{shown}', which is no step of a known policy.{_close(shown, STEPS)}{_allow_hint(shown)}"
         )
     if name not in STEPS and name not in ProcessorStepRegistry.list():
         register_third_party_plugins()
@@ -516,7 +521,7 @@ def checkpoint_directory(checkpoint: str, loading: Loading = STRICT) -> Path:
     if Path(checkpoint).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint):
         return Path(checkpoint)
     folder = _download(checkpoint, allow_patterns=[CONFIG])
-    read_config(folder, loading, any_type=True)
+    read_config(folder, loading)
     # The folder's name is the commit, so that the rest is of the same one.
     return _download(
         checkpoint, revision=folder.name, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"]
@@ -558,6 +563,11 @@ def check_savable(policy: PreTrainedPolicy, *processors: PolicyProcessorPipeline
                 check_finite(state, f"the {policy.name} policy is not written: statistic ")
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _close(name: str, known: Collection[str]) -> str:
+    told = nearest(name, known)
+    return f" {told}" if told.startswith("Did you mean") else ""
 
 
 def _allow_hint(name: str) -> str:

@@ -215,6 +215,7 @@ WORDS = frozenset(
         *("padding", "padding_side", "device", "float_dtype", "rtc_config", "normalization_mapping", "norm_map"),
         *("vlm_config", "florence_config", "video_dit_config", "action_dit_config", "concurrency"),
         *("discrete_critic_network_kwargs", "actor_learner_config", "raw_stats", "modality_config"),
+        *("video_scheduler", "action_scheduler", "loss"),
         *("input_features", "output_features", "features"),
     }
 )
