@@ -112,7 +112,7 @@ def plan_network[Network: nn.Module](build: Callable[[], Network], shapes: Shape
     Raises TooLargeError, a ValueError, as soon as it has clearly more tensors or numbers than `shapes`, those of a
     file: more than twice as many, and a constant for small parts that are dropped again.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _Unfilled():
         return _counted_build(build, shapes, where, what)
 
 
@@ -189,6 +189,26 @@ def _counted_build[Network: nn.Module](build: Callable[[], Network], shapes: Sha
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Inside, tensors on the `meta` device, which hold nothing, are not filled: torch would import for seconds."""
+
+    FILLS = ("uniform_", "normal_", "fill_", "zero_", "mul_", "add_", "sub_", "div_", "clamp_", "erfinv_")
+    SCALES = ("mul", "__mul__", "__rmul__", "div", "__truediv__", "add", "__add__", "__radd__", "sub", "__sub__")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if func in (torch.randn, torch.rand):
+            return torch.empty(*args, **{key: value for key, value in kwargs.items() if key != "generator"})
+        first = args[0] if args else kwargs.get("tensor")
+        if isinstance(first, Tensor) and first.is_meta:
+            if name in self.FILLS or getattr(func, "__module__", None) == nn.init.__name__:
+                return first
+            scaled = first.is_floating_point() and len(args) == 2 and isinstance(args[1], int | float) and not kwargs
+            if name in self.SCALES and scaled:
+                return torch.empty(first.shape, dtype=first.dtype, device="meta")
+        return func(*args, **kwargs)
 
 
 class _SmallTensors(TorchFunctionMode):
