@@ -279,7 +279,7 @@ def load_weights(config: PreTrainedConfig, directory: Path, loading: Loading = S
     """
     try:
         policy_class = get_policy_class(config.type)
-        with _remote_code(loading.allow_remote_code):
+        with _remote_code(loading.allow_remote_code, directory):
             return load_network(
                 lambda: policy_class(copy.deepcopy(config)),
                 directory / WEIGHTS,
@@ -296,7 +296,7 @@ def load_weights(config: PreTrainedConfig, directory: Path, loading: Loading = S
 
 
 @contextmanager
-def _remote_code(allowed: bool) -> Iterator[None]:
+def _remote_code(allowed: bool, directory: Path) -> Iterator[None]:
     """Inside, transformers runs no Python out of a repository and asks nobody whether it may, unless it is allowed.
 
     LeRobot's classes call it without saying, and then it asks at the terminal.
@@ -308,7 +308,7 @@ def _remote_code(allowed: bool) -> Iterator[None]:
 
     def refuse(*arguments: Any, **options: Any) -> Any:
         raise UserError(
-            "the checkpoint needs Python out of a repository (trust_remote_code); if you trust it: "
+            f"{directory}: what it names needs Python out of a repository (trust_remote_code); if you trust it: "
             "allow_remote_code=true"
         )
 
@@ -342,7 +342,7 @@ def load_processors(
     ):
         _check_pipeline(config, directory / name, needed, seen, loading)
     try:
-        with _remote_code(loading.allow_remote_code):
+        with _remote_code(loading.allow_remote_code, directory):
             return make_pre_post_processors(
                 config,
                 pretrained_path=str(directory),

@@ -26,12 +26,14 @@ from torch.overrides import TorchFunctionMode
 
 Shapes = dict[str, tuple[int, ...]]
 
-# 20 GB in float32. Every policy of LeRobot 0.6.1 that is whole in its file is smaller, and so is T5-XXL's encoder.
+# 20 GB in float32: pi0 and pi0.5 have 4.1 billion, the encoder of T5-XXL 4.8.
 MOST_PARAMETERS = 5_000_000_000
 MOST_CONFIG_BYTES = 1 << 20
 MOST_CONFIG_DEPTH = 32
 
-# Networks build parts that they drop: LeRobot's diffusion policy a ResNet, SmolVLA half of its layers.
+# Networks build parts that they drop: `diffusion_compact` a ResNet, SmolVLA half of its layers, pi0 13 billion numbers
+# on the way to 4. So a network may make so many times what is in the file, and so much more.
+MOST_TIMES = 4
 SPARE_NUMBERS = 1 << 26
 SPARE_TENSORS = 10_000
 
@@ -110,7 +112,7 @@ def plan_network[Network: nn.Module](build: Callable[[], Network], shapes: Shape
     """The network on the `meta` device: shapes without memory.
 
     Raises TooLargeError, a ValueError, as soon as it has clearly more tensors or numbers than `shapes`, those of a
-    file: more than twice as many, and a constant for small parts that are dropped again.
+    file: MOST_TIMES as many and a constant, for parts that are dropped again.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"), _Unfilled():
         return _counted_build(build, shapes, where, what)
@@ -157,12 +159,12 @@ def _build_within[Network: nn.Module](build: Callable[[], Network], shapes: Shap
 
 
 def _most_numbers(shapes: Shapes) -> int:
-    return 2 * numbers(shapes) + SPARE_NUMBERS
+    return MOST_TIMES * numbers(shapes) + SPARE_NUMBERS
 
 
 def _counted_build[Network: nn.Module](build: Callable[[], Network], shapes: Shapes, where: str, what: str) -> Network:
     """What `build` makes, stopped where its modules register more than the file holds and may be dropped."""
-    most_tensors, most_numbers = 2 * len(shapes) + SPARE_TENSORS, _most_numbers(shapes)
+    most_tensors, most_numbers = MOST_TIMES * len(shapes) + SPARE_TENSORS, _most_numbers(shapes)
     refused = f"{where}its config asks for a larger {what} than the file holds ({numbers(shapes)} numbers)"
     parts = tensors = total = 0
 
@@ -205,6 +207,11 @@ class _Unfilled(TorchFunctionMode):
         if isinstance(first, Tensor) and first.is_meta:
             if name in self.FILLS or getattr(func, "__module__", None) == nn.init.__name__:
                 return first
+            if name == "to":  # as constructors move their network to a device
+                device, dtype, *_ = torch._C._nn._parse_to(*args[1:], **kwargs)
+                return (
+                    func(first, dtype) if dtype is not None else first if device is not None else func(*args, **kwargs)
+                )
             scaled = first.is_floating_point() and len(args) == 2 and isinstance(args[1], int | float) and not kwargs
             if name in self.SCALES and scaled:
                 return torch.empty(first.shape, dtype=first.dtype, device="meta")

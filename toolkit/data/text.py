@@ -26,7 +26,7 @@ from toolkit.base.files import read_json
 from toolkit.errors import UserError
 
 PAD = 0
-MOST_PARAMETERS = 5_000_000_000  # of a text model: the encoder of T5-XXL has fewer
+MOST_PARAMETERS = 5_000_000_000  # of a text model: the encoder of T5-XXL has 4.8 billion
 LARGEST = 10_000_000  # number in a model's config.json
 # Keys by which a model's JSON has transformers run or fetch something else than the model.
 CODE = ("auto_map", "custom_pipelines", "trust_remote_code", "quantization_config", "custom_generate")
