@@ -7,28 +7,36 @@ A action width, S state width.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
+from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import AddBatchDimensionProcessorStep, DeviceProcessorStep, PolicyProcessorPipeline
 from lerobot.processor.normalize_processor import hotswap_stats
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from policies.checkpoints import (
+    CONFIG,
+    NEEDED,
+    STRICT,
+    Loading,
+    check_savable,
+    is_written,
+    load_processors,
+    load_weights,
+    mode_of,
+    read_config,
+)
 from policies.diffusion_compact import DiffusionCompactConfig
 from policies.instruction_embedding import InstructionEmbeddingProcessorStep
 from policies.pi05_compact import Pi05CompactConfig
+from toolkit.base.files import atomic_directory
 from toolkit.data.schema import (
     ACTION,
     ACTION_DIM_IS_PAD,
@@ -70,15 +78,7 @@ VISION_ENCODERS = {
 # Set by the factory from the data, so they are not options.
 FEATURE_FIELDS = ("input_features", "output_features")
 
-# Statistics that each normalisation mode divides by; without them LeRobot silently leaves a feature as it is.
-NEEDED = {
-    NormalizationMode.MEAN_STD: ("mean", "std"),
-    NormalizationMode.MIN_MAX: ("min", "max"),
-    NormalizationMode.QUANTILES: ("q01", "q99"),
-    NormalizationMode.QUANTILE10: ("q10", "q90"),
-}
 SMALLEST_RANGE = 1e-3
-LAYOUT = "config.json, model.safetensors, policy_preprocessor.json, policy_postprocessor.json"
 
 
 class PolicyObjective(nn.Module):
@@ -219,48 +219,37 @@ class PolicyObjective(nn.Module):
     def save_pretrained(self, directory: str | Path) -> None:
         """Write LeRobot's `pretrained_model` layout, complete or not at all; an older one there is replaced.
 
-        Raises UserError if `directory` holds something that is not a policy checkpoint.
+        Raises UserError, before anything is written, if `directory` holds something else than a policy checkpoint, or
+        a weight or statistic is not finite.
         """
         directory = Path(directory)
         occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
-        if occupied and not (directory / "config.json").is_file():
+        if occupied and not (directory / CONFIG).is_file():
             raise UserError(f"{directory}: exists and is not a policy checkpoint; it is left as it is")
-        partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            self.policy.save_pretrained(partial)
-            self.preprocessor.save_pretrained(partial)
-            self.postprocessor.save_pretrained(partial)
-            if directory.exists():
-                shutil.rmtree(directory)
-            os.replace(partial, directory)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        check_savable(self.policy, self.preprocessor, self.postprocessor)
+        with atomic_directory(directory, may_go=is_written) as partial:
+            for part in (self.policy, self.preprocessor, self.postprocessor):
+                part.save_pretrained(partial)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, device: str = "cpu") -> PolicyObjective:
+    def from_pretrained(cls, directory: str | Path, device: str = "cpu", loading: Loading = STRICT) -> PolicyObjective:
         """Load a checkpoint written by `save_pretrained`, in evaluation mode.
 
-        Only JSON and safetensors are read. Raises UserError if the directory is missing or holds something else,
-        or if a weight is missing, unexpected or of another shape.
+        Only JSON and safetensors are read, see `policies.checkpoints`. Raises UserError if the directory is missing or
+        holds something else, for what `loading` does not allow, or if a weight, step or statistic is missing.
         """
         directory = Path(directory)
-        config = read_config(directory)
-        config.device = device
-        policy = get_policy_class(config.type)(config)
-        load_weights(policy, directory / "model.safetensors")
-        try:
-            preprocessor, postprocessor = make_pre_post_processors(
-                config,
-                pretrained_path=str(directory),
-                preprocessor_overrides={"device_processor": {"device": device}},
-            )
-        except (OSError, ImportError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        config = read_config(directory, loading, CONFIGS)
+        missing = [key for key in (IMAGE, STATE) if key not in (config.input_features or {})]
+        missing += [ACTION] if ACTION not in (config.output_features or {}) else []
+        if missing:
             raise UserError(
-                f"{directory}: cannot load the processors ({_first_line(error)}); expected {LAYOUT}"
-            ) from error
-        return cls(policy.to(device), preprocessor, postprocessor).eval()
+                f"{directory / CONFIG}: the policy has no feature '{missing[0]}'; expected {IMAGE}, {STATE}, {ACTION}"
+            )
+        policy = load_weights(config, directory, loading)
+        processors = load_processors(config, directory, device, loading)
+        policy.config.device = device
+        return cls(policy.to(device), *processors).eval()
 
 
 def build_policy(
@@ -331,10 +320,9 @@ def usable_statistics(stats: Statistics, config: PreTrainedConfig) -> Statistics
     Raises UserError if one is missing, has another width than the feature, or is not finite.
     """
     features = {**(config.input_features or {}), **(config.output_features or {})}
-    modes = {str(getattr(kind, "value", kind)): mode for kind, mode in cast(Any, config).normalization_mapping.items()}
     result: Statistics = {}
     for key, feature in features.items():
-        needed = NEEDED.get(modes.get(feature.type.value, NormalizationMode.IDENTITY), ())
+        needed = NEEDED.get(mode_of(config, feature), ())
         values = {name: np.asarray(value, dtype=np.float32) for name, value in stats.get(key, {}).items()}
         width = (feature.shape[0], 1, 1) if feature.type is FeatureType.VISUAL else feature.shape
         for name in needed:
@@ -365,58 +353,6 @@ def _with_width(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if "std" in values:
         values["std"] = np.maximum(values["std"], SMALLEST_RANGE)
     return values
-
-
-def read_config(directory: Path, any_type: bool = False) -> PreTrainedConfig:
-    """The config of a checkpoint; `any_type`: of any LeRobot policy. Raises UserError for what is none."""
-    path = directory / "config.json"
-    if not directory.is_dir():
-        raise UserError(f"{directory}: not a directory; expected a policy checkpoint ({LAYOUT})")
-    if not path.is_file():
-        raise UserError(f"{directory}: no config.json; expected a policy checkpoint ({LAYOUT})")
-    try:
-        payload = json.loads(path.read_text())
-        kind = payload.get("type") if isinstance(payload, dict) else None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({_first_line(error)})") from error
-    if kind is None:
-        raise UserError(f"{path}: no 'type'; this is the checkpoint of something else, expected a policy")
-    known = PreTrainedConfig.get_known_choices() if any_type else CONFIGS
-    if kind not in known:
-        raise UserError(f"{path}: checkpoint of type '{kind}', expected a policy. {nearest(str(kind), known)}")
-    try:
-        config = PreTrainedConfig.from_pretrained(directory)
-    except Exception as error:  # draccus raises its own family of errors
-        raise UserError(f"{path}: not a valid {kind} configuration ({_first_line(error)})") from error
-    if any_type:
-        return config
-    missing = [key for key in (IMAGE, STATE) if key not in (config.input_features or {})]
-    missing += [ACTION] if ACTION not in (config.output_features or {}) else []
-    if missing:
-        raise UserError(f"{path}: the policy has no feature '{missing[0]}'; expected {IMAGE}, {STATE}, {ACTION}")
-    return config
-
-
-def load_weights(policy: PreTrainedPolicy, path: Path) -> None:
-    """Load safetensors strictly. Raises UserError if a weight is missing, unexpected or of another shape."""
-    if not path.is_file():
-        raise UserError(f"{path}: not found; weights are read from safetensors only")
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: truncated or not a safetensors file ({_first_line(error)})") from error
-    own = policy.state_dict()
-    for what, names in (
-        ("missing", own.keys() - weights.keys()),
-        ("unexpected", weights.keys() - own.keys()),
-        ("of another shape", {k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape}),
-    ):
-        if names:
-            raise UserError(
-                f"{path}: {len(names)} weights {what} for a {policy.name} policy, first '{min(names)}'; "
-                f"was it written by another version?"
-            )
-    policy.load_state_dict(weights, strict=True)
 
 
 def _first_line(error: BaseException) -> str:

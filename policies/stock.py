@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from lerobot.configs import FeatureType, PreTrainedConfig
-from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import PolicyProcessorPipeline
 from torch import Tensor
 
-from policies.factory import CONFIGS, PolicyObjective, load_weights, read_config
+from policies.checkpoints import STRICT, Loading, load_processors, load_weights, read_config
+from policies.factory import CONFIGS, PolicyObjective
 from toolkit.data.schema import IMAGE, STATE, TASK
 from toolkit.errors import UserError
 
@@ -47,28 +46,22 @@ class StockPolicy:
         return self.postprocessor(self.policy.select_action(self.preprocessor(frame)))[:, None]
 
 
-def load_policy(directory: str | Path, device: str = "cpu") -> PolicyObjective | StockPolicy:
+def load_policy(directory: str | Path, device: str = "cpu", loading: Loading = STRICT) -> PolicyObjective | StockPolicy:
     """A checkpoint of this toolkit, or of any LeRobot policy with one picture and the state.
 
-    Raises UserError if it is missing or damaged, or sees what the environments do not show.
+    Raises UserError if it is missing or damaged, for what `loading` does not allow, or if it sees what the
+    environments do not show.
     """
     directory = Path(directory)
-    config = read_config(directory, any_type=True)
+    config = read_config(directory, loading)
     if config.type in CONFIGS and config.n_obs_steps == 1:
-        return PolicyObjective.from_pretrained(directory, device)
+        return PolicyObjective.from_pretrained(directory, device, loading)
     image_key = _only_picture(config, directory)
-    config.device = device
-    try:
-        policy = get_policy_class(config.type)(config)
-        load_weights(policy, directory / "model.safetensors")
-        overrides = {"device_processor": {"device": device}}
-        processors = make_pre_post_processors(config, pretrained_path=str(directory), preprocessor_overrides=overrides)
-    except UserError:
-        raise
-    except Exception as error:  # every policy type has requirements of its own
-        reason = " ".join((str(error) or type(error).__name__).split())[:200]
-        raise UserError(f"{directory}: LeRobot cannot load this '{config.type}' policy ({reason})") from error
-    return StockPolicy(policy.to(device).eval(), processors[0], processors[1], image_key)
+    config.pretrained_path = directory  # so that no type fetches weights which are here
+    policy = load_weights(config, directory, loading)
+    processors = load_processors(config, directory, device, loading)
+    policy.config.device = device
+    return StockPolicy(policy.to(device).eval(), *processors, image_key)
 
 
 def _only_picture(config: PreTrainedConfig, directory: Path) -> str:
@@ -79,22 +72,3 @@ def _only_picture(config: PreTrainedConfig, directory: Path) -> str:
         expected = ", ".join([*pictures, *others]) or "nothing"
         raise UserError(f"{directory}: the policy sees {expected}; the environments show one picture and {STATE}")
     return pictures[0]
-
-
-def checkpoint_directory(checkpoint: str) -> Path:
-    """A directory as it is, or a policy downloaded from the Hugging Face hub: JSON and safetensors alone.
-
-    Raises UserError if it is neither.
-    """
-    if Path(checkpoint).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint):
-        return Path(checkpoint)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(checkpoint, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # offline, not there, not allowed: the hub client has a class for each
-        text = " ".join((str(error) or type(error).__name__).split())[:160]
-        raise UserError(
-            f"{checkpoint}: no such directory here, and the Hugging Face hub does not give it "
-            f"({type(error).__name__}: {text})"
-        ) from error

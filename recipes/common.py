@@ -19,6 +19,7 @@ from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
+from vag_core.checkpoint import MOST_PARAMETERS
 
 
 @contextmanager
@@ -80,19 +81,21 @@ def _listed(seeds: list[int], most: int = 5) -> str:
     return " ".join(shown if len(shown) <= most else [*shown[: most - 1], "...", shown[-1]])
 
 
-def load_generator(path: str | Path, device: str) -> Generator:
-    """A trained generator. Raises UserError if the directory holds none."""
+def load_generator(path: str | Path, device: str, max_parameters: int = MOST_PARAMETERS) -> Generator:
+    """A trained generator. Raises UserError if the directory holds none, or one with more numbers than allowed."""
     with user_errors():
-        return Generator.from_pretrained(path, device)
+        return Generator.from_pretrained(path, device, max_parameters)
 
 
-def instruction_encoder(path: str | None) -> Callable[[list[str]], list[str] | Tensor]:
+def instruction_encoder(
+    path: str | None, max_parameters: int = MOST_PARAMETERS
+) -> Callable[[list[str]], list[str] | Tensor]:
     """Strings as they are, for a generator that learns on bytes, or vectors from a text encoder on disk."""
     if path is None:
         return lambda texts: texts
     from toolkit.data.text import InstructionEmbedder
 
-    embedder = InstructionEmbedder(path=path)
+    embedder = InstructionEmbedder(path=path, max_parameters=max_parameters)
     return lambda texts: torch.as_tensor(embedder.embed(texts))
 
 

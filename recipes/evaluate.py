@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
+from policies.checkpoints import Loading, checkpoint_directory
 from policies.factory import PolicyObjective
-from policies.stock import checkpoint_directory, load_policy
+from policies.stock import load_policy
 from recipes.common import check_unseen, distinct_tasks, load_clips, pick_device, weights_id
 from recipes.schema import EvaluateConfig
 from toolkit.data.scenes import merge
@@ -38,8 +39,11 @@ def run(config: EvaluateConfig, run: Run) -> None:
             )
     set_threads(config.runtime)
     seed_everything(config.seed)
-    checkpoint = checkpoint_directory(config.checkpoint)
-    policy = load_policy(checkpoint, device=pick_device(config.runtime))
+    loading = Loading.of(config)
+    checkpoint = checkpoint_directory(config.checkpoint, loading)
+    policy = load_policy(checkpoint, pick_device(config.runtime), loading)
+    identity = weights_id(checkpoint)
+    run.add_data(config.checkpoint, identity)
     own = {suite: SUITES[suite].positions for suite in config.suites}
     positions = {suite: config.positions if where == "all" else where for suite, where in own.items()}
     scenes = {
@@ -51,7 +55,6 @@ def run(config: EvaluateConfig, run: Run) -> None:
     }
     seen = check_unseen("evaluate", str(checkpoint), merge(*scenes.values()), config.allow_seen)
     media, suites = [], {}
-    (run.directory / "media").mkdir(exist_ok=True)
     for suite in config.suites:
         rollouts = rollout(
             policy,
@@ -70,7 +73,7 @@ def run(config: EvaluateConfig, run: Run) -> None:
             media.append({"path": path, "caption": f"{suite}: the first rollouts of each task"})
     run.result.update(
         policy=policy.policy_type,
-        checkpoint_id=weights_id(checkpoint),
+        checkpoint_id=identity,
         arm=config.arm,
         seen_scenes=seen,
         suites=suites,
@@ -82,11 +85,13 @@ def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> None:
     """Compare predicted with recorded actions: for robots that have no simulator."""
     set_threads(config.runtime)
     seed_everything(config.seed)
-    policy = PolicyObjective.from_pretrained(config.checkpoint, device=pick_device(config.runtime))
+    policy = PolicyObjective.from_pretrained(config.checkpoint, pick_device(config.runtime), Loading.of(config))
+    identity = weights_id(config.checkpoint)
+    run.add_data(config.checkpoint, identity)
     store = load_clips(run, dataset, config.image_size, config.image_key)
     run.result.update(
         policy=policy.policy_type,
-        checkpoint_id=weights_id(config.checkpoint),
+        checkpoint_id=identity,
         arm=config.arm,
         open_loop=open_loop_error(policy, store, policy.n_action_steps),
     )

@@ -47,7 +47,7 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> None:
     if config.given not in GIVEN:
         raise UserError(f"evaluate-generator: given={config.given}; expected one of {', '.join(GIVEN)}")
     set_threads(config.runtime)
-    generator = load_generator(config.checkpoint, pick_device(config.runtime))
+    generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
     shape, identity = generator.config, weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
     store = load_clips(run, config.dataset, shape.image_size, config.image_key)
@@ -102,7 +102,7 @@ def sample_all(
 
     The noise of a pair depends on the seed and the episode alone, so systems are compared on equal terms.
     """
-    encode = instruction_encoder(config.instruction_encoder)
+    encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
     sampler, parts, seconds = config.sampler, [], 0.0
     bar = progress(description="sample", total=len(episodes), unit="pair")
     for start in range(0, len(episodes), config.batch_size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from policies.checkpoints import Loading
 from policies.factory import PolicyObjective
 from recipes.common import weights_id
 from recipes.pretrain import load_mixture, summary, train_policy
@@ -23,7 +24,9 @@ def run(config: FinetuneConfig, run: Run) -> None:
     dimensions, is refused unless that is asked for.
     """
     seed_everything(config.seed)
-    objective = PolicyObjective.from_pretrained(config.checkpoint)
+    objective = PolicyObjective.from_pretrained(config.checkpoint, loading=Loading.of(config))
+    run.result["pretrained_id"] = weights_id(config.checkpoint)
+    run.add_data(config.checkpoint, run.result["pretrained_id"])
     if config.normalization == "per_source" and not config.refit_statistics:
         raise UserError("normalization=per_source moves the data's ranges: it needs refit_statistics=true")
     sources = load_mixture(
@@ -43,5 +46,4 @@ def run(config: FinetuneConfig, run: Run) -> None:
         objective.refit_statistics(compute_statistics([source.unpadded for source in sources if source.weight]))
     if config.freeze_vision_encoder:
         objective.freeze_vision_encoder()
-    run.result["pretrained_id"] = weights_id(config.checkpoint)
     train_policy(config, run, objective, sources, told_scenes(config.checkpoint), before)

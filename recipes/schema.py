@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from toolkit.base.options import option, part
 from toolkit.training.config import MOST_BATCH, MOST_STEPS, MOST_THREADS, OptimConfig, RuntimeConfig
-from vag_core.config import GeneratorConfig
+from vag_core.config import MOST_PARAMETERS, GeneratorConfig
 
 MOST_SEED = 2**32 - 1
 MOST_SCENE = 2**31  # and as many more may follow it
@@ -38,6 +38,23 @@ class CommonConfig:
         False, "resume=true refuses another commit or other versions of packages, instead of saying so"
     )
     seed: int = option(0, "of all randomness that is not a scene; scenes have first_seed", least=0, most=MOST_SEED)
+
+
+def max_parameters() -> Any:
+    """The option that lifts the limit on the sizes of checkpoints."""
+    return option(MOST_PARAMETERS, "numbers that a file of weights may hold", least=1, most=10**15)
+
+
+@dataclass
+class LoadingConfig:
+    """What a policy checkpoint is trusted with, beyond what vag knows: see SECURITY.md."""
+
+    allow: list[str] = option([], "policy types and processor steps of packages that you trust")
+    allow_repo: list[str] = option([], "repositories and directories that a checkpoint may name")
+    allow_remote_code: bool = option(
+        False, "load types that run Python out of a repository (groot, pi0_fast, wall_x): you trust its author"
+    )
+    max_parameters: int = max_parameters()
 
 
 @dataclass
@@ -180,6 +197,7 @@ class TrainGeneratorConfig(CommonConfig):
     instruction_encoder: str | None = option(None, "directory of a sentence-transformer or T5; null = learned on bytes")
     tokenizer_optim: TokenizerTraining = part(TokenizerTraining, "training of the video tokenizer")
     optim: OptimConfig = part(OptimConfig, "training")
+    max_parameters: int = max_parameters()
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
@@ -218,6 +236,7 @@ class SynthesizeConfig(CommonConfig):
     workers: int = option(2, "processes that execute plans", least=1, most=MOST_PROCESSES)
     batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
     sampler: SamplerConfig = part(SamplerConfig, "how samples are drawn")
+    max_parameters: int = max_parameters()
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
@@ -236,6 +255,7 @@ class EvaluateGeneratorConfig(CommonConfig):
     batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
     workers: int = option(2, "processes side by side", least=1, most=MOST_PROCESSES)
     sampler: SamplerConfig = part(SamplerConfig, "how samples are drawn")
+    max_parameters: int = max_parameters()
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
@@ -250,6 +270,7 @@ class ScoreConfig(CommonConfig):
         None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
     )
     batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
+    max_parameters: int = max_parameters()
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
@@ -306,14 +327,14 @@ class PretrainConfig(PolicyTrainingConfig):
 
 
 @dataclass
-class FinetuneConfig(PolicyTrainingConfig):
+class FinetuneConfig(PolicyTrainingConfig, LoadingConfig):
     checkpoint: str = option(MISSING, "pretrained_model directory")
     refit_statistics: bool = option(False, "replace pretraining's; then its rate and names do not bind either")
     freeze_vision_encoder: bool = option(False, "keep the weights that see")
 
 
 @dataclass
-class EvaluateConfig(CommonConfig):
+class EvaluateConfig(CommonConfig, LoadingConfig):
     checkpoint: str = option(MISSING, "pretrained_model directory, or owner/name of a LeRobot policy on the hub")
     dataset: str | None = option(
         None, "instead of rollouts: open-loop error on these episodes (LeRobotDataset, clip file)"

@@ -54,8 +54,8 @@ class Scene:
 def run(config: SynthesizeConfig, run: Run) -> None:
     """Generate one episode per scene and write `dataset`, with provenance in the episode table."""
     set_threads(config.runtime)
-    generator = load_generator(config.checkpoint, pick_device(config.runtime))
-    encode = instruction_encoder(config.instruction_encoder)
+    generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
+    encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
     identity = weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
     sampler = config.sampler

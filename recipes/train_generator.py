@@ -59,7 +59,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
         run.add_data(taken, weights_id(taken))
     if config.generator.action.plan_share > 0 and config.optim.batch_size == 1:
         raise UserError("optim.batch_size=1 leaves nothing to plan; take more, or generator.action.plan_share=0")
-    encode = instruction_encoder(config.instruction_encoder)
+    encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
     if config.instruction_encoder is not None:
         config.generator.instruction.kind = "embedding"
         vectors = encode(["?"])
@@ -85,10 +85,10 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
     whole = torch.cat([_frames(starts, [episode]) for episode in range(min(32, store.num_episodes))])
     if config.video_from is not None:
         with user_errors():
-            generator.take_video_branch(load_generator(config.video_from, "cpu"))
+            generator.take_video_branch(load_generator(config.video_from, "cpu", config.max_parameters))
     elif config.tokenizer_from is not None:
         with user_errors():
-            generator.take_tokenizer(load_generator(config.tokenizer_from, "cpu"))
+            generator.take_tokenizer(load_generator(config.tokenizer_from, "cpu", config.max_parameters))
     elif config.generator.makes_video:
         data = TokenizerClips(
             clips(config.tokenizer_optim.batch_size),

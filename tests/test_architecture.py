@@ -12,7 +12,10 @@ HOUSE = {"toolkit", "vag_core", "policies", "recipes"}
 ALLOWED = {
     "toolkit": {"toolkit"},
     "vag_core": {"vag_core"},
-    "policies": {"policies", "toolkit.base", "toolkit.data", "toolkit.errors", "vag_core.flow_matching"},
+    "policies": {
+        *("policies", "toolkit.base", "toolkit.data", "toolkit.errors"),
+        *("vag_core.flow_matching", "vag_core.checkpoint"),
+    },
     "recipes": HOUSE,
 }
 

@@ -5,6 +5,7 @@ The same dataclasses are the schema of the command line and the content of `conf
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
@@ -37,6 +38,12 @@ def _part(kind: type, help: str) -> Any:
 WIDTHS: dict[str, Any] = {"least": 1, "most": 16_384}
 DEPTHS: dict[str, Any] = {"least": 1, "most": 512}
 DIMENSIONS: dict[str, Any] = {"least": 1, "most": 4096}
+
+# Of a config that somebody else wrote; what it takes in memory is compared with the weights' file, see `checkpoint`.
+MOST_PARAMETERS = 5_000_000_000  # 20 GB in float32: pi0 and pi0.5 have 4.1 billion, the encoder of T5-XXL 4.8
+LARGEST = 1_000_000  # of every size
+MOST_LEVELS = 16  # of a U-Net
+LONGEST = 100  # letters of a name
 
 
 @dataclass
@@ -239,17 +246,48 @@ class GeneratorConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GeneratorConfig:
-        """Inverse of `to_dict`. Raises ValueError on a key that no field has."""
+        """Inverse of `to_dict`. Raises ValueError on a key that no field has, or a value that no field can have."""
         return _build(cls, values, "generator")
 
 
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
-    unknown = sorted(set(values) - {f.name for f in fields(cls)})
+def _build(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} = {_shown(values)}: expected a mapping")
+    unknown = sorted(set(map(str, values)) - {f.name for f in fields(cls)})
     if unknown:
-        raise ValueError(f"{where}: unknown key '{unknown[0]}'")
+        raise ValueError(f"{where}: unknown key '{unknown[0][:80]}'")
     default = cls()
     parts = {}
     for name, value in values.items():
         current = getattr(default, name)
-        parts[name] = _build(type(current), value, f"{where}.{name}") if is_dataclass(current) else value
+        if is_dataclass(current):
+            parts[name] = _build(type(current), value, f"{where}.{name}")
+        else:
+            _check_value(f"{where}.{name}", value, current)
+            parts[name] = value
     return cls(**parts)
+
+
+def _check_value(where: str, value: Any, default: Any) -> None:
+    """Raise ValueError unless a value has the type of the default, and a size that a network can have."""
+    if isinstance(default, list):
+        if not isinstance(value, list) or not 1 <= len(value) <= MOST_LEVELS:
+            raise ValueError(f"{where} = {_shown(value)}: expected a list of 1 to {MOST_LEVELS} numbers")
+        for item in value:
+            _check_value(where, item, default[0])
+    elif isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{where} = {_shown(value)}: expected true or false")
+    elif isinstance(default, int):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST:
+            raise ValueError(f"{where} = {_shown(value)}: expected a whole number from 0 to {LARGEST}")
+    elif isinstance(default, float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+            raise ValueError(f"{where} = {_shown(value)}: expected a finite number")
+    elif not isinstance(value, str) or len(value) > LONGEST:
+        raise ValueError(f"{where} = {_shown(value)}: expected a word of at most {LONGEST} letters")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

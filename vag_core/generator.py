@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vag_core.action_transformer import ActionTransformer
 from vag_core.action_unet import ActionUNet
+from vag_core.checkpoint import MOST_PARAMETERS, check_finite, first_line, load_network, read_config
 from vag_core.config import GeneratorConfig
 from vag_core.flow_matching import expand_time, interpolate, predict_clean, sample_time, velocity
 from vag_core.inverse_dynamics import FramewiseInverseDynamics, TemporalInverseDynamics
@@ -587,34 +588,47 @@ class Generator(nn.Module):
     # --- checkpoint ---
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into an existing or new directory."""
+        """Write `config.json` and `model.safetensors` into an existing or new directory.
+
+        Raises ValueError, before anything is written, if a weight is not finite.
+        """
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        check_finite(tensors, f"{directory}: not written, ")
+        directory.mkdir(parents=True, exist_ok=True)
         save_file(tensors, directory / "model.safetensors")
         payload = {"type": CHECKPOINT_TYPE, **self.config.to_dict()}
         (directory / "config.json").write_text(json.dumps(payload, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, device: torch.device | str = "cpu") -> Generator:
-        """Load strictly from safetensors; nothing is unpickled. Raises ValueError that says what is wrong."""
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        device: torch.device | str = "cpu",
+        max_parameters: int = MOST_PARAMETERS,
+    ) -> Generator:
+        """Load strictly from JSON and safetensors; nothing is unpickled, and nothing downloaded.
+
+        max_parameters: numbers that the file of weights may hold. The sizes in the config are compared with that file
+        before the network is built. Raises ValueError that says what is wrong.
+        """
         path = Path(directory) / "config.json"
         weights = path.with_name("model.safetensors")
         for file in (path, weights):
             if not file.is_file():
                 raise ValueError(f"{file}: not found; expected a generator written by `vag train-generator`")
-        try:
-            values = json.loads(path.read_text())
-            kind = values.pop("type", None)
-        except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-            raise ValueError(f"{path}: not a generator's config ({error})") from error
+        values = read_config(path)
+        kind = values.pop("type", None)
         if kind != CHECKPOINT_TYPE:
-            raise ValueError(f"{path}: expected a checkpoint of type '{CHECKPOINT_TYPE}', got '{kind}'")
+            raise ValueError(f"{path}: expected a checkpoint of type '{CHECKPOINT_TYPE}', got '{str(kind)[:80]}'")
         try:
-            generator = cls(GeneratorConfig.from_dict(values))
-            generator.load_state_dict(load_file(weights), strict=True)
-        except Exception as error:  # safetensors raises its own class; torch raises RuntimeError
-            raise ValueError(f"{weights}: does not fit {path} ({' '.join(str(error).split())[:200]})") from error
+            config = GeneratorConfig.from_dict(values)
+            generator = load_network(lambda: cls(config), weights, max_parameters, "generator")
+        except ValueError as error:
+            text = str(error)
+            raise ValueError(text if text.startswith(f"{weights}: ") else f"{path}: {text}") from error
+        except Exception as error:  # sizes that no layer can have
+            raise ValueError(f"{path}: no generator can be built from it ({first_line(error)})") from error
         return generator.to(device).eval()
 
 

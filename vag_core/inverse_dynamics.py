@@ -37,6 +37,9 @@ class FramewiseInverseDynamics(nn.Module):
         super().__init__()
         import timm  # takes seconds, which other systems need not wait
 
+        # A name with a scheme, as `hf-hub:`, would be downloaded.
+        if config.backbone not in timm.list_models():
+            raise ValueError(f"action.backbone = {config.backbone!r}: expected the name of a timm model")
         self.backbone = timm.create_model(config.backbone, pretrained=False, in_chans=6, num_classes=chunk)
 
     def forward(self, frames: Tensor) -> Tensor:

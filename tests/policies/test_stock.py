@@ -11,8 +11,9 @@ from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
+from policies.checkpoints import checkpoint_directory
 from policies.factory import PolicyObjective
-from policies.stock import StockPolicy, checkpoint_directory, load_policy
+from policies.stock import StockPolicy, load_policy
 from toolkit.data.schema import ACTION, IMAGE, STATE, TASK
 from toolkit.errors import UserError
 from toolkit.evaluation.rollout import rollout

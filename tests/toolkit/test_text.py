@@ -1,11 +1,14 @@
 """Instruction encoding: the same everywhere, order-insensitive where it should be, and no network."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from toolkit.data.text import PAD, InstructionEmbedder, InstructionTokenizer, split_words
 from toolkit.errors import UserError
@@ -99,3 +102,51 @@ def test_text_model_on_disk(tmp_path: Path, kind: str) -> None:
     together = embedder.embed(["push the puck", "pull"])
     assert together.shape == (2, embedder.width) == (2, 16)
     assert torch.equal(InstructionEmbedder(path=tmp_path).embed(["pull"])[0], together[1])
+
+
+def model_files(directory: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor] | None = None) -> Path:
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file(tensors or {"a": torch.ones(2)}, directory / "model.safetensors")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", {"model_type": "bert", "auto_map": {"AutoModel": "evil.Model"}}, "'auto_map' names code"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", None]}}, "'auto_map' names code"),
+        ("config.json", {"model_type": "t5", "text_config": {"auto_map": {}}}, "'auto_map' names code"),
+        ("config.json", {"model_type": "bert", "quantization_config": {}}, "'quantization_config' names code"),
+        ("config.json", {"model_type": "bert", "attn_implementation": "evil/kernel"}, "expected a plain name"),
+        ("config.json", {"model_type": "bert", "num_hidden_layers": 10**9}, "'num_hidden_layers' is 1000000000"),
+        ("config.json", {"model_type": "bert", "hidden_size": float("nan")}, "'hidden_size' is nan"),
+        ("config.json", json.loads("[" * 70 + "]" * 70), "nested more than 64 deep"),
+        ("adapter_config.json", {"base_model_name_or_path": "evil/x"}, "is an adapter of another model"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "../x.safetensors"}}, "expected a plain name"),
+        ("modules.json", "{", "not valid JSON"),
+    ],
+)
+def test_a_text_model_that_names_code_is_refused(tmp_path: Path, file: str, content: Any, message: str) -> None:
+    directory = model_files(tmp_path / "model", {"model_type": "bert"})
+    (directory / file).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(UserError, match=message) as refusal:
+        InstructionEmbedder(path=directory)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_a_text_model_asks_for_is_compared_with_its_files(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    small = {"vocab_size": 6, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for name, values in (
+        ("wide", {"hidden_size": 100_000}),
+        ("deep", {"num_hidden_layers": 1_000_000}),
+        ("wordy", {"vocab_size": 10_000_000}),
+    ):
+        directory = model_files(tmp_path / name, {"model_type": "bert", **small, **values})
+        with pytest.raises(UserError, match="asks for a larger model than its"):
+            InstructionEmbedder(path=directory)
+    with pytest.raises(UserError, match="is missing from its"):
+        InstructionEmbedder(path=model_files(tmp_path / "empty", {"model_type": "bert", **small}))
+    with pytest.raises(UserError, match=r"holds 2 numbers; at most 1 are loaded, more with max_parameters=2"):
+        InstructionEmbedder(path=tmp_path / "empty", max_parameters=1)
