@@ -123,9 +123,9 @@ def check(config: BenchmarkGeneratorsConfig) -> None:
         made: dict[str, Lane] = {}
         add_lanes(made, {}, config, Path("out"), suite, suite, config.seeds[0])
         lanes |= made if suite == config.suites[0] else dict(list(made.items())[:1])
-    stages = [(command, words) for lane in lanes.values() for _, command, words in lane]
     tasks = f"tasks={listed(config.tasks)}"
-    stages += [("collect", [tasks, *config.collect, *config.conditions[suite].collect]) for suite in config.suites]
+    stages = [("collect", [tasks, *config.collect, *config.conditions[suite].collect]) for suite in config.suites]
+    stages += [(command, words) for lane in lanes.values() for _, command, words in lane]
     check_stages(stages)  # a mistake in train=, evaluate=, ... is told now, not after minutes
     if config.i3d is not None:
         for suite in config.suites:

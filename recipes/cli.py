@@ -123,7 +123,6 @@ POSITIONAL = {
     "report": "runs",
 }
 MODULES = {"import": "import_data"}  # where the command is a keyword of Python
-KEY = re.compile(r"[+~]*[A-Za-z_][\w.]*(@[\w.]*)?")
 MOST_MESSAGE = 4000  # characters
 ENDED_BY = (signal.SIGTERM, signal.SIGHUP)
 
@@ -304,18 +303,18 @@ def keyed_words(command: str, words: list[str]) -> list[str]:
 
 
 def _is_bare(command: str, word: str) -> bool:
+    """True for a path: without `=`, or with one behind what is no key of the command."""
     key, sign, _ = word.partition("=")
-    if not word.strip() or not key:
+    if not word.strip() or not key or key.startswith("~"):
         return False
-    if not sign or not KEY.fullmatch(key):
-        return not key.startswith("~")
     from recipes.compose import kind_of
 
-    if kind_of(command, key.lstrip("+")) is not None:
+    if sign and kind_of(command, key.lstrip("+")) is not None:
         return False
     with suppress(OSError, ValueError):
-        return os.path.lexists(word)
-    return False
+        if os.path.lexists(word):
+            return True
+    return "/" in key if sign else not word.startswith("-")
 
 
 def execute(command: str, overrides: list[str]) -> dict[str, Any]:

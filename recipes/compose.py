@@ -13,7 +13,9 @@ import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from functools import cache
+from importlib import resources
 from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -30,7 +32,7 @@ from recipes.schema import SCHEMAS
 from toolkit.errors import UserError, nearest
 
 MOST_TEXT = 10_000  # characters of one text
-MOST_WORD = 131_072  # characters of a word, as Linux has it
+MOST_WORD = 32_768  # characters of a word; Hydra reads a few thousand a second
 MOST_DEPTH = 16  # lists and mappings inside each other
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")  # what Hydra takes as a text as it stands, but for
@@ -39,6 +41,9 @@ LISTS_NEED_QUOTES = (
     "in a list or a mapping, texts with = ( ) [ ] { } , : quotes or letters beyond ASCII need quotes of their own: "
     "real=['runs (1)/a','b'], train=['optim.steps=3']"
 )
+# What OmegaConf leaves as it is inside lists.
+LEAVES: dict[type, Any] = {str: str, int: int, float: int | float, bool: bool}
+SAID = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 # What hydra and OmegaConf raise at words that they cannot read; the plain ones come from conversions inside them.
 UNREADABLE = (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError)
 
@@ -62,9 +67,7 @@ def file_name(command: str) -> str:
 
 def compose_config(command: str, overrides: list[str]) -> DictConfig:
     """The command's config with overrides. Raises UserError that names a wrong key, choice, type or value."""
-    store = ConfigStore.instance()
-    for name, schema in SCHEMAS.items():
-        store.store(f"{file_name(name)}_schema", node=schema)
+    _store_schemas()
     for word in overrides:
         check_word(command, word)
     overrides = [_as_meant(command, word) for word in overrides]
@@ -76,6 +79,13 @@ def compose_config(command: str, overrides: list[str]) -> DictConfig:
             return compose(primary, overrides)
         except UNREADABLE as error:
             raise UserError(f"{command}: {_first_line(error)}") from error
+
+
+@cache
+def _store_schemas() -> None:
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(f"{file_name(name)}_schema", node=schema)
 
 
 def checked_config(command: str, overrides: list[str]) -> DictConfig:
@@ -123,9 +133,24 @@ def options_of(group: str) -> list[str]:
         return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
+def choices_of(command: str, group: str) -> list[str]:
+    """The choices of a group that are made for a command: experiments name it in their first lines."""
+    with initialize_config_module("recipes.configs", version_base="1.3"):
+        return _choices(command, group)
+
+
+@cache
+def _choices(command: str, group: str) -> list[str]:
+    names = GlobalHydra.instance().config_loader().get_group_options(group)
+    if group != "experiment":
+        return names
+    folder = resources.files("recipes.configs") / "experiment"
+    return [name for name in names if f"vag {command} experiment=" in (folder / f"{name}.yaml").read_text("utf-8")]
+
+
 def groups_of(command: str) -> dict[str, str | None]:
     """The config groups of a command, with the choice that it has without being told."""
-    compose_config(command, [])  # the store of schemas is filled
+    _store_schemas()
     with initialize_config_module("recipes.configs", version_base="1.3"):
         config: Any = compose(file_name(command), return_hydra_config=True)
         return {name: choice for name, choice in config.hydra.runtime.choices.items() if not name.startswith("hydra")}
@@ -249,7 +274,8 @@ def _keys_and_groups(primary: str) -> tuple[list[str], list[str]]:
     config: Any = compose(primary, return_hydra_config=True)
     groups = [name for name in config.hydra.runtime.choices if not name.startswith("hydra")]
     values: Any = OmegaConf.to_container(config)
-    return _keys({name: value for name, value in values.items() if name != "hydra"}), groups
+    keys = _keys({name: value for name, value in values.items() if name != "hydra"})
+    return [key for key in keys if key not in groups], groups
 
 
 def _keys(values: Any, prefix: str = "") -> list[str]:
@@ -272,7 +298,7 @@ def _check_key(command: str, override: Override, keys: list[str], groups: list[s
     if override.is_add() or override.is_force_add() or override.is_delete():
         raise UserError(f"{command}: keys are neither added nor deleted, got {shown}; expected key=value")
     if key in groups:
-        options = GlobalHydra.instance().config_loader().get_group_options(key)
+        options = _choices(command, key)
         if override.value() not in options:
             chosen = shortened(str(override.value()))
             raise UserError(f"{command}: {key}={chosen} does not exist. {nearest(chosen, options)}")
@@ -287,6 +313,8 @@ def _first_line(error: BaseException) -> str:
     text = str(error.__cause__ or error) or type(error).__name__
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     where = next((line for line in lines if line.startswith("full_key:")), "")
+    if not lines or lines[0] == "None" or lines[0].startswith("LexerNoViableAlt"):  # what the parser says of a letter
+        return "cannot be read"
     said = f"{lines[0]} ({where.replace('full_key: ', '')})" if where else lines[0]
     return shortened(said, 400)
 
@@ -331,6 +359,8 @@ def _check(command: str, key: str, around: str, value: Any, kind: Kind) -> None:
             raise UserError(f"{command}: {shown}: expected a path, or a list of paths")
         for path in [value] if isinstance(value, str) else value:
             _check_text(command, shown, path, kind.told)
+    elif kind.type in LEAVES and not isinstance(value, LEAVES[kind.type]):
+        raise UserError(f"{command}: {shown}: expected {SAID[kind.type]} in its place")
     else:
         for leaf in _leaves(command, shown, value):
             if isinstance(leaf, str):
@@ -347,7 +377,7 @@ def _as_typed(value: Any) -> str:
         return "[" + ",".join(map(_as_typed, value[:20])) + "]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_as_typed(item)}" for key, item in list(value.items())[:20]) + "}"
-    return str(value)
+    return str(value) if str(value).strip() else f"'{value}'"
 
 
 def _leaves(command: str, shown: str, value: Any, depth: int = 0) -> Iterator[Any]:
@@ -379,7 +409,9 @@ def _check_text(command: str, shown: str, text: str, told: Mapping[str, Any]) ->
     check_letters(command, shown, text)
     if "choices" in told and text not in told["choices"]:
         known = told["choices"]
-        raise UserError(f"{command}: {shown}: expected one of {', '.join(known)}. {nearest(shortened(text), known)}")
+        close = get_close_matches(shortened(text), known, n=1)
+        hint = f". Did you mean '{close[0]}'?" if close else ""
+        raise UserError(f"{command}: {shown}: expected one of {', '.join(known)}{hint}")
 
 
 def _check_number(command: str, shown: str, number: float, told: Mapping[str, Any]) -> None:

@@ -6,12 +6,11 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
-from importlib import resources
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from recipes.compose import Kind, compose_config, groups_of, members, options_of, range_text, typed
+from recipes.compose import Kind, choices_of, compose_config, groups_of, members, range_text, typed
 from recipes.schema import SCHEMAS
 
 WIDTH, COLUMN = 120, 38
@@ -31,15 +30,6 @@ def help_text(command: str, line: str, examples: Sequence[str], bare: str | None
     for key, value, kind in _options(SCHEMAS[command], config):
         page += _entry(f"{key}={_shown(value)}", _told(kind, required=value == "???"))
     return "\n".join([*page, "", "Examples:", *(f"  {example}" for example in examples)])
-
-
-def choices_of(command: str, group: str) -> list[str]:
-    """The choices of a group that are made for a command: experiments name it in their first lines."""
-    names = options_of(group)
-    if group != "experiment":
-        return names
-    folder = resources.files("recipes.configs") / "experiment"
-    return [name for name in names if f"vag {command} experiment=" in (folder / f"{name}.yaml").read_text("utf-8")]
 
 
 def _options(schema: Any, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Kind]]:

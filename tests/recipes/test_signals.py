@@ -1,0 +1,117 @@
+"""A command that is asked to end: its record says so, and no process of it is left."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from recipes import cli
+
+
+def status(out: Path) -> str:
+    path = out / "run.json"
+    return json.loads(path.read_text())["status"] if path.exists() else "none"
+
+
+def below(pid: int) -> set[int]:
+    """All processes that a process has started, and those that these have."""
+    found: set[int] = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            found |= {child} | below(child)
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def end_and_check(process: BaseProcess, number: int, complaints: Path) -> str:
+    """Send a signal to the process alone, and see that all that it started is gone. Returns what it said last."""
+    assert process.pid is not None
+    family = below(process.pid)
+    assert len(family) >= 2
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 128 + number
+    wait_for(lambda: not any(map(alive, family)), 20)
+    lines = complaints.read_text(errors="replace").splitlines()
+    assert not any("Traceback" in line for line in lines)
+    return next(line for line in reversed(lines) if "vag: error: " in line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_command_and_its_workers(
+    number: int, tmp_path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    out, complaints = tmp_path / "run", tmp_path / "complaints"
+    words = ["collect", "tasks=[plate-slide]", "episodes_per_task=10000", "num_steps=60", "workers=2", f"out={out}"]
+    process = start(words, complaints)
+    wait_for(lambda: status(out) == "running" and any((out / ".spool").glob("*.npz")))
+    said = end_and_check(process, number, complaints)
+    assert f"to go on: the same command with out={out} resume=true" in said
+    assert status(out) == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_signal_ends_all_stages_of_a_command_made_of_others(
+    tmp_path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    sys.path.append(str(Path(__file__).parent))
+    work = importlib.import_module("command_work").collect_in_lanes
+    complaints = tmp_path / "complaints"
+    process = multiprocessing.get_context("forkserver").Process(target=work, args=(tmp_path, complaints))
+    process.start()
+    wait_for(lambda: all(any((tmp_path / name / ".spool").glob("*.npz")) for name in "ab"))
+    assert "ended by SIGTERM" in end_and_check(process, signal.SIGTERM, complaints)
+    assert [status(tmp_path / name) for name in "ab"] == ["interrupted", "interrupted"]
+
+
+def test_a_second_signal_does_not_break_into_the_cleaning_up() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    cleaned = []
+
+    def work() -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            cleaned.append(True)
+        return 0
+
+    with cli.terminable():
+        assert cli.guarded(work) == 143
+    assert cleaned
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
+    """As behind `head -1`: nothing is said, and nothing is left to be written at the end."""
+    for words in (["--help"], ["train-generator", "--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [sys.executable, "-m", "recipes.cli", *words], stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (0, b"")
