@@ -240,16 +240,27 @@ class PolicyObjective(nn.Module):
         """
         directory = Path(directory)
         config = read_config(directory, loading, CONFIGS)
-        missing = [key for key in (IMAGE, STATE) if key not in (config.input_features or {})]
-        missing += [ACTION] if ACTION not in (config.output_features or {}) else []
-        if missing:
-            raise UserError(
-                f"{directory / CONFIG}: the policy has no feature '{missing[0]}'; expected {IMAGE}, {STATE}, {ACTION}"
-            )
+        _check_features(directory / CONFIG, config)
         policy = load_weights(config, directory, loading)
         processors = load_processors(config, directory, device, loading)
         policy.config.device = device
         return cls(policy.to(device), *processors).eval()
+
+
+def _check_features(path: Path, config: PreTrainedConfig) -> None:
+    """Raise UserError unless a policy sees one picture, one state and the instruction, all of this moment."""
+    inputs, outputs = config.input_features or {}, config.output_features or {}
+    for features, key, kind in (
+        (inputs, IMAGE, FeatureType.VISUAL),
+        (inputs, STATE, FeatureType.STATE),
+        (outputs, ACTION, FeatureType.ACTION),
+    ):
+        if key not in features or features[key].type is not kind:
+            raise UserError(f"{path}: the policy has no feature '{key}' of type {kind.value}; expected one")
+    if others := sorted({*inputs, *outputs} - {IMAGE, STATE, ENVIRONMENT_STATE, ACTION}):
+        raise UserError(f"{path}: the policy has the feature '{others[0][:100]}'; expected {IMAGE}, {STATE}, {ACTION}")
+    if config.n_obs_steps != 1:
+        raise UserError(f"{path}: n_obs_steps is {config.n_obs_steps}; expected 1, since batches hold one observation")
 
 
 def build_policy(

@@ -24,6 +24,8 @@ from policies.factory import PolicyObjective
 from policies.known_types import FIXED, POLICY_TYPES, STEPS, TEXTS, WORDS
 from policies.stock import load_policy
 from recipes.cli import main
+from toolkit.data.clips import Conventions
+from toolkit.data.scenes import read_scenes
 from toolkit.errors import UserError
 
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -227,6 +229,24 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         config(input_features={**FEATURES["input_features"], "observation.image": {"type": "VISUAL", "shape": [-1]}}),
         "has shape",
     ),
+    "another camera": (
+        config(
+            input_features={
+                **FEATURES["input_features"],
+                "observation.images.b": {"type": "VISUAL", "shape": [3, 9, 9]},
+            }
+        ),
+        "the policy has the feature 'observation.images.b'",
+    ),
+    "a picture that is none": (
+        config(
+            input_features={
+                "observation.image": {"type": "STATE", "shape": [3]},
+                "observation.state": {"type": "STATE", "shape": [4]},
+            }
+        ),
+        "no feature 'observation.image' of type VISUAL",
+    ),
     "features as text": (config(input_features="all"), "not a valid pi05_compact configuration"),
     "features of no kind": (config(input_features={"observation.image": 3}), "not a valid pi05_compact"),
     "long text": (config(vision_backbone="a" * 5000), "has 5000 letters"),
@@ -289,6 +309,15 @@ def test_the_commands_refuse_it_too(
     assert len(lines) == 1
     assert str(copy) in lines[0]
     assert not list(Path().rglob("PWNED"))
+
+
+@pytest.mark.parametrize("file", ["seen_scenes.json", "conventions.json"])
+def test_what_lies_beside_a_checkpoint_may_be_nested_too(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).write_text('{"push": ' + "[" * 100_000)
+    read: Any = read_scenes if file == "seen_scenes.json" else Conventions.read
+    with pytest.raises(UserError, match=file) as refusal:
+        read(tmp_path)
+    assert "\n" not in str(refusal.value)
 
 
 def test_open_loop_evaluation_takes_the_same_door(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

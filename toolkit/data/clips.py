@@ -192,7 +192,7 @@ class Conventions:
                 raise ValueError("no rate above 0, or no lists of names")
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise UserError(f"{path}: damaged ({error}); expected fps, state_names and action_names") from error
         return cls(str(checkpoint), fps, **names)
 

@@ -6,10 +6,12 @@ A scene is a Meta-World task and the seed it was reset with. In the place of a t
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from toolkit.base.files import read_json
 from toolkit.errors import UserError
 
 FILE = "seen_scenes.json"
@@ -46,10 +48,10 @@ def told_scenes(directory: str | Path) -> Scenes:
 def read_scenes(directory: str | Path) -> Scenes | None:
     """What the data or weights in a directory have seen; None if it does not say. Raises UserError if damaged."""
     path = Path(directory) / FILE
-    try:
-        scenes = json.loads(path.read_text())
-        return {str(task): [int(seed) for seed in seeds] for task, seeds in scenes.items()}
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    scenes = read_json(path)
+    try:
+        return {str(task): [int(seed) for seed in seeds] for task, seeds in scenes.items()}
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: damaged ({error}); expected task names with lists of seeds") from error
