@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from toolkit.reporting.media import atomic
-from toolkit.reporting.run_record import git_sha, hardware, read_record, versions, write_json
+from toolkit.base.files import write_json, write_text
+from toolkit.reporting.run_record import git_sha, hardware, read_record, versions
 
 COLUMNS = 6
 BESIDE = ("p", "floor", "shuffled", "real", "mean")  # what a value is read beside, where a row has it
@@ -55,8 +55,7 @@ def write_record(
         **({"leaderboards": leaderboards} if leaderboards else {}),
     }
     write_json(directory / "record.json", record)
-    with atomic(directory / "record.md") as temporary:
-        temporary.write_text(record_page(record))
+    write_text(directory / "record.md", record_page(record))
     return record
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from toolkit.reporting.media import SEPARATOR, atomic, grid, write_image
+from toolkit.base.files import atomic_file
+from toolkit.reporting.media import SEPARATOR, grid, write_image
 
 COLUMNS = 4  # of histograms
 BINS = 60
@@ -45,7 +46,7 @@ def write_histograms(path: str | Path, values: np.ndarray, names: Sequence[str],
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.tick_params(labelsize=8, colors=MUTED)
             axes.grid(axis="y", color=LINE)
-        with atomic(path) as temporary:
+        with atomic_file(path) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
 
 

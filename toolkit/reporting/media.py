@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +15,8 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
+
+from toolkit.base.files import atomic_file
 
 MIN_SIDE = 640  # the longer side of a written video is at least this many pixels
 SEPARATOR = 96  # grey level between tiles: visible on light and on dark pages
@@ -27,20 +27,6 @@ MIME = {
     ".jpeg": "image/jpeg",
     ".gif": "image/gif",
 }
-
-
-@contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`, renamed to it on success and deleted on any exception."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
@@ -57,7 +43,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     scale = max(1, math.ceil(MIN_SIDE / max(height, width)))
     odd = (0, height * scale % 2), (0, width * scale % 2), (0, 0)
     with (
-        atomic(path) as temporary,
+        atomic_file(path) as temporary,
         av.open(str(temporary), "w", "mp4", {"movflags": "faststart"}) as container,
     ):
         rate = Fraction(fps).limit_denominator(1000)
@@ -81,7 +67,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write (H, W, 3) uint8 as PNG, under its final name only when complete. Raises ValueError otherwise."""
     _check(image[None])
-    with atomic(path) as temporary:
+    with atomic_file(path) as temporary:
         Image.fromarray(image).save(temporary, "PNG")
 
 
