@@ -176,6 +176,9 @@ def add_episode_columns(directory: Path, columns: dict[str, list[Any]]) -> None:
 
     Raises UserError, before anything is written, for a number that is not finite, and for a damaged table.
     """
+    import pyarrow
+    import pyarrow.parquet
+
     for name, values in columns.items():
         check_finite(values, f"{directory}: column '{name}' of the episode table")
     for path in sorted((Path(directory) / "meta/episodes").rglob("*.parquet")):
@@ -183,8 +186,8 @@ def add_episode_columns(directory: Path, columns: dict[str, list[Any]]) -> None:
         table = read_parquet(path).to_pandas()
         for name, values in columns.items():
             table[name] = [values[int(i)] for i in table["episode_index"]]
-        with files.atomic_file(path) as temporary:
-            table.to_parquet(temporary, index=False)
+        with files.atomic_file(path) as temporary, temporary.open("wb") as file:  # whose name may be of any letters
+            pyarrow.parquet.write_table(pyarrow.Table.from_pandas(table, preserve_index=False), file)
 
 
 def check_finite(value: Any, where: str) -> None:
@@ -210,11 +213,14 @@ def check_instruction(text: str, where: str) -> None:
 
 
 def check_writable_name(path: Path) -> None:
-    """Raise UserError for a path that Parquet and video libraries cannot write to."""
+    """Raise UserError for a path that LeRobot and the libraries below it cannot write to."""
+    name = str(path.resolve())
     try:
-        str(path.absolute()).encode()
+        name.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"{path}: its name is no UTF-8 text, so LeRobot cannot write there; choose another") from error
+    if {"'", "\n"} & set(name):  # it joins videos by a list of their names, which it does not quote
+        raise UserError(f"{path}: LeRobot cannot write below a name with a quotation mark ' in it; choose another")
 
 
 @contextmanager

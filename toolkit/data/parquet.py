@@ -163,8 +163,10 @@ def _opened[Found](path: Path, use: Callable[[Any], Found]) -> Found:
     try:
         import pyarrow.parquet
 
-        with pyarrow.parquet.ParquetFile(path) as file:
-            return use(file)
+        with path.open("rb") as raw:
+            utf8 = not any("\udc80" <= letter <= "\udcff" for letter in str(path))
+            with pyarrow.parquet.ParquetFile(path if utf8 else raw) as file:  # by its name it is read faster
+                return use(file)
     except (UserError, MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # pyarrow raises several classes for a damaged file

@@ -37,9 +37,10 @@ def write_record(
         ("code", "by commits", "git_sha", git_sha()),
         ("machines", "on", "hardware", hardware()),
     ):
-        if (found := {stage[key] for stage in stages}) - {here}:
+        if (found := {str(stage.get(key)) for stage in stages}) - {here}:
             notes = {**notes, note: f"trainings and evaluations {by} {', '.join(sorted(found))}"}
-    packages = {package for stage in stages for package in stage["versions"].items()}
+    known = [stage.get("versions") for stage in stages]
+    packages = {(name, str(version)) for some in known if isinstance(some, dict) for name, version in some.items()}
     if other := sorted(packages - versions().items()):
         notes = {**notes, "other_versions": ", ".join(f"{name} {version}" for name, version in other) + " made stages"}
     record = {

@@ -20,6 +20,7 @@ from toolkit.errors import UserError
 
 COUNTERS = ("frame_index", "index", "episode_index", "task_index")
 BOOKKEEPING = (*COUNTERS, "timestamp")  # features that LeRobot adds to every dataset
+MAX_LETTERS = 1000  # of a line
 MAX_LINES = 20  # of one kind; the rest is counted
 
 # What repairs a problem: new statistics, writing all rows again, leaving the episodes out, or one of each two.
@@ -128,6 +129,7 @@ class Contents:
 def one_line(text: str) -> str:
     """Text from a file as one printable line: names and instructions of damaged files may hold anything."""
     text = " ".join(text.encode("utf-8", "replace").decode().split())
+    text = text if len(text) <= MAX_LETTERS else f"{text[: MAX_LETTERS - 1]}…"
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
