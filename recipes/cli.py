@@ -241,11 +241,9 @@ def _how_to_go_on(error: BaseException) -> str:
 
 def _is_disk_full(error: BaseException | None) -> bool:
     """True if the error, or one that led to it, is a full disk; libraries wrap the system's error in their own."""
-    seen = 0
+    seen, full = 0, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     while error is not None and seen < 20:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error):
+        if getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full):
             return True
         error, seen = error.__cause__ or error.__context__, seen + 1
     return False

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from typing import Any
 
 from recipes.common import distinct_tasks
 from recipes.schema import CollectConfig
+from toolkit.base.files import scratch_folder
 from toolkit.data.lerobot_io import EpisodeWriter
 from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES, instructions, scene_stream
 from toolkit.envs.pool import parallel_feed
@@ -26,8 +26,6 @@ def run(config: CollectConfig, run: Run) -> None:
         if task not in instructions():
             raise UserError(f"unknown Meta-World task '{task}'. {nearest(task, instructions())}")
     started = time.perf_counter()
-    spool = run.directory / ".spool"
-    spool.mkdir(exist_ok=True)
     wanted = config.episodes_per_task
     attempts, pending = dict.fromkeys(tasks, 0), dict.fromkeys(tasks, 0)
     seeds = {task: scene_stream(task, config.first_seed, config.positions) for task in tasks}
@@ -63,7 +61,10 @@ def run(config: CollectConfig, run: Run) -> None:
     order = iter([(task, k) for k in range(wanted) for task in tasks])
     bar = progress(description="collect", total=wanted * len(tasks), unit="ep")
     outcomes = parallel_feed(record_attempt, next_attempt, workers=config.workers, description="collect")
-    with EpisodeWriter(run.directory / "dataset", FPS, STATE_NAMES, ACTION_NAMES) as writer:
+    with (
+        scratch_folder(run.directory / "spool", kept=True) as spool,
+        EpisodeWriter(run.directory / "dataset", FPS, STATE_NAMES, ACTION_NAMES) as writer,
+    ):
         task, k = next(order)
         for attempt, success in outcomes:
             pending[attempt.task] -= 1
@@ -74,7 +75,6 @@ def run(config: CollectConfig, run: Run) -> None:
                 writer.add(load_attempt(successes[task][k]))
                 task, k = next(order, (task, wanted))
     bar.close()
-    shutil.rmtree(spool)
     episodes = wanted * len(tasks)
     run.result.update(
         episodes=episodes,

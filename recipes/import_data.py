@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 from recipes.schema import ImportConfig
+from toolkit.base.files import scratch_folder
 from toolkit.data.importers import ImportOptions, open_source
 from toolkit.data.lerobot_io import EpisodeWriter
 from toolkit.data.scenes import write_scenes
@@ -30,10 +30,8 @@ def run(config: ImportConfig, run: Run) -> None:
         fps=config.fps,
         robot_type=None if config.robot_type == "unknown" else config.robot_type,
     )
-    workspace = run.directory / ".source"
     frames, tasks = 0, set()
-    try:
-        workspace.mkdir(exist_ok=True)
+    with scratch_folder(run.directory / "source") as workspace:  # for what LeRobot and the hub's client write
         source = open_source(config.source, config.layout, options, workspace)
         run.add_data(config.source, source.identity(), source.num_episodes)
         target = run.directory / "dataset"
@@ -46,8 +44,6 @@ def run(config: ImportConfig, run: Run) -> None:
                 tasks.add(episode.task)
             if source.seen_scenes is not None:
                 write_scenes(writer.temporary / "meta", source.seen_scenes)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
     run.result.update(
         layout=source.layout,
         episodes=source.num_episodes,

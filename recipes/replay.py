@@ -7,6 +7,7 @@ from typing import Any
 
 from recipes.schema import ReplayConfig
 from toolkit.data.lerobot_io import add_episode_columns, dataset_id, read_actions
+from toolkit.data.scenes import scene_of
 from toolkit.errors import UserError
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.statistics import success_table
@@ -20,18 +21,18 @@ def run(config: ReplayConfig, run: Run) -> None:
     """
     dataset = Path(config.dataset)
     episodes = list(read_actions(dataset))
+    scenes = []
     for index, (metadata, _) in enumerate(episodes):
-        for key in ("task_name", "seed"):
-            if metadata.get(key) is None:
-                raise UserError(
-                    f"{dataset}: episode {index} has no '{key}' in the episode table, so its initial scene is unknown; "
-                    "only episodes of `vag collect` and `vag synthesize` can be replayed"
-                )
+        scene = scene_of(metadata, f"{dataset}: episode {index}")
+        if scene is None:
+            missing = next(key for key in ("task_name", "seed") if metadata.get(key) is None)
+            raise UserError(
+                f"{dataset}: episode {index} has no '{missing}' in the episode table, so its initial scene is unknown; "
+                "only episodes of `vag collect` and `vag synthesize` can be replayed"
+            )
+        scenes.append(scene)
     run.add_data(dataset, dataset_id(dataset), len(episodes))
-    items = [
-        (str(metadata["task_name"]), int(metadata["seed"]), actions[: config.max_steps])
-        for metadata, actions in episodes
-    ]
+    items = [(*scene, actions[: config.max_steps]) for scene, (_, actions) in zip(scenes, episodes, strict=True)]
     outcomes = [result["success"] for result in replay_episodes(items, workers=config.workers)]
     add_episode_columns(dataset, {"replay_success": outcomes})
     table = success_table([task for task, _, _ in items], outcomes)

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from toolkit.base.files import PARTIAL
 from toolkit.data import cache, cached_files, lerobot_io
 from toolkit.data.cache import open_clips, open_latents, open_merged
 from toolkit.data.clips import ClipStore, write_clips
@@ -131,7 +132,7 @@ def test_a_killed_build_is_swept_and_done_again(dataset: Path, cache_directory: 
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert [name for name in clip_files(cache_directory) if name.endswith(".partial")]
+    assert [name for name in clip_files(cache_directory) if name.endswith(PARTIAL)]
     other = open_clips(dataset, 16)  # another file: what the dead one left goes all the same
     assert clip_files(cache_directory) == [other.path.name]
     whole = open_clips(dataset, 32)
@@ -142,7 +143,7 @@ def test_a_killed_build_is_swept_and_done_again(dataset: Path, cache_directory: 
 def test_a_build_takes_over_from_one_that_died_at_it(cache_directory: Path) -> None:
     cache_directory.mkdir()
     name = f"{'0' * 16}-x.npy"
-    (cache_directory / f".{name}.partial").write_bytes(b"half of")
+    (cache_directory / f".{name}{PARTIAL}").write_bytes(b"half of")
     path = cached_files.cached_file(name, lambda temporary: temporary.write_bytes(b"all") and None)
     assert path.read_bytes() == b"all"
     assert clip_files(cache_directory) == [name]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from toolkit.base.files import PARTIAL
 from toolkit.data import lerobot_io
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore
@@ -69,7 +70,7 @@ def test_columns_are_added_in_place(dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(dataset, copy)
     lerobot_io.add_episode_columns(copy, {"replay_success": [True, False, True, False]})
     assert [m["replay_success"] for m, _ in lerobot_io.read_actions(copy)] == [True, False, True, False]
-    assert not list(copy.rglob("*.partial"))
+    assert not list(copy.rglob(f"*{PARTIAL}"))
     assert lerobot_io.dataset_id(copy) == lerobot_io.dataset_id(dataset)  # an outcome does not make other data
     lerobot_io.add_episode_columns(copy, {"seed": [7, 8, 9, 10]})
     assert lerobot_io.dataset_id(copy) != lerobot_io.dataset_id(dataset)

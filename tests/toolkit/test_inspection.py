@@ -306,9 +306,10 @@ def test_a_doubled_frame_is_named_and_left_out(
         retime_video(min((tmp_path / "other").glob("videos/**/*.mp4")), {3: times})
         found = inspect_dataset(tmp_path / "other")
         assert any("holds 1 frames that belong to no episode" in line for line in found.problems)
-        repair_dataset(found, tmp_path / "repaired")
-        assert inspect_dataset(tmp_path / "repaired").problems == []
-        for episode, wanted in zip(read_episodes(tmp_path / "repaired"), read_episodes(copy), strict=True):
+        repaired = tmp_path / f"repaired {times[1]}"
+        repair_dataset(found, repaired)
+        assert inspect_dataset(repaired).problems == []
+        for episode, wanted in zip(read_episodes(repaired), read_episodes(copy), strict=True):
             assert np.square(episode.images.astype(float) - wanted.images).mean() < 2
 
 
@@ -350,8 +351,8 @@ def test_warnings_are_no_problems(copy: Path) -> None:
     ("damage", "text"),
     [
         (lambda d: (d / "meta/info.json").unlink(), "not a LeRobotDataset"),
-        (lambda d: (d / "meta/info.json").write_text("{"), "info.json: damaged"),
-        (lambda d: (d / "meta/info.json").write_text("[1]"), "info.json: damaged"),
+        (lambda d: (d / "meta/info.json").write_text("{"), "info.json: not valid JSON"),
+        (lambda d: (d / "meta/info.json").write_text("[1]"), "info.json: holds list; expected dict"),
         (json_value("meta/info.json", "codebase_version", value="v2.1"), "v2.1; expected v3"),
         (json_value("meta/info.json", "fps", value="fast"), "fps.? is 'fast'"),
         (json_value("meta/info.json", "features", value={}), "no features"),

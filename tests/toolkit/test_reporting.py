@@ -536,8 +536,8 @@ def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
     target.write_text("old")
     code = (
         "import os, signal, sys\n"
-        "from toolkit.reporting.media import atomic\n"
-        "with atomic(sys.argv[1]) as temporary:\n"
+        "from toolkit.base.files import atomic_file\n"
+        "with atomic_file(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

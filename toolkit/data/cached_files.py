@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 import time
@@ -17,11 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from toolkit.base import files
+from toolkit.data.lerobot_info import data_files
 from toolkit.data.lerobot_io import dataset_id
 from toolkit.errors import UserError
 
 OWN_FILE = re.compile(r"[0-9a-f]{16}-.+\.(h5|npy)")
-OWN_PARTIAL = re.compile(r"\.[0-9a-f]{16}[-.].+\.partial")
+OWN_PARTIAL = re.compile(r"\.[0-9a-f]{16}[-.].+\.(vag-)?partial")  # ".partial" is what earlier versions wrote
 GIGABYTE = 1_000_000_000
 SETTLED_SECONDS = 2.0  # a file changed later than this before it was hashed could change again unnoticed
 
@@ -46,9 +47,7 @@ def cached_file(name: str, build: Callable[[Path], None]) -> Path:
         with _builder(path) as temporary:
             if temporary is not None:
                 build(temporary)
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())  # else a power cut could leave the name without the content
-                os.replace(temporary, path)
+                files.publish(temporary, path)
         _sweep(path.parent)
         _evict(path.parent, keep=path, limit=limit)
     with suppress(OSError):  # a cache that one may only read is of use too
@@ -61,26 +60,21 @@ def remembered_id(directory: Path) -> str:
     where = Path(directory).resolve()
     before, newest = fingerprint(where)
     note = cache_directory() / f"{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}.id"
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(note.read_text())
-        if known["fingerprint"] == before:
+    with suppress(UserError):  # one that is missing or damaged is made anew
+        known = files.read_json(note)
+        if known.get("fingerprint") == before and isinstance(known.get("id"), str):
             return str(known["id"])
     identity = dataset_id(where)
     if time.time() - newest > SETTLED_SECONDS and fingerprint(where)[0] == before:
-        temporary = note.with_name(f".{note.name}.{os.getpid()}.partial")
-        try:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"directory": str(where), "fingerprint": before, "id": identity}))
-            os.replace(temporary, note)
-        except OSError:  # a note saves time; without it everything works
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a note saves time; without it everything works
+            files.write_json(note, {"directory": str(where), "fingerprint": before, "id": identity})
     return identity
 
 
 def fingerprint(directory: Path) -> tuple[str, float]:
     """SHA-256 over names, sizes and times of all files, and the latest of the times [s since 1970]."""
     digest, newest = hashlib.sha256(), 0.0
-    for path in sorted(p for p in Path(directory).rglob("*") if p.suffix != ".partial" and p.is_file()):
+    for path in data_files(directory):
         status = path.stat()
         digest.update(
             f"{path.relative_to(directory)}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0"
@@ -93,7 +87,7 @@ def fingerprint(directory: Path) -> tuple[str, float]:
 @contextmanager
 def _builder(path: Path) -> Iterator[Path | None]:
     """A locked temporary name for `path`, or None once another process has built it."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = files.partial_name(path)
     while True:
         if path.exists():
             yield None
@@ -147,7 +141,7 @@ def _is_file(handle: int, path: Path) -> bool:
 def _sweep(directory: Path) -> None:
     """Remove what dead processes left half-written, and notes on datasets that are gone."""
     for path in directory.iterdir():
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, UserError):
             if OWN_PARTIAL.fullmatch(path.name):
                 handle = os.open(path, os.O_RDWR)
                 try:
@@ -155,7 +149,7 @@ def _sweep(directory: Path) -> None:
                         path.unlink()
                 finally:
                     os.close(handle)
-            elif path.suffix == ".id" and not Path(json.loads(path.read_text())["directory"]).is_dir():
+            elif path.suffix == ".id" and not Path(files.read_json(path)["directory"]).is_dir():
                 path.unlink()
 
 

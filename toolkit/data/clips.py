@@ -16,6 +16,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from toolkit.base.files import atomic_file, read_json, write_json
+from toolkit.data.hdf5_write import new_hdf5
 from toolkit.data.schema import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK, Episode
 from toolkit.errors import UserError
 
@@ -68,7 +70,7 @@ class ClipStore:
                 attributes = {key: file.attrs[key] for key in ("tasks", "metadata", "fps", "source_id")}
             tasks, metadata = json.loads(attributes["tasks"]), json.loads(attributes["metadata"])
             fps, source_id = float(attributes["fps"]), str(attributes["source_id"])
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise UserError(f"{path}: not a complete clip file ({error}); delete it to build it again") from error
         store = cls(path, **arrays, tasks=tasks, metadata=metadata, fps=fps, source_id=source_id)
         store._check()
@@ -184,22 +186,22 @@ class Conventions:
     def read(cls, checkpoint: str | Path) -> Conventions | None:
         """`conventions.json` of a checkpoint; None if it has none. Raises UserError if it is damaged."""
         path = Path(checkpoint) / CONVENTIONS
+        if not os.path.lexists(path):
+            return None
+        found = read_json(path)
         try:
-            found = json.loads(path.read_text())
             fps, names = float(found["fps"]), {key: found[key] for key in ("state_names", "action_names")}
             listed = all(isinstance(told, list) and all(isinstance(n, str) for n in told) for told in names.values())
             if not (0 < fps < np.inf and listed):
                 raise ValueError("no rate above 0, or no lists of names")
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise UserError(f"{path}: damaged ({error}); expected fps, state_names and action_names") from error
         return cls(str(checkpoint), fps, **names)
 
     def write(self, directory: Path) -> None:
         """Write `conventions.json` into a directory that is still under its temporary name."""
         told = {"fps": self.fps, "state_names": list(self.state_names), "action_names": list(self.action_names)}
-        (directory / CONVENTIONS).write_text(json.dumps(told) + "\n")
+        write_json(directory / CONVENTIONS, told)
 
     def check(self, store: ClipStore, names: bool = True) -> None:
         """Raise UserError if a dataset has another rate or, where both tell `names` of dimensions, other ones."""
@@ -263,7 +265,7 @@ class ClipTable:
 def create_clips(path: Path, table: ClipTable, picture_shape: tuple[int, int, int]) -> int:
     """Write a clip file whose frames read as zero until they are written; returns where in the file they begin [byte].
 
-    No room is taken on the disk for the frames.
+    No room is taken on the disk for the frames. Raises OSError if the disk has none for the rest.
     """
     names = sorted(set(table.tasks))
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -271,8 +273,7 @@ def create_clips(path: Path, table: ClipTable, picture_shape: tuple[int, int, in
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # the place is known before the first frame is
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     space = h5py.h5s.create_simple((len(table.states), *picture_shape))
-    # Unlocked: HDF5's own lock would collide with that of the builder.
-    with h5py.File(path, "w", locking=False) as file:
+    with new_hdf5(path) as (file, _):  # which takes no lock: HDF5's own would collide with that of the builder
         frames = h5py.h5d.create(file.id, b"frames", h5py.h5t.STD_U8LE, space, properties)
         file["states"], file["actions"] = table.states.astype(np.float32), table.actions.astype(np.float32)
         file["episode_starts"] = np.cumsum(table.lengths) - table.lengths
@@ -310,12 +311,7 @@ def write_clips(path: Path, episodes: Iterable[Episode], total_frames: int, fps:
         fps,
         source_id,
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with atomic_file(path) as temporary:
         offset = create_clips(temporary, table, episodes[0].images.shape[1:])
         for first, episode in zip(np.cumsum(table.lengths) - table.lengths, episodes, strict=True):
             write_frames(temporary, offset, int(first), episode.images)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

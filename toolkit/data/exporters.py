@@ -10,6 +10,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from toolkit.base.files import atomic_file
+from toolkit.data.hdf5_write import new_hdf5
 from toolkit.data.images import encode_jpeg
 from toolkit.data.lerobot_info import camera_keys, feature_names, read_info
 from toolkit.data.lerobot_io import read_episodes
@@ -17,7 +19,6 @@ from toolkit.data.scenes import read_scenes
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
 from toolkit.data.source import INSTRUCTIONS, default_cameras
 from toolkit.errors import UserError
-from toolkit.reporting.media import atomic
 
 Watch = Callable[[Iterable[Episode], int], Iterable[Episode]]
 
@@ -28,7 +29,8 @@ def export_robomimic(
     """Write `path`; returns episodes, frames, fps and cameras (feature key: name below obs).
 
     jpeg_quality: frames as JPEG files, a row each, instead of raw. compress: gzip, without loss. watch: wraps the
-    episodes, for a progress bar. Raises UserError as `read_episodes`; nothing is left behind then.
+    episodes, for a progress bar. Raises UserError as `read_episodes`, OSError if the disk has no room; nothing is left
+    behind then.
     """
     info = read_info(dataset)
     found = camera_keys(info)
@@ -40,7 +42,7 @@ def export_robomimic(
         raise UserError(f"{dataset}: cameras {', '.join(found)} would have the same name in the file")
     packing: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": False} if compress else {}
     frames = count = 0
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_file(path) as temporary, new_hdf5(temporary) as (file, disk):
         data = file.create_group("data")
         further = tuple(key for feature, key in features.items() if feature != IMAGE)
         episodes = read_episodes(dataset, features[IMAGE], cameras=further)
@@ -61,6 +63,7 @@ def export_robomimic(
                 except (ValueError, TypeError) as error:  # zero bytes in a text, for one
                     raise UserError(f"{dataset}: episode {count - 1}: '{key}' does not fit HDF5 ({error})") from error
             frames += length
+            disk.check()
         data.attrs["total"] = frames
         data.attrs["env_args"] = json.dumps(
             {

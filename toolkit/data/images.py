@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image
 
 MAX_PIXELS = 2**26  # of one encoded picture; a small file can declare a huge one
+FREE_BYTES = 2**20  # in memory, that every picture may take
+MAX_EXPANSION = 2000  # times the size of the file, for what takes more; black pictures as PNG reach 1,030
 
 
 def decode_picture(data: bytes) -> np.ndarray:
-    """A JPEG or PNG file as (H, W, 3) uint8; bytes after its end do not count. Raises ValueError if damaged."""
+    """A JPEG or PNG file as (H, W, 3) uint8; bytes after its end do not count.
+
+    Raises ValueError if it is damaged, or declares more pixels than it can hold.
+    """
     try:
-        image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"declares {image.width}x{image.height} pixels")
-        return np.asarray(image.convert("RGB"))
+        with _opened(data, ("JPEG", "PNG")) as image:
+            return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow raises SyntaxError, struct.error, zlib.error, DecompressionBombError ...
         raise ValueError(f"not readable as JPEG or PNG: {error}") from error
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """(height, width) that a JPEG, PNG or GIF file declares. Raises ValueError as `decode_picture`."""
+    try:
+        with _opened(data, ("JPEG", "PNG", "GIF")) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise ValueError(f"not readable as a picture: {error}") from error
+
+
+def _opened(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    """A picture of which nothing but the header has been read, and whose size the file can hold."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # told below, in one line
+        image = Image.open(io.BytesIO(data), formats=formats)
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS or 3 * pixels > max(FREE_BYTES, MAX_EXPANSION * len(data)):
+        raise ValueError(f"a file of {len(data)} bytes that declares {image.width}x{image.height} pixels")
+    return image
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> np.ndarray:

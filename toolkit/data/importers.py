@@ -19,7 +19,7 @@ import numpy as np
 
 from toolkit.data.hdf5 import MAX_EPISODE_BYTES, Hdf5File, natural_order
 from toolkit.data.lerobot_info import INFO, check_inside
-from toolkit.data.scenes import Scenes, merge
+from toolkit.data.scenes import Scenes, merge, scenes_from
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
 from toolkit.data.source import (
     INSTRUCTIONS,
@@ -388,8 +388,7 @@ def _stored_names(features: Any, key: str) -> Any:
 
 
 def _stored_scenes(arguments: dict[str, Any]) -> Scenes | None:
-    scenes: Any = arguments.get("seen_scenes")
     try:
-        return {str(task): [int(seed) for seed in seeds] for task, seeds in scenes.items()}
-    except (AttributeError, TypeError, ValueError):
+        return scenes_from(arguments.get("seen_scenes"), "seen_scenes")
+    except UserError:
         return None

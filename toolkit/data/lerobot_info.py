@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
@@ -11,11 +10,13 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from toolkit.base.files import PARTIAL, REMOVED, read_json
 from toolkit.data.schema import ACTION, IMAGE, STATE
 from toolkit.errors import UserError
 
 INFO = "meta/info.json"
 PICTURES = ("video", "image")
+UNFINISHED = (".partial", PARTIAL, REMOVED)  # ends of names that writers leave when they are killed
 
 
 def check_inside(directory: str | Path, path: str | Path) -> Path:
@@ -44,11 +45,19 @@ def check_links(directory: Path) -> None:
             raise UserError(f"{directory}: '{name}' is no file, or a link that leads nowhere; delete it")
 
 
+def data_files(directory: str | Path) -> list[Path]:
+    """The regular files of a dataset, sorted, without what killed writers have left."""
+    return sorted(p for p in Path(directory).rglob("*") if not p.name.endswith(UNFINISHED) and p.is_file())
+
+
 def copy_files(directory: Path, target: Path, leave_out: Sequence[str] = ()) -> None:
-    """Copy a dataset but for names that match `leave_out`. Raises UserError as `check_links`, or if a copy fails."""
+    """Copy a dataset into a folder, but for names that match `leave_out`.
+
+    Raises UserError as `check_links`, or if a copy fails.
+    """
     check_links(directory)
     try:
-        shutil.copytree(directory, target, ignore=shutil.ignore_patterns(*leave_out))
+        shutil.copytree(directory, target, ignore=shutil.ignore_patterns(*leave_out), dirs_exist_ok=True)
     except shutil.Error as error:
         name, _, reason = error.args[0][0]
         raise UserError(f"{name}: cannot be copied ({reason})") from error
@@ -79,20 +88,9 @@ def read_info(directory: Path) -> dict[str, Any]:
             raise UserError(f"{path}: feature '{key}' has no 'dtype'")
         if not isinstance(shape, list) or not all(isinstance(n, int) and 0 <= n < 1e6 for n in shape):
             raise UserError(f"{path}: feature '{key}' has shape {shape!r}; expected a list of sizes")
-        if math.prod(shape) > 1e9:
+        if any(isinstance(n, bool) for n in shape) or math.prod(shape) > 1e9:
             raise UserError(f"{path}: feature '{key}' has shape {shape}; more than 10^9 values a frame")
     return info
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError if the file is damaged or holds something else."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: damaged (expected a JSON object)")
-    return value
 
 
 def check_features(

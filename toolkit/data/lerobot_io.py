@@ -7,24 +7,27 @@ decode, which is far faster than LeRobot's random access and gives the same fram
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from toolkit.data.lerobot_info import INFO, check_features, check_inside, read_info
+from toolkit.base import files
+from toolkit.data.lerobot_info import INFO, check_features, check_inside, data_files, read_info
 from toolkit.data.lerobot_stats import two_shortcuts
+from toolkit.data.parquet import plausible_rows, read_data_frame, read_parquet
 from toolkit.data.pictures import check_video_lengths, read_pictures
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
 from toolkit.errors import UserError
 
 VIDEO_FILE_MB = 8
+MOST_LETTERS = 10_000  # of an instruction
 
 
 class EpisodeWriter:
@@ -35,7 +38,8 @@ class EpisodeWriter:
     `crf=0` codes yuv444p without loss: 51 dB or more whatever the pictures show, since only the colour conversion
     rounds, where `crf=2` falls to 41 dB on small noisy ones. It takes 3 (noise) to 20 (camera) percent more bytes.
     Every key of `Episode.cameras` becomes a video feature of its own.
-    Leaving the block with an exception removes what was written.
+    Leaving the block with an exception removes what was written. Raises UserError on entering if something stands at
+    the place that the open run has not written.
     """
 
     def __init__(
@@ -49,24 +53,50 @@ class EpisodeWriter:
     ) -> None:
         self.directory, self.fps, self.robot_type = Path(directory), fps, robot_type
         self.state_names, self.action_names, self.crf = state_names, action_names, crf
-        self.temporary = self.directory.with_name(f".{self.directory.name}.partial")
+        self.temporary = files.partial_name(self.directory)
         self.metadata: list[dict[str, Any]] = []
         self._dataset: Any = None
         self._values: dict[str, list[np.ndarray]] = {STATE: [], ACTION: []}
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        shutil.rmtree(self.directory, ignore_errors=True)  # of an earlier, unfinished run
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        self._block: AbstractContextManager[None] = self._writing()
+        self._block.__enter__()
         return self
 
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._block.__exit__(kind, error, trace)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        check_writable_name(self.directory)
+        with files.atomic_directory(self.directory) as temporary:
+            temporary.rmdir()  # LeRobot makes it, and nothing where there is one
+            try:
+                yield
+            except BaseException:  # the first error is the one to tell
+                with suppress(Exception):
+                    self._finalize()
+                raise
+            self._finalize()
+            self._complete()
+
     def add(self, episode: Episode) -> None:
-        """Append one episode. Raises UserError if a value is not finite or a shape differs from the first."""
-        for key, values in ((STATE, episode.states), (ACTION, episode.actions)):
+        """Append one episode.
+
+        Raises UserError if a number is not finite in float32, a shape differs from the first, or the instruction is
+        too long.
+        """
+        number = len(self.metadata)
+        with np.errstate(over="ignore"):  # infinity is complained about below
+            vectors = {STATE: episode.states.astype(np.float32), ACTION: episode.actions.astype(np.float32)}
+        for key, values in vectors.items():
             if not np.isfinite(values).all():
-                raise UserError(f"episode {len(self.metadata)}: '{key}' holds NaN or infinity; it was not written")
+                raise UserError(f"episode {number}: '{key}' holds NaN or infinity; it was not written")
+        for key, value in episode.metadata.items():
+            if isinstance(value, float | np.floating) and not math.isfinite(value):
+                raise UserError(f"episode {number}: '{key}' is {value}; expected a finite number. It was not written")
+        check_instruction(episode.task, f"episode {number}")
         cameras = {IMAGE: episode.images, **episode.cameras}
-        vectors = {STATE: episode.states.astype(np.float32), ACTION: episode.actions.astype(np.float32)}
         rows: dict[str, np.ndarray] = {**cameras, **vectors}
         lengths = {key: len(part) for key, part in rows.items()}
         if set(lengths.values()) != {len(episode)} or not len(episode):
@@ -76,7 +106,7 @@ class EpisodeWriter:
             self._dataset, self._shapes = self._create({key: shapes[key] for key in cameras}), shapes
         if shapes != self._shapes:
             raise UserError(f"episode {len(self.metadata)}: shapes {shapes}; the first episode has {self._shapes}")
-        with two_shortcuts():
+        with two_shortcuts(), temporary_files_in(self.temporary):
             for step in range(len(episode)):
                 self._dataset.add_frame({**{key: part[step] for key, part in rows.items()}, "task": episode.task})
             self._dataset.save_episode()
@@ -84,17 +114,10 @@ class EpisodeWriter:
         self._values[STATE].append(episode.states)
         self._values[ACTION].append(episode.actions)
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            if self._dataset is not None:
+    def _finalize(self) -> None:
+        if self._dataset is not None:
+            with temporary_files_in(self.temporary):
                 self._dataset.finalize()
-            if kind is None:
-                self._complete()
-        except Exception:
-            if kind is None:  # else the first error is the one to tell
-                raise
-        finally:
-            shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _complete(self) -> None:
         if self._dataset is None:
@@ -102,8 +125,7 @@ class EpisodeWriter:
         keys = sorted({key for row in self.metadata for key in row})
         add_episode_columns(self.temporary, {key: [row.get(key) for row in self.metadata] for key in keys})
         self._write_global_statistics()
-        shutil.rmtree(self.temporary / "images", ignore_errors=True)
-        os.replace(self.temporary, self.directory)
+        files.discard(self.temporary / "images", everything=True)
 
     def _create(self, image_shapes: dict[str, tuple[int, ...]]) -> Any:
         import av
@@ -140,26 +162,75 @@ class EpisodeWriter:
     def _write_global_statistics(self) -> None:
         """Replace the averaged per-episode quantiles, which are wrong, by quantiles of all frames."""
         path = self.temporary / "meta/stats.json"
-        statistics = json.loads(path.read_text())
+        statistics = files.read_json(path)
         for key, parts in self._values.items():
             values = np.concatenate(parts)
             for name in [name for name in statistics[key] if name[0] == "q"]:
                 statistics[key][name] = np.quantile(values, int(name[1:]) / 100, axis=0).tolist()
-        path.write_text(json.dumps(statistics, indent=4))
+        check_finite(statistics, str(self.directory / "meta/stats.json"))
+        files.write_json(path, statistics)
 
 
 def add_episode_columns(directory: Path, columns: dict[str, list[Any]]) -> None:
-    """Add or replace columns of the episode table; each file is rewritten under a temporary name, then renamed."""
-    import pandas as pd
+    """Add or replace columns of the episode table; each file is rewritten under a temporary name, then renamed.
 
+    Raises UserError, before anything is written, for a number that is not finite, and for a damaged table.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    for name, values in columns.items():
+        check_finite(values, f"{directory}: column '{name}' of the episode table")
     for path in sorted((Path(directory) / "meta/episodes").rglob("*.parquet")):
         check_inside(directory, path.relative_to(directory))
-        table = pd.read_parquet(path)
+        table = read_parquet(path).to_pandas()
         for name, values in columns.items():
             table[name] = [values[int(i)] for i in table["episode_index"]]
-        temporary = path.with_suffix(".partial")
-        table.to_parquet(temporary, index=False)
-        os.replace(temporary, path)
+        with files.atomic_file(path) as temporary, temporary.open("wb") as file:  # whose name may be of any letters
+            pyarrow.parquet.write_table(pyarrow.Table.from_pandas(table, preserve_index=False), file)
+
+
+def check_finite(value: Any, where: str) -> None:
+    """Raise UserError if a number in nested lists and mappings is not finite."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            check_finite(inner, f"{where}: '{key}'")
+    elif isinstance(value, list):
+        for inner in value:
+            check_finite(inner, where)
+    elif isinstance(value, float | np.floating) and not math.isfinite(value):
+        raise UserError(f"{where} is {value}; expected finite numbers. It was not written")
+
+
+def check_instruction(text: str, where: str) -> None:
+    """Raise UserError for a text that is no instruction: longer than any, or none that a file can hold."""
+    if len(text) > MOST_LETTERS:
+        raise UserError(f"{where}: its instruction has {len(text)} letters; at most {MOST_LETTERS} are taken")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: its instruction is no UTF-8 text ({error.reason}); write it anew") from error
+
+
+def check_writable_name(path: Path) -> None:
+    """Raise UserError for a path that LeRobot and the libraries below it cannot write to."""
+    name = str(path.resolve())
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: its name is no UTF-8 text, so LeRobot cannot write there; choose another") from error
+    if {"'", "\n"} & set(name):  # it joins videos by a list of their names, which it does not quote
+        raise UserError(f"{path}: LeRobot cannot write below a name with a quotation mark ' in it; choose another")
+
+
+@contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """Where LeRobot joins videos, which it does in the system's place for temporary files; a full disk leaves them."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder.absolute())
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def provenance(row: dict[str, Any]) -> dict[str, Any]:
@@ -191,10 +262,11 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
     directory = Path(directory)
     info = read_info(directory)
     check_features(directory, info, None, (*state_keys, action_key))
-    episodes = _read_parquet(directory, "meta/episodes", ["episode_index", "length"])
+    totals = {key: plausible_rows(info[f"total_{key}"]) for key in ("episodes", "frames")}
+    episodes = _read_parquet(directory, "meta/episodes", ["episode_index", "length"], most_rows=totals["episodes"])
     rows = ["index", "episode_index", "task_index", *state_keys, action_key]  # without pictures, where they lie there
-    frames = _read_parquet(directory, "data", rows, only=True)
-    tasks = _read_parquet(directory, "meta", ["task_index"], stem="tasks")
+    frames = _read_parquet(directory, "data", rows, only=True, most_rows=totals["frames"])
+    tasks = _read_parquet(directory, "meta", ["task_index"], stem="tasks", most_rows=totals["frames"])
     try:
         episodes, frames = episodes.sort_values("episode_index"), frames.sort_values("index")
         names = {int(row["task_index"]): str(name) for name, row in tasks.iterrows()}
@@ -218,6 +290,8 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
         raise UserError(f"{directory}: its tables are damaged ({type(error).__name__}: {error})") from error
     if None in instructions:
         raise UserError(f"{directory}: episode {instructions.index(None)} has a 'task_index' that meta/tasks lacks")
+    for episode, text in enumerate(instructions):
+        check_instruction(str(text), f"{directory}: episode {episode}")
     for key, values in ((" + ".join(state_keys), states), (action_key, actions)):
         if not np.isfinite(values).all():
             row = int(np.argmax(~np.isfinite(values).all(axis=1)))
@@ -288,19 +362,13 @@ def _next_episode(parts: Iterator[np.ndarray], length: int) -> np.ndarray:
 
 def dataset_id(directory: Path) -> str:
     """SHA-256 over names and contents of all files, first 16 hex digits; scores noted later do not count."""
-    import pyarrow
-    import pyarrow.parquet
-
     digest = hashlib.sha256()
-    for path in sorted(p for p in Path(directory).rglob("*") if p.is_file() and p.suffix != ".partial"):
+    for path in data_files(directory):
         name = str(path.relative_to(directory))
         check_inside(directory, name)
-        digest.update(name.encode())
+        digest.update(os.fsencode(name))
         if name.startswith("meta/episodes/"):
-            try:
-                table = pyarrow.parquet.read_table(path).replace_schema_metadata(None)
-            except (OSError, pyarrow.ArrowException) as error:
-                raise UserError(f"{path}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+            table = read_parquet(path).replace_schema_metadata(None)
             for column in sorted(c for c in table.column_names if not c.startswith(("replay_", "score_"))):
                 digest.update(f"{column}={table[column].to_pylist()}".encode())
         else:
@@ -309,10 +377,11 @@ def dataset_id(directory: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read_parquet(directory: Path, folder: str, columns: Sequence[str], *, only: bool = False, stem: str = "*") -> Any:
+def _read_parquet(
+    directory: Path, folder: str, columns: Sequence[str], *, only: bool = False, stem: str = "*", most_rows: int
+) -> Any:
     """All tables of a folder as one. Raises UserError if one is damaged or lacks a column; `only` leaves others out."""
     import pandas as pd
-    import pyarrow.parquet
 
     paths = sorted((directory / folder).rglob(f"{stem}.parquet"))
     if not paths:
@@ -320,18 +389,5 @@ def _read_parquet(directory: Path, folder: str, columns: Sequence[str], *, only:
     tables = []
     for path in paths:
         check_inside(directory, path.relative_to(directory))
-        try:
-            names = pyarrow.parquet.read_schema(path).names
-            for column in columns:
-                if names.count(column) != 1:
-                    raise UserError(f"{path}: no column '{column}', or two; it has: {', '.join(names)}")
-            tables.append(pd.read_parquet(path, columns=list(dict.fromkeys(columns)) if only else None))
-        except UserError:
-            raise
-        except Exception as error:  # pyarrow raises several classes for a damaged file
-            raise UserError(f"{path}: not readable as Parquet ({_first_line(error)})") from error
+        tables.append(read_data_frame(path, columns, only=only, most_rows=most_rows))
     return pd.concat(tables)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

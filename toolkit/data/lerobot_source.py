@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from toolkit.base.files import read_json
 from toolkit.data import lerobot_io
 from toolkit.data.lerobot_info import (
     INFO,
@@ -16,10 +17,11 @@ from toolkit.data.lerobot_info import (
     check_features,
     check_links,
     copy_files,
+    data_files,
     feature_names,
     read_info,
-    read_json,
 )
+from toolkit.data.parquet import check_parquet
 from toolkit.data.pictures import check_videos
 from toolkit.data.scenes import read_scenes
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
@@ -128,6 +130,9 @@ def _converted(root: Path, workspace: Path) -> Path:
     from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
 
     check_videos(sorted((root / "videos").rglob("*.mp4")))  # the converter would follow a playlist of that name
+    for path in data_files(root):  # and unpack any table whole
+        if path.suffix == ".parquet":
+            check_parquet(path)
     workspace.mkdir(parents=True, exist_ok=True)
     copy = Path(tempfile.mkdtemp(dir=workspace)) / "dataset"  # the converter goes on with what lies beside it
     copy_files(root, copy)

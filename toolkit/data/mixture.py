@@ -45,7 +45,7 @@ class Source:
     @cached_property
     def picture_every(self) -> np.ndarray:
         """(E,) steps from one picture of an episode to the next; those between repeat an older one."""
-        return np.array([int(metadata.get(PICTURE_EVERY, 1)) for metadata in self.store.metadata])
+        return picture_every(self.store)
 
     @cached_property
     def shares(self) -> np.ndarray | None:
@@ -61,6 +61,22 @@ class Source:
         """The store at its own widths, as statistics need it."""
         store = self.store
         return replace(store, states=store.states[:, : self.state_dim], actions=store.actions[:, : self.action_dim])
+
+
+def picture_every(store: ClipStore) -> np.ndarray:
+    """(E,) steps from one picture of an episode to the next. Raises UserError for what is no such number."""
+    steps = []
+    for episode, metadata in enumerate(store.metadata):
+        value = metadata.get(PICTURE_EVERY, 1)
+        value = value.item() if hasattr(value, "item") else value
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 1 <= value < 2**31 or value != int(value):
+            raise UserError(
+                f"{store.name}: episode {episode}: '{PICTURE_EVERY}' is {value!r:.100}; expected a whole number of "
+                "steps, 1 or more, in the episode table"
+            )
+        steps.append(int(value))
+    return np.array(steps)
 
 
 def make_sources(

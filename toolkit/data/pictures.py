@@ -16,6 +16,7 @@ import numpy as np
 
 from toolkit.data.images import decode_picture
 from toolkit.data.lerobot_info import data_file, read_info, video_file
+from toolkit.data.parquet import read_parquet
 from toolkit.errors import UserError
 
 # What FFmpeg may take a file for. Others, such as playlists, name files that it would open in turn, wherever they lie.
@@ -115,15 +116,13 @@ def _converted(frames: Iterator[Any], path: Path, episode: dict[str, Any], start
 
 
 def _from_tables(directory: Path, info: dict[str, Any], episodes: list[dict[str, Any]], key: str) -> Iterator[Pictures]:
-    import pyarrow.parquet
-
     places = [_place(directory, episode, "data/") for episode in episodes]
     for place, run in itertools.groupby(zip(episodes, places, strict=True), lambda item: item[1]):
         path = data_file(directory, info, *place)
         indices = [episode["episode_index"] for episode, _ in run]
-        chosen = [("episode_index", ">=", min(indices)), ("episode_index", "<=", max(indices))]
+        chosen = ("episode_index", min(indices), max(indices))
         with _readable(path, "Parquet"):
-            table = pyarrow.parquet.read_table(path, columns=["index", "episode_index", key], filters=chosen)
+            table = read_parquet(path, ["index", "episode_index", key], chosen)
             table = table.sort_by("index")
             owners, cells = table["episode_index"].to_numpy(), table[key].to_pylist()
         for index in indices:

@@ -5,27 +5,47 @@ A scene is a Meta-World task and the seed it was reset with. In the place of a t
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from toolkit.base.files import read_json
+from toolkit.base.files import read_json, write_json
 from toolkit.errors import UserError
 
 FILE = "seen_scenes.json"
 UNKNOWN = "*"
+MOST_SEEDS = 2**32  # what simulators take
 Scenes = dict[str, list[int]]
 
 
-def scenes_of(metadata: Iterable[dict[str, Any]]) -> Scenes:
-    """Scenes that episodes start from, by their columns `task_name` and `seed`; UNKNOWN where one lacks them."""
-    parts: list[Scenes] = []
-    for row in metadata:
-        task, seed = row.get("task_name"), row.get("seed")
-        parts.append({UNKNOWN: []} if task is None or seed is None else {str(task): [int(seed)]})
+def scenes_of(metadata: Iterable[dict[str, Any]], where: str = "dataset") -> Scenes:
+    """Scenes that episodes start from, by their columns `task_name` and `seed`; UNKNOWN where one lacks them.
+
+    Raises UserError, with `where` in front, for an episode whose seed is none.
+    """
+    found = [scene_of(row, f"{where}: episode {episode}") for episode, row in enumerate(metadata)]
+    parts: list[Scenes] = [{UNKNOWN: []} if scene is None else {scene[0]: [scene[1]]} for scene in found]
     return merge(*parts)
+
+
+def scene_of(row: dict[str, Any], where: str) -> tuple[str, int] | None:
+    """(task, seed) of a row of the episode table, None if it lacks one. Raises UserError for what is no seed."""
+    task, seed = row.get("task_name"), row.get("seed")
+    if task is None or seed is None:
+        return None
+    if not isinstance(task, str) or not task:
+        raise UserError(f"{where}: 'task_name' is {task!r:.100}; expected the name of a task in the episode table")
+    return task, seed_from(seed, f"{where}: 'seed'")
+
+
+def seed_from(value: Any, where: str) -> int:
+    """A whole number from 0 to 2^32 - 1, whatever its type. Raises UserError, with `where` in front, for others."""
+    value = value.item() if hasattr(value, "item") else value
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST_SEEDS
+    if not number or value != int(value):
+        raise UserError(f"{where} is {value!r:.100}; expected a whole number from 0 to {MOST_SEEDS - 1}")
+    return int(value)
 
 
 def merge(*parts: Scenes) -> Scenes:
@@ -36,7 +56,7 @@ def merge(*parts: Scenes) -> Scenes:
 
 def write_scenes(directory: str | Path, scenes: Scenes) -> None:
     """Write `seen_scenes.json` into a directory that is still under its temporary name."""
-    (Path(directory) / FILE).write_text(json.dumps(scenes) + "\n")
+    write_json(Path(directory) / FILE, scenes)
 
 
 def told_scenes(directory: str | Path) -> Scenes:
@@ -48,10 +68,11 @@ def told_scenes(directory: str | Path) -> Scenes:
 def read_scenes(directory: str | Path) -> Scenes | None:
     """What the data or weights in a directory have seen; None if it does not say. Raises UserError if damaged."""
     path = Path(directory) / FILE
-    if not os.path.lexists(path):
-        return None
-    scenes = read_json(path)
-    try:
-        return {str(task): [int(seed) for seed in seeds] for task, seeds in scenes.items()}
-    except (ValueError, TypeError, OverflowError) as error:
-        raise UserError(f"{path}: damaged ({error}); expected task names with lists of seeds") from error
+    return scenes_from(read_json(path), str(path)) if os.path.lexists(path) else None
+
+
+def scenes_from(value: Any, where: str) -> Scenes:
+    """Task names with lists of seeds. Raises UserError, with `where` in front, for anything else."""
+    if not isinstance(value, dict) or not all(isinstance(seeds, list) for seeds in value.values()):
+        raise UserError(f"{where}: damaged; expected task names with lists of seeds")
+    return {task: [seed_from(seed, f"{where}: a seed of '{task}'") for seed in seeds] for task, seeds in value.items()}

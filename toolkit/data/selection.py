@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 import re
 from collections.abc import Sequence
@@ -46,14 +47,18 @@ def first_of_each(store: ClipStore, per_task: int) -> np.ndarray:
 
 def column(name: str, metadata: Sequence[dict[str, Any]], where: str) -> np.ndarray:
     """A score of every episode, (E,). Raises UserError if an episode has none, naming those that there are."""
-    missing = next((i for i, row in enumerate(metadata) if not isinstance(row.get(name), bool | int | float)), None)
+    missing = next((i for i, row in enumerate(metadata) if not _is_score(row.get(name))), None)
     if missing is None:
         return np.array([float(row[name]) for row in metadata])
-    known = [key for key, value in metadata[missing].items() if isinstance(value, bool | int | float)]
+    known = [key for key, value in metadata[missing].items() if _is_score(value)]
     raise UserError(
         f"{where}: episode {missing} has no number '{name}' in the episode table. {nearest(name, known)} "
         "`vag score` and `vag replay` write scores"
     )
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, bool | int | float) and not math.isnan(value)
 
 
 def parse_rule(rule: str) -> tuple[str, str, float, bool]:

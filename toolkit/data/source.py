@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -100,7 +101,7 @@ class Source:
         """SHA-256 over names and contents of the files, first 16 hex digits."""
         digest = hashlib.sha256()
         for path in self.files:
-            digest.update(str(path.relative_to(self.root)).encode())
+            digest.update(os.fsencode(path.relative_to(self.root)))
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
@@ -120,7 +121,8 @@ def chosen(items: list[Any], part: str | None, source: str) -> list[Any]:
 
 def provenance(attributes: dict[str, Any], episode: str, file: str, where: str) -> dict[str, Any]:
     """Columns of the episode table; what the source says of its own origin stays."""
-    found: dict[str, Any] = {"source": "teleoperation", "source_episode": episode, "source_file": file}
+    names = {"source_episode": episode, "source_file": os.fsencode(file).decode("utf-8", "replace")}
+    found: dict[str, Any] = {"source": "teleoperation", **names}
     for key, value in attributes.items():
         value = value.item() if isinstance(value, np.generic) else value
         missing = not isinstance(value, str | int | float) or (isinstance(value, float) and not np.isfinite(value))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from toolkit.base.files import atomic_file
 from toolkit.data.schema import Episode
 from toolkit.envs.metaworld import cached_env, instructions, record_episode
 
@@ -30,7 +31,8 @@ class Attempt:
 
 def record_attempt(attempt: Attempt) -> bool:
     """Record into the attempt's file, unless that is there already; True if the expert succeeded."""
-    if not attempt.path.exists():
+    success = _outcome(attempt.path)
+    if success is None:
         env = cached_env(attempt.task, attempt.image_size, attempt.hide_robot)
         episode, success = record_episode(
             env, attempt.seed, attempt.num_steps, attempt.noise_scale, attempt.operator, attempt.render_every
@@ -38,13 +40,20 @@ def record_attempt(attempt: Attempt) -> bool:
         arrays: dict[str, Any] = {"success": np.array(success)}
         if success:
             arrays |= {"images": episode.images, "states": episode.states, "actions": episode.actions}
-        temporary = attempt.path.with_suffix(f".{os.getpid()}.partial")
-        with temporary.open("wb") as file:
+        with atomic_file(attempt.path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
-        os.replace(temporary, attempt.path)
-        return success
-    with np.load(attempt.path, allow_pickle=False) as saved:
-        return bool(saved["success"])
+    return success
+
+
+def _outcome(path: Path) -> bool | None:
+    """If the expert succeeded, by an attempt's file; None if that is missing or damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return bool(saved["success"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
 
 
 def load_attempt(attempt: Attempt) -> Episode:

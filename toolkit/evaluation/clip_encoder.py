@@ -7,7 +7,6 @@ One kind learns, without labels, on real clips that nothing else sees; the other
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toolkit.base.files import atomic_file
 from toolkit.errors import UserError
 from toolkit.training.logging import progress
 
@@ -160,11 +160,8 @@ def info_nce(anchors: Tensor, keys: Tensor) -> Tensor:
 
 def save_clip_encoder(encoder: ClipEncoder, path: str | Path) -> None:
     """Write the weights as safetensors, under the final name only when complete."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in encoder.state_dict().items()}, temporary)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in encoder.state_dict().items()}, temporary)
 
 
 def load_clip_encoder(path: str | Path) -> ClipEncoder:

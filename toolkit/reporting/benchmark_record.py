@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from toolkit.reporting.media import atomic
-from toolkit.reporting.run_record import git_sha, hardware, read_record, versions, write_json
+from toolkit.base.files import write_json, write_text
+from toolkit.reporting.run_record import git_sha, hardware, read_record, versions
 
 COLUMNS = 6
 BESIDE = ("p", "floor", "shuffled", "real", "mean")  # what a value is read beside, where a row has it
@@ -37,9 +37,10 @@ def write_record(
         ("code", "by commits", "git_sha", git_sha()),
         ("machines", "on", "hardware", hardware()),
     ):
-        if (found := {stage[key] for stage in stages}) - {here}:
+        if (found := {str(stage.get(key)) for stage in stages}) - {here}:
             notes = {**notes, note: f"trainings and evaluations {by} {', '.join(sorted(found))}"}
-    packages = {package for stage in stages for package in stage["versions"].items()}
+    known = [stage.get("versions") for stage in stages]
+    packages = {(name, str(version)) for some in known if isinstance(some, dict) for name, version in some.items()}
     if other := sorted(packages - versions().items()):
         notes = {**notes, "other_versions": ", ".join(f"{name} {version}" for name, version in other) + " made stages"}
     record = {
@@ -55,8 +56,7 @@ def write_record(
         **({"leaderboards": leaderboards} if leaderboards else {}),
     }
     write_json(directory / "record.json", record)
-    with atomic(directory / "record.md") as temporary:
-        temporary.write_text(record_page(record))
+    write_text(directory / "record.md", record_page(record))
     return record
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from toolkit.reporting.media import SEPARATOR, atomic, grid, write_image
+from toolkit.base.files import atomic_file
+from toolkit.reporting.media import SEPARATOR, grid, write_image
 
 COLUMNS = 4  # of histograms
 BINS = 60
 TILE = 96  # pixels: a frame on the contact sheet is enlarged to at least this, or reduced to twice this
+LETTERS = 200  # more than fit; Pillow refuses a million
 BAND = 16  # pixels for the instruction
 
 
@@ -45,7 +47,7 @@ def write_histograms(path: str | Path, values: np.ndarray, names: Sequence[str],
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.tick_params(labelsize=8, colors=MUTED)
             axes.grid(axis="y", color=LINE)
-        with atomic(path) as temporary:
+        with atomic_file(path) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
 
 
@@ -68,7 +70,7 @@ def _labelled(text: str, pictures: Sequence[np.ndarray]) -> np.ndarray:
     row = np.concatenate([_fitted(picture) for picture in pictures], axis=1)
     band = Image.new("RGB", (row.shape[1], BAND), (24, 24, 24))
     font = ImageFont.load_default(11)
-    ImageDraw.Draw(band).text((4, BAND // 2), text, fill=(255, 255, 255), font=font, anchor="lm")
+    ImageDraw.Draw(band).text((4, BAND // 2), _short(text, LETTERS), fill=(255, 255, 255), font=font, anchor="lm")
     return np.concatenate([np.asarray(band), row])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -109,8 +110,8 @@ def spaced(key: str) -> str:
 
 
 def finite(value: Any) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if number else None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number and -sys.float_info.max <= value <= sys.float_info.max else None
 
 
 def as_dict(value: Any) -> dict[str, Any]:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,7 +16,10 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 
+from toolkit.base.files import atomic_file, read_bytes
+
 MIN_SIDE = 640  # the longer side of a written video is at least this many pixels
+MAX_BYTES = 64 * 2**20  # of a file inside a page
 SEPARATOR = 96  # grey level between tiles: visible on light and on dark pages
 MIME = {
     ".mp4": "video/mp4",
@@ -27,20 +28,6 @@ MIME = {
     ".jpeg": "image/jpeg",
     ".gif": "image/gif",
 }
-
-
-@contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`, renamed to it on success and deleted on any exception."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
@@ -57,7 +44,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     scale = max(1, math.ceil(MIN_SIDE / max(height, width)))
     odd = (0, height * scale % 2), (0, width * scale % 2), (0, 0)
     with (
-        atomic(path) as temporary,
+        atomic_file(path) as temporary,
         av.open(str(temporary), "w", "mp4", {"movflags": "faststart"}) as container,
     ):
         rate = Fraction(fps).limit_denominator(1000)
@@ -81,7 +68,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """Write (H, W, 3) uint8 as PNG, under its final name only when complete. Raises ValueError otherwise."""
     _check(image[None])
-    with atomic(path) as temporary:
+    with atomic_file(path) as temporary:
         Image.fromarray(image).save(temporary, "PNG")
 
 
@@ -125,17 +112,21 @@ def side_by_side(videos: Mapping[str, np.ndarray], gap: int = 2) -> np.ndarray:
     band = Image.new("RGB", (row.shape[2], 14), (SEPARATOR,) * 3)
     for index, name in enumerate(videos):
         label = Image.new("RGB", (width, 14), (24, 24, 24))  # a picture of its own clips a long name
-        ImageDraw.Draw(label).text((2, 7), name, fill=(255, 255, 255), font=font, anchor="lm")
+        ImageDraw.Draw(label).text((2, 7), name[:200], fill=(255, 255, 255), font=font, anchor="lm")
         band.paste(label, (index * (width + gap), 0))
     return np.concatenate([np.broadcast_to(np.asarray(band), (len(row), 14, row.shape[2], 3)), row], axis=1)
 
 
-def data_uri(path: str | Path) -> str:
-    """A file as `data:` address. Raises ValueError for a kind that browsers do not show."""
+def data_uri(path: str | Path, data: bytes | None = None) -> str:
+    """A file, or `data` under its name, as `data:` address.
+
+    Raises ValueError for a kind that browsers do not show, UserError for what is no regular file.
+    """
     path = Path(path)
     if path.suffix.lower() not in MIME:
         raise ValueError(f"{path}: expected one of {', '.join(MIME)}")
-    return f"data:{MIME[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    data = read_bytes(path, MAX_BYTES) if data is None else data
+    return f"data:{MIME[path.suffix.lower()]};base64,{base64.b64encode(data).decode()}"
 
 
 def _check(frames: np.ndarray) -> None:

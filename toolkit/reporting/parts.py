@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.base.files import read_json
+from toolkit.errors import UserError
 from toolkit.reporting import plots
 from toolkit.reporting.benchmark_record import cell_text, system_name
 from toolkit.reporting.markup import (
@@ -36,13 +38,55 @@ from toolkit.reporting.success import (
 COUNTS = ("n", "successes", "rate", "low", "high")
 
 
+# What a record is made of. What is of another kind is left out, which the page says.
+KINDS: dict[str, tuple[type, ...]] = {
+    "command": (str,),
+    "status": (str,),
+    "config": (dict,),
+    "git_sha": (str,),
+    "versions": (dict,),
+    "hardware": (str,),
+    "seed": (int,),
+    "data": (list,),
+    "started": (str,),
+    "wall_seconds": (int, float),
+    "result": (dict,),
+    "error": (str,),
+}
+LONGEST_RUN = 1e10  # seconds
+MOST = 1e100  # beyond it figures have no axis
+
+
 @dataclass(frozen=True)
 class RunPage:
-    """One run directory: its name on the page and its record."""
+    """One run directory: its name on the page, its record, and what of that is left out because it is not sound."""
 
     name: str
     path: Path
     record: dict[str, Any]
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, directory: Path) -> RunPage:
+        """The record of a run, whoever wrote it. Raises UserError if there is none, or it is none of a vag command."""
+        path = directory / "run.json"
+        found = read_json(path)
+        for key in ("command", "status"):
+            if not isinstance(found.get(key), str) or not found[key].strip():
+                raise UserError(f"{path}: '{key}' is {found.get(key)!r:.60}; expected the record of a vag command")
+        record: dict[str, Any] = {}
+        left_out = []
+        for key, value in found.items():
+            kinds = KINDS.get(key)
+            if kinds is not None and value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+                left_out.append(f"'{key}', which is a {type(value).__name__}")
+            else:
+                record[key] = sound(value)
+        seconds = finite(record.get("wall_seconds"))
+        if seconds is not None and not 0 <= seconds < LONGEST_RUN:
+            left_out.append("'wall_seconds', which cannot be")
+            del record["wall_seconds"]
+        return cls(directory.resolve().name, directory, record, tuple(left_out))
 
     @property
     def command(self) -> str:
@@ -51,6 +95,17 @@ class RunPage:
     @property
     def result(self) -> dict[str, Any]:
         return as_dict(self.record.get("result"))
+
+
+def sound(value: Any) -> Any:
+    """JSON in which every number is finite and fits a float; others become null, which the page shows as a dash."""
+    if isinstance(value, dict):
+        return {key: sound(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [sound(inner) for inner in value]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value if -MOST < value < MOST else None
+    return value
 
 
 def systems(run: RunPage) -> list[dict[str, Any]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from PIL import Image
-
+from toolkit.base.files import read_bytes, write_text
+from toolkit.data.images import picture_size
+from toolkit.errors import UserError
 from toolkit.reporting import media, plots
 from toolkit.reporting.markup import (
     as_dict,
@@ -31,22 +33,23 @@ from toolkit.reporting.markup import (
     trials,
 )
 from toolkit.reporting.parts import PARTS, RunPage, suites, systems
-from toolkit.reporting.run_record import read_record
 from toolkit.reporting.story import PAPER, SHOWN, STORY
 from toolkit.reporting.success import only_rates
 
-MAX_MEDIA_BYTES = 64 * 2**20
+MAX_PAGE_BYTES = 512 * 2**20  # of media, together
 
 
 def write_report(run_dirs: Iterable[str | Path], output_html: str | Path) -> None:
     """Write one HTML page about the runs; those that a demo names in `runs` are taken along.
 
     The page needs no network and no other file. It appears under its name only when complete.
-    Raises UserError when a directory holds no `run.json` or a damaged one.
+    A part that a record has no sound values for is left out, and a line says so.
+    Raises UserError when a directory holds no `run.json`, a damaged one, or none of a vag command.
     """
     runs = _find(run_dirs)
     sections: list[str] = []
     links: list[str] = []
+    room = _Room()
     unknown = sorted({run.command for run in runs} - set(STORY))
     for command in [*STORY, *unknown]:
         chosen = [run for run in runs if run.command == command]
@@ -56,18 +59,18 @@ def write_report(run_dirs: Iterable[str | Path], output_html: str | Path) -> Non
         number = f"<span>{len(links)}</span>" if command != "demo" and "demo" in {r.command for r in runs} else ""
         place = escaped(command.replace(" ", "-"))
         links.append(f'<li><a href="#{place}">{escaped(title)}</a></li>')
-        body = _section(command, chosen, has_demo=any(run.command == "demo" for run in runs))
+        body = _section(command, chosen, any(run.command == "demo" for run in runs), room)
         sections.append(f'<section id="{place}">\n<h2>{number}{escaped(title)}</h2>\n{body}\n</section>')
+    header = _of_sound(runs, lambda found: [_header(found)], "key numbers")
     template = Template(files("toolkit.reporting").joinpath("report.html").read_text(encoding="utf-8"))
     page = template.substitute(
         title="Video-action generation: run report" if runs else "Video-action generation: no runs",
-        header=_header(runs) + f"<nav><ol>{''.join(links)}</ol></nav>",
+        header=f"{''.join(header)}<nav><ol>{''.join(links)}</ol></nav>",
         main="\n".join(sections),
         footer=f"Method: {PAPER}, rebuilt from its published description. Every number on this page is read from "
         "the records of the runs.",
     )
-    with media.atomic(output_html) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
+    write_text(output_html, page)
 
 
 def _find(run_dirs: Iterable[str | Path]) -> list[RunPage]:
@@ -77,22 +80,83 @@ def _find(run_dirs: Iterable[str | Path]) -> list[RunPage]:
     def add(path: Path) -> None:
         if path.resolve() in found:
             return
-        run = RunPage(path.resolve().name, path, read_record(path))
+        run = RunPage.read(path)
         found[path.resolve()] = run
         if run.command == "demo":
             parts = run.result.get("runs")
             if not isinstance(parts, list):  # an unfinished demo: whatever is there
                 parts = sorted(child.parent.name for child in path.glob("*/run.json"))
-            for name in parts:
-                add(path / str(name))
+            for name in map(str, parts):
+                if _inside(path, name):
+                    add(path / name)
+                else:
+                    run = replace(run, left_out=(*run.left_out, f"run '{name:.60}', which does not lie in it"))
+            found[path.resolve()] = run
 
     for path in run_dirs:
         add(Path(path))
     names = [run.name for run in found.values()]
     return [
-        run if names.count(run.name) == 1 else RunPage(f"{path.parent.name}/{run.name}", run.path, run.record)
+        run if names.count(run.name) == 1 else replace(run, name=f"{path.parent.name}/{run.name}")
         for path, run in found.items()
     ]
+
+
+def _inside(directory: Path, name: str) -> bool:
+    """True for something below a directory, not reached through a link that leads out of it."""
+    try:
+        return (directory / name).resolve() != directory.resolve() and (directory / name).resolve().is_relative_to(
+            directory.resolve()
+        )
+    except (OSError, ValueError, RuntimeError):  # a zero byte, a name too long, a loop of links
+        return False
+
+
+def _is_file_inside(directory: Path, name: str) -> bool:
+    try:
+        return _inside(directory, name) and (directory / name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+@dataclass
+class _Room:
+    """What the page still takes of media [byte]."""
+
+    left: int = MAX_PAGE_BYTES
+
+    def take(self, size: int) -> bool:
+        fits = size <= self.left
+        self.left -= size * fits
+        return fits
+
+
+def _of_sound(runs: list[RunPage], build: Callable[[list[RunPage]], list[str]], what: str) -> list[str]:
+    """Parts about all runs; about the others where some have values that no part can be made of, with a line on each.
+
+    Records come from anywhere, and every value in them may be of any type: what is wrong with one must not cost the
+    page, nor the parts about other runs.
+    """
+    try:
+        return build(runs)
+    except Exception as error:
+        if len(runs) == 1:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            return [_note(runs[0], f"{what} left out, for its record holds values that cannot be shown ({reason}).")]
+    good, lines = [], []
+    for run in runs:
+        try:
+            build([run])
+            good.append(run)
+        except Exception:
+            lines += _of_sound([run], build, what)
+    if len(good) == len(runs):
+        return [_note(run, f"{what} left out, for its record does not go with the others.") for run in runs]
+    return (_of_sound(good, build, what) if good else []) + lines
+
+
+def _note(run: RunPage, text: str) -> str:
+    return f'<p class="note"><code>{escaped(run.name)}</code>: {escaped(text)}</p>'
 
 
 def _header(runs: Sequence[RunPage]) -> str:
@@ -125,14 +189,21 @@ def _header(runs: Sequence[RunPage]) -> str:
     )
 
 
-def _section(command: str, runs: list[RunPage], has_demo: bool) -> str:
+def _section(command: str, runs: list[RunPage], has_demo: bool, room: _Room) -> str:
     _, purpose, clauses = STORY.get(command, ("", "", ()))
     parts = [f'<p class="lead">{purpose}</p>'] if purpose else []
-    parts.append(f'<ul class="runs">{"".join(_sentence(run, clauses) for run in runs)}</ul>')
-    parts += PARTS.get(command, lambda runs, has_demo: [])(runs, has_demo)
-    parts.append(side_by_side(_media(run, name, caption) for run in runs for name, caption in _media_of(run)))
-    parts += _training_curves(runs)
-    parts.append(f'<div class="folded">{"".join(_provenance(run) for run in runs)}</div>')
+    told = [part for run in runs for part in _of_sound([run], lambda one: [_sentence(one[0], clauses)], "key numbers")]
+    parts.append(f'<ul class="runs">{"".join(told)}</ul>')
+    parts += [_note(run, f"left out of its record: {', '.join(run.left_out)}.") for run in runs if run.left_out]
+    results = PARTS.get(command, lambda runs, has_demo: [])
+    parts += _of_sound(runs, lambda found: results(found, has_demo), "results")
+    pictures: list[str] = []
+    for run in runs:
+        pictures += _of_sound([run], lambda one: [_media(one[0], *item, room) for item in _media_of(one[0])], "media")
+    parts.append(side_by_side(pictures))
+    parts += _of_sound(runs, _training_curves, "training curves")
+    folded = [part for run in runs for part in _of_sound([run], lambda one: [_provenance(one[0])], "provenance")]
+    parts.append(f'<div class="folded">{"".join(folded)}</div>')
     return "\n".join(filter(None, parts))
 
 
@@ -171,23 +242,27 @@ def _media_of(run: RunPage) -> list[tuple[str, str]]:
     return list(listed.items())
 
 
-def _media(run: RunPage, name: str, caption: str) -> str:
+def _media(run: RunPage, name: str, caption: str, room: _Room) -> str:
     """A video or picture inside the page; a line of text where that is not possible."""
     path = run.path / name
     caption = f"<code>{escaped(run.name)}</code> {escaped(caption or spaced(Path(name).stem))}"
-    inside = path.resolve().is_relative_to(run.path.resolve())
-    if not inside or not path.is_file() or path.suffix.lower() not in media.MIME:
+    if not _is_file_inside(run.path, name) or path.suffix.lower() not in media.MIME:
         return f'<p class="note">{caption}: <code>{escaped(name)}</code> is not a video or picture in this run.</p>'
-    if path.stat().st_size > MAX_MEDIA_BYTES:
+    if path.stat().st_size > media.MAX_BYTES:
         return f'<p class="note">{caption}: <code>{escaped(name)}</code> is larger than 64 MiB and left out.</p>'
-    address = media.data_uri(path)
+    if not room.take(path.stat().st_size):
+        return f'<p class="note">{caption}: <code>{escaped(name)}</code> is left out; the page would be too large.</p>'
+    try:
+        data = read_bytes(path, media.MAX_BYTES)
+    except UserError as error:
+        return f'<p class="note">{caption}: {escaped(error)}</p>'
+    address = media.data_uri(path, data)
     if address.startswith("data:video"):
         shown = f'<video src="{address}" autoplay loop muted playsinline controls></video>'
     else:
         try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except OSError:
+            height, width = picture_size(data)
+        except ValueError:
             return f'<p class="note">{caption}: <code>{escaped(name)}</code> is damaged.</p>'
         kind = ' class="pixels"' if width < 768 else ""
         shown = (
@@ -200,7 +275,9 @@ def _training_curves(runs: list[RunPage]) -> list[str]:
     """Loss of every run, grouped by what may share an axis; all other scalars folded away."""
     groups: dict[str, dict[str, dict[str, plots.Curve]]] = {}  # group -> tag -> run -> curve
     for run in runs:
-        for directory in sorted({path.parent for path in run.path.glob("**/events.out.tfevents.*")}):
+        found = list(run.path.glob("**/events.out.tfevents.*"))
+        strange = {path.parent for path in found if not _is_file_inside(run.path, str(path.relative_to(run.path)))}
+        for directory in sorted({path.parent for path in found} - strange):
             below = directory.relative_to(run.path).parts
             if any((run.path.joinpath(*below[: i + 1]) / "run.json").exists() for i in range(len(below))):
                 continue  # belongs to another run, whose directory lies in this one

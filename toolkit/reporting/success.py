@@ -32,7 +32,7 @@ def only_rates(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         rate, n, successes = (finite(row.get(key)) for key in ("rate", "n", "successes"))
         if rate is None and n and successes is not None:
             rate = successes / n
-        if rate is not None:
+        if rate is not None and 0 <= rate <= 1:
             kept.append({**row, "rate": rate})
     return kept
 
@@ -44,7 +44,9 @@ def success_parts(rows: list[dict[str, Any]], keys: tuple[str, ...], title: str,
     table = rates_table(rows, keys) + verdicts(rows, keys) + glossary(rows)
     if not figure:
         return [f"<h3>{escaped(title)}</h3>", table]
-    drawn = [{**row, "group": row[keys[0]] if len(keys) > 1 else "", "label": row[keys[-1]]} for row in bars]
+    drawn = [
+        {**row, "group": row.get(keys[0], "") if len(keys) > 1 else "", "label": row.get(keys[-1], "")} for row in bars
+    ]
     return [
         f"<h3>{escaped(title)}</h3>",
         side_by_side([framed(plots.success_bars(drawn, title), ""), f"<div>{table}</div>"]),

@@ -5,7 +5,6 @@ Legend: E episodes, N rows (one per frame) of all episodes, D numbers of a featu
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from toolkit.base.files import read_json
 from toolkit.data.lerobot_info import INFO, PICTURES, check_inside, read_info
+from toolkit.data.parquet import plausible_rows, read_data_frame
 from toolkit.errors import UserError
 
 COUNTERS = ("frame_index", "index", "episode_index", "task_index")
 BOOKKEEPING = (*COUNTERS, "timestamp")  # features that LeRobot adds to every dataset
+MAX_LETTERS = 1000  # of a line
 MAX_LINES = 20  # of one kind; the rest is counted
 
 # What repairs a problem: new statistics, writing all rows again, leaving the episodes out, or one of each two.
@@ -127,6 +129,7 @@ class Contents:
 def one_line(text: str) -> str:
     """Text from a file as one printable line: names and instructions of damaged files may hold anything."""
     text = " ".join(text.encode("utf-8", "replace").decode().split())
+    text = text if len(text) <= MAX_LETTERS else f"{text[: MAX_LETTERS - 1]}…"
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
@@ -146,8 +149,8 @@ def flat_names(names: Any) -> list[str]:
 def read_contents(directory: Path, findings: Findings) -> Contents:
     """Read all tables. Raises UserError where nothing can be said: no info.json, not v3, no readable table."""
     info = checked_info(directory)
-    table = _tables(directory, "meta/episodes", findings)
-    frames = _tables(directory, "data", findings)
+    table = _tables(directory, "meta/episodes", findings, plausible_rows(info["total_episodes"]))
+    frames = _tables(directory, "data", findings, plausible_rows(info["total_frames"]))
     if not len(table) or not len(frames):
         raise UserError(f"{directory}: holds {len(table)} episodes and {len(frames)} rows; there is nothing to inspect")
     ids = whole_numbers(table, "episode_index")
@@ -162,7 +165,7 @@ def read_contents(directory: Path, findings: Findings) -> Contents:
         findings.add(
             "rewrite", f"episode table: episode_index is {ids[wrong]} where {wrong} is next; number the episodes again"
         )
-    instructions = _instructions(directory, findings)
+    instructions = _instructions(directory, findings, plausible_rows(info["total_frames"]))
     values = _values(info, frames, findings)
     rows = _rows_of_episodes(table, ids, frames)
     records = [{str(key): value for key, value in record.items()} for record in table.to_dict("records")]
@@ -194,10 +197,10 @@ def checked_info(directory: Path) -> dict[str, Any]:
 def read_statistics(directory: Path) -> dict[str, Any] | None:
     """`meta/stats.json` as it is, None if it is missing or damaged."""
     try:
-        found = json.loads((directory / "meta/stats.json").read_text())
-    except (OSError, ValueError, RecursionError):
+        found: dict[str, Any] = read_json(directory / "meta/stats.json")
+    except UserError:
         return None
-    return found if isinstance(found, dict) else None
+    return found
 
 
 def whole_numbers(table: Any, key: str) -> np.ndarray | None:
@@ -211,7 +214,7 @@ def whole_numbers(table: Any, key: str) -> np.ndarray | None:
     return values[:, 0].astype(np.int64)
 
 
-def _tables(directory: Path, folder: str, findings: Findings) -> Any:
+def _tables(directory: Path, folder: str, findings: Findings, most_rows: int) -> Any:
     """All readable Parquet files of a folder, one after the other; a damaged one becomes a problem."""
     import pandas as pd
 
@@ -221,7 +224,7 @@ def _tables(directory: Path, folder: str, findings: Findings) -> Any:
     tables, errors = [], []
     for path in paths:
         try:
-            tables.append(_parquet(directory, path))
+            tables.append(_parquet(directory, path, most_rows))
         except UserError as error:
             errors.append(error)
     if not tables:
@@ -231,22 +234,17 @@ def _tables(directory: Path, folder: str, findings: Findings) -> Any:
     return pd.concat(tables, ignore_index=True)
 
 
-def _parquet(directory: Path, path: Path) -> Any:
-    import pandas as pd
-
+def _parquet(directory: Path, path: Path, most_rows: int) -> Any:
     check_inside(directory, path.relative_to(directory))
-    try:
-        return pd.read_parquet(path)
-    except Exception as error:  # pyarrow raises several classes for a damaged file
-        raise UserError(f"{path}: not readable as Parquet ({str(error)[:200] or type(error).__name__})") from error
+    return read_data_frame(path, most_rows=most_rows)
 
 
-def _instructions(directory: Path, findings: Findings) -> dict[int, str] | None:
+def _instructions(directory: Path, findings: Findings, most_rows: int) -> dict[int, str] | None:
     path = directory / "meta/tasks.parquet"
     try:
         if not path.is_file():
             raise UserError(f"{path}: missing")
-        table = _parquet(directory, path)
+        table = _parquet(directory, path, most_rows)
         indices = whole_numbers(table, "task_index")
         if indices is None or not all(isinstance(name, str) for name in table.index):
             raise UserError(f"{path}: damaged (expected instructions as index and whole numbers as task_index)")

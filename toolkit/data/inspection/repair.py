@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from toolkit.base.files import atomic_directory, write_json
 from toolkit.data.inspection.contents import BOOKKEEPING, Contents, flat_names
 from toolkit.data.inspection.picture_spans import EpisodePictures
 from toolkit.data.inspection.stats_checks import repaired_statistics
 from toolkit.data.inspection.validate import Inspection
-from toolkit.data.lerobot_info import camera_keys, copy_files
-from toolkit.data.lerobot_io import EpisodeWriter, provenance
+from toolkit.data.lerobot_info import UNFINISHED, camera_keys, copy_files
+from toolkit.data.lerobot_io import EpisodeWriter, check_finite, provenance
 from toolkit.data.scenes import read_scenes, write_scenes
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
 from toolkit.errors import UserError
-from toolkit.reporting.run_record import write_json
 from toolkit.training.logging import progress
 
-SCRATCH = ("*.partial", "images")  # what interrupted writers leave
+SCRATCH = (*(f"*{ending}" for ending in UNFINISHED), "images")  # what interrupted writers leave
 
 
 def repair_dataset(inspection: Inspection, target: Path) -> list[str]:
@@ -40,19 +38,15 @@ def repair_dataset(inspection: Inspection, target: Path) -> list[str]:
 
 def _copy(inspection: Inspection, target: Path) -> list[str]:
     contents = inspection.contents
-    temporary = target.with_name(f".{target.name}.partial")
-    try:
-        for path in (temporary, target):  # of an earlier, unfinished run
-            shutil.rmtree(path, ignore_errors=True)
+    with atomic_directory(target) as temporary:
         copy_files(contents.directory, temporary, SCRATCH)
         done = ["nothing to repair: a plain copy"]
         if inspection.findings.problems:
             levels = {camera: sample.levels for camera, sample in inspection.pictures.items()}
-            write_json(temporary / "meta/stats.json", repaired_statistics(contents, levels))
+            statistics = repaired_statistics(contents, levels)
+            check_finite(statistics, f"{target / 'meta/stats.json'}")
+            write_json(temporary / "meta/stats.json", statistics)
             done = ["computed the statistics again from all frames; every other file is an exact copy"]
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return done
 
 
@@ -132,5 +126,5 @@ def _metadata(row: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in found.items()
-        if isinstance(value, str | int | bool) or (isinstance(value, float) and not math.isnan(value))
+        if isinstance(value, str | int | bool) or (isinstance(value, float) and math.isfinite(value))
     }

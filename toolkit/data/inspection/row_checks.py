@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from toolkit.data.inspection.contents import BOOKKEEPING, Contents, Findings, dimension, whole_numbers
+from toolkit.data.lerobot_io import MOST_LETTERS
 from toolkit.data.schema import ACTION, STATE
 
 TIME_TOLERANCE = 1e-4  # seconds; LeRobot's own, beyond which it refuses a frame
@@ -169,7 +170,11 @@ def _check_instructions(contents: Contents, findings: Findings) -> None:
         indices = contents.task_indices(episode)
         used |= set(indices)
         missing = [f"{index:g}" for index in indices if index not in known]
-        if contents.instruction(episode) is None:
+        instruction = contents.instruction(episode)
+        if instruction is not None and len(instruction) > MOST_LETTERS:
+            text = f"{name}: its instruction has {len(instruction)} letters, at most {MOST_LETTERS}; {LEAVE_OUT}"
+            nameless.append((episode, text))
+        elif instruction is None:
             nameless.append(
                 (episode, f"{name}: no instruction is known (task index {', '.join(missing)}); leave it out")
             )
