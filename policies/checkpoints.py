@@ -134,15 +134,19 @@ def read_config(directory: Path, loading: Loading = STRICT, types: Collection[st
         names.check(name, value, defaults.get(name))
     try:
         config = draccus.decode(config_class, values)
-        encoded = draccus.encode(config)
     except Exception as error:  # draccus has its own family of errors; a config class checks what it likes
         # Of a config class that refuses a value, draccus tells only that it does.
         told = error.__cause__ if "instantiate" in str(error) and error.__cause__ is not None else error
         raise UserError(f"{path}: not a valid {kind} configuration ({_reason(told)})") from error
-    _check_values(path, encoded, defaults)  # what was text may be a number now
-    for key, feature in {**(config.input_features or {}), **(config.output_features or {})}.items():
-        _check_shape(path, key, feature)
+    check_sizes(path, config)  # what was text may be a number now
     return config
+
+
+def check_sizes(where: str | Path, config: PreTrainedConfig) -> None:
+    """Raise UserError that begins with `where` if a number, text, list or feature is larger than any policy's is."""
+    _check_values(where, draccus.encode(config), _defaults(type(config)))
+    for key, feature in {**(config.input_features or {}), **(config.output_features or {})}.items():
+        _check_shape(where, key, feature)
 
 
 def _check_type(path: Path, kind: Any, expected: Collection[str], allowed: Collection[str]) -> None:
@@ -223,7 +227,7 @@ class Names:
         )
 
 
-def _check_values(path: Path, values: dict[str, Any], defaults: dict[str, Any]) -> None:
+def _check_values(path: str | Path, values: dict[str, Any], defaults: dict[str, Any]) -> None:
     """Raise UserError for numbers, texts and lists of a size that no policy has."""
     for name, value in values.items():
         default = defaults.get(name)
@@ -238,7 +242,7 @@ def _check_values(path: Path, values: dict[str, Any], defaults: dict[str, Any]) 
         check_value(path, name, value, most)
 
 
-def check_value(path: Path, name: str, value: Any, most: int) -> None:
+def check_value(path: str | Path, name: str, value: Any, most: int) -> None:
     """Raise UserError if a number in a JSON value is not finite or above `most`, or a text or list is too long."""
     if isinstance(value, bool) or value is None:
         return
@@ -258,7 +262,7 @@ def check_value(path: Path, name: str, value: Any, most: int) -> None:
             check_value(path, name, item, most)
 
 
-def _check_shape(path: Path, key: str, feature: PolicyFeature) -> None:
+def _check_shape(path: str | Path, key: str, feature: PolicyFeature) -> None:
     shape, picture = tuple(feature.shape), feature.type is FeatureType.VISUAL
     most = MOST_SIDE if picture else MOST_SIZE
     if not 1 <= len(shape) <= 4 or not all(1 <= side <= most for side in shape) or (picture and len(shape) != 3):

@@ -27,6 +27,7 @@ from policies.checkpoints import (
     STRICT,
     Loading,
     check_savable,
+    check_sizes,
     is_written,
     load_processors,
     load_weights,
@@ -312,6 +313,7 @@ def build_policy(
         )
         if config.n_obs_steps != 1:
             raise ValueError(f"n_obs_steps is {config.n_obs_steps}; batches hold one observation")
+        check_sizes(policy_type, config)  # what could not be loaded again is not trained
         policy = get_policy_class(policy_type)(config)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{policy_type}: {_first_line(error)}") from error

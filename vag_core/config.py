@@ -186,7 +186,8 @@ class GeneratorConfig:
         return self.action.kind in ("temporal", "resnet")
 
     def validate(self) -> None:
-        """Raise ValueError that names the field whose value does not fit the others."""
+        """Raise ValueError that names the field whose value no network can have, or does not fit the others."""
+        _check_fields(self, "")
         tokenizer, _, size, _ = self.tokenizer, *self.latent_shape[1:]
         if self.num_frames < 2 or (self.num_frames - 1) % tokenizer.temporal_stride:
             raise ValueError(
@@ -260,12 +261,20 @@ def _build(cls: type, values: Any, where: str) -> Any:
     parts = {}
     for name, value in values.items():
         current = getattr(default, name)
-        if is_dataclass(current):
-            parts[name] = _build(type(current), value, f"{where}.{name}")
+        parts[name] = _build(type(current), value, f"{where}.{name}") if is_dataclass(current) else value
+    result = cls(**parts)
+    _check_fields(result, f"{where}.")
+    return result
+
+
+def _check_fields(part: Any, where: str) -> None:
+    default = type(part)()
+    for one in fields(part):
+        value, expected = getattr(part, one.name), getattr(default, one.name)
+        if is_dataclass(expected):
+            _check_fields(value, f"{where}{one.name}.")
         else:
-            _check_value(f"{where}.{name}", value, current)
-            parts[name] = value
-    return cls(**parts)
+            _check_value(f"{where}{one.name}", value, expected)
 
 
 def _check_value(where: str, value: Any, default: Any) -> None:
@@ -279,8 +288,9 @@ def _check_value(where: str, value: Any, default: Any) -> None:
         if not isinstance(value, bool):
             raise ValueError(f"{where} = {_shown(value)}: expected true or false")
     elif isinstance(default, int):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST:
-            raise ValueError(f"{where} = {_shown(value)}: expected a whole number from 0 to {LARGEST}")
+        least = 0 if where.endswith("depth") else 1
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+            raise ValueError(f"{where} = {_shown(value)}: expected a whole number from {least} to {LARGEST}")
     elif isinstance(default, float):
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
             raise ValueError(f"{where} = {_shown(value)}: expected a finite number")

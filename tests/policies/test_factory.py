@@ -244,6 +244,12 @@ def test_unknown_names(make_policy: Make, kind: str) -> None:
         ("diffusion", {"horizon": 6}, "horizon"),
         ("diffusion_compact", {"resize_shape": (64, 64)}, "resize_shape is"),
         ("diffusion_compact", {"vision_backbone": "resnet50"}, "has no ResNet"),
+        (
+            "pi05_compact",
+            {"tokenizer_buckets": 10**9},
+            "pi05_compact: 'tokenizer_buckets' is 1000000000; expected at most",
+        ),
+        ("pi05_compact", {"sampling_temperature": float("nan")}, "expected a finite number"),
         ("pi05_compact", {"action_patch": 3}, r"chunk_size is 8; expected a multiple of action_patch \(3\)"),
     ],
 )

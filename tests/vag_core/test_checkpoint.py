@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,13 @@ def test_a_network_larger_than_its_file_is_not_built(directory: Path, part: str,
 @pytest.mark.parametrize(
     ("part", "values", "message"),
     [
-        ("video", {"width": -8}, r"generator\.video\.width = -8: expected a whole number from 0 to 1000000"),
+        ("video", {"width": -8}, r"generator\.video\.width = -8: expected a whole number from 1 to 1000000"),
         ("video", {"width": 10**9}, "whole number"),
         ("video", {"width": 32.0}, "whole number"),
         ("video", {"width": "32"}, "whole number"),
         ("video", {"width": True}, "whole number"),
         ("video", {"width": None}, "whole number"),
-        ("video", {"heads": 0}, "no generator can be built"),
+        ("video", {"heads": 0}, "expected a whole number from 1"),
         ("video", {"hears_actions": 1}, "expected true or false"),
         ("video", {"attention": ["full"]}, "expected a word"),
         ("video", {"attention": "f" * 1000}, "expected a word"),
@@ -131,6 +132,17 @@ def test_a_config_that_is_none(directory: Path, content: str, message: str) -> N
     with pytest.raises(ValueError, match=message) as refusal:
         Generator.from_pretrained(directory)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"heads": 0}, {"width": 10**9}, {"patch_size": -1}, {"width": float("nan")}],
+)
+def test_what_could_not_be_loaded_is_not_trained(values: dict[str, Any]) -> None:
+    config = GeneratorConfig()
+    config.video = replace(config.video, **values)
+    with pytest.raises(ValueError, match=rf"video\.{next(iter(values))} = .*: expected a whole number from 1"):
+        Generator(config)
 
 
 def test_weights_that_are_not_finite_are_neither_read_nor_written(directory: Path) -> None:
