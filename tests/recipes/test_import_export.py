@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recipes import cli, export
+from toolkit.base.files import MANIFEST
 from toolkit.data.lerobot_io import read_episodes
 
 
@@ -48,7 +49,7 @@ def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (result["layout"], result["episodes"], result["frames"], result["fps"]) == ("robomimic", 2, 8, 12)
     assert result["cameras"] == {"observation.image": "front_image"}
     assert record["data"][0]["episodes"] == 2
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["dataset", "run.json"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [MANIFEST, "dataset", "run.json"]
     assert cli.main(["export", str(tmp_path / "a/dataset"), f"out={tmp_path / 'b'}"]) == 0
     assert cli.main(["import", str(tmp_path / "b/dataset.hdf5"), f"out={tmp_path / 'c'}"]) == 0
     first, second = (list(read_episodes(tmp_path / name / "dataset")) for name in "ac")
@@ -59,7 +60,7 @@ def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "2 episodes, 8 frames" in capsys.readouterr().out
 
 
-def test_mistakes_leave_only_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "robot.hdf5"
     write_source(source, pictures=False)
     out = tmp_path / "run"
@@ -72,7 +73,12 @@ def test_mistakes_leave_only_the_record(tmp_path: Path, capsys: pytest.CaptureFi
         (("nobody/nothing",), "the Hugging Face hub does not give it"),
     ):
         assert expected in complaint(capsys, "import", *words, f"out={out}", "overwrite=true")
-        assert [path.name for path in out.iterdir()] == ["run.json"]
+        assert not out.exists()
+    write_source(source)
+    assert cli.main(["import", str(source), "task=wave", f"out={out}"]) == 0
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**record, "status": "failed"}))
+    capsys.readouterr()
     assert "was begun with" in complaint(capsys, "import", "other.hdf5", *again)
     assert "not a LeRobotDataset" in complaint(capsys, "export", str(tmp_path), f"out={tmp_path / 'export'}")
     assert "expected 1 to 100" in complaint(capsys, "export", "x", "jpeg_quality=0", f"out={tmp_path / 'quality'}")

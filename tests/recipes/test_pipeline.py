@@ -39,7 +39,7 @@ def test_demo_leaves_what_it_promises(demo: Path) -> None:
         assert 0 <= row["low"] <= row["rate"] <= row["high"] <= 1
         assert 0 <= row["successes"] <= row["n"]
     assert (demo / "report.html").stat().st_size > 50_000
-    assert not list(demo.rglob("*.partial"))
+    assert not list(demo.rglob("*.vag-partial"))
 
 
 @pytest.mark.slow
@@ -197,9 +197,9 @@ def wait_until(ready: Callable[[], Any], process: BaseProcess) -> None:
 @pytest.mark.parametrize(
     ("command", "begun", "artefact"),
     [
-        ("collect episodes_per_task=50", ".spool/*.npz", "dataset"),
+        ("collect episodes_per_task=50", ".spool.vag-partial/*.npz", "dataset"),
         ("train-generator dataset={demo}/collect/dataset optim.steps=900", "tokenizer/tensorboard/*", "generator"),
-        ("synthesize checkpoint={demo}/train_generator/generator tasks=[push]", ".dataset.partial/*", "dataset"),
+        ("synthesize checkpoint={demo}/train_generator/generator tasks=[push]", ".dataset.vag-partial/*", "dataset"),
     ],
 )
 def test_an_interrupt_is_one_line_and_leaves_nothing_half_written(
@@ -306,4 +306,4 @@ def test_killed_training_resumes_bit_for_bit(dataset: Path, tmp_path: Path, star
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         assert tensor.equal(resumed[name]), name
-    assert not list((tmp_path / "cut").rglob("*.partial"))
+    assert not list((tmp_path / "cut").rglob("*.vag-partial"))
