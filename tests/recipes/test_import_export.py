@@ -75,7 +75,9 @@ def test_mistakes_leave_only_the_record(tmp_path: Path, capsys: pytest.CaptureFi
         assert [path.name for path in out.iterdir()] == ["run.json"]
     assert "was begun with" in complaint(capsys, "import", "other.hdf5", *again)
     assert "not a LeRobotDataset" in complaint(capsys, "export", str(tmp_path), f"out={tmp_path / 'export'}")
-    assert "expected 1 to 100" in complaint(capsys, "export", "x", "jpeg_quality=0", f"out={tmp_path / 'quality'}")
+    assert "expected at least 1 and at most 100" in complaint(
+        capsys, "export", "x", "jpeg_quality=0", f"out={tmp_path / 'quality'}"
+    )
 
 
 def test_export_refuses_links_before_it_decodes(
