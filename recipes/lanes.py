@@ -15,7 +15,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from recipes import cli
-from recipes.common import distinct_tasks
+from recipes.common import distinct_tasks, user_errors
 from recipes.compose import checked_config, compose_config, options_of
 from toolkit.base.files import note
 from toolkit.envs.pool import die_with_parent
@@ -30,7 +30,7 @@ PATIENCE = 20  # seconds that stages have to clean up after an interruption
 def check_stage(command: str, overrides: list[str]) -> Any:
     """The config of a stage that is to run later. Raises UserError for what it would refuse only then.
 
-    A key, a number out of its range, a task, suite, generator or policy that does not exist.
+    A key, a number out of its range, a task, suite, generator or policy that does not exist, sizes that do not fit.
     """
     config: Any = checked_config(command, overrides)
     simulated = {"collect": True, "synthesize": config.get("scenes_from") is None}
@@ -43,6 +43,8 @@ def check_stage(command: str, overrides: list[str]) -> Any:
                 raise UserError(f"{command}: unknown Meta-World task '{task}'. {nearest(task, instructions())}")
     if command == "pretrain":
         _check_policy(config.policy.type)
+    if command == "train-generator":
+        _check_generator(OmegaConf.to_object(config.generator))
     return config
 
 
@@ -53,6 +55,16 @@ def _check_policy(name: str) -> None:
 
     if name not in CONFIGS:
         raise UserError(f"pretrain: policy.type={name} does not exist. {nearest(name, CONFIGS)}")
+
+
+def _check_generator(config: Any) -> None:
+    from vag_core.video_branch import BACKBONES, TOKENIZERS
+
+    for key, kind, known in (("tokenizer", config.tokenizer.kind, TOKENIZERS), ("video", config.video.kind, BACKBONES)):
+        if kind not in known:
+            raise UserError(f"train-generator: generator.{key}.kind={kind} does not exist. {nearest(kind, known)}")
+    with user_errors():
+        config.validate()
 
 
 def check_stages(stages: Iterable[tuple[str, list[str]]]) -> None:

@@ -20,6 +20,7 @@ from recipes.schema import SCHEMAS
 from toolkit.data.mixture import make_sources
 from toolkit.envs import shifts
 from toolkit.errors import UserError
+from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import sampler
 
 CONFIGS = Path(cli.__file__).parent / "configs"
@@ -263,6 +264,23 @@ def test_words_that_cannot_be_meant_are_one_line(
     assert expected in lines[0]
     assert len(lines[0]) < 4200
     assert not list(tmp_path.glob("outputs/*/*/*/run.json")), "a later stage had begun"
+
+
+def test_a_generator_that_cannot_be_built_is_told_before_the_stages_begin() -> None:
+    check_stage("train-generator", ["dataset=x"])
+    for word, expected in (
+        ("generator.video.kind=ditt", "generator.video.kind=ditt does not exist. Did you mean 'dit'?"),
+        ("generator.tokenizer.kind=vae", "generator.tokenizer.kind=vae does not exist"),
+        ("generator.num_frames=18", "num_frames = 18: expected 1 + a multiple of"),
+    ):
+        with pytest.raises(UserError, match=re.escape(expected)):
+            check_stage("train-generator", ["dataset=x", word])
+
+
+def test_threads_are_in_range_without_the_command_line_too() -> None:
+    for threads in (-1, 1_000_000):
+        with pytest.raises(UserError, match=f"runtime.threads = {threads}: expected at least 0 and at most 1024"):
+            check_runtime(RuntimeConfig(threads=threads))
 
 
 def test_a_policy_type_that_is_none_is_told_before_the_stages_begin() -> None:

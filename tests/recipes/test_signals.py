@@ -115,3 +115,15 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
         )
         os.close(writer)
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_reader_that_goes_away_in_the_middle_ends_the_command_quietly() -> None:
+    code = "import sys; from recipes import cli; sys.exit(cli.guarded(lambda: print('x' * 1_000_000) or 0))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
