@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -202,15 +203,20 @@ def mendable(function: Callable[[], int]) -> int:
 
 def _nobody_reads() -> bool:
     """True if the reader of the output has gone, as `head` does; what is still to be written is then dropped."""
+    gone = False
     try:
         sys.stdout.flush()
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), 0)
+        gone = any(event & select.POLLERR for _, event in pipe.poll(0))
     except BrokenPipeError:
+        gone = True
+    except (OSError, ValueError):  # a full disk, or no file behind it: not what is asked here
+        return False
+    if gone:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    except (OSError, ValueError):  # a full disk, or closed: not what is asked here
-        return False
-    return False
+    return gone
 
 
 def say(text: str) -> None:
