@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -125,6 +126,7 @@ POSITIONAL = {
 }
 MODULES = {"import": "import_data"}  # where the command is a keyword of Python
 MOST_MESSAGE = 4000  # characters
+PATIENCE = 10.0  # seconds after a signal in which another one is not heard
 ENDED_BY = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -148,16 +150,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise `Terminated`, the first time; in the main thread, where signals arrive."""
+    """Inside, SIGTERM and SIGHUP raise `Terminated`; in the main thread, where signals arrive.
+
+    Those that follow within seconds do not: they would break into the cleaning up.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in ENDED_BY}
 
+    last = float("-inf")
+
     def end(number: int, frame: FrameType | None) -> None:
-        for other in ENDED_BY:
-            signal.signal(other, lambda *_: None)  # a second one would break into the cleaning up
-        raise Terminated(number)
+        nonlocal last
+        if time.monotonic() - last >= PATIENCE:
+            last = time.monotonic()
+            raise Terminated(number)
 
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # nohup
