@@ -164,3 +164,26 @@ def test_statistics_have_floors(store: ClipStore) -> None:
     still = describe(np.ones((50, 2)), ACTION_FLOOR)
     assert still["std"] == pytest.approx([ACTION_FLOOR] * 2)
     assert (still["q99"] - still["q01"]).min() > 0
+
+
+def test_a_damaged_video_is_told_in_our_words_alone(
+    dataset: Path, tmp_path: Path, moving_square: MakeEpisode, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """After an episode was encoded too: LeRobot then lets the video library write to the terminal by itself."""
+    with EpisodeWriter(tmp_path / "other", 20, ["y", "x"], ["dy", "dx"]) as writer:
+        writer.add(moving_square(0))
+    refused = 0
+    for place in range(8):
+        path = tmp_path / str(place)
+        shutil.copytree(dataset, path)
+        video = next(path.rglob("*.mp4"))
+        data = bytearray(video.read_bytes())
+        start = len(data) * (place + 1) // 10
+        data[start : start + 500] = bytes(range(250)) * 2
+        video.write_bytes(data)
+        try:
+            open_clips(path, 32)
+        except UserError:
+            refused += 1
+    assert refused
+    assert " @ 0x" not in capfd.readouterr().err

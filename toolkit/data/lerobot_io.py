@@ -134,7 +134,7 @@ class EpisodeWriter:
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
         datasets.disable_progress_bars()  # one bar of ours instead of one per episode
-        av.logging.set_libav_level(av.logging.ERROR)  # the encoder tells its statistics per episode
+        av.logging.set_libav_level(av.logging.PANIC)  # it tells statistics per episode, and damage, which we tell
         vector = {"dtype": "float32"}
         features = {
             **{
