@@ -8,10 +8,9 @@ names, build a network of any size. So the JSON is read here first and checked a
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.util
 import math
 import re
-import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
@@ -305,7 +304,7 @@ def _remote_code(allowed: bool, directory: Path) -> Iterator[None]:
 
     LeRobot's classes call it without saying, and then it asks at the terminal.
     """
-    if allowed or "transformers" not in sys.modules:
+    if allowed or importlib.util.find_spec("transformers") is None:
         yield
         return
     from transformers import dynamic_module_utils as dynamic

@@ -12,9 +12,11 @@ import importlib
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -124,6 +126,7 @@ POSITIONAL = {
 }
 MODULES = {"import": "import_data"}  # where the command is a keyword of Python
 MOST_MESSAGE = 4000  # characters
+PATIENCE = 10.0  # seconds after a signal in which another one is not heard
 ENDED_BY = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -147,16 +150,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise `Terminated`, the first time; in the main thread, where signals arrive."""
+    """Inside, SIGTERM and SIGHUP raise `Terminated`; in the main thread, where signals arrive.
+
+    Those that follow within seconds do not: they would break into the cleaning up.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in ENDED_BY}
 
+    last = float("-inf")
+
     def end(number: int, frame: FrameType | None) -> None:
-        for other in ENDED_BY:
-            signal.signal(other, lambda *_: None)  # a second one would break into the cleaning up
-        raise Terminated(number)
+        nonlocal last
+        if time.monotonic() - last >= PATIENCE:
+            last = time.monotonic()
+            raise Terminated(number)
 
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # nohup
@@ -202,15 +211,20 @@ def mendable(function: Callable[[], int]) -> int:
 
 def _nobody_reads() -> bool:
     """True if the reader of the output has gone, as `head` does; what is still to be written is then dropped."""
+    gone = False
     try:
         sys.stdout.flush()
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), 0)
+        gone = any(event & select.POLLERR for _, event in pipe.poll(0))
     except BrokenPipeError:
+        gone = True
+    except (OSError, ValueError):  # a full disk, or no file behind it: not what is asked here
+        return False
+    if gone:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    except (OSError, ValueError):  # a full disk, or closed: not what is asked here
-        return False
-    return False
+    return gone
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from recipes.schema import ReplayConfig
 from toolkit.data.lerobot_io import add_episode_columns, dataset_id, read_actions
-from toolkit.data.scenes import scene_of
+from toolkit.data.scenes import is_hole, scene_of
 from toolkit.errors import UserError
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.statistics import success_table
@@ -25,7 +25,7 @@ def run(config: ReplayConfig, run: Run) -> None:
     for index, (metadata, _) in enumerate(episodes):
         scene = scene_of(metadata, f"{dataset}: episode {index}")
         if scene is None:
-            missing = next(key for key in ("task_name", "seed") if metadata.get(key) is None)
+            missing = next(key for key in ("task_name", "seed") if is_hole(metadata.get(key)))
             raise UserError(
                 f"{dataset}: episode {index} has no '{missing}' in the episode table, so its initial scene is unknown; "
                 "only episodes of `vag collect` and `vag synthesize` can be replayed"

@@ -102,3 +102,12 @@ def pi05() -> PolicyObjective:
     objective = build_small("pi05_compact")
     wake(objective)
     return objective.eval()
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A good checkpoint of two kinds that are trained here; do not change them."""
+    folder = tmp_path_factory.mktemp("good")
+    for kind in ("pi05_compact", "diffusion_compact"):
+        build_small(kind).save_pretrained(folder / kind)
+    return {kind: folder / kind for kind in ("pi05_compact", "diffusion_compact")}

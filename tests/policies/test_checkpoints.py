@@ -19,7 +19,7 @@ from lerobot.processor import ProcessorStepRegistry, tokenizer_processor
 from lerobot.processor.pipeline import IdentityProcessorStep
 from safetensors.torch import load_file, save_file
 
-from policies.checkpoints import Loading, checkpoint_directory, read_config
+from policies.checkpoints import Loading, checkpoint_directory, load_weights, read_config
 from policies.factory import PolicyObjective
 from policies.known_types import FIXED, POLICY_TYPES, STEPS, TEXTS, WORDS
 from policies.stock import load_policy
@@ -61,17 +61,6 @@ def nothing_leaves(but: str = "nothing at all") -> Iterator[None]:
         assert [event for event in watched if but not in event] == []
     finally:
         watched = None
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A good checkpoint of each kind that is trained here."""
-    from tests.policies.conftest import build_small
-
-    folder = tmp_path_factory.mktemp("good")
-    for kind in ("pi05_compact", "diffusion_compact"):
-        build_small(kind).save_pretrained(folder / kind)
-    return {kind: folder / kind for kind in ("pi05_compact", "diffusion_compact")}
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
@@ -376,10 +365,10 @@ def test_a_network_larger_than_its_file_is_not_built(copy: Path, values: dict[st
 
 
 def test_an_act_checkpoint_of_absurd_size_is_not_built(tmp_path: Path) -> None:
-    from tests.policies.test_stock import save_stock
-
-    directory = save_stock("act", tmp_path / "act")
-    load_policy(directory)
+    small = {"chunk_size": 4, "n_action_steps": 3, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32}
+    directory = written(tmp_path / "act", "act", **small)
+    get_policy_class("act")(read_config(directory)).save_pretrained(directory)
+    load_weights(read_config(directory), directory)
     config(dim_model=51_200, n_heads=4)(directory)
     with pytest.raises(UserError, match="asks for a larger act policy than the file holds"):
         load_policy(directory)

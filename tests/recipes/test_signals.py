@@ -38,7 +38,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end
@@ -60,6 +60,7 @@ def end_and_check(process: BaseProcess, number: int, complaints: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_command_and_its_workers(
     number: int, tmp_path: Path, start: Callable[..., BaseProcess]
@@ -74,6 +75,7 @@ def test_a_signal_ends_a_command_and_its_workers(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_signal_ends_all_stages_of_a_command_made_of_others(
     tmp_path: Path, start: Callable[..., BaseProcess]
 ) -> None:

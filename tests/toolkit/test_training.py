@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor.config
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toolkit.errors import UserError
@@ -166,6 +168,96 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot resume"):
         fit(tmp_path, Numbers())
+
+
+def edit_state(folder: Path, **changes: Any) -> None:
+    path = folder / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(folder: Path, name: str, edit: Callable[[dict[str, Tensor]], None]) -> None:
+    tensors = load_file(folder / f"{name}.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / f"{name}.safetensors")
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    **{
+        f"state {text[:12]}": lambda folder, text=text: (folder / "state.json").write_text(text)
+        for text in ("{}", "[]", "text", "null", '{"a":' * 999 + "1" + "}" * 999, '{"step": 4}')
+    },
+    "step of another training": lambda folder: edit_state(folder, step=999_999),
+    "step as text": lambda folder: edit_state(folder, step="4"),
+    "metrics as text": lambda folder: edit_state(folder, metrics={"loss": "small"}),
+    "random state": lambda folder: edit_state(folder, python_random=[3, [1, 2], None]),
+    "random state as text": lambda folder: edit_state(folder, python_random="x"),
+    "renamed weight": lambda folder: edit_tensors(folder, "model", lambda t: t.update(other=t.popitem()[1])),
+    "misshapen weight": lambda folder: edit_tensors(folder, "model", lambda t: t.update({min(t): torch.zeros(7)})),
+    "misshapen average": lambda folder: edit_tensors(folder, "ema", lambda t: t.update({min(t): torch.zeros(7)})),
+    "missing average": lambda folder: edit_tensors(folder, "ema", lambda t: t.popitem() and None),
+    "misshapen moment": lambda folder: edit_tensors(
+        folder, "optimizer", lambda t: t.update({"0.exp_avg": torch.ones(5)})
+    ),
+    "moment of nothing": lambda folder: edit_tensors(
+        folder, "optimizer", lambda t: t.update({"99.exp_avg": torch.ones(1)})
+    ),
+    "moment without a number": lambda folder: edit_tensors(folder, "optimizer", lambda t: t.update(x=torch.ones(1))),
+    "random bytes": lambda folder: edit_tensors(folder, "random", lambda t: t.update(torch=torch.ones(3))),
+    "no random bytes": lambda folder: (folder / "random.safetensors").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_one_line_whatever_is_wrong(damage: str, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, Numbers(5))
+    DAMAGES[damage](tmp_path / "checkpoints/step_000004")
+    with pytest.raises(UserError, match=r"step_000004: cannot resume from it \(") as caught:
+        fit(tmp_path, Numbers())
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_of_other_names_are_no_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, Numbers(5))
+    for name in ("step_old", "step_", "step_1e9", "step_999999999999", "backup"):
+        (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "mine").touch()
+    (tmp_path / "checkpoints/step_000099").touch()  # a file
+    fit(tmp_path, Numbers())
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == sorted(
+        ["backup", "step_", "step_000012", "step_000099", "step_1e9", "step_999999999999", "step_old"]
+    )
+
+
+class Poisoned(Regression):
+    """From some loss on one number is not finite, though the loss is."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.calls = where, 0
+        self.register_buffer("spare", torch.zeros(1))
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        self.calls += 1
+        loss, metrics = super().loss(batch)
+        if self.calls == 7 and self.where == "buffer":
+            self.spare = torch.full((1,), float("inf"))
+        if self.calls == 7 and self.where == "gradient":
+            loss = loss + (self.layers[0].bias * 0).sqrt().sum()  # 0 forwards, NaN backwards
+        return loss, metrics
+
+
+@pytest.mark.parametrize("where", ["buffer", "gradient"])
+def test_numbers_that_are_not_finite_are_never_saved(where: str, tmp_path: Path) -> None:
+    seed_everything(0)
+    config = OptimConfig(steps=12, checkpoint_every=4, log_every=100, warmup_steps=2)
+    last = r"at step 8\); the last good checkpoint is .*step_000004\. Try a lower optim\.learning_rate"
+    with pytest.raises(UserError, match=last) as caught:
+        train(Poisoned(where), Numbers(), config, CPU, tmp_path, "test")
+    assert "diverged" in str(caught.value)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000004"]
 
 
 def test_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from toolkit.data.clips import ClipStore, check_dimensions
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
+from toolkit.data.scenes import is_hole
 from toolkit.data.schema import ACTION_DIM_IS_PAD, IMAGE, PICTURE_EVERY, SYNTHETIC
 from toolkit.errors import UserError
 
@@ -67,7 +68,9 @@ def picture_every(store: ClipStore) -> np.ndarray:
     """(E,) steps from one picture of an episode to the next. Raises UserError for what is no such number."""
     steps = []
     for episode, metadata in enumerate(store.metadata):
-        value = metadata.get(PICTURE_EVERY, 1)
+        value: Any = metadata.get(PICTURE_EVERY)
+        if is_hole(value):  # recorded episodes, merged with synthetic ones
+            value = 1
         value = value.item() if hasattr(value, "item") else value
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 1 <= value < 2**31 or value != int(value):

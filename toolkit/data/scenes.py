@@ -5,6 +5,7 @@ A scene is a Meta-World task and the seed it was reset with. In the place of a t
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,11 +33,16 @@ def scenes_of(metadata: Iterable[dict[str, Any]], where: str = "dataset") -> Sce
 def scene_of(row: dict[str, Any], where: str) -> tuple[str, int] | None:
     """(task, seed) of a row of the episode table, None if it lacks one. Raises UserError for what is no seed."""
     task, seed = row.get("task_name"), row.get("seed")
-    if task is None or seed is None:
+    if is_hole(task) or is_hole(seed):
         return None
     if not isinstance(task, str) or not task:
         raise UserError(f"{where}: 'task_name' is {task!r:.100}; expected the name of a task in the episode table")
     return task, seed_from(seed, f"{where}: 'seed'")
+
+
+def is_hole(value: Any) -> bool:
+    """True for a cell without a value: pandas reads a hole in a column, as merged datasets have, as NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def seed_from(value: Any, where: str) -> int:

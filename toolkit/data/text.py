@@ -132,7 +132,9 @@ def _load_text_model(path: Path, max_parameters: int) -> tuple[Any, Any]:
     try:
         from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
     except ImportError as error:
-        raise UserError(f"{path}: a text model on disk needs transformers; run: pip install transformers") from error
+        raise UserError(
+            f"{path}: a text model on disk needs transformers; run: pip install 'lerobot_policy_vag[text]'"
+        ) from error
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         tensors, numbers = _count(files)
