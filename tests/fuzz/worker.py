@@ -105,7 +105,8 @@ class Worker:
         words, out = self.place(target, command)
         victims = target.choose_from(self.given, list(files_of(self.given)))
         victim = victims[int(rng.integers(len(victims)))]
-        told = damage(victim, rng, self.victim)
+        told = damage(victim, rng, self.victim, of_run=out == self.given)
+        lay_there = set(self.leftovers(out))
         name = str(victim.relative_to(self.work))
         outcome: dict[str, Any] = {"index": index, "damage": f"{name}: {told}", "command": words, "faults": []}
         before = self.snapshot(out)
@@ -135,7 +136,7 @@ class Worker:
             faults.append(f"held {outcome['megabytes']} MB more than any before")
         faults += [f"event: {event}" for event in dict.fromkeys(events)]
         faults += self.changes(before, self.snapshot(out), words, code)
-        faults += self.leftovers(out)
+        faults += sorted(set(self.leftovers(out)) - lay_there)
         return outcome
 
     def say_errors(self) -> Any:
