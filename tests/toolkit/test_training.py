@@ -203,6 +203,9 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     ),
     "moment without a number": lambda folder: edit_tensors(folder, "optimizer", lambda t: t.update(x=torch.ones(1))),
     "random bytes": lambda folder: edit_tensors(folder, "random", lambda t: t.update(torch=torch.ones(3))),
+    "short random keys": lambda folder: edit_tensors(
+        folder, "random", lambda t: t.update(numpy_keys=torch.zeros(1, dtype=torch.int64))
+    ),
     "no random bytes": lambda folder: (folder / "random.safetensors").unlink(),
 }
 

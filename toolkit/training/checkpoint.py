@@ -99,7 +99,9 @@ def load_checkpoint(
             raise ValueError("ema.safetensors holds other tensors")
         module.load_state_dict(tensors["model"], strict=True)
         _restore_random(tensors["random"], state["python_random"])
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, OverflowError, SafetensorError, UserError) as error:
+    except (
+        *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, SafetensorError, UserError),
+    ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path}: cannot resume from it ({reason}); was the config changed? Delete the folder or use overwrite=true"
