@@ -340,7 +340,7 @@ def load_processors(
     importlib.import_module(type(config).__module__.rpartition(".")[0])  # whose steps register themselves
     features = dict(config.input_features or {}), dict(config.output_features or {})
     for name, needed, seen in (
-        (PREPROCESSOR, known.before if known else (), features[0]),
+        (PREPROCESSOR, known.before if known else (), features[0] | features[1]),  # actions too, in training
         (POSTPROCESSOR, known.after if known else (), features[1]),
     ):
         _check_pipeline(config, directory / name, needed, seen, loading)

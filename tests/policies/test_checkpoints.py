@@ -123,9 +123,9 @@ def weight(value: float) -> Callable[[Path], None]:
     return change
 
 
-def statistics(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+def statistics(change: Callable[[dict[str, torch.Tensor]], Any], of: str = "post") -> Callable[[Path], None]:
     def run(directory: Path) -> None:
-        path = next(directory.glob("policy_postprocessor_step_*.safetensors"))
+        path = next(directory.glob(f"policy_{of}processor_step_*.safetensors"))
         tensors = {key: value.clone() for key, value in load_file(path).items()}
         change(tensors)
         save_file(tensors, path)
@@ -174,6 +174,14 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "statistics of another width": (
         statistics(lambda t: t.update({"action.q01": torch.zeros(7)})),
         r"'q01' of 'action' have shape \(7,\), expected \(3,\)",
+    ),
+    "statistics that training divides by, of another width": (
+        statistics(lambda t: t.update({"action.q99": torch.zeros(7)}), "pre"),
+        r"preprocessor.json: statistics 'q99' of 'action' have shape \(7,\), expected \(3,\)",
+    ),
+    "no statistics that training divides by": (
+        statistics(lambda t: t.pop("action.q01"), "pre"),
+        "preprocessor.json: normalizer_processor has no statistics 'q01' of 'action'",
     ),
     "statistics that are not finite": (statistics(lambda t: t["action.q01"].fill_(np.nan)), "not finite"),
     "another normalisation": (
