@@ -335,7 +335,16 @@ def test_clip_file_damage_is_named(store: ClipStore, tmp_path: Path) -> None:
         file["states"][40, 1] = np.nan
     with pytest.raises(UserError, match=r"'states' holds NaN or infinity \(episode 2\)"):
         ClipStore.open(path)
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as file:
+        values = file["actions"][()].astype(np.float64)
+        values[40, 1] = 1e300
+        del file["actions"]
+        file["actions"] = values
+    with pytest.raises(UserError, match=r"'actions' holds NaN or infinity \(episode 2\)"):
+        ClipStore.open(path)
     (tmp_path / "other.h5").write_bytes(whole)
+    path.write_bytes(whole)
     with h5py.File(path, "r+") as file:
         del file["states"]
         file["states"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "states")

@@ -91,7 +91,9 @@ class ClipStore:
             raise UserError(f"{self.path}: an episode names a task that is not listed; build the clip file again")
         for name in ("states", "actions"):
             for first in range(0, rows, CHECKED_ROWS):
-                finite = np.isfinite(getattr(self, name)[first : first + CHECKED_ROWS]).all(axis=1)
+                with np.errstate(over="ignore"):  # what is infinite in float32 is complained about below
+                    values = getattr(self, name)[first : first + CHECKED_ROWS].astype(np.float32, copy=False)
+                finite = np.isfinite(values).all(axis=1)
                 if not finite.all():
                     row = first + int(np.argmin(finite))
                     episode = int(np.searchsorted(self.episode_starts, row, side="right")) - 1
