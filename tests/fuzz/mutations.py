@@ -109,7 +109,7 @@ def mutate_json(value: Any, rng: Rng) -> tuple[Any, str]:
     """The value with one thing changed, and what."""
     found = places(value)
     choice = int(rng.integers(9))
-    if not found or choice == 8 and rng.random() < 0.2:
+    if not found or (choice == 8 and rng.random() < 0.2):
         return VALUES[int(rng.integers(len(VALUES)))], "all of it replaced"
     holder, key = found[int(rng.integers(len(found)))]
     where = str(key)[:40]

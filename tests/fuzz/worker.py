@@ -154,7 +154,7 @@ class Worker:
         found = []
         if len(complaints) != (code == 2):
             found.append(f"{len(complaints)} complaints, exit code {code}: {errors[-500:]}")
-        noise = [line for line in lines if not line.startswith(("vag: ")) and not BAR.search(line)]
+        noise = [line for line in lines if not line.startswith("vag: ") and not BAR.search(line)]
         if noise:
             found.append(f"said more: {noise[0][:300]}")
         if code == 2 and out == self.work / "out" and out.exists():
