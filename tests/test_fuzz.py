@@ -20,12 +20,18 @@ LONG = "VAG_LONG" in os.environ
 COUNT = 5000 if LONG else 300
 MOST_MEGABYTES = 2048
 WORKER = Path(__file__).parent / "fuzz/worker.py"
+ENVIRONMENT = {
+    "PYTHONPATH": str(WORKER.parents[2]),
+    "HF_HUB_OFFLINE": "1",
+    "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def fuzz(count: int, seed: int, folder: Path, first: int = 0) -> dict[str, Any]:
     """Outcomes of `count` damages in one process, and those that went wrong; if it dies, another one goes on."""
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2])}
+    environment = {**os.environ, **ENVIRONMENT}
     results: list[dict[str, Any]] = []
     done, peak = first, 0
     while done < first + count:

@@ -427,6 +427,22 @@ def another_kind(path: Path, rng: Rng, victim: Path) -> str:
     return ("missing", "empty", "a folder", "a pipe", "a link to itself", "a link to another file")[choice]
 
 
+def stray(path: Path, rng: Rng, victim: Path) -> str:
+    """In a run: a link where vag writes by itself, to a file of somebody else, or a folder that lies elsewhere."""
+    choice = int(rng.integers(4))
+    if choice == 3 and path.parent.name not in ("work", "interrupted", "replacing", "pretrained", "exported"):
+        elsewhere = victim.with_name("elsewhere")
+        shutil.rmtree(elsewhere, ignore_errors=True)
+        shutil.move(path.parent, elsewhere)
+        path.parent.symlink_to(elsewhere)
+        return "its folder is a link to another folder"
+    name = (f".{path.name}.vag-partial", f".{path.name}.vag-removed", ".vag-lock", f".{path.name}.vag-partial")[choice]
+    link = path.with_name(name)
+    link.unlink(missing_ok=True)
+    link.symlink_to(victim)
+    return f"{name} beside it is a link to another file"
+
+
 DAMAGES: dict[str, Callable[[Path, Rng], str]] = {
     ".json": damage_json,
     ".safetensors": damage_tensors,
@@ -437,8 +453,10 @@ DAMAGES: dict[str, Callable[[Path, Rng], str]] = {
 }
 
 
-def damage(path: Path, rng: Rng, victim: Path) -> str:
+def damage(path: Path, rng: Rng, victim: Path, of_run: bool) -> str:
     """Change one file; returns what was done."""
+    if of_run and rng.random() < 0.15:
+        return stray(path, rng, victim)
     if rng.random() < 0.06:
         return another_kind(path, rng, victim)
     return DAMAGES.get(path.suffix or path.name, damage_bytes)(path, rng)

@@ -1,7 +1,7 @@
 """One warm process: damages a copy, runs a command on it, looks at what happened and at what lies around.
 
-`python worker.py FIRST COUNT SEED FOLDER` prints a JSON line before and after each damage, to the file descriptor that
-it was started with; all that the commands print is kept apart.
+`python worker.py FIRST COUNT SEED FOLDER`, as `tests/test_fuzz.py` starts it, prints a JSON line before and after each
+damage; all that the commands print is kept apart.
 """
 
 from __future__ import annotations
@@ -21,10 +21,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SECONDS = 120  # a command that takes longer counts as a hang
-
-os.environ.update(HF_HUB_OFFLINE="1", MUJOCO_GL=os.environ.get("MUJOCO_GL", "egl"), OMP_NUM_THREADS="1")
-
 from mutations import SCRIPT, copy, damage, files_of
 from sources import write_sources
 from targets import TARGETS, Target
@@ -32,7 +28,9 @@ from watch import Watch
 
 from recipes import cli, compose
 
-BAR = re.compile(r"\d+%\||\d+(\.\d+)?(it|s|ep|step|frame|pair|B|file|clip)/?s?|\?")
+SECONDS = 120  # a command that takes longer counts as a hang
+MORE_MEGABYTES = 400  # than all commands before it: what one of them may take
+BAR = re.compile(r"\[\d+:\d\d[<,]")  # of progress: its clock
 
 
 class Worker:
@@ -107,7 +105,8 @@ class Worker:
         words, out = self.place(target, command)
         victims = target.choose_from(self.given, list(files_of(self.given)))
         victim = victims[int(rng.integers(len(victims)))]
-        told = damage(victim, rng, self.victim)
+        told = damage(victim, rng, self.victim, of_run=out == self.given)
+        lay_there = set(self.leftovers(out))
         name = str(victim.relative_to(self.work))
         outcome: dict[str, Any] = {"index": index, "damage": f"{name}: {told}", "command": words, "faults": []}
         before = self.snapshot(out)
@@ -133,9 +132,11 @@ class Worker:
             faults.append(f"traceback: {(text or errors)[-3000:]}")
         else:
             faults += self.faults_of_code(code, errors, words, out, outcome)
+        if outcome["megabytes"] > MORE_MEGABYTES:
+            faults.append(f"held {outcome['megabytes']} MB more than any before")
         faults += [f"event: {event}" for event in dict.fromkeys(events)]
         faults += self.changes(before, self.snapshot(out), words, code)
-        faults += self.leftovers(out)
+        faults += sorted(set(self.leftovers(out)) - lay_there)
         return outcome
 
     def say_errors(self) -> Any:
@@ -154,6 +155,9 @@ class Worker:
         found = []
         if len(complaints) != (code == 2):
             found.append(f"{len(complaints)} complaints, exit code {code}: {errors[-500:]}")
+        for line in complaints:
+            if str(self.folder) not in line and self.given.name not in line:
+                found.append(f"names no file: {line[:300]}")
         noise = [line for line in lines if not line.startswith("vag: ") and not BAR.search(line)]
         if noise:
             found.append(f"said more: {noise[0][:300]}")

@@ -355,3 +355,77 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     for name in ("pipe", "folder", "loop", "missing", "a\0b", "x" * 5000, "/dev/zero"):
         with pytest.raises(UserError):
             files.read_json(tmp_path / name)
+
+
+# ------------------------------------------------------------------------------------- folders that somebody prepared
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Path]:
+    """A file of the user's outside of the run; it stays as it is."""
+    path = tmp_path / "victim"
+    path.write_text("precious")
+    yield path
+    assert path.read_text() == "precious"
+
+
+def test_a_link_under_a_temporary_name_is_not_written_through(tmp_path: Path, victim: Path) -> None:
+    files.partial_name(tmp_path / "new").symlink_to(victim)
+    files.write_text(tmp_path / "new", "new")
+    assert (tmp_path / "new").read_text() == "new"
+    assert not (tmp_path / "new").is_symlink()
+
+
+def test_a_link_under_the_name_of_a_scratch_folder_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    files.partial_name(tmp_path / "spool").symlink_to(tmp_path / "mine")
+    with files.scratch_folder(tmp_path / "spool", kept=True) as folder:
+        (folder / "made").touch()
+    assert not list((tmp_path / "mine").iterdir())
+
+
+@pytest.mark.parametrize("name", [files.LOCK, files.MANIFEST])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_run_is_refused_whose_own_files_are_something_else(
+    tmp_path: Path, victim: Path, name: str, kind: str
+) -> None:
+    with Run("collect", tmp_path / "out", {}, overwrite=False, resume=False) as run:
+        files.write_text(run.directory / "a", "a")
+    path = tmp_path / "out" / name
+    path.unlink(missing_ok=True)
+    {"link": lambda: path.symlink_to(victim), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    (tmp_path / "out/run.json").write_text(json.dumps({**record, "status": "failed"}))
+    with (
+        pytest.raises(UserError, match=f"{name}: is no regular file; expected"),
+        Run("collect", tmp_path / "out", {}, overwrite=False, resume=True),
+    ):
+        pass
+
+
+def test_a_link_inside_of_a_run_does_not_lead_out_of_it(tmp_path: Path) -> None:
+    """Neither what is written nor what is removed; a run that is itself reached through a link is another thing."""
+    other = tmp_path / "other"
+    (other / "step_000001").mkdir(parents=True)
+    (other / "step_000001/model").write_text("precious")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk/checkpoints").symlink_to(other)
+    checkpoints = tmp_path / "out/checkpoints"
+
+    def make_folder() -> None:
+        with files.atomic_directory(checkpoints / "step_000002"):
+            pass
+
+    with files.recording(tmp_path / "out"):
+        files.write_text(tmp_path / "out/fine", "fine")
+        for change in (
+            lambda: files.write_text(checkpoints / "a", "a"),
+            make_folder,
+            lambda: files.discard(checkpoints / "step_000001"),
+            lambda: files.note(checkpoints / "deep/b"),
+        ):
+            with pytest.raises(UserError, match="a link leads out of"):
+                change()
+    assert [path.name for path in other.rglob("*")] == ["step_000001", "model"]
+    assert (tmp_path / "disk/fine").read_text() == "fine"

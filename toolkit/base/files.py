@@ -44,9 +44,11 @@ def partial_name(path: Path) -> Path:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is synced and renamed, on any exception deleted."""
     path = Path(path)
+    check_inside(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_name(path)
     note(path)
+    _remove(temporary)  # of a process that was killed; a link there would be written through
     try:
         yield temporary
         publish(temporary, path)
@@ -93,7 +95,7 @@ def scratch_folder(path: str | Path, kept: bool = False) -> Iterator[Path]:
     path = Path(path)
     folder = partial_name(path)
     note(path)
-    if not kept:
+    if not kept or folder.is_symlink():
         _remove(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -142,6 +144,7 @@ def discard(path: str | Path, everything: bool = False) -> None:
     While a run is open, files that are not in its manifest stay where they are, unless `everything` goes.
     """
     path = Path(path)
+    check_inside(path)
     gone = path.with_name(f".{path.name}{REMOVED}")
     _remove(gone)  # of a process that was killed
     if not os.path.lexists(path):
@@ -255,6 +258,7 @@ def _sync_tree(folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ the manifest
 
 _open: list[tuple[Path, set[str]]] = []  # of this process: run directory, what its manifest lists; the innermost last
+_given: list[Path] = []  # the same directories by the names that they were given
 
 
 @contextmanager
@@ -262,10 +266,20 @@ def recording(directory: Path) -> Iterator[None]:
     """Inside, what this process writes below `directory` is entered into its manifest, before it has its name."""
     root = Path(directory).resolve()
     _open.append((root, set(_lines(root))))
+    _given.append(Path(os.path.abspath(directory)))
     try:
         yield
     finally:
         _open.pop()
+        _given.pop()
+
+
+def check_inside(path: Path) -> None:
+    """Raise UserError for a place in an open run that a link, such as of somebody who prepared it, leads out of it."""
+    place, named = path.parent.resolve() / path.name, Path(os.path.abspath(path))
+    for (root, _), given in zip(_open, _given, strict=True):
+        if (named.is_relative_to(given) or named.is_relative_to(root)) and not place.is_relative_to(root):
+            raise UserError(f"{path}: a link leads out of {given}; vag writes to nothing else, so remove that link")
 
 
 def note(*paths: str | Path, run: bool = False) -> None:
@@ -275,6 +289,7 @@ def note(*paths: str | Path, run: bool = False) -> None:
     """
     entries: dict[Path, list[str]] = {}
     for path in map(Path, paths):
+        check_inside(path)
         place = path.parent.resolve() / path.name
         inside = (root for root, _ in reversed(_open) if place != root and place.is_relative_to(root))
         if (root := next(inside, None)) is not None:
@@ -282,7 +297,9 @@ def note(*paths: str | Path, run: bool = False) -> None:
     for root, listed in _open:
         if new := [name for name in dict.fromkeys(entries.pop(root, [])) if name not in listed]:
             manifest = root / MANIFEST
-            first = not manifest.exists()
+            first = not os.path.lexists(manifest)
+            if not first and not _is_regular(manifest):
+                raise UserError(f"{manifest}: is no regular file; expected the list of what vag wrote, delete it")
             with manifest.open("a", encoding="ascii") as file:
                 file.writelines(json.dumps(name) + "\n" for name in new)
             sync_file(manifest)
@@ -346,7 +363,16 @@ def _leads_inside(directory: Path, name: str) -> bool:
     return bool(parts) and not os.path.isabs(name) and ".." not in parts and not linked
 
 
+def _is_regular(path: Path) -> bool:
+    """True for a file itself: no link, and nothing that waits for a writer."""
+    with suppress(OSError):
+        return stat.S_ISREG(path.lstat().st_mode)
+    return False
+
+
 def _lines(directory: Path) -> list[str]:
+    if not _is_regular(directory / MANIFEST):
+        return []
     try:
         text = (directory / MANIFEST).read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -368,7 +394,9 @@ def locked(directory: Path) -> Iterator[None]:
     """Hold a directory: a second process is refused with a UserError that names the first one's id."""
     path = directory / LOCK
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if os.path.lexists(path) and not _is_regular(path):  # what a link leads to would be overwritten
+            raise UserError(f"{path}: is no regular file; expected the lock of a vag command, delete it")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from toolkit.base.files import note
+from toolkit.base.files import check_inside, note
 
 EVENTS = "events.out.tfevents.*"
 
@@ -43,6 +43,7 @@ class ScalarLog:
     def __init__(self, directory: Path, first_step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        check_inside(directory / EVENTS)
         before = set(directory.glob(EVENTS))
         self.writer = SummaryWriter(str(directory), purge_step=first_step or None)
         for path in set(directory.glob(EVENTS)) - before:
