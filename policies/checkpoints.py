@@ -11,13 +11,14 @@ import copy
 import importlib.util
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
 import draccus
+import torch
 from lerobot.configs import FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
@@ -382,6 +383,13 @@ def _check_pipeline(
     for step in (*needed, *conditional):
         if step not in names:
             raise UserError(f"{path}: no step '{step}', which a {config.type} policy needs; the checkpoint is damaged")
+    own, foreign = (NORMALIZER, UNNORMALIZER) if path.name == PREPROCESSOR else (UNNORMALIZER, NORMALIZER)
+    for step, most in ((own, 1), (foreign, 0)):
+        if names.count(step) > most:
+            raise UserError(
+                f"{path}: has {names.count(step)} steps '{step}', expected {'one' if most else 'none'}; "
+                "the numbers would be scaled more than once"
+            )
     for entry, name in zip(steps, names, strict=True):
         if name in (NORMALIZER, UNNORMALIZER):
             _check_statistics(config, path, entry, features, pads=known is not None and known.pads)
@@ -511,6 +519,27 @@ def _check_own_step(config: PreTrainedConfig, path: Path, name: str, values: dic
     for key, value in expected.items():
         if value is not None and (values.get(key) != value or isinstance(values.get(key), bool)):
             raise UserError(f"{path}: {name}: '{key}' is {str(values.get(key))[:40]}; config.json says {value}")
+
+
+def try_out(directory: Path, predict: Callable[[], Tensor], shape: tuple[int, ...]) -> None:
+    """Raise UserError unless `predict`, of one blank observation, gives finite actions of `shape`; 0 fits any size.
+
+    Steps that are known one by one may still make no sense in a row. The random state stays as it is.
+    """
+    try:
+        with torch.random.fork_rng():
+            actions = predict()
+        got = tuple(actions.shape)
+        fits = len(got) == len(shape) and all(want in (0, side) for want, side in zip(shape, got, strict=True))
+        finite = bool(torch.isfinite(actions).all())
+    except UserError:
+        raise
+    except Exception as error:  # every step and network has requirements of its own
+        raise UserError(f"{directory}: its network and processors do not fit each other ({_reason(error)})") from error
+    if not fits:
+        raise UserError(f"{directory}: its processors give actions of shape {got}; expected {shape}, as in config.json")
+    if not finite:
+        raise UserError(f"{directory}: gives actions that are not finite")
 
 
 # -------------------------------------------------------------------------------------------------------------- the hub

@@ -33,6 +33,7 @@ from policies.checkpoints import (
     load_weights,
     mode_of,
     read_config,
+    try_out,
 )
 from policies.diffusion_compact import DiffusionCompactConfig
 from policies.instruction_embedding import InstructionEmbeddingProcessorStep
@@ -245,7 +246,15 @@ class PolicyObjective(nn.Module):
         policy = load_weights(config, directory, loading)
         processors = load_processors(config, directory, device, loading)
         policy.config.device = device
-        return cls(policy.to(device), *processors).eval()
+        objective = cls(policy.to(device), *processors).eval()
+        blank = {
+            IMAGE: torch.zeros(1, *objective.image_shape),
+            STATE: torch.zeros(1, objective.state_dim),
+            TASK: ["try"],
+        }
+        shape = (1, objective.n_action_steps, objective.action_dim)
+        try_out(directory, lambda: objective.predict_action_chunk(blank), shape)
+        return objective
 
 
 def _check_features(path: Path, config: PreTrainedConfig) -> None:

@@ -11,7 +11,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import PolicyProcessorPipeline
 from torch import Tensor
 
-from policies.checkpoints import STRICT, Loading, load_processors, load_weights, read_config
+from policies.checkpoints import STRICT, Loading, load_processors, load_weights, read_config, try_out
 from policies.factory import CONFIGS, PolicyObjective
 from toolkit.data.schema import IMAGE, STATE, TASK
 from toolkit.errors import UserError
@@ -61,7 +61,14 @@ def load_policy(directory: str | Path, device: str = "cpu", loading: Loading = S
     policy = load_weights(config, directory, loading)
     processors = load_processors(config, directory, device, loading)
     policy.config.device = device
-    return StockPolicy(policy.to(device).eval(), *processors, image_key)
+    stock = StockPolicy(policy.to(device).eval(), *processors, image_key)
+    features = config.input_features or {}
+    state = features[STATE].shape if STATE in features else (1,)
+    blank = {IMAGE: torch.zeros(1, *features[image_key].shape), STATE: torch.zeros(1, *state), TASK: ["try"]}
+    stock.reset()
+    try_out(directory, lambda: stock.predict_action_chunk(blank), (1, 1, 0))  # some types give more than the robot has
+    stock.reset()
+    return stock
 
 
 def _only_picture(config: PreTrainedConfig, directory: Path) -> str:

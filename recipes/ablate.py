@@ -131,8 +131,6 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
         for policy in getattr(config, key):
             if policy not in POLICIES:
                 raise UserError(f"ablate: {key}: unknown policy '{policy}'. {nearest(policy, POLICIES)}")
-    if wrong := [f"{policy}:{steps}" for policy, steps in config.policy_steps.items() if steps < 1]:
-        raise UserError(f"ablate: policy_steps={{{wrong[0]}}}: expected at least 1")
     for key in ("feed_synthesize", "rounds"):
         for feed in getattr(config, key):
             if feed not in FEEDS:
@@ -173,8 +171,6 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
 
 def check_rounds(config: AblateConfig) -> None:
     """Raise UserError for what would stop a generator's second round, hours after the first."""
-    if wrong := [f"{feed}:{rounds}" for feed, rounds in config.rounds.items() if rounds < 1]:
-        raise UserError(f"ablate: rounds={{{wrong[0]}}}: expected at least 1")
     if max(config.rounds.values(), default=1) == 1:
         return
     for word in config.train_generator:

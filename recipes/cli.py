@@ -329,8 +329,11 @@ def _is_bare(command: str, word: str) -> bool:
     return "/" in key if sign else not word.startswith("-")
 
 
-def execute(command: str, overrides: list[str]) -> dict[str, Any]:
-    """Compose the config of a command, run its recipe in a run directory and return the result."""
+def execute(command: str, overrides: list[str], stage: bool = False) -> dict[str, Any]:
+    """Compose the config of a command, run its recipe in a run directory and return the result.
+
+    stage: it is part of another command, which reads its record, also where it failed.
+    """
     from omegaconf import OmegaConf
 
     from recipes.compose import checked_config, file_name
@@ -342,7 +345,7 @@ def execute(command: str, overrides: list[str]) -> dict[str, Any]:
     module = importlib.import_module(f"recipes.{MODULES.get(command, file_name(command))}")
     extendable = getattr(module, "EXTENDABLE", False)
     again = {key: bool(config[key]) for key in ("overwrite", "resume", "strict")}
-    with Run(command, config.out, plain, extendable=extendable, **again) as run:
+    with Run(command, config.out, plain, extendable=extendable, stage=stage, **again) as run:
         try:
             if not run.complete:
                 module.run(typed, run)

@@ -9,15 +9,12 @@ from recipes.schema import ExportConfig
 from toolkit.data.exporters import export_robomimic
 from toolkit.data.lerobot_info import read_info
 from toolkit.data.lerobot_io import dataset_id
-from toolkit.errors import UserError
 from toolkit.reporting.run_record import Run
 from toolkit.training.logging import progress
 
 
 def run(config: ExportConfig, run: Run) -> None:
     """Write `dataset.hdf5` into the run directory."""
-    if config.jpeg_quality is not None and not 1 <= config.jpeg_quality <= 100:
-        raise UserError(f"jpeg_quality={config.jpeg_quality}: expected 1 to 100, or null for raw frames")
     dataset, target = Path(config.dataset), run.directory / "dataset.hdf5"
     read_info(dataset)
     identity = dataset_id(dataset)  # refuses links out of the dataset before anything is decoded

@@ -81,7 +81,7 @@ def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]
         if record["status"] == "finished":
             check_same(directory, record["config"], command, overrides)
             return record["result"]
-    return cli.execute(command, [*overrides, f"out={directory}", "resume=true"])
+    return cli.execute(command, [*overrides, f"out={directory}", "resume=true"], stage=True)
 
 
 def check_same(directory: Path, before: dict[str, Any], command: str, overrides: list[str]) -> None:

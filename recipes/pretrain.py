@@ -49,8 +49,6 @@ def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[
     fraction = config.synthetic_fraction
     if not config.real and not config.synthetic:
         raise UserError("no data: give real=[DATASET] and/or synthetic=[DATASET]")
-    if fraction is not None and not 0 <= fraction <= 1:
-        raise UserError(f"synthetic_fraction={fraction}: expected a number from 0 to 1")
     if (fraction or 0) > 0 and not config.synthetic:
         raise UserError(f"synthetic_fraction={fraction} needs synthetic=[DATASET]")
     if fraction is not None and fraction < 1 and not config.real:
@@ -65,8 +63,8 @@ def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[
     synthetic = [store for store, _ in chosen]
     weights = [float(store.episode_lengths.sum()) for store in [*real, *synthetic]]
     if config.real_shares is not None:
-        if len(config.real_shares) != len(real) or min(config.real_shares, default=1) < 0:
-            raise UserError(f"real_shares={config.real_shares}: expected a number from 0 up for each of real=[...]")
+        if len(config.real_shares) != len(real):
+            raise UserError(f"real_shares={config.real_shares}: expected a number for each of real=[...]")
         total = sum(weights[: len(real)])
         weights[: len(real)] = [total * share / max(1e-9, sum(config.real_shares)) for share in config.real_shares]
     if fraction is not None:

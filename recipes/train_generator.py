@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,25 +166,20 @@ def selected(config: TrainGeneratorConfig, run: Run, path: str) -> ClipStore:
 def episode_shares(stores: Sequence[ClipStore], shares: Sequence[float] | None) -> np.ndarray | None:
     """(E,) how often each episode of all datasets is drawn, sum 1; None for all alike.
 
-    Raises UserError unless there is a number from 0 up for each dataset, and one above 0.
+    Raises UserError unless there is a number for each dataset, and one above 0.
     """
     if shares is None:
         return None
-    if len(shares) != len(stores) or not all(0 <= share < math.inf for share in shares) or sum(shares) == 0:
+    if len(shares) != len(stores) or sum(shares) == 0:
         raise UserError(
-            f"dataset_shares={list(shares)}: expected a number from 0 up for each of dataset=[...], synthetic=[...]"
+            f"dataset_shares={list(shares)}: expected a number for each of dataset=[...], synthetic=[...], not all 0"
         )
     episodes = [store.num_episodes for store in stores]
     return np.repeat([share / sum(shares) / n for share, n in zip(shares, episodes, strict=True)], episodes)
 
 
 def labelled_episodes(store: ClipStore, fraction: float) -> np.ndarray | None:
-    """(E,) True for the first `fraction` of the episodes of each instruction, at least one; None for all of them.
-
-    Raises UserError unless 0 < fraction <= 1.
-    """
-    if not 0 < fraction <= 1:
-        raise UserError(f"labelled_fraction={fraction}: expected more than 0 and at most 1")
+    """(E,) True for the first `fraction` of the episodes of each instruction, at least one; None for all of them."""
     if fraction == 1:
         return None
     labelled = np.zeros(store.num_episodes, bool)

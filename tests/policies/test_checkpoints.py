@@ -110,6 +110,19 @@ def without(file: str, name: str) -> Callable[[Path], None]:
     return lambda directory: edit(directory / file, change)
 
 
+def added(file: str, name: str, **values: Any) -> Callable[[Path], None]:
+    """One more step, after all others."""
+
+    def change(found: dict[str, Any]) -> None:
+        found["steps"].append({"registry_name": name, "config": values})
+
+    return lambda directory: edit(directory / file, change)
+
+
+def twice(found: dict[str, Any]) -> None:
+    found["steps"] += [entry for entry in found["steps"] if "state_file" in entry]
+
+
 def text(file: str, content: str) -> Callable[[Path], None]:
     return lambda directory: (directory / file).write_text(content) and None
 
@@ -197,6 +210,27 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         changed_step(PRE, "pi05_compact_instruction_tokenizer", length=10**12),
         "'length' is 1000000000000; expected at most",
     ),
+    "scaled twice": (lambda d: edit(d / POST, twice), "has 2 steps 'unnormalizer_processor', expected one"),
+    "scaled both ways": (added(POST, "normalizer_processor"), "'normalizer_processor', expected none"),
+    # Known steps that make no sense in a row.
+    "names of nothing": (changed_step(PRE, "rename_observations_processor", rename_map=None), "do not fit each other"),
+    "names as numbers": (
+        changed_step(PRE, "rename_observations_processor", rename_map={"observation.state": 5}),
+        "do not fit each other",
+    ),
+    "names exchanged": (
+        changed_step(PRE, "rename_observations_processor", rename_map={"observation.image": "observation.state"}),
+        "do not fit each other",
+    ),
+    "pictures taken away": (added(PRE, "groot_n1_7_pack_inputs_v1"), "do not fit each other"),
+    "state of another width": (added(PRE, "evo1_pad_state_processor", max_state_dim=5000), "do not fit each other"),
+    "numbers of another kind": (changed_step(PRE, "device_processor", float_dtype="float16"), "do not fit each other"),
+    "actions nowhere": (changed_step(POST, "device_processor", device="meta"), "do not fit each other"),
+    "actions of another width": (
+        added(POST, "evo1_action_processor", action_dim=1),
+        r"actions of shape \(1, \d+, 1\); expected \(1, \d+, 3\)",
+    ),
+    "absolute actions of nothing": (added(POST, "absolute_actions_processor", enabled=True), "do not fit each other"),
     "unknown type": (config(type="evil"), r"type 'evil', expected a policy"),
     "type as a list": (config(type=["act"]), "expected a policy"),
     "backbone from the hub": (config(vision_backbone="hf-hub:evil/net"), "allow_repo"),

@@ -41,8 +41,9 @@ class Run:
     `overwrite` asks for a readable record of the same command; what its manifest lists is kept in `.vag-replaced`
     until the new run is finished, and comes back if that ends before it has made anything.
     `run.json` says "running" inside the block, "finished" after it, "failed" or "interrupted" after an exception; a
-    command that fails before it has made anything leaves nothing. Data, checkpoints, commit and versions are noted
-    before anything is made of them. `resume` refuses other data; of another commit it warns, with `strict` it refuses.
+    command that fails before it has made anything leaves nothing, a `stage` of another command its record. Data,
+    checkpoints, commit and versions are noted before anything is made of them. `resume` refuses other data; of another
+    commit it warns, with `strict` it refuses.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Run:
         resume: bool,
         strict: bool = False,
         extendable: bool = False,
+        stage: bool = False,
     ) -> None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         self.directory = Path(out) if out else Path("outputs") / command.replace(" ", "-") / stamp
         self.overwrite, self.resume, self.strict, self.extendable = overwrite, resume, strict, extendable
+        self.stage = stage
         self.record: dict[str, Any] = {
             "command": command,
             "status": "running",
@@ -240,7 +243,7 @@ class Run:
     def _stop(self, error: BaseException | None) -> None:
         made = set(files.written_files(self.directory)) - {self.directory / name for name in OWN}
         interrupted = isinstance(error, KeyboardInterrupt)
-        if not made and (not interrupted or (self.directory / REPLACED).exists()):
+        if not made and not self.stage and (not interrupted or (self.directory / REPLACED).exists()):
             files.remove_files([self.directory / name for name in (files.MANIFEST, RECORD)], self.directory)
             self._undo_replacement()
             return
