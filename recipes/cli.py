@@ -352,7 +352,13 @@ def execute(command: str, overrides: list[str], stage: bool = False) -> dict[str
         except BaseException as error:
             error.add_note(f"out={run.directory} resume=true{', without overwrite=true' * config.overwrite}")
             raise
-    say(f"{command}: {module.summary(run.result)}  [{run.directory}]")
+    try:
+        text = module.summary(run.result)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        if not run.complete:  # made here
+            raise
+        raise UserError(f"{run.directory}: run.json says that all is made, but its 'result' is damaged") from error
+    say(f"{command}: {text}  [{run.directory}]")
     return run.result
 
 

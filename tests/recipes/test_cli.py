@@ -277,3 +277,17 @@ def test_scenes_that_nobody_noted_may_have_been_trained_on(tmp_path: Path) -> No
     write_scenes(tmp_path, scenes_of([noted]))
     assert check_unseen("evaluate", str(tmp_path), {"push": [4]}, False) == 0
     assert check_unseen("evaluate", str(tmp_path), scenes_of([not_noted]), False) is None
+
+
+def test_a_result_that_vag_did_not_write_is_refused_in_one_line(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["inspect", str(dataset), f"out={tmp_path / 'run'}"]
+    assert cli.main(words) == 0
+    path = tmp_path / "run/run.json"
+    record = json.loads(path.read_text())
+    for result in ({}, {"problems": 5}):
+        path.write_text(json.dumps({**record, "status": "finishing", "result": result}))
+        capsys.readouterr()
+        assert cli.main([*words, "resume=true"]) == 2
+        assert "but its 'result' is damaged" in capsys.readouterr().err

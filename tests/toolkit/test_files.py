@@ -397,7 +397,7 @@ def test_a_run_is_refused_whose_own_files_are_something_else(
     record = json.loads((tmp_path / "out/run.json").read_text())
     (tmp_path / "out/run.json").write_text(json.dumps({**record, "status": "failed"}))
     with (
-        pytest.raises(UserError, match=f"{name}: is no regular file; expected"),
+        pytest.raises(UserError, match=f"{name}: is (no|a link)"),
         Run("collect", tmp_path / "out", {}, overwrite=False, resume=True),
     ):
         pass

@@ -363,3 +363,100 @@ def test_a_kill_at_any_change_of_the_disk_loses_nothing(tmp_path: Path, monkeypa
             assert tree(out) == wanted, (way, count)
         count += 1
     assert count > 20
+
+
+def test_the_lock_of_a_killed_stage_is_no_file_of_the_users(tmp_path: Path) -> None:
+    def demo(**options: Any) -> Run:
+        return start(tmp_path / "demo", "demo", **options)
+
+    def stage(run: Run) -> None:
+        files.note(run.directory / "stage", run=True)
+        finish(run.directory / "stage", "model", resume=True)
+
+    with demo() as run:
+        stage(run)
+    lock = tmp_path / "demo/stage" / files.LOCK
+    lock.write_text("1234 on a machine")  # as a SIGKILL leaves it
+    with demo(overwrite=True) as run:
+        stage(run)
+    assert not lock.exists()
+    with files.locked(lock.parent), pytest.raises(UserError, match=f"stage: in use by process {os.getpid()}"):
+        demo(overwrite=True).__enter__()
+    assert (tmp_path / "demo/stage/model").read_text() == "made"
+
+
+@pytest.mark.parametrize("name", ["mine", "link/mine", "link", "../other/mine", "a\0b", "a" * 5000, "folder"])
+def test_what_a_record_lists_as_left_over_is_removed_if_vag_wrote_it_alone(tmp_path: Path, name: str) -> None:
+    out, other = tmp_path / "run", tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(KeyError), start(out) as run:
+        fail(run, "checkpoints/step")
+    (out / "folder").mkdir()
+    for place in (out / "mine", other / "mine", out / "folder/mine"):
+        place.write_text("mine")
+    (out / "link").symlink_to(other)
+    record = json.loads((out / "run.json").read_text())
+    files.write_json(out / "run.json", {**record, "status": "finishing", "leftovers": [name, "checkpoints"]})
+    with start(out, resume=True) as run:
+        assert run.complete
+    assert read_record(out)["status"] == "finished"
+    assert not (out / "checkpoints").exists()
+    assert [path.read_text() for path in (out / "mine", out / "link/mine", out / "folder/mine")] == ["mine"] * 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"leftovers": [5]},
+        {"leftovers": None},
+        {"leftovers": {}},
+        {"code_before": 5},
+        {"code_before": {"git_sha": "x"}},
+        {"wall_seconds": 10**400},
+    ],
+)
+def test_odd_values_in_a_record_are_refused_in_one_line(tmp_path: Path, values: dict[str, Any]) -> None:
+    with pytest.raises(KeyError), start(tmp_path / "run") as run:
+        fail(run, "model")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    (tmp_path / "run/run.json").write_text(json.dumps({**record, "status": "finishing", **values}))
+    for options in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match=rf"run\.json: damaged \('{next(iter(values))}'"):
+            start(tmp_path / "run", **options).__enter__()
+    assert (tmp_path / "run/model").exists()
+
+
+@pytest.mark.parametrize("name", [files.LOCK, files.MANIFEST])
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_stands_in_the_place_of_vags_own_files_is_not_written_to(tmp_path: Path, name: str, kind: str) -> None:
+    """A link in a run from somebody else would lead to a file of the user's, and a pipe waits for ever."""
+    with pytest.raises(KeyError), start(tmp_path / "run") as run:
+        fail(run, "model")
+    place, mine = tmp_path / "run" / name, tmp_path / "mine"
+    place.unlink(missing_ok=True)
+    mine.write_text("mine")
+    {"link": lambda: place.symlink_to(mine), "pipe": lambda: os.mkfifo(place), "folder": place.mkdir}[kind]()
+    for options in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match=rf"{name}: is |no list of the files"):
+            start(tmp_path / "run", **options).__enter__()
+    assert mine.read_text() == "mine"
+    assert (tmp_path / "run/model").exists()
+
+
+def test_a_manifest_with_names_that_no_file_can_have(tmp_path: Path) -> None:
+    finish(tmp_path / "run", "model")
+    with (tmp_path / "run" / files.MANIFEST).open("a") as manifest:
+        manifest.writelines(
+            json.dumps(name) + "\n" for name in ("a" * 5000, "a/" * 3000, "b" * 250, "\ud800", "\ud800/")
+        )
+    finish(tmp_path / "run", "model", text="new", overwrite=True)
+    assert (tmp_path / "run/model").read_text() == "new"
+
+
+def test_a_tilde_that_the_shell_left_is_not_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in ("~", "~/runs", "~somebody/runs"):
+        with pytest.raises(UserError, match=r"not your home; write \$HOME"):
+            start(Path(out)).__enter__()
+    finish(Path("./deep/~"), "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]

@@ -149,8 +149,9 @@ def discard(path: str | Path, everything: bool = False) -> None:
     _remove(gone)  # of a process that was killed
     if not os.path.lexists(path):
         return
-    if not everything and path.is_dir() and not path.is_symlink() and (foreign := _foreign(path)):
-        remove_files([file for file in files_below(path) if file not in foreign], path)
+    if not everything and (foreign := _foreign(path)):
+        if path not in foreign:
+            remove_files([file for file in files_below(path) if file not in foreign], path)
         return
     rename(path, gone)
     sync_folder(path.parent)
@@ -298,8 +299,6 @@ def note(*paths: str | Path, run: bool = False) -> None:
         if new := [name for name in dict.fromkeys(entries.pop(root, [])) if name not in listed]:
             manifest = root / MANIFEST
             first = not os.path.lexists(manifest)
-            if not first and not _is_regular(manifest):
-                raise UserError(f"{manifest}: is no regular file; expected the list of what vag wrote, delete it")
             with manifest.open("a", encoding="ascii") as file:
                 file.writelines(json.dumps(name) + "\n" for name in new)
             sync_file(manifest)
@@ -322,11 +321,12 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith((PARTIAL, REMOVED))
 
 
-def _foreign(folder: Path) -> list[Path]:
-    """Files below a folder that the open run did not write; none where no run is open there."""
-    if not any(folder.resolve().is_relative_to(root) for root, _ in _open):
+def _foreign(path: Path) -> list[Path]:
+    """What the open run did not write of a file, a link or all below a folder; nothing where no run is open there."""
+    if not any((path.parent.resolve() / path.name).is_relative_to(root) for root, _ in _open):
         return []
-    return [file for file in files_below(folder) if not is_noted(file)]
+    found = files_below(path) if path.is_dir() and not path.is_symlink() else [path]
+    return [file for file in found if not is_noted(file)]
 
 
 def written_files(directory: Path) -> list[Path]:
@@ -337,7 +337,7 @@ def written_files(directory: Path) -> list[Path]:
     found = [path for name in (MANIFEST, "run.json") if (path := directory / name).is_file()]
     for name in _lines(directory):
         path = directory / name
-        if name.endswith("/") or not _leads_inside(directory, name):
+        if name.endswith("/") or not leads_inside(directory, name):
             continue
         found += [path] if path.is_file() and not path.is_symlink() else []
         for left in (partial_name(path), path.with_name(f".{path.name}{REMOVED}")):  # of a process that was killed
@@ -352,36 +352,35 @@ def written_files(directory: Path) -> list[Path]:
 
 def runs_inside(directory: Path) -> list[Path]:
     """The runs that the manifest of a run lists, as folders that are there."""
-    found = [directory / name for name in _lines(directory) if name.endswith("/") and _leads_inside(directory, name)]
+    found = [directory / name for name in _lines(directory) if name.endswith("/") and leads_inside(directory, name)]
     return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
-def _leads_inside(directory: Path, name: str) -> bool:
-    """False for a name that leads out of the directory, through a link too."""
-    parts = Path(name).parts
-    linked = any((directory / above).is_symlink() for above in Path(name).parents)
-    return bool(parts) and not os.path.isabs(name) and ".." not in parts and not linked
-
-
-def _is_regular(path: Path) -> bool:
-    """True for a file itself: no link, and nothing that waits for a writer."""
-    with suppress(OSError):
-        return stat.S_ISREG(path.lstat().st_mode)
-    return False
+def leads_inside(directory: Path, name: str) -> bool:
+    """False for a name that leads out of the directory, through a link too, and for one that no file can have."""
+    parts, path = Path(name).parts, directory / name
+    if not parts or os.path.isabs(name) or ".." in parts:
+        return False
+    try:
+        os.lstat(path.with_name(f".{path.name}{REMOVED}"))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError):  # too long, or letters that names do not have
+        return False
+    return not any((directory / above).is_symlink() for above in Path(name).parents)
 
 
 def _lines(directory: Path) -> list[str]:
-    if not _is_regular(directory / MANIFEST):
+    if not os.path.lexists(directory / MANIFEST):
         return []
-    try:
-        text = (directory / MANIFEST).read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return []
+    if (directory / MANIFEST).is_symlink():  # what is noted would be written into somebody's file
+        raise UserError(f"{directory / MANIFEST}: is a link; expected a file that vag wrote")
+    text = read_bytes(directory / MANIFEST, MOST_JSON_BYTES).decode("ascii", errors="replace")
     names: list[str] = []
     for line in text.splitlines():
         with suppress(ValueError, RecursionError):  # the last line of a process that was killed
             name = json.loads(line)
-            if isinstance(name, str) and name and "\0" not in name:
+            if isinstance(name, str) and name and "\0" not in name and os.fsencode(name):
                 names.append(name)
     return list(dict.fromkeys(names))
 
@@ -394,10 +393,16 @@ def locked(directory: Path) -> Iterator[None]:
     """Hold a directory: a second process is refused with a UserError that names the first one's id."""
     path = directory / LOCK
     while True:
-        if os.path.lexists(path) and not _is_regular(path):  # what a link leads to would be overwritten
-            raise UserError(f"{path}: is no regular file; expected the lock of a vag command, delete it")
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:  # a link would lead to somebody's file, which is emptied below
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR):
+                raise
+            raise UserError(f"{path}: is no file that vag wrote; delete it or choose another out=") from error
         try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                os.close(handle)
+                raise UserError(f"{path}: is no file that vag wrote; delete it or choose another out=")
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
@@ -417,6 +422,15 @@ def locked(directory: Path) -> Iterator[None]:
         with suppress(OSError):
             path.unlink()
         os.close(handle)
+
+
+def check_free(directory: Path) -> None:
+    """Raise UserError if a process holds a run that this one lists; the lock of a process that was killed goes."""
+    for run in runs_inside(directory):
+        if os.path.lexists(run / LOCK):
+            with locked(run):
+                pass
+        check_free(run)
 
 
 # --------------------------------------------------------------------------------------- files that somebody else wrote

@@ -98,6 +98,11 @@ class Run:
         return self
 
     def _check_place(self) -> None:
+        if str(self.directory).startswith("~"):  # a shell replaces it at the start of a word only
+            raise UserError(
+                f"out={self.directory}: would be a folder of the name '{self.directory.parts[0]}' here, not your home; "
+                "write $HOME, or ./~ if you mean to"
+            )
         for path in (self.directory, *self.directory.parents):
             if path.is_symlink() and not path.exists():
                 raise UserError(f"out={self.directory}: {path} is a link that leads nowhere; expected a directory")
@@ -183,6 +188,7 @@ class Run:
     def _set_aside(self) -> None:
         """Move what the manifest lists into a folder of its own. The record goes first and comes back last."""
         aside, record = self.directory / REPLACED, self.directory / RECORD
+        files.check_free(self.directory)
         listed = files.written_files(self.directory)
         if self.directory / files.MANIFEST not in listed:
             raise UserError(
@@ -234,7 +240,7 @@ class Run:
         self.record.update(status="finishing", leftovers=[*self.record.get("leftovers", []), *leftovers])
         self.write()
         for name in self.record.pop("leftovers"):
-            if not os.path.isabs(name) and ".." not in Path(name).parts:
+            if files.leads_inside(self.directory, name):
                 files.discard(self.directory / name)
         files.discard(self.directory / REPLACED, everything=True)
         self.record["status"] = "finished"
@@ -324,6 +330,8 @@ def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + str(key), value
 
 
+MOST_SECONDS = 1e10  # 300 years
+
 # What a record must hold, and what stands in for it in one that does not.
 RECORD_TYPES: dict[str, tuple[type | tuple[type, ...], Any]] = {
     "command": (str, None),
@@ -336,6 +344,8 @@ RECORD_TYPES: dict[str, tuple[type | tuple[type, ...], Any]] = {
     "versions": (dict, {}),
     "hardware": (str, "unknown"),
     "started": (str, ""),
+    "code_before": (list, []),
+    "leftovers": (list, []),
 }
 
 
@@ -354,8 +364,11 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     for entry in record["data"]:
         if not isinstance(entry, dict) or not {"path", "id"} <= entry.keys():
             raise UserError(f"{path}: damaged ('data' lists {str(entry)[:40]!r})")
-    if not 0 <= record["wall_seconds"] < float("inf"):
-        raise UserError(f"{path}: damaged ('wall_seconds' is {record['wall_seconds']})")
+    for name in record["leftovers"]:
+        if not isinstance(name, str):
+            raise UserError(f"{path}: damaged ('leftovers' lists {str(name)[:40]!r})")
+    if not 0 <= record["wall_seconds"] <= MOST_SECONDS:
+        raise UserError(f"{path}: damaged ('wall_seconds' is {str(record['wall_seconds'])[:40]})")
     return record
 
 
