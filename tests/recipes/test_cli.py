@@ -277,3 +277,17 @@ def test_scenes_that_nobody_noted_may_have_been_trained_on(tmp_path: Path) -> No
     write_scenes(tmp_path, scenes_of([noted]))
     assert check_unseen("evaluate", str(tmp_path), {"push": [4]}, False) == 0
     assert check_unseen("evaluate", str(tmp_path), scenes_of([not_noted]), False) is None
+
+
+def test_warnings_of_libraries_do_not_stand_beside_our_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    def overflow(words: list[str]) -> int:
+        np.float32(1e38) * np.float32(10)
+        raise UserError("the data are too large")
+
+    monkeypatch.setattr(cli, "run_command", overflow)
+    assert complaint(capsys, "inspect") == "vag: error: the data are too large"
+    assert not recwarn.list
+    np.float32(1e38) * np.float32(10)
+    assert recwarn.list  # elsewhere they stay as they were
