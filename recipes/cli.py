@@ -16,8 +16,8 @@ import select
 import signal
 import sys
 import threading
-import warnings
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType

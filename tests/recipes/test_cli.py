@@ -283,11 +283,11 @@ def test_warnings_of_libraries_do_not_stand_beside_our_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     def overflow(words: list[str]) -> int:
-        np.float32(1e38) * np.float32(10)
+        _ = np.float32(1e38) * np.float32(10)
         raise UserError("the data are too large")
 
     monkeypatch.setattr(cli, "run_command", overflow)
     assert complaint(capsys, "inspect") == "vag: error: the data are too large"
     assert not recwarn.list
-    np.float32(1e38) * np.float32(10)
+    _ = np.float32(1e38) * np.float32(10)
     assert recwarn.list  # elsewhere they stay as they were
