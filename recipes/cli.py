@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -142,7 +143,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
     logging.getLogger("lerobot").setLevel(logging.ERROR)  # it warns at length where torchcodec finds no FFmpeg
     words = sys.argv[1:] if arguments is None else arguments
-    with terminable():
+    with terminable(), warnings.catch_warnings():
+        if not sys.warnoptions:  # Python's warnings are for programmers; what a user must know has a line of our own
+            warnings.simplefilter("ignore")
         code = guarded(lambda: run_command(words))
     _nobody_reads()
     return code

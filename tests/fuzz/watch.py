@@ -86,5 +86,6 @@ def paths_of(event: str, arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def is_installed(library: Any) -> bool:
-    """If a library is the program's own, the C library, or one of an installed package."""
-    return library is None or str(library).startswith(("libc.so", sys.prefix, sys.base_prefix))
+    """If a library is the program's own, one that the system finds by its name, or one of an installed package."""
+    text = str(library)
+    return library is None or "/" not in text or text.startswith((sys.prefix, sys.base_prefix))

@@ -291,3 +291,17 @@ def test_a_result_that_vag_did_not_write_is_refused_in_one_line(
         capsys.readouterr()
         assert cli.main([*words, "resume=true"]) == 2
         assert "but its 'result' is damaged" in capsys.readouterr().err
+
+
+def test_warnings_of_libraries_do_not_stand_beside_our_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    def overflow(words: list[str]) -> int:
+        _ = np.float32(1e38) * np.float32(10)
+        raise UserError("the data are too large")
+
+    monkeypatch.setattr(cli, "run_command", overflow)
+    assert complaint(capsys, "inspect") == "vag: error: the data are too large"
+    assert not recwarn.list
+    _ = np.float32(1e38) * np.float32(10)
+    assert recwarn.list  # elsewhere they stay as they were
