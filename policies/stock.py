@@ -41,7 +41,14 @@ class StockPolicy:
 
     @torch.no_grad()
     def predict_action_chunk(self, observation: dict[str, Any]) -> Tensor:
-        """The next action of the one scene there is, (1, 1, A) in physical units."""
+        """The next action of the one scene there is, (1, 1, A) in physical units.
+
+        Raises UserError if the state is not as wide as the policy's.
+        """
+        feature = (self.policy.config.input_features or {}).get(STATE)
+        got = tuple(observation[STATE].shape)
+        if feature is not None and got != (1, *feature.shape):
+            raise UserError(f"{STATE}: got shape {got}, expected {(1, *feature.shape)} ({self.policy_type} policy)")
         frame = {self.image_key: observation[IMAGE], STATE: observation[STATE], TASK: observation[TASK]}
         return self.postprocessor(self.policy.select_action(self.preprocessor(frame)))[:, None]
 

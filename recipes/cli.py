@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from toolkit.errors import UserError, nearest
 
@@ -143,6 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
     logging.getLogger("lerobot").setLevel(logging.ERROR)  # it warns at length where torchcodec finds no FFmpeg
     words = sys.argv[1:] if arguments is None else arguments
+    _open_streams()
     with terminable(), warnings.catch_warnings():
         if not sys.warnoptions:  # Python's warnings are for programmers; what a user must know has a line of our own
             warnings.simplefilter("ignore")
@@ -212,22 +213,40 @@ def mendable(function: Callable[[], int]) -> int:
         raise
 
 
+def _open_streams() -> None:
+    """Give a process that was started with closed input or outputs some that lead nowhere.
+
+    Else the next files that are opened take their numbers, and what a library prints ends up in these files.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+
+
 def _nobody_reads() -> bool:
-    """True if the reader of the output has gone, as `head` does; what is still to be written is then dropped."""
-    gone = False
-    try:
-        sys.stdout.flush()
-        pipe = select.poll()
-        pipe.register(sys.stdout.fileno(), 0)
-        gone = any(event & select.POLLERR for _, event in pipe.poll(0))
-    except BrokenPipeError:
-        gone = True
-    except (OSError, ValueError):  # a full disk, or no file behind it: not what is asked here
-        return False
-    if gone:
+    """True if the reader of an output has gone, as `head` does; what is still to be written is then dropped."""
+    gone = [stream for stream in (sys.stdout, sys.stderr) if _is_broken(stream)]
+    for stream in gone:
         with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return bool(gone)
+
+
+def _is_broken(stream: TextIO) -> bool:
+    try:
+        stream.flush()
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # stderr keeps nothing that a flush would fail with
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except BrokenPipeError:
+        return True
+    except (OSError, ValueError):  # a full disk, or closed: not what is asked here
+        return False
 
 
 def say(text: str) -> None:

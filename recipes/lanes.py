@@ -79,6 +79,10 @@ def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]
     if (directory / "run.json").exists():
         record = read_record(directory)
         if record["status"] == "finished":
+            if record["command"] != command:
+                raise UserError(
+                    f"{directory}: holds a run of 'vag {record['command']}', expected one of 'vag {command}'"
+                )
             check_same(directory, record["config"], command, overrides)
             return record["result"]
     return cli.execute(command, [*overrides, f"out={directory}", "resume=true"], stage=True)
@@ -89,6 +93,8 @@ def check_same(directory: Path, before: dict[str, Any], command: str, overrides:
 
     Paths below the directory that all stages share may have moved with it.
     """
+    if not isinstance(before.get("out"), str):
+        raise UserError(f"{directory / 'run.json'}: damaged (no 'out' in 'config')")
     was, is_now = list(Path(before["out"]).parts), list(directory.parts)
     while was and is_now and was[-1] == is_now[-1]:
         was.pop()

@@ -111,3 +111,9 @@ def test_policies_that_see_more_than_there_is_are_named(tmp_path: Path) -> None:
     (directory / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="truncated or not a safetensors file"):
         load_policy(directory)
+
+
+def test_a_state_of_another_width_is_named(tmp_path: Path) -> None:
+    policy = load_policy(save_stock("act", tmp_path / "act"))
+    with pytest.raises(UserError, match=r"observation.state: got shape \(1, 7\), expected \(1, 4\) \(act policy\)"):
+        policy.predict_action_chunk({**observation(0), STATE: torch.zeros(1, 7)})

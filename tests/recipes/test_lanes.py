@@ -84,3 +84,19 @@ def test_what_is_finished_does_not_wait_for_what_fails(tmp_path: Path, limit: in
     stage(tmp_path / directory, command, words)
     assert run_lanes(tmp_path, work, limit=limit, after=after, keep_going=True) == ["bad"]
     assert read_record(tmp_path / "after_after_bad")["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"command": "collect", "config": {"out": "x"}}, "holds a run of 'vag collect', expected one of 'vag report'"),
+        ({"command": "report", "config": {}}, r"run\.json: damaged \(no 'out' in 'config'\)"),
+        ({"command": "report", "config": {"out": [1]}}, r"run\.json: damaged \(no 'out' in 'config'\)"),
+    ],
+)
+def test_a_finished_stage_that_vag_did_not_write_is_not_taken(
+    tmp_path: Path, record: dict[str, object], message: str
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"status": "finished", "result": {}, **record}))
+    with pytest.raises(UserError, match=message):
+        stage(tmp_path, "report", ["runs=[x]"])

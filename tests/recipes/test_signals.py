@@ -129,3 +129,36 @@ def test_a_reader_that_goes_away_in_the_middle_ends_the_command_quietly() -> Non
     assert process.wait(60) == 141
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_outputs_that_are_closed_or_that_nobody_reads(tmp_path: Path) -> None:
+    """No traceback, and no file of the user's takes the place of an output."""
+    program = (
+        "import os, sys; from pathlib import Path; from recipes import cli\n"
+        "def work(words):\n"
+        "    with open('data', 'wb') as file:\n"
+        "        os.write(2, b'a library prints this'); file.write(b'data')\n"
+        "        for _ in range(3): print('x' * 100_000, file=sys.stderr, flush=True); cli.say('done')\n"
+        "    return 0\n"
+        "cli.run_command = work; Path('code').write_text(str(cli.main([])))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    for name, words, code in (
+        ("closed", ">&- 2>&- <&-", "0"),
+        ("no output", ">&-", "0"),
+        ("no complaints", "2>&-", "0"),
+        ("nobody", "2>&1 | head -c 1", "141"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "work.py").write_text(program)
+        done = subprocess.run(
+            ["sh", "-c", f'"{sys.executable}" work.py {words}'],
+            cwd=tmp_path / name,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "Traceback" not in done.stderr + done.stdout
+        assert (tmp_path / name / "data").read_text() == "data"
+        assert (tmp_path / name / "code").read_text() == code

@@ -433,3 +433,14 @@ def test_pictures_keep_their_channels_and_places(store: ClipStore, episodes: lis
     np.testing.assert_allclose(batch[IMAGE][0].transpose(1, 2, 0) * 255, episodes[3].images[15], atol=1e-3)
     windows = store.generator_batch(np.array([1]), np.array([10]), 9)["frames"]
     assert np.array_equal(windows[0, :8], episodes[1].images[10:])
+
+
+def test_the_place_of_the_cache_is_not_a_folder_named_tilde_nor_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("VAG_CACHE", "~/clips")
+    assert cached_files.cache_directory() == tmp_path / "clips"
+    monkeypatch.setenv("VAG_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert cached_files.cache_directory() == tmp_path / ".cache/vag"

@@ -460,3 +460,19 @@ def test_a_tilde_that_the_shell_left_is_not_a_folder(tmp_path: Path, monkeypatch
             start(Path(out)).__enter__()
     finish(Path("./deep/~"), "model")
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
+def test_a_disk_that_is_full_at_the_first_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    finish(tmp_path / "old", "model")
+    before = tree(tmp_path)
+    monkeypatch.setattr(run_record, "write_json", full)
+    for out, options in (("new", {}), ("old", {"overwrite": True})):
+        with pytest.raises(OSError, match="No space"):
+            start(tmp_path / out, **options).__enter__()
+        assert tree(tmp_path) == before
+    assert not (tmp_path / "new").exists()

@@ -28,10 +28,10 @@ SETTLED_SECONDS = 2.0  # a file changed later than this before it was hashed cou
 
 
 def cache_directory() -> Path:
-    """$VAG_CACHE, else the user's cache directory."""
-    if "VAG_CACHE" in os.environ:
-        return Path(os.environ["VAG_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vag"
+    """$VAG_CACHE, else the user's cache directory; a variable that is empty counts as none."""
+    if own := os.environ.get("VAG_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vag"
 
 
 def cached_file(name: str, build: Callable[[Path], None]) -> Path:

@@ -128,7 +128,13 @@ class Run:
         if earlier is not None:
             self._go_on(earlier)
         self._held.enter_context(files.recording(self.directory))
-        self.write()
+        try:
+            self.write()
+        except BaseException:  # a full disk: nothing has begun
+            if earlier is None:
+                files.remove_files([self.directory / files.MANIFEST], self.directory)
+                self._undo_replacement()
+            raise
 
     def _check_same_command(self, earlier: dict[str, Any]) -> None:
         if earlier["command"] != self.record["command"]:
