@@ -9,6 +9,7 @@ from typing import Any
 from recipes import cli
 from recipes.lanes import Lane, run_lanes
 from toolkit.base import files
+from toolkit.envs.pool import die_with_parent
 
 
 def run_command(words: list[str], complaints: Path | None, stop: tuple[Path, int] | None = None) -> None:
@@ -17,6 +18,7 @@ def run_command(words: list[str], complaints: Path | None, stop: tuple[Path, int
     stop: a file that gets a byte for every name that this process changes, and before which of them it is killed.
     """
     os.setsid()
+    die_with_parent()  # should the tests be killed
     if complaints is not None:
         os.dup2(os.open(complaints, os.O_WRONLY | os.O_CREAT), 2)
     if stop is not None:
@@ -39,6 +41,7 @@ def counted(real: Callable[..., Any], counter: Path, last: int) -> Callable[...,
 def collect_in_lanes(root: Path, complaints: Path) -> None:
     """Two recordings side by side, each of which would take hours, as a command made of others runs them."""
     os.setsid()
+    die_with_parent()  # should the tests be killed
     os.dup2(os.open(complaints, os.O_WRONLY | os.O_CREAT), 2)
     words = ["tasks=[plate-slide]", "episodes_per_task=10000", "num_steps=60", "workers=2"]
     lanes: dict[str, Lane] = {name: [(name, "collect", words)] for name in ("a", "b")}
