@@ -68,7 +68,7 @@ def test_a_signal_ends_a_command_and_its_workers(
     out, complaints = tmp_path / "run", tmp_path / "complaints"
     words = ["collect", "tasks=[plate-slide]", "episodes_per_task=10000", "num_steps=60", "workers=2", f"out={out}"]
     process = start(words, complaints)
-    wait_for(lambda: status(out) == "running" and any((out / ".spool").glob("*.npz")))
+    wait_for(lambda: status(out) == "running" and any((out / ".spool.vag-partial").glob("*.npz")))
     said = end_and_check(process, number, complaints)
     assert f"to go on: the same command with out={out} resume=true" in said
     assert status(out) == "interrupted"
@@ -84,7 +84,7 @@ def test_a_signal_ends_all_stages_of_a_command_made_of_others(
     complaints = tmp_path / "complaints"
     process = multiprocessing.get_context("forkserver").Process(target=work, args=(tmp_path, complaints))
     process.start()
-    wait_for(lambda: all(any((tmp_path / name / ".spool").glob("*.npz")) for name in "ab"))
+    wait_for(lambda: all(any((tmp_path / name / ".spool.vag-partial").glob("*.npz")) for name in "ab"))
     assert "ended by SIGTERM" in end_and_check(process, signal.SIGTERM, complaints)
     assert [status(tmp_path / name) for name in "ab"] == ["interrupted", "interrupted"]
 
