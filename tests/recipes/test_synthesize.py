@@ -110,7 +110,7 @@ def test_a_run_that_is_cut_goes_on_with_the_next_draw(
 
 
 def test_plans_of_another_generator_are_not_gone_on_with(
-    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
@@ -121,8 +121,10 @@ def test_plans_of_another_generator_are_not_gone_on_with(
         patch.setattr(Generator, "sample", interrupted)
         assert cli.main([*command, "draws=2", f"out={tmp_path / 'run'}"]) == 130
     monkeypatch.setattr(synthesize, "weights_id", lambda path: "another")
-    assert cli.main([*command, "draws=2", f"out={tmp_path / 'run'}", "resume=true"]) == 0
-    assert asked == [SEEDS] * 4
+    assert cli.main([*command, "draws=2", f"out={tmp_path / 'run'}", "resume=true"]) == 2
+    assert "has changed since" in capsys.readouterr().err
+    assert asked == [SEEDS] * 2
+    assert (tmp_path / "run" / synthesize.PLANS).exists()
 
 
 @pytest.mark.parametrize("expert", [True, False])

@@ -303,6 +303,7 @@ def block() -> nn.Module:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # beside others on two cores, the compiler takes minutes
 def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
     weights = {}
     torch._dynamo.reset()
