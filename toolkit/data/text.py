@@ -147,9 +147,8 @@ def _load_text_model(path: Path, max_parameters: int) -> tuple[Any, Any]:
         is_t5 = config.model_type in ("t5", "mt5", "umt5")
         with torch.random.fork_rng(devices=[]), torch.device("meta"), _at_most(path, tensors, numbers):
             T5EncoderModel(config) if is_t5 else AutoModel.from_config(config, trust_remote_code=False)
-        model, report = (T5EncoderModel if is_t5 else AutoModel).from_pretrained(
-            path, use_safetensors=True, output_loading_info=True, **local
-        )
+        encoder: Any = T5EncoderModel if is_t5 else AutoModel
+        model, report = encoder.from_pretrained(path, use_safetensors=True, output_loading_info=True, **local)
         tokenizer = AutoTokenizer.from_pretrained(path, **local)
     except UserError:
         raise
