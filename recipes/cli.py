@@ -144,12 +144,30 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("lerobot").setLevel(logging.ERROR)  # it warns at length where torchcodec finds no FFmpeg
     words = sys.argv[1:] if arguments is None else arguments
     _open_streams()
-    with terminable(), warnings.catch_warnings():
-        if not sys.warnoptions:  # Python's warnings are for programmers; what a user must know has a line of our own
-            warnings.simplefilter("ignore")
+    with terminable(), quiet_libraries():
         code = guarded(lambda: run_command(words))
     _nobody_reads()
     return code
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Inside, warnings and faults of objects that are given up are not shown, unless Python is asked for them (-W).
+
+    They are for programmers; what a user must know has a line of our own. A video that is given up on a full disk, for
+    one, prints a traceback after that line.
+    """
+    if sys.warnoptions:
+        yield
+        return
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 @contextmanager
