@@ -8,6 +8,7 @@ Heavy imports wait until a command runs: worker processes import this module aga
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import logging
 import os
@@ -146,6 +147,8 @@ def main(arguments: list[str] | None = None) -> int:
     _open_streams()
     with terminable(), quiet_libraries():
         code = guarded(lambda: run_command(words))
+        if code:
+            gc.collect()  # what the error has left is given up here, not when Python ends
     _nobody_reads()
     return code
 
@@ -160,14 +163,14 @@ def quiet_libraries() -> Iterator[None]:
     if sys.warnoptions:
         yield
         return
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda _: None
+    hooks = sys.unraisablehook, sys.excepthook  # Cython's destructors call both
+    sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, sys.excepthook = hooks
 
 
 @contextmanager
