@@ -183,6 +183,28 @@ def test_a_manifest_names_nothing_outside_of_its_run(tmp_path: Path) -> None:
     assert not (out / "a").exists()
 
 
+def test_a_half_line_of_a_manifest_spoils_no_other(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), start(tmp_path / "run") as run:
+        fail(run, "a")
+    with (tmp_path / "run" / files.MANIFEST).open("a") as file:
+        file.write('"unfinished li')
+    with start(tmp_path / "run", resume=True) as run:
+        make(run, "b")
+    finish(tmp_path / "run", "c", overwrite=True)
+    assert sorted(tree(tmp_path / "run")) == [files.MANIFEST, "c", "run.json"]
+
+
+def test_a_refused_command_removes_nothing(tmp_path: Path) -> None:
+    finish(tmp_path / "run", "a")
+    (tmp_path / "run" / run_record.REPLACED).mkdir()
+    (tmp_path / "run" / run_record.REPLACED / "b").write_text("old")
+    before = tree(tmp_path)
+    for command, options in (("collect", {}), ("collect", {"resume": True}), ("replay", {"overwrite": True})):
+        with pytest.raises(UserError):
+            start(tmp_path / "run", command, **options).__enter__()
+    assert tree(tmp_path) == before
+
+
 def test_runs_inside_of_a_run_are_replaced_with_it_and_others_are_not(tmp_path: Path) -> None:
     def outer(**options: bool) -> None:
         with start(tmp_path / "demo", "demo", **options):

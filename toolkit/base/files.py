@@ -299,8 +299,8 @@ def note(*paths: str | Path, run: bool = False) -> None:
         if new := [name for name in dict.fromkeys(entries.pop(root, [])) if name not in listed]:
             manifest = root / MANIFEST
             first = not os.path.lexists(manifest)
-            with manifest.open("a", encoding="ascii") as file:
-                file.writelines(json.dumps(name) + "\n" for name in new)
+            with manifest.open("a", encoding="ascii") as file:  # after the half line that a power cut may have left
+                file.write("\n" + "".join(json.dumps(name) + "\n" for name in new))
             sync_file(manifest)
             if first:
                 sync_folder(root)

@@ -113,14 +113,14 @@ class Run:
         path = self.directory / RECORD
         self._undo_replacement()
         earlier = read_record(self.directory) if path.exists() else None
-        if earlier is not None and earlier["status"] in ("finishing", "finished"):  # and so what it replaced has served
-            files.discard(self.directory / REPLACED, everything=True)
         if earlier is None and (others := [p.name for p in self.directory.iterdir() if p.name not in OWN]):
             raise UserError(
                 f"out={self.directory}: is not empty ('{min(others)}') and holds no {RECORD}; choose another out="
             )
         if earlier is not None:
             self._check_unfinished(earlier) if not self.overwrite else self._check_same_command(earlier)
+        if earlier is not None and earlier["status"] in ("finishing", "finished"):  # and so what it replaced has served
+            files.discard(self.directory / REPLACED, everything=True)
         if earlier is not None and self.overwrite:
             self._set_aside()
             earlier = None
