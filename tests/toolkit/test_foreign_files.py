@@ -26,6 +26,7 @@ from toolkit.data import hdf5_write, lerobot_io, parquet
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore, Conventions
 from toolkit.data.exporters import export_robomimic
+from toolkit.data.hdf5 import HEAP, Hdf5File
 from toolkit.data.images import decode_picture
 from toolkit.data.importers import ImportOptions, open_source
 from toolkit.data.inspection.repair import repair_dataset
@@ -278,6 +279,42 @@ def test_what_is_exported_has_not_changed(noisy: Path, tmp_path: Path) -> None:
         for number, episode in enumerate(wanted):
             assert np.array_equal(file[f"data/demo_{number}/obs/image"][()], episode.images)
             assert file[f"data/demo_{number}"].attrs["language_instruction"] == episode.task
+
+
+def heap_entries(data: bytes) -> list[int]:
+    """Bytes at which the entries of all heaps begin, but the free rest."""
+    found, heap = [], data.find(HEAP)
+    while heap >= 0:
+        place = heap + 16
+        while int.from_bytes(data[place : place + 2], "little"):
+            found.append(place)
+            place += 16 + (int.from_bytes(data[place + 8 : place + 16], "little") + 7) // 8 * 8
+        heap = data.find(HEAP, heap + 1)
+    return found
+
+
+@pytest.mark.parametrize("damage", [bytes(16), b"\1\0\1\0\0\0\0\0" + b"\xf0" + b"\xff" * 7], ids=["zeros", "round"])
+def test_heaps_in_which_the_library_would_go_round_for_ever_are_refused(
+    noisy: Path, tmp_path: Path, damage: bytes
+) -> None:
+    """HDF5 2.0 never returns from any of these: an entry of no bytes, and one whose size overflows to none."""
+    path = tmp_path / "x.hdf5"
+    export_robomimic(noisy, path, None, True)
+    whole = path.read_bytes()
+    entries = heap_entries(whole)
+    assert len(entries) > 3
+    for place in entries[:: len(entries) // 3]:
+        path.write_bytes(whole[:place] + damage + whole[place + len(damage) :])
+        with pytest.raises(UserError, match="heap at byte") as caught, Hdf5File(path) as file:
+            file.attributes("data")
+        assert str(path) in str(caught.value)
+    path.write_bytes(whole)
+    with Hdf5File(path) as file:
+        assert "env_args" in file.attributes("data")
+
+
+def test_clip_files_have_no_heap(noisy: Path) -> None:
+    assert HEAP not in open_clips(noisy, 32).path.read_bytes()
 
 
 # ----------------------------------------------------------------------------------------- Parquet

@@ -462,7 +462,11 @@ def read_json(path: str | Path, expected: type | tuple[type, ...] = dict, most_b
     Raises UserError, one line with the file's name, if it is missing, too large or damaged, holds something else, or
     is nested more than 64 deep.
     """
-    data = read_bytes(path, most_bytes)
+    return parse_json(read_bytes(path, most_bytes), path, expected)
+
+
+def parse_json(data: bytes, path: str | Path, expected: type | tuple[type, ...] = dict) -> Any:
+    """The JSON value in `data`, a part of the file at `path`; raises UserError as `read_json` does."""
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -26,7 +26,7 @@ from toolkit.envs.pool import parallel_feed
 from toolkit.errors import UserError
 from toolkit.training.logging import progress
 
-FORMAT = 2  # part of the names of cached files; another number when the same dataset would give another file
+FORMAT = 3  # part of the names of cached files; another number when the same dataset would give another file
 GROUP_VALUES = 8_000_000  # at least so many pixel values are decoded together: a group costs opening a file
 PARALLEL_VALUES = 300_000_000  # pixel values of a dataset, above which it pays to start other processes
 

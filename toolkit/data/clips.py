@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from toolkit.base.files import atomic_file, read_json, write_json
+from toolkit.base.files import atomic_file, parse_json, read_json, write_json
 from toolkit.data.hdf5_write import new_hdf5
 from toolkit.data.schema import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK, Episode
 from toolkit.errors import UserError
@@ -28,7 +28,9 @@ ARRAYS = {  # dimensions and kind of number
     "episode_starts": (1, "iu"),
     "episode_lengths": (1, "iu"),
     "episode_tasks": (1, "iu"),
+    "about": (1, "u"),
 }
+ABOUT = {"tasks": list, "metadata": list, "fps": float, "source_id": str}  # JSON, in the bytes of an array of its own
 CONVENTIONS = "conventions.json"
 CHECKED_ROWS = 1 << 16  # rows looked at together, so that a check of millions of rows needs little memory
 
@@ -67,12 +69,9 @@ class ClipStore:
             # Unlocked: the file is complete when it has its name, and who built it may still hold a lock on it.
             with h5py.File(path, "r", locking=False) as file:
                 arrays: Any = {name: _mapped(path, file, name) for name in ARRAYS}
-                attributes = {key: file.attrs[key] for key in ("tasks", "metadata", "fps", "source_id")}
-            tasks, metadata = json.loads(attributes["tasks"]), json.loads(attributes["metadata"])
-            fps, source_id = float(attributes["fps"]), str(attributes["source_id"])
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise UserError(f"{path}: not a complete clip file ({error}); delete it to build it again") from error
-        store = cls(path, **arrays, tasks=tasks, metadata=metadata, fps=fps, source_id=source_id)
+        store = cls(path, **_about(path, arrays.pop("about")), **arrays)
         store._check()
         return store
 
@@ -234,11 +233,26 @@ def check_dimensions(stores: Sequence[ClipStore]) -> None:
                 )
 
 
+def _about(path: Path, text: np.ndarray) -> dict[str, Any]:
+    """What a clip file says of itself. Raises UserError unless it is what `ABOUT` says."""
+    found = parse_json(text.tobytes(), path)
+    for key, kind in ABOUT.items():
+        if not isinstance(found.get(key), kind):
+            raise UserError(f"{path}: 'about' holds no {key} ({kind.__name__}); build the clip file again")
+    if not all(isinstance(task, str) for task in found["tasks"]):
+        raise UserError(f"{path}: a task is no text; build the clip file again")
+    if not all(isinstance(row, dict) for row in found["metadata"]):
+        raise UserError(f"{path}: 'metadata' is no list of mappings; build the clip file again")
+    if not 0 < found["fps"] < np.inf:
+        raise UserError(f"{path}: fps is {found['fps']}; build the clip file again")
+    return {key: found[key] for key in ABOUT}
+
+
 def _mapped(path: Path, file: h5py.File, name: str) -> np.ndarray:
     """An array of a clip file, mapped. Raises UserError unless it is what `ARRAYS` says, all of it in this file."""
     dimensions, kinds = ARRAYS[name]
     if not isinstance(file.get(name, getlink=True) if name in file else None, h5py.HardLink):
-        raise UserError(f"{path}: no array '{name}'; expected a clip file with {', '.join(ARRAYS)}")
+        raise UserError(f"{path}: no array '{name}'; expected a clip file with {', '.join(ARRAYS)}; build it again")
     data = file[name]
     if not isinstance(data, h5py.Dataset) or data.ndim != dimensions or data.dtype.kind not in kinds:
         raise UserError(f"{path}: '{name}' is not an array of {dimensions} dimensions; build the clip file again")
@@ -282,9 +296,8 @@ def create_clips(path: Path, table: ClipTable, picture_shape: tuple[int, int, in
         file["episode_lengths"] = np.asarray(table.lengths)
         file["episode_tasks"] = np.array([names.index(task) for task in table.tasks])
         metadata = [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in table.metadata]
-        file.attrs.update(
-            tasks=json.dumps(names), metadata=json.dumps(metadata), fps=table.fps, source_id=table.source_id
-        )
+        about = {"tasks": names, "metadata": metadata, "fps": float(table.fps), "source_id": table.source_id}
+        file["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
         return frames.get_offset()
 
 

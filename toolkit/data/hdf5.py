@@ -1,12 +1,13 @@
 """HDF5 files from elsewhere, read with suspicion: nothing outside of the file, nothing larger than it can be.
 
-Every failure of the HDF5 library becomes a UserError that names the file and the key. A file that is damaged
-in the right place can still crash the library itself, and the process with it.
+Every failure of the HDF5 library becomes a UserError that names the file and the key. Heaps are checked before the
+library walks them, because it never returns from an entry of zero bytes. Other damage can still crash the library.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from toolkit.errors import UserError
 MAX_EPISODE_BYTES = 4 * 2**30  # of one episode in memory
 MAX_EXPANSION = 2000  # times; gzip reaches 1,030 on zeros
 MAX_LINKS = 8  # soft links in a row
+HEAP = b"GCOL\x01\0\0\0"  # begins each heap that holds texts and rows of bytes
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
 
 
@@ -38,7 +40,7 @@ class Hdf5File:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._heaps_checked = path, False
 
     def __enter__(self) -> Self:
         with self._reading("/"):
@@ -69,9 +71,11 @@ class Hdf5File:
             for name in node.attrs:
                 name.encode()
                 kind = node.attrs.get_id(name)
-                text = h5py.check_string_dtype(kind.dtype) is not None
+                text = h5py.check_string_dtype(kind.dtype)
                 if kind.shape is None or math.prod(kind.shape) != 1 or not (text or kind.dtype.kind in "biuf"):
                     continue
+                if text is not None and text.length is None:
+                    self._check_heaps()
                 value = np.asarray(node.attrs[name]).item()
                 value = value.decode() if isinstance(value, bytes) else value
                 if isinstance(value, str):
@@ -162,11 +166,25 @@ class Hdf5File:
             packed = dataset.id.get_create_plist().get_nfilters() > 0
             stored = dataset.id.get_storage_size()
             chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
+        if h5py.check_vlen_dtype(dataset.dtype) is not None:
+            self._check_heaps()
         if size > (MAX_EXPANSION * stored + 2**20 if packed else self.size):
             raise UserError(f"{self.path}: '{key}' declares {size} bytes, of which {stored} are in the file")
         if max(size, chunk) > limit:
             raise UserError(self._too_large(key, max(size, chunk)))
         return dataset
+
+    def _check_heaps(self) -> None:
+        """Raise UserError if a heap of this file has an entry that ends outside it, or takes no room."""
+        if self._heaps_checked:
+            return
+        with self._reading("/"), self.path.open("rb") as file:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                start = content.find(HEAP)
+                while start >= 0:
+                    _check_heap(content, start)
+                    start = content.find(HEAP, start + len(HEAP))
+        self._heaps_checked = True
 
     def _too_large(self, key: str, size: int) -> str:
         return (
@@ -207,6 +225,23 @@ class Hdf5File:
             raise UserError(f"{self.path}: not found") from error
         except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, ValueError, TypeError and others
             raise UserError(f"{self.path}: '{key}' is not readable as HDF5 ({_printable(error)})") from error
+
+
+def _check_heap(content: mmap.mmap, start: int) -> None:
+    """Walk the entries of a heap: number (0 is the free rest), uses, 4 unused bytes, size of what follows [8 bytes].
+
+    The file has sizes of 8 bytes, as all have that h5py writes. Source: HDF5 File Format Specification 3.0, III.E.
+    Raises ValueError.
+    """
+    header = 16
+    place, end = start + header, start + int.from_bytes(content[start + 8 : start + header], "little")
+    while place + header <= end:
+        number = int.from_bytes(content[place : place + 2], "little")
+        size = int.from_bytes(content[place + 8 : place + header], "little")
+        taken = header + (size + 7) // 8 * 8 if number else size  # the free rest counts its own header
+        if taken < header or place + taken > end or end > len(content):
+            raise ValueError(f"entry {number} of the heap at byte {start} takes {taken} bytes")
+        place += taken
 
 
 def _printable(value: BaseException | str) -> str:
