@@ -1,12 +1,14 @@
 """SIGKILL at random instants and in the windows of final renames, then resume=true: the artefact of an undisturbed
 run, and no file beside it.
 
-`make test-all` sets $VAG_LONG: then each command is killed 40 times at random, and in each of its last ten windows.
+`make test-all` sets $VAG_LONG: then each command is killed 40 times at random, and in each of its last ten windows;
+so are those that are made of others, which are left out else.
 """
 
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -24,11 +26,17 @@ from vag_core.config import GeneratorConfig
 
 LONG = "VAG_LONG" in os.environ
 KILLS, WINDOWS = (40, 10) if LONG else (3, 3)
+LATEST = 15  # seconds after which a long command is killed; it goes on from there
 TRAINING = "runtime.device=cpu runtime.threads=1 optim.batch_size=2 optim.checkpoint_every=3 optim.log_every=4"
 POLICY = f"real=[{{dataset}}] image_size=32 optim.steps=10 {TRAINING}"
 NETWORK = (
     "generator.image_size=32 generator.num_frames=17 generator.video.width=32 generator.video.depth=1 "
     "generator.action.width=32 generator.action.depth=1"
+)
+BENCHMARKED = (
+    "['generator.tokenizer.width=32','generator.tokenizer.depth=1','generator.scene.width=16','generator.scene.depth=1',"
+    "'generator.video.width=48','generator.video.depth=1','generator.action.width=48','generator.action.depth=1',"
+    "'tokenizer_optim.steps=2','tokenizer_optim.batch_size=2','optim.steps=2','optim.batch_size=2']"
 )
 # Command and the file or folder that it is for.
 COMMANDS = {
@@ -50,9 +58,32 @@ COMMANDS = {
     "pretrain": (f"pretrain policy.options.width=32 {POLICY}", "pretrained_model"),
     "finetune": (f"finetune checkpoint={{policy}} {POLICY}", "pretrained_model"),
     "evaluate": ("evaluate checkpoint={policy} dataset={dataset} image_size=32", "run.json"),
+    "replay": ("replay dataset={recorded} max_steps=5 workers=1", "{recorded}"),
     "report": ("report {finished}", "report.html"),
 }
-WITHOUT_WINDOWS = ("evaluate",)  # it writes its record alone
+if LONG:
+    TASK = "tasks=[plate-slide] episodes_per_task=2"
+    COMMANDS |= {
+        "rollout": (f"evaluate checkpoint={{actor}} {TASK} max_steps=5 image_size=32", "run.json"),
+        "demo": ("demo experiment=smoke", "summary.json"),
+        "ablate": ("ablate experiment=ablate_smoke", "record.json"),
+        "benchmark-generators": (
+            f"benchmark generators {TASK} scenes_per_task=4 suites=[coarse] seeds=[0] encoder_steps=2 "
+            f"systems=[vag,two_stage_temporal,action_only] train={BENCHMARKED} "
+            "evaluate=['sampler.num_inference_steps=2']",
+            "record.json",
+        ),
+        "benchmark-policies": (
+            f"benchmark policies checkpoints={{{{a:{{actor}},b:{{critic}}}}}} {TASK} suites=[unseen,visual] "
+            "evaluate=['max_steps=5','image_size=32']",
+            "record.json",
+        ),
+        "benchmark-data": (
+            "benchmark data dataset={dataset} num_frames=8 image_size=32 repeats=1 large_gigabytes=1",
+            "record.md",
+        ),
+    }
+WITHOUT_WINDOWS = ("evaluate", "rollout")  # they write their record alone
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +94,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[str,
     words = ["pretrain", *f"policy.options.width=32 {POLICY}".format(dataset=dataset).split()]
     assert cli.main([*words, "optim.steps=1", f"out={folder / 'finished'}"]) == 0
     shutil.copytree(dataset, folder / "copy")
-    policy = folder / "finished/pretrained_model"
-    return {"dataset": dataset, "policy": policy, **{name: folder / name for name in ("generator", "finished", "copy")}}
+    recorded = folder / "recorded/dataset"
+    words = ["collect", "tasks=[plate-slide]", "episodes_per_task=2", "num_steps=60", "workers=1"]
+    assert cli.main([*words, f"out={recorded.parent}"]) == 0
+    for name, seed in (("actor", 0), ("critic", 1)) if LONG else ():
+        words = ["pretrain", *f"policy.options.width=32 {POLICY}".format(dataset=recorded).split()]
+        assert cli.main([*words, "optim.steps=1", f"seed={seed}", f"out={folder / name}"]) == 0
+    policies = {name: folder / name / "pretrained_model" for name in ("actor", "critic")}
+    policies["policy"] = folder / "finished/pretrained_model"
+    made = {name: folder / name for name in ("generator", "finished", "copy")}
+    return {"dataset": dataset, "recorded": recorded, **policies, **made}
 
 
 def status(out: Path) -> str:
@@ -87,9 +126,17 @@ def identity(out: Path, artefact: str) -> tuple[Any, set[str]]:
         return pd.concat(pd.read_parquet(p) for p in sorted(path.rglob("meta/episodes/**/*.parquet"))).to_json(), found
     if path.name == "run.json":
         return json.loads(path.read_text())["result"], found
-    if path.suffix == ".html":
+    if path.name in ("summary.json", "record.json"):
+        return outcomes(json.loads(path.read_text())), found
+    if path.suffix in (".html", ".md"):
         return len(path.read_bytes()) > 0, found
     return path.read_bytes() if path.suffix == ".npz" else path.exists(), found
+
+
+def outcomes(record: dict[str, Any]) -> list[Any]:
+    """What a command that is made of others measured, but how long it took."""
+    rows = [row for row in record.get("rows", []) if not re.search("second|minute|flop|share", row["metric"])]
+    return [*rows, record.get("comparisons"), record.get("generator"), record.get("policies")]
 
 
 def undisturbed(words: list[str], out: Path, start: Callable[..., BaseProcess]) -> float:
@@ -113,7 +160,7 @@ def test_killed_commands_resume_to_the_same_artefact(
     kills, runs, out = 0, 0, tmp_path / "cut-0"
     while kills < KILLS or status(out) != "finished":
         process = start([*words, f"out={out}", "resume=true"])
-        process.join(rng.uniform(0, seconds + 0.1) if kills < KILLS else None)
+        process.join(rng.uniform(0, min(seconds + 0.1, LATEST)) if kills < KILLS else None)
         if process.is_alive():
             process.kill()
             process.join()
