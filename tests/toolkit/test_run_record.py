@@ -128,6 +128,24 @@ def test_what_is_overwritten_is_kept_until_the_new_run_is_finished(tmp_path: Pat
     assert sorted(tree(out)) == sorted([files.MANIFEST, "a", "attempt2", "run.json"])
 
 
+def test_a_users_file_beside_what_is_replaced_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    finish(out, "a", "deep/b", text="old")
+    with pytest.raises(KeyError), start(out, overwrite=True) as run:
+        fail(run, "a")
+    mine = out / run_record.REPLACED / "deep/notes"
+    mine.write_text("mine")
+    with start(out, resume=True):
+        pass
+    assert [path.name for path in files.files_below(out / run_record.REPLACED)] == ["notes"]
+    assert f"{mine}: not written by vag" in capsys.readouterr().err
+    with pytest.raises(KeyError), start(out, overwrite=True) as run:  # and is no run that could come back
+        fail(run, "c")
+    assert (out / run_record.REPLACED / "a").exists()
+    finish(out, "d", overwrite=True)
+    assert sorted(tree(out)) == [files.MANIFEST, f"{run_record.REPLACED}/deep/notes", "d", "run.json"]
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [

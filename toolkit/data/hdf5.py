@@ -178,12 +178,15 @@ class Hdf5File:
         """Raise UserError if a heap of this file has an entry that ends outside it, or takes no room."""
         if self._heaps_checked:
             return
-        with self._reading("/"), self.path.open("rb") as file:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                start = content.find(HEAP)
-                while start >= 0:
-                    _check_heap(content, start)
-                    start = content.find(HEAP, start + len(HEAP))
+        with (
+            self._reading("/"),
+            self.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            start = content.find(HEAP)
+            while start >= 0:
+                _check_heap(content, start)
+                start = content.find(HEAP, start + len(HEAP))
         self._heaps_checked = True
 
     def _too_large(self, key: str, size: int) -> str:

@@ -120,7 +120,7 @@ class Run:
         if earlier is not None:
             self._check_unfinished(earlier) if not self.overwrite else self._check_same_command(earlier)
         if earlier is not None and earlier["status"] in ("finishing", "finished"):  # and so what it replaced has served
-            files.discard(self.directory / REPLACED, everything=True)
+            self._drop_replaced()
         if earlier is not None and self.overwrite:
             self._set_aside()
             earlier = None
@@ -207,18 +207,18 @@ class Run:
                     f"out={self.directory}: a run in it, {run}, holds '{foreign[0].name}', which vag did not write; "
                     "move it away or choose another out="
                 )
-        if aside.exists():  # overwritten twice: what the first one replaced is worth keeping, not its unfinished heir
+        if self._replaces:  # overwritten twice: what the first one replaced is worth keeping, not its unfinished heir
             write_json(record, {**read_record(self.directory), "status": "overwritten"})
             files.remove_files([path for path in listed if path != record], self.directory)
             record.unlink()
             return
-        aside.mkdir()
+        aside.mkdir(exist_ok=True)
         files.move_files([record, *(path for path in listed if path != record)], self.directory, aside)
 
     def _undo_replacement(self) -> None:
         """Where a run is set aside and none has begun in its stead, put everything back."""
         aside, record = self.directory / REPLACED, self.directory / RECORD
-        if not aside.is_dir() or record.exists():
+        if not self._replaces or record.exists():
             return
         if (aside / files.MANIFEST).exists():  # the one here is of a run that had not begun
             (self.directory / files.MANIFEST).unlink(missing_ok=True)
@@ -226,6 +226,17 @@ class Run:
         files.move_files([*found, aside / RECORD], aside, self.directory)
         with suppress(OSError):
             aside.rmdir()
+
+    def _drop_replaced(self) -> None:
+        """Remove the run that was replaced: in one step, or file by file where some are the user's."""
+        aside = self.directory / REPLACED
+        listed = set(files.written_files(aside)) if aside.is_dir() else set()
+        if foreign := [path for path in files.files_below(aside) if path not in listed]:
+            files.remove_files(sorted(listed, key=lambda path: (path.name == files.MANIFEST, -len(path.parts))), aside)
+            files.remove_empty_folders(aside)
+            print(f"vag: {foreign[0]}: not written by vag, so it stays there", file=sys.stderr)
+        else:
+            files.discard(aside, everything=True)
 
     # --------------------------------------------------------------------------------------------------- end
 
@@ -248,20 +259,20 @@ class Run:
         for name in self.record.pop("leftovers"):
             if files.leads_inside(self.directory, name):
                 files.discard(self.directory / name)
-        files.discard(self.directory / REPLACED, everything=True)
+        self._drop_replaced()
         self.record["status"] = "finished"
         self.write()
 
     def _stop(self, error: BaseException | None) -> None:
         made = set(files.written_files(self.directory)) - {self.directory / name for name in OWN}
         interrupted = isinstance(error, KeyboardInterrupt)
-        if not made and not self.stage and (not interrupted or (self.directory / REPLACED).exists()):
+        if not made and not self.stage and (not interrupted or self._replaces):
             files.remove_files([self.directory / name for name in (files.MANIFEST, RECORD)], self.directory)
             self._undo_replacement()
             return
         self.record["status"] = "interrupted" if interrupted else "failed"
         self.record["error"] = str(error) or type(error).__name__
-        if (self.directory / REPLACED).exists():
+        if self._replaces:
             print(
                 f"vag: {self.directory}: what it is to replace is kept in {self.directory / REPLACED} until it is "
                 "finished",
@@ -306,6 +317,11 @@ class Run:
     def remove_when_finished(self, path: Path) -> None:
         """A file or folder that has served once the run is complete: as checkpoints to go on from."""
         self._leftovers.append(path)
+
+    @property
+    def _replaces(self) -> bool:
+        """A run is set aside, and this one takes its place once it is finished."""
+        return (self.directory / REPLACED / RECORD).exists()
 
     @property
     def result(self) -> dict[str, Any]:
