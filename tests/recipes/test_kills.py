@@ -187,7 +187,7 @@ def test_commands_killed_between_two_changes_of_names_resume_to_the_same_artefac
     undisturbed(words, tmp_path / "first", start)  # fills caches
     start([*words, f"out={tmp_path / 'whole'}"], None, (tmp_path / "changes", -1)).join()
     wanted, changes = identity(tmp_path / "whole", artefact), (tmp_path / "changes").stat().st_size
-    assert changes >= WINDOWS
+    assert changes >= 3
     windows = range(changes - min(10, changes) + 1, changes + 1)
     for last in windows if LONG else random.Random(name).sample(windows, WINDOWS):
         out = tmp_path / f"cut-{last}"
