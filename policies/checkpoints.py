@@ -44,8 +44,8 @@ from policies.known_types import (
     WORDS,
     PolicyType,
 )
-from toolkit.base.files import read_json
-from toolkit.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest
+from toolkit.base.reading import read_json
 from vag_core.checkpoint import MOST_PARAMETERS, check_finite, load_network, read_shapes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
