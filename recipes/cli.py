@@ -315,7 +315,7 @@ def run_command(arguments: list[str]) -> int:
     if command == "benchmark":
         command, rest = " ".join(arguments[:2]), arguments[2:]
     if command not in COMMANDS:
-        from recipes.compose import shortened
+        from recipes.ranges import shortened
 
         raise UserError(f"unknown command {shortened(command)!r}. {nearest(shortened(command), COMMANDS)}")
     if {"-h", "--help"} & set(rest):
@@ -341,7 +341,8 @@ def keyed_words(command: str, words: list[str]) -> list[str]:
     key = POSITIONAL.get(command)
     if key is None:
         return words
-    from recipes.compose import check_letters, listed, quoted, shortened
+    from recipes.compose import listed, quoted
+    from recipes.ranges import check_letters, shortened
 
     bare = [word for word in words if _is_bare(command, word)]
     if not bare:
@@ -362,7 +363,7 @@ def _is_bare(command: str, word: str) -> bool:
     key, sign, _ = word.partition("=")
     if not word.strip() or not key or key.startswith("~"):
         return False
-    from recipes.compose import kind_of
+    from recipes.kinds import kind_of
 
     if sign and kind_of(command, key.lstrip("+")) is not None:
         return False

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from policies.checkpoints import Loading, checkpoint_directory
+from policies.checkpoint_config import Loading
+from policies.checkpoints import checkpoint_directory
 from policies.factory import PolicyObjective
 from policies.stock import load_policy
 from recipes.common import check_unseen, distinct_tasks, load_clips, pick_device, weights_id

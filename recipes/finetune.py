@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from policies.checkpoints import Loading
+from policies.checkpoint_config import Loading
 from policies.factory import PolicyObjective
 from recipes.common import weights_id
 from recipes.pretrain import load_mixture, summary, train_policy

@@ -19,7 +19,8 @@ from lerobot.processor import ProcessorStepRegistry, tokenizer_processor
 from lerobot.processor.pipeline import IdentityProcessorStep
 from safetensors.torch import load_file, save_file
 
-from policies.checkpoints import Loading, checkpoint_directory, load_weights, read_config
+from policies.checkpoint_config import Loading, read_config
+from policies.checkpoints import checkpoint_directory, load_weights
 from policies.factory import PolicyObjective
 from policies.known_types import FIXED, POLICY_TYPES, STEPS, TEXTS, WORDS
 from policies.stock import load_policy
