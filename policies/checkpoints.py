@@ -44,8 +44,8 @@ from policies.known_types import (
     WORDS,
     PolicyType,
 )
-from toolkit.base.files import read_json
-from toolkit.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest
+from toolkit.base.reading import read_json
 from vag_core.checkpoint import MOST_PARAMETERS, check_finite, load_network, read_shapes
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -265,7 +265,7 @@ def check_value(path: str | Path, name: str, value: Any, most: int) -> None:
 def _check_shape(path: str | Path, key: str, feature: PolicyFeature) -> None:
     shape, picture = tuple(feature.shape), feature.type is FeatureType.VISUAL
     most = MOST_SIDE if picture else MOST_SIZE
-    if not 1 <= len(shape) <= 4 or not all(1 <= side <= most for side in shape) or (picture and len(shape) != 3):
+    if not 1 <= len(shape) <= 4 or not all(isinstance(n, int) and 1 <= n <= most for n in shape) or (picture and len(shape) != 3):
         raise UserError(
             f"{path}: feature '{key}' has shape {list(shape)[:8]}; expected {'3' if picture else '1 to 4'} whole "
             f"numbers from 1 to {most}"

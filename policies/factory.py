@@ -38,8 +38,9 @@ from policies.checkpoints import (
 from policies.diffusion_compact import DiffusionCompactConfig
 from policies.instruction_embedding import InstructionEmbeddingProcessorStep
 from policies.pi05_compact import Pi05CompactConfig
+from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import atomic_directory
-from toolkit.data.schema import (
+from toolkit.data.episode import (
     ACTION,
     ACTION_DIM_IS_PAD,
     ACTION_IS_PAD,
@@ -49,7 +50,6 @@ from toolkit.data.schema import (
     SYNTHETIC,
     TASK,
 )
-from toolkit.errors import UserError, nearest
 
 Statistics = dict[str, dict[str, np.ndarray]]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from policies.checkpoints import STRICT, Loading, load_processors, load_weights, read_config, try_out
 from policies.factory import CONFIGS, PolicyObjective
-from toolkit.data.schema import IMAGE, STATE, TASK
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.data.episode import IMAGE, STATE, TASK
 
 
 class StockPolicy:

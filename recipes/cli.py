@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO
 
-from toolkit.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest
 
 # In the order of the story.
 COMMANDS = {
@@ -380,7 +380,7 @@ def execute(command: str, overrides: list[str], stage: bool = False) -> dict[str
     from omegaconf import OmegaConf
 
     from recipes.compose import checked_config, file_name
-    from toolkit.reporting.run_record import Run
+    from toolkit.base.run import Run
 
     config = checked_config(command, overrides)
     typed: Any = OmegaConf.to_object(config)
@@ -406,7 +406,7 @@ def execute(command: str, overrides: list[str], stage: bool = False) -> dict[str
 
 
 def _complain(message: str, code: int) -> int:
-    if loaded := sys.modules.get("toolkit.training.logging"):  # a command that has no bar yet need not wait for it
+    if loaded := sys.modules.get("toolkit.base.progress"):  # a command that has no bar yet need not wait for it
         loaded.close_progress()
     letters = " ".join(message.split())
     line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in letters)

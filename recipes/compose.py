@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recipes.schema import SCHEMAS
-from toolkit.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest
 
 MOST_TEXT = 10_000  # characters of one text
 MOST_WORD = 32_768  # characters of a word; Hydra reads a few thousand a second

@@ -24,9 +24,9 @@ from policies.factory import PolicyObjective
 from policies.known_types import FIXED, POLICY_TYPES, STEPS, TEXTS, WORDS
 from policies.stock import load_policy
 from recipes.cli import main
-from toolkit.data.clips import Conventions
-from toolkit.data.scenes import read_scenes
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.data.conventions import Conventions
+from toolkit.data.seen_scenes import read_scenes
 
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
 FEATURES = {

@@ -17,9 +17,9 @@ from recipes.compose import check_ranges, checked_config, command_words, compose
 from recipes.evaluate_generator import GIVEN
 from recipes.lanes import check_stage
 from recipes.schema import SCHEMAS
-from toolkit.data.mixture import make_sources
+from toolkit.base.errors import UserError
+from toolkit.data.batches import make_sources
 from toolkit.envs import shifts
-from toolkit.errors import UserError
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import sampler
 

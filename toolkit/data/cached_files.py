@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from toolkit.base import files
-from toolkit.data.lerobot_info import data_files
-from toolkit.data.lerobot_io import dataset_id
-from toolkit.errors import UserError
+from toolkit.base import files, manifest, reading
+from toolkit.base.errors import UserError
+from toolkit.data.formats.lerobot_layout import data_files
+from toolkit.data.formats.lerobot_read import dataset_id
 
 OWN_FILE = re.compile(r"[0-9a-f]{16}-.+\.(h5|npy)")
 OWN_PARTIAL = re.compile(r"\.[0-9a-f]{16}[-.].+\.(vag-)?partial")  # ".partial" is what earlier versions wrote
@@ -61,7 +61,7 @@ def remembered_id(directory: Path) -> str:
     before, newest = fingerprint(where)
     note = cache_directory() / f"{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}.id"
     with suppress(UserError):  # one that is missing or damaged is made anew
-        known = files.read_json(note)
+        known = reading.read_json(note)
         if known.get("fingerprint") == before and isinstance(known.get("id"), str):
             return str(known["id"])
     identity = dataset_id(where)
@@ -87,7 +87,7 @@ def fingerprint(directory: Path) -> tuple[str, float]:
 @contextmanager
 def _builder(path: Path) -> Iterator[Path | None]:
     """A locked temporary name for `path`, or None once another process has built it."""
-    temporary = files.partial_name(path)
+    temporary = manifest.partial_name(path)
     while True:
         if path.exists():
             yield None
@@ -149,7 +149,7 @@ def _sweep(directory: Path) -> None:
                         path.unlink()
                 finally:
                     os.close(handle)
-            elif path.suffix == ".id" and not Path(files.read_json(path)["directory"]).is_dir():
+            elif path.suffix == ".id" and not Path(reading.read_json(path)["directory"]).is_dir():
                 path.unlink()
 
 
