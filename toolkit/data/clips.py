@@ -65,7 +65,7 @@ class ClipStore:
         if not path.is_file():
             raise UserError(f"{path}: clip file not found")
         try:
-            # Unlocked: the file is complete when it has its name, and who built it may still hold a lock on it.
+            # Unlocked: the file is complete when it has its name, and some file systems know no locks.
             with h5py.File(path, "r", locking=False) as file:
                 arrays: Any = {name: _mapped(path, file, name) for name in ARRAYS}
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
