@@ -24,7 +24,7 @@ from toolkit.base.provenance import git_sha, hardware, versions
 from toolkit.base.reading import read_json
 
 # The run is the same whatever they are.
-NOT_COMPARED = ("out", "overwrite", "resume", "strict", "runtime.threads", "workers")
+NOT_COMPARED = ("out", "overwrite", "resume", "strict", "runtime.threads", "runtime.tracker", "workers")
 RECORD = "run.json"
 REPLACED = ".vag-replaced"  # folder inside of `out`: the run that is overwritten, until the new one is complete
 OWN = {RECORD, manifest.MANIFEST, manifest.LOCK, REPLACED, f".{RECORD}{manifest.PARTIAL}"}
