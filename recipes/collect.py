@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from recipes.common import distinct_tasks
 from recipes.schema import CollectConfig
@@ -13,13 +12,14 @@ from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES, instructions,
 from toolkit.envs.pool import parallel_feed
 from toolkit.envs.recording import Attempt, load_attempt, record_attempt
 from toolkit.errors import UserError, nearest
+from toolkit.reporting.results import Collected, CollectResult
 from toolkit.reporting.run_record import Run
 from toolkit.training.logging import progress
 
 MAX_ATTEMPTS = 8  # times the episodes asked for
 
 
-def run(config: CollectConfig, run: Run) -> None:
+def run(config: CollectConfig, run: Run) -> CollectResult:
     """Collect `episodes_per_task` successful episodes of each task and write `dataset`."""
     tasks = distinct_tasks("collect", config.tasks)
     for task in tasks:
@@ -76,15 +76,15 @@ def run(config: CollectConfig, run: Run) -> None:
                 task, k = next(order, (task, wanted))
     bar.close()
     episodes = wanted * len(tasks)
-    run.result.update(
+    return CollectResult(
         episodes=episodes,
         attempts=sum(attempts.values()),
         frames=episodes * config.num_steps,
         episodes_per_minute=round(60 * episodes / (time.perf_counter() - started), 1),
-        tasks={task: {"episodes": wanted, "attempts": attempts[task]} for task in tasks},
+        tasks={task: Collected(episodes=wanted, attempts=attempts[task]) for task in tasks},
         dataset="dataset",
     )
 
 
-def summary(result: dict[str, Any]) -> str:
-    return f"{result['episodes']} episodes ({result['attempts']} attempts), {result['episodes_per_minute']} a minute"
+def summary(result: CollectResult) -> str:
+    return f"{result.episodes} episodes ({result.attempts} attempts), {result.episodes_per_minute} a minute"

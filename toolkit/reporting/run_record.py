@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from toolkit.base import files
 from toolkit.base.files import read_json, write_json
+from toolkit.base.typed_json import to_json
 from toolkit.errors import UserError
 
 # The run is the same whatever they are.
@@ -323,9 +324,9 @@ class Run:
         """A run is set aside, and this one takes its place once it is finished."""
         return (self.directory / REPLACED / RECORD).exists()
 
-    @property
-    def result(self) -> dict[str, Any]:
-        return self.record["result"]
+    def note_result(self, result: Any) -> None:
+        """Put what the command found, whole or as far as it is, into the record; `write` brings it to the disk."""
+        self.record["result"] = to_json(result)
 
 
 def check_inputs(out: Path, config: dict[str, Any]) -> None:
