@@ -53,8 +53,9 @@ from toolkit.envs.metaworld import instructions
 from toolkit.envs.shifts import SUITES
 from toolkit.errors import UserError, nearest
 from toolkit.reporting.benchmark_record import write_record
+from toolkit.reporting.benchmark_results import AblateResult, CellRow
 from toolkit.reporting.plots import figure_file
-from toolkit.reporting.results import AblateResult, CellRow, CollectResult
+from toolkit.reporting.results import CollectResult
 from toolkit.reporting.run_record import Run, read_record
 from toolkit.reporting.success import arm_figures, fraction_figures
 

@@ -28,7 +28,7 @@ from toolkit.data.lerobot_io import EpisodeWriter, read_info
 from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
 from toolkit.errors import UserError
 from toolkit.reporting.benchmark_record import write_record
-from toolkit.reporting.results import BenchmarkDataResult, Ratio, Row
+from toolkit.reporting.benchmark_results import BenchmarkDataResult, Ratio, Row
 from toolkit.reporting.run_record import Run
 from toolkit.training.logging import progress
 

@@ -34,16 +34,8 @@ from toolkit.evaluation.distribution import frechet_clip_distance, frechet_dista
 from toolkit.evaluation.statistics import compare_systems, hierarchical_bootstrap, wilson_interval
 from toolkit.evaluation.validity import rank_agreement, validity_card
 from toolkit.reporting.benchmark_record import write_record
-from toolkit.reporting.results import (
-    BenchmarkGeneratorsResult,
-    CollectResult,
-    Difference,
-    EvaluateGeneratorResult,
-    ReplayResult,
-    Row,
-    TrainGeneratorResult,
-    ValidityCard,
-)
+from toolkit.reporting.benchmark_results import BenchmarkGeneratorsResult, Difference, Row, ValidityCard
+from toolkit.reporting.results import CollectResult, EvaluateGeneratorResult, ReplayResult, TrainGeneratorResult
 from toolkit.reporting.run_record import Run, read_record
 
 VIDEO_SOURCE = "vag_grid"  # its video branch, trained beside a head that sends no gradient back, serves the others

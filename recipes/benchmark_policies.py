@@ -19,7 +19,8 @@ from toolkit.envs.shifts import SUITES
 from toolkit.errors import UserError
 from toolkit.evaluation.statistics import compare_systems, measured_success, table_rate
 from toolkit.reporting.benchmark_record import write_record
-from toolkit.reporting.results import BenchmarkPoliciesResult, Difference, Ranked, RolloutResult, Row
+from toolkit.reporting.benchmark_results import BenchmarkPoliciesResult, Difference, Ranked, Row
+from toolkit.reporting.results import RolloutResult
 from toolkit.reporting.run_record import Run
 
 EXTENDABLE = True  # policies that were rolled out are taken as they are, so others can join them

@@ -27,7 +27,8 @@ from toolkit.evaluation.statistics import (
     percentile_interval,
     two_proportion_sample_size,
 )
-from toolkit.reporting.results import Difference, ReplayResult, RolloutResult, Row, SynthesizeResult
+from toolkit.reporting.benchmark_results import Difference, Row
+from toolkit.reporting.results import ReplayResult, RolloutResult, SynthesizeResult
 from toolkit.reporting.run_record import read_record
 
 SHARES = (10, 25, 50, 75, 100)  # per cent of the episodes of a task that a filter keeps

@@ -14,7 +14,8 @@ from recipes.schema import AblateConfig
 from recipes.study import Cell, parse_grid
 from toolkit.errors import UserError
 from toolkit.evaluation.statistics import rollout_rates
-from toolkit.reporting.results import AblateResult, ReplayResult, RolloutResult, SynthesizeResult
+from toolkit.reporting.benchmark_results import AblateResult
+from toolkit.reporting.results import ReplayResult, RolloutResult, SynthesizeResult
 
 
 def test_the_record_tells_what_each_round_solved(

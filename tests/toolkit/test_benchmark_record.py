@@ -7,7 +7,7 @@ from typing import Any
 from toolkit.base.files import read_json, write_json
 from toolkit.base.typed_json import from_json
 from toolkit.reporting.benchmark_record import tables, write_record
-from toolkit.reporting.results import BenchmarkRecord, Difference, Ranked, Ratio, Row
+from toolkit.reporting.benchmark_results import BenchmarkRecord, Difference, Ranked, Ratio, Row
 from toolkit.reporting.run_record import hardware, versions
 
 

@@ -26,34 +26,36 @@ from toolkit.errors import UserError
 from toolkit.evaluation.rates import Rate, RolloutRates
 from toolkit.evaluation.statistics import rollout_rates, success_table
 from toolkit.reporting import media, plots
-from toolkit.reporting.report import write_report
-from toolkit.reporting.results import (
+from toolkit.reporting.benchmark_results import (
     AblateResult,
     BenchmarkGeneratorsResult,
     BenchmarkPoliciesResult,
     CellRow,
+    Corruption,
+    Difference,
+    Ranked,
+    Row,
+    ValidityCard,
+)
+from toolkit.reporting.report import write_report
+from toolkit.reporting.results import (
     Collected,
     CollectResult,
-    Corruption,
     DemoResult,
-    Difference,
     EvaluateGeneratorResult,
     GeneratedSystem,
     GeneratedSystems,
     Media,
     PolicyRate,
     PretrainResult,
-    Ranked,
     ReplayResult,
     RolloutResult,
-    Row,
     StageTime,
     StreamsTraining,
     SuccessCurve,
     SynthesizeResult,
     TokenizerTraining,
     TrainGeneratorResult,
-    ValidityCard,
 )
 from toolkit.reporting.success import RateRow, fraction_figures, fraction_points, verdicts
 

@@ -7,6 +7,7 @@ marked by `rest()` has no key of its own: its entries stand beside the other fie
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,12 @@ class MisfitError(ValueError):
 def rest() -> Any:
     """A dataclass field for all keys of a JSON mapping that no other field has."""
     return field(default_factory=dict, metadata={"rest": True})
+
+
+def check_lengths(*lists: Sequence[Any]) -> None:
+    """Raise ValueError unless all have the same number of values, and any at all."""
+    if not lists[0] or len({len(values) for values in lists}) > 1:
+        raise ValueError(f"lists of {', '.join(str(len(values)) for values in lists)} values; expected equally many")
 
 
 def to_json(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.base.files import write_json, write_text
 from toolkit.base.typed_json import to_json
-from toolkit.reporting.results import BenchmarkRecord, Difference, Ranked, Ratio, Row
+from toolkit.reporting.benchmark_results import BenchmarkRecord, Difference, Ranked, Ratio, Row
 from toolkit.reporting.run_record import git_sha, hardware, read_record, versions
 
 Line = Row | Difference | Ratio

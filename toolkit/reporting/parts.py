@@ -12,22 +12,24 @@ from toolkit.base.typed_json import MOST, MisfitError, read_as, to_json
 from toolkit.errors import UserError
 from toolkit.reporting import plots
 from toolkit.reporting.benchmark_record import cell_text, system_name
-from toolkit.reporting.markup import distinct, escaped, framed, rows_table, side_by_side, spaced
-from toolkit.reporting.results import (
-    RESULTS,
+from toolkit.reporting.benchmark_results import (
     AblateResult,
     BenchmarkGeneratorsResult,
     BenchmarkPoliciesResult,
+    Difference,
+    Row,
+)
+from toolkit.reporting.markup import distinct, escaped, framed, rows_table, side_by_side, spaced
+from toolkit.reporting.results import (
+    RESULTS,
     CollectResult,
     DataEntry,
     DemoResult,
-    Difference,
     EvaluateGeneratorResult,
     InspectResult,
     PolicyRate,
     ReplayResult,
     RolloutResult,
-    Row,
     SynthesizeResult,
 )
 from toolkit.reporting.success import (

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from toolkit.evaluation.rates import Rate
-from toolkit.reporting.results import ValidityCard
+from toolkit.reporting.benchmark_results import ValidityCard
 
 INK, MUTED, LINE = "#1c1f23", "#626a75", "#dcdfe3"
 # Okabe and Ito's palette, which people with any colour vision can tell apart.

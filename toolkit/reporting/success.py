@@ -11,8 +11,8 @@ import numpy as np
 from toolkit.evaluation.rates import Outcome, Rate, TaskRates
 from toolkit.evaluation.statistics import compare_systems
 from toolkit.reporting import plots
+from toolkit.reporting.benchmark_results import Row
 from toolkit.reporting.markup import distinct, escaped, fraction, framed, interval, shown, side_by_side, spaced
-from toolkit.reporting.results import Row
 from toolkit.reporting.story import ARMS, INTERVALS
 
 
