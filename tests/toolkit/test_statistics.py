@@ -1,5 +1,7 @@
 """Intervals and tests against textbook values."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from toolkit.evaluation.statistics import (
     hierarchical_bootstrap,
     mcnemar,
     paired_bootstrap,
+    rollout_rates,
     success_interval,
     success_table,
     table_rate,
@@ -103,13 +106,15 @@ def test_success_interval_is_as_wide_as_the_doubt_about_scenes_and_training_seed
     assert low < wilson[0] - 0.1
     assert high > wilson[1] + 0.1
     counts = {"successes": int(apart.sum()), "n": 600, "rate": apart.mean()}
-    assert table_rate(apart) == {**counts, "low": low, "high": high}
+    assert vars(table_rate(apart)) == {**counts, "low": low, "high": high}
 
 
 def test_success_table_counts_by_task() -> None:
     table = success_table(["push", "push", "reach"], [True, False, True])
-    assert (table["successes"], table["n"]) == (2, 3)
-    assert {task: (row["successes"], row["n"]) for task, row in table["tasks"].items()} == {
-        "push": (1, 2),
-        "reach": (1, 1),
-    }
+    assert (table.successes, table.n) == (2, 3)
+    assert {task: (rate.successes, rate.n) for task, rate in table.tasks.items()} == {"push": (1, 2), "reach": (1, 1)}
+    rolled = rollout_rates([("push", 3, True), ("reach", 4, False)])
+    assert (rolled.successes, rolled.outcomes) == (1, [("push", 3, True), ("reach", 4, False)])
+    for numbers in ({"successes": 3}, {"n": 0}, {"rate": 1.5}):
+        with pytest.raises(ValueError, match="are no rate"):
+            replace(table.tasks["push"], **numbers)

@@ -22,6 +22,7 @@ from toolkit.base.errors import UserError
 from toolkit.base.files import write_json
 from toolkit.base.provenance import git_sha, hardware, versions
 from toolkit.base.reading import read_json
+from toolkit.base.typed_json import to_json
 
 # The run is the same whatever they are.
 NOT_COMPARED = ("out", "overwrite", "resume", "strict", "runtime.threads", "runtime.tracker", "workers")
@@ -322,9 +323,9 @@ class Run:
         """A run is set aside, and this one takes its place once it is finished."""
         return (self.directory / REPLACED / RECORD).exists()
 
-    @property
-    def result(self) -> dict[str, Any]:
-        return self.record["result"]
+    def note_result(self, result: Any) -> None:
+        """Put what the command found, whole or as far as it is, into the record; `write` brings it to the disk."""
+        self.record["result"] = to_json(result)
 
 
 def check_inputs(out: Path, config: dict[str, Any]) -> None:
