@@ -52,11 +52,9 @@ def train(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train `objective` in place and leave its averaged weights in it.
 
-    Returns the last metrics, and the values of `Throughput`.
-
-    Continues from `directory/checkpoints` where one is found; the result is then bit for bit that of an
-    uninterrupted run, since batch k depends on the seed and k alone and the random state is restored. Of P processes
-    (started by `accelerate launch`) each takes every P-th batch; the first one writes.
+    Returns the last metrics, and the values of `Throughput`. Continues from `directory/checkpoints` where one is
+    found; the result is then bit for bit that of an uninterrupted run, since batch k depends on the seed and k alone
+    and the random state is restored. Of P processes each takes every P-th batch; the first one writes.
     Raises UserError when the loss, a gradient, a weight or an average is not finite: no such number is ever saved.
     """
     accelerator = make_accelerator(runtime, directory)
@@ -84,8 +82,8 @@ def train(
         average.update(objective, done - 1)
         speed.count(config.batch_size * config.gradient_accumulation * accelerator.num_processes)
         bar.update()
-        saving = done % config.checkpoint_every == 0 and done < config.steps
-        if done % config.log_every == 0 or done == config.steps or saving:
+        saving = done % config.checkpoint_every == 0 or done == config.steps
+        if done % config.log_every == 0 or saving:
             metrics = {"loss": loss.item(), **{key: float(value) for key, value in values.items()}}
             last = {"gradient_norm": float(norm), "learning_rate": advance.learning_rate(done - 1)}
             for name, number in (("loss", metrics["loss"]), ("gradient norm", last["gradient_norm"])):
@@ -98,11 +96,8 @@ def train(
                 on_log(log, done)
         if saving:
             save(done)
-    bar.close()
-    batches.close()
-    log.close()
-    if first < config.steps:
-        save(config.steps)
+    for opened in (bar, batches, log):
+        opened.close()
     objective.load_state_dict(average.shadow)
     objective.to("cpu").eval()
     return {key: value for key, value in metrics.items() if key not in THROUGHPUT}, speed.values
@@ -161,7 +156,7 @@ class GradientSteps:
 
 
 class Throughput:
-    """Speed of this process, without the steps up to the first measurement where there are more: code is compiled there.
+    """Speed of this process, without the steps up to the first measurement if there are more: code is compiled there.
 
     values: samples_per_second; flop_per_sample of the first step (matrix products, convolutions and attention, forwards
     and backwards); flop_per_second; on a GPU bf16_peak_share of it in what that GPU was measured to reach in large
