@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.compose import command_words, listed
-from recipes.lanes import Lane, check_begun, check_stage, check_stages, entry, run_lanes, stage
+from recipes.lanes import Lane, check_begun, check_stage, check_stages, entry, finished_result, run_lanes, stage
 from recipes.schema import AblateConfig
 from recipes.study import (
     ARMS,
@@ -34,7 +34,6 @@ from recipes.study_record import (
     filter_rows,
     gather,
     generator_rows,
-    measured_suites,
     notes,
     power_sentence,
     rollout_table,
@@ -55,7 +54,7 @@ from toolkit.errors import UserError, nearest
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.benchmark_results import AblateResult, CellRow
 from toolkit.reporting.plots import figure_file
-from toolkit.reporting.results import CollectResult
+from toolkit.reporting.results import CollectResult, RolloutResult
 from toolkit.reporting.run_record import Run, read_record
 from toolkit.reporting.success import arm_figures, fraction_figures
 
@@ -255,12 +254,14 @@ def cell_rows(config: AblateConfig, root: Path, cells: Sequence[Cell], failed: S
     """One row for each cell and suite: axes, successes, interval, status and, where it failed, the message."""
     rows = []
     for cell in cells:
-        suites = {} if cell.name in failed else measured_suites(root, cell)
-        error = None if suites else first_error(config, root, cell)
+        directory = root / cell.name / "evaluate"
+        result = None if cell.name in failed else finished_result(directory, RolloutResult)
+        status: Any = {"status": "finished", "error": None}
+        if result is None:
+            status = {"status": "failed", "error": first_error(config, root, cell)}
         for suite in config.suites:
-            rate = vars(entry(root / cell.name / "evaluate", "suites", suites, suite).alone) if suites else NO_RATE
-            status = "finished" if suites else "failed"
-            rows.append(CellRow(axes=asdict(cell), suite=suite, **rate, status=status, error=error))
+            rate = NO_RATE if result is None else vars(entry(directory, "suites", result.suites, suite).alone)
+            rows.append(CellRow(axes=asdict(cell), suite=suite, **rate, **status))
     return rows
 
 

@@ -58,6 +58,7 @@ def run(config: DemoConfig, run: Run) -> DemoResult:
     scenes = f"scenes_from={real}" if config.source else tasks
     execute("synthesize", "synthesize", [generator, scenes, *config.synthesize], SynthesizeResult)
     made = execute("synthesize_held_out", "synthesize", [generator, f"scenes_from={held_out}"], SynthesizeResult)
+    entry(root / "synthesize_held_out", "metrics", made.metrics or {}, "action_distance")
     systems = [GeneratedSystem(system="vag", metrics=made.metrics or {})]
     if not config.source:
         horizon = f"max_steps={read_table(root / 'synthesize_held_out/dataset').lengths.min()}"  # as long as generated
