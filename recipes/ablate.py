@@ -44,18 +44,18 @@ from recipes.study_record import (
     told_draws,
 )
 from recipes.synthesize import check_draws
+from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import atomic_file, discard, write_text
+from toolkit.base.run import Run, read_record
 from toolkit.base.typed_json import to_json
-from toolkit.data.lerobot_io import read_actions
+from toolkit.data.formats.lerobot_read import read_actions
 from toolkit.data.selection import parse_rule
 from toolkit.envs.metaworld import instructions
 from toolkit.envs.shifts import SUITES
-from toolkit.errors import UserError, nearest
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.benchmark_results import AblateResult, CellRow
 from toolkit.reporting.plots import figure_file
 from toolkit.reporting.results import CollectResult, RolloutResult
-from toolkit.reporting.run_record import Run, read_record
 from toolkit.reporting.success import arm_figures, fraction_figures
 
 NO_RATE = dict.fromkeys(("successes", "n", "rate", "low", "high"))

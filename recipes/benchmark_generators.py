@@ -18,11 +18,13 @@ import numpy as np
 from recipes.compose import command_words, compose_config, listed, options_of
 from recipes.lanes import Lane, check_stages, entry, needed_result, run_lanes, stage
 from recipes.schema import BenchmarkGeneratorsConfig, VariantConfig
-from toolkit.base.files import read_json, write_json
+from toolkit.base.errors import UserError, nearest
+from toolkit.base.files import write_json
+from toolkit.base.reading import read_json
+from toolkit.base.run import Run, read_record
 from toolkit.base.typed_json import from_json, to_json
+from toolkit.data.batches import GeneratorClips
 from toolkit.data.cache import open_clips
-from toolkit.data.mixture import GeneratorClips
-from toolkit.errors import UserError, nearest
 from toolkit.evaluation.alignment import InverseDynamics, Pairs, inverse_dynamics_consistency, joint_distance
 from toolkit.evaluation.clip_encoder import (
     load_clip_encoder,
@@ -36,7 +38,6 @@ from toolkit.evaluation.validity import rank_agreement, validity_card
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.benchmark_results import BenchmarkGeneratorsResult, Difference, Row, ValidityCard
 from toolkit.reporting.results import CollectResult, EvaluateGeneratorResult, ReplayResult, TrainGeneratorResult
-from toolkit.reporting.run_record import Run, read_record
 
 VIDEO_SOURCE = "vag_grid"  # its video branch, trained beside a head that sends no gradient back, serves the others
 READERS = ("vag_published", "two_stage_temporal", "two_stage_resnet")

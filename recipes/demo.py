@@ -12,10 +12,11 @@ from pathlib import Path
 from recipes.compose import listed, options_of, typed
 from recipes.lanes import Lane, check_stages, entry, needed_result, run_lanes, stage
 from recipes.schema import DemoConfig
+from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import write_json
+from toolkit.base.run import Run, read_record
 from toolkit.base.typed_json import to_json
-from toolkit.data.lerobot_io import read_table
-from toolkit.errors import UserError, nearest
+from toolkit.data.formats.lerobot_read import read_table
 from toolkit.evaluation.rates import Rate
 from toolkit.reporting.report import write_report
 from toolkit.reporting.results import (
@@ -33,7 +34,6 @@ from toolkit.reporting.results import (
     SynthesizeResult,
     TrainGeneratorResult,
 )
-from toolkit.reporting.run_record import Run, read_record
 
 
 def run(config: DemoConfig, run: Run) -> DemoResult:

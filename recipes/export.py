@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from recipes.schema import ExportConfig
-from toolkit.data.exporters import export_robomimic
-from toolkit.data.lerobot_info import read_info
-from toolkit.data.lerobot_io import dataset_id
+from toolkit.base.progress import progress
+from toolkit.base.run import Run
+from toolkit.data.formats.export import export_robomimic
+from toolkit.data.formats.lerobot_layout import read_info
+from toolkit.data.formats.lerobot_read import dataset_id
 from toolkit.reporting.results import ExportResult
-from toolkit.reporting.run_record import Run
-from toolkit.training.logging import progress
 
 
 def run(config: ExportConfig, run: Run) -> ExportResult:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from recipes.schema import ReplayConfig
-from toolkit.data.lerobot_io import add_episode_columns, dataset_id, read_actions
-from toolkit.data.scenes import is_hole, scene_of
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.base.run import Run
+from toolkit.data.formats.lerobot_read import dataset_id, read_actions
+from toolkit.data.formats.lerobot_write import add_episode_columns
+from toolkit.data.seen_scenes import is_hole, scene_of
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.statistics import rollout_rates
 from toolkit.reporting.results import ReplayResult
-from toolkit.reporting.run_record import Run
 
 
 def run(config: ReplayConfig, run: Run) -> ReplayResult:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from recipes.schema import ReportConfig
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.base.run import Run
 from toolkit.reporting.report import write_report
 from toolkit.reporting.results import ReportResult
-from toolkit.reporting.run_record import Run
 
 
 def run(config: ReportConfig, run: Run) -> ReportResult:

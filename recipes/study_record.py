@@ -15,6 +15,7 @@ from recipes.common import episode_table, scenes_text
 from recipes.lanes import entry, finished_result, is_finished
 from recipes.schema import AblateConfig
 from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, total_steps
+from toolkit.base.run import read_record
 from toolkit.data.selection import HIGHER_IS_BETTER, column
 from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.exchange import exchange_rate
@@ -29,7 +30,6 @@ from toolkit.evaluation.statistics import (
 )
 from toolkit.reporting.benchmark_results import Difference, Row
 from toolkit.reporting.results import ReplayResult, RolloutResult, SynthesizeResult
-from toolkit.reporting.run_record import read_record
 
 SHARES = (10, 25, 50, 75, 100)  # per cent of the episodes of a task that a filter keeps
 FILTER_NOTE = (

@@ -12,7 +12,7 @@ import pytest
 from recipes import ablate, study_record
 from recipes.schema import AblateConfig
 from recipes.study import Cell, parse_grid
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 from toolkit.evaluation.statistics import rollout_rates
 from toolkit.reporting.benchmark_results import AblateResult
 from toolkit.reporting.results import ReplayResult, RolloutResult, SynthesizeResult

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from toolkit.base.errors import UserError
 from toolkit.base.typed_json import from_json, to_json
-from toolkit.errors import UserError
 from toolkit.reporting.parts import PARTS, RunPage
 from toolkit.reporting.report import write_report
 from toolkit.reporting.results import RESULTS

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import pytest
 
+from toolkit.base.errors import UserError
 from toolkit.base.typed_json import from_json, to_json
-from toolkit.errors import UserError
 from toolkit.reporting.benchmark_results import BenchmarkRecord
 from toolkit.reporting.results import (
     RESULTS,

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from toolkit.evaluation.statistics import (
-    clopper_pearson,
     compare_systems,
     design_power,
     hierarchical_bootstrap,
@@ -29,17 +28,10 @@ def test_wilson_known_answers() -> None:
     assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
 
 
-def test_clopper_pearson_known_answers() -> None:
-    assert clopper_pearson(81, 263) == pytest.approx((0.2527, 0.3676), abs=5e-5)  # Newcombe 1998, method 5
-    assert clopper_pearson(0, 10)[1] == pytest.approx(1 - 0.025 ** (1 / 10))
-    assert clopper_pearson(10, 10)[0] == pytest.approx(0.025 ** (1 / 10))
-
-
-@pytest.mark.parametrize("interval", [wilson_interval, clopper_pearson])
-def test_intervals_refuse_what_is_no_rate(interval) -> None:
+def test_an_interval_of_what_is_no_rate_is_refused() -> None:
     for successes, n in ((3, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match=r".+"):
-            interval(successes, n)
+            wilson_interval(successes, n)
 
 
 def test_mcnemar_is_the_exact_test() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 
 MOST = 1e100  # numbers beyond it are no measurements, and figures have no axis for them
 WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a finite number", NoneType: "null"}

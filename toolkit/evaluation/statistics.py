@@ -14,12 +14,10 @@ from toolkit.evaluation.rates import Outcome, Rate, RolloutRates, TaskRates
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a success rate (Wilson 1927). Raises ValueError unless 0 <= successes <= n, n > 0."""
-    return _interval(successes, n, confidence, "wilson")
-
-
-def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact (conservative) interval of a success rate (Clopper and Pearson 1934). Raises like `wilson_interval`."""
-    return _interval(successes, n, confidence, "exact")
+    if n <= 0 or not 0 <= successes <= n:  # scipy answers NaN
+        raise ValueError(f"no success rate: {successes} of {n}")
+    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
@@ -139,13 +137,6 @@ def design_power(
     variance = (p * (1 - p) + q * (1 - q)) / (scenes * seeds) + 2 * seed_deviation**2 / seeds
     shift, critical = abs(p - q) / np.sqrt(variance), stats.norm.isf(significance / 2)
     return float(stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift))
-
-
-def _interval(successes: int, n: int, confidence: float, method: str) -> tuple[float, float]:
-    if n <= 0 or not 0 <= successes <= n:  # scipy answers NaN
-        raise ValueError(f"no success rate: {successes} of {n}")
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method=method)
-    return float(interval.low), float(interval.high)
 
 
 def _effect_size(p: float, q: float) -> float:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.base.files import write_json, write_text
+from toolkit.base.provenance import git_sha, hardware, versions
+from toolkit.base.run import read_record
 from toolkit.base.typed_json import to_json
 from toolkit.reporting.benchmark_results import BenchmarkRecord, Difference, Ranked, Ratio, Row
-from toolkit.reporting.run_record import git_sha, hardware, read_record, versions
 
 Line = Row | Difference | Ratio
 COLUMNS = 6

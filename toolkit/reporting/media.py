@@ -16,7 +16,8 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 
-from toolkit.base.files import atomic_file, read_bytes
+from toolkit.base.files import atomic_file
+from toolkit.base.reading import read_bytes
 
 MIN_SIDE = 640  # the longer side of a written video is at least this many pixels
 MAX_BYTES = 64 * 2**20  # of a file inside a page
@@ -93,15 +94,6 @@ def grid(videos: Sequence[np.ndarray], columns: int, gap: int = 1) -> np.ndarray
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         canvas[:, top : top + height, left : left + width] = video[np.minimum(np.arange(length), len(video) - 1)]
     return canvas
-
-
-def filmstrip(frames: np.ndarray, count: int) -> np.ndarray:
-    """`count` frames of (T, H, W, 3), evenly spaced from the first to the last: (H, count * W, 3)."""
-    _check(frames)
-    if count < 1:
-        raise ValueError(f"count is {count}; expected at least 1")
-    indices = np.linspace(0, len(frames) - 1, count).round().astype(int)
-    return np.concatenate(list(frames[indices]), axis=1)
 
 
 def side_by_side(videos: Mapping[str, np.ndarray], gap: int = 2) -> np.ndarray:
