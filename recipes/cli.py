@@ -25,7 +25,7 @@ from dataclasses import asdict
 from types import FrameType
 from typing import Any, TextIO
 
-from toolkit.base.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest, one_line
 
 # In the order of the story.
 COMMANDS = {
@@ -414,8 +414,7 @@ def run_recipe(command: str, config: Any, stage: bool = False) -> Any:
 def _complain(message: str, code: int) -> int:
     if loaded := sys.modules.get("toolkit.base.progress"):  # a command that has no bar yet need not wait for it
         loaded.close_progress()
-    letters = " ".join(message.split())
-    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in letters)
+    line = one_line(message)
     if len(line) > MOST_MESSAGE:
         line = f"{line[: MOST_MESSAGE - 600]} ... {line[-500:]}"
     with suppress(BrokenPipeError):
