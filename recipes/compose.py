@@ -70,7 +70,11 @@ def _store_schemas() -> None:
 
 def checked_config(command: str, overrides: list[str]) -> DictConfig:
     """As `compose_config`; also raises UserError for a value that is missing, out of range, or can not be meant."""
-    config = compose_config(command, overrides)
+    return check_config(command, compose_config(command, overrides))
+
+
+def check_config(command: str, config: DictConfig) -> DictConfig:
+    """The same config. Raises UserError for a value that is missing, out of range, or can not be meant."""
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"{command}: {missing[0]}=... is required; see vag {command} --help")
     plain: Any = OmegaConf.to_container(config)

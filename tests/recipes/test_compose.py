@@ -16,9 +16,9 @@ from recipes import cli, kinds
 from recipes.compose import checked_config, command_words, compose_config, listed, typed
 from recipes.evaluate_generator import GIVEN
 from recipes.kinds import kind_of, members
-from recipes.lanes import check_stage
 from recipes.ranges import check_ranges
 from recipes.schema import SCHEMAS
+from recipes.stages import make_stage
 from toolkit.base.errors import UserError
 from toolkit.data.batches import make_sources
 from toolkit.envs import shifts
@@ -274,14 +274,14 @@ def test_words_that_cannot_be_meant_are_one_line(
 
 
 def test_a_generator_that_cannot_be_built_is_told_before_the_stages_begin() -> None:
-    check_stage("train-generator", ["dataset=x"])
+    make_stage("x", "train-generator", {"dataset": "x"})
     for word, expected in (
         ("generator.video.kind=ditt", "generator.video.kind=ditt does not exist. Did you mean 'dit'?"),
         ("generator.tokenizer.kind=vae", "generator.tokenizer.kind=vae does not exist"),
         ("generator.num_frames=18", "num_frames = 18: expected 1 + a multiple of"),
     ):
         with pytest.raises(UserError, match=re.escape(expected)):
-            check_stage("train-generator", ["dataset=x", word])
+            make_stage("x", "train-generator", {"dataset": "x"}, [word])
 
 
 def test_threads_are_in_range_without_the_command_line_too() -> None:
@@ -291,9 +291,9 @@ def test_threads_are_in_range_without_the_command_line_too() -> None:
 
 
 def test_a_policy_type_that_is_none_is_told_before_the_stages_begin() -> None:
-    check_stage("pretrain", ["real=[x]", "policy=diffusion"])
+    make_stage("x", "pretrain", {"real": ["x"]}, ["policy=diffusion"])
     with pytest.raises(UserError, match="policy.type=difusion does not exist. Did you mean 'diffusion'"):
-        check_stage("pretrain", ["real=[x]", "policy.type=difusion"])
+        make_stage("x", "pretrain", {"real": ["x"]}, ["policy.type=difusion"])
 
 
 @pytest.mark.parametrize("text", ODD)
