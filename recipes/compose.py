@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipes.schema import SCHEMAS
 from toolkit.errors import UserError, nearest
+from vag_core.config import ACTIONS
 
 MOST_TEXT = 10_000  # characters of one text
 MOST_WORD = 32_768  # characters of a word; Hydra reads a few thousand a second
@@ -73,9 +74,15 @@ def compose_config(command: str, overrides: list[str]) -> DictConfig:
     overrides = [_as_meant(command, word) for word in overrides]
     with initialize_config_module("recipes.configs", version_base="1.3"):
         primary = file_name(command)
-        for word in overrides:
-            _check_key(command, _parse(command, word), *_keys_and_groups(primary))
+        parsed = [_parse(command, word) for word in overrides]
+        groups = _keys_and_groups(primary)[1]
+        chosen = [one for one in parsed if one.key_or_group in groups]
+        for override in chosen:
+            _check_key(command, override, [], groups)
         try:
+            keys, _ = _keys_and_groups(primary, *(str(one.input_line) for one in chosen))
+            for override in parsed:
+                _check_key(command, override, keys, groups)
             return compose(primary, overrides)
         except UNREADABLE as error:
             raise UserError(f"{command}: {_first_line(error)}") from error
@@ -86,6 +93,8 @@ def _store_schemas() -> None:
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(f"{file_name(name)}_schema", node=schema)
+    for kind, action in ACTIONS.items():
+        store.store(kind, group="action_schema", node=action)
 
 
 def checked_config(command: str, overrides: list[str]) -> DictConfig:
@@ -168,11 +177,16 @@ def kind_of(command: str, key: str) -> Kind | None:
 
 def _inside(kind: Kind, name: str) -> Kind | None:
     if is_dataclass(kind.type):
-        known = members(kind.type)
+        known = parts_of(kind)
         return Kind(known[name].type, known[name].told, kind.open) if name in known else None
     if get_origin(kind.type) is dict:
         return Kind(_plain(get_args(kind.type)[1]), kind.told, True)
     return Kind(Any, {}, True) if kind.open and kind.type is Any else None
+
+
+def parts_of(kind: Kind) -> dict[str, Kind]:
+    """The fields of all dataclasses that a key may hold."""
+    return {name: one for schema in kind.told.get("kinds", [kind.type]) for name, one in members(schema).items()}
 
 
 def members(schema: Any) -> dict[str, Kind]:
@@ -269,9 +283,9 @@ def _parse(command: str, word: str) -> Override:
 
 
 @cache
-def _keys_and_groups(primary: str) -> tuple[list[str], list[str]]:
-    """Dotted keys of a command's config, and its config groups. Needs Hydra to be initialised."""
-    config: Any = compose(primary, return_hydra_config=True)
+def _keys_and_groups(primary: str, *chosen: str) -> tuple[list[str], list[str]]:
+    """Dotted keys of a command's config with these choices, and its groups. Needs Hydra to be initialised."""
+    config: Any = compose(primary, [*chosen], return_hydra_config=True)
     groups = [name for name in config.hydra.runtime.choices if not name.startswith("hydra")]
     values: Any = OmegaConf.to_container(config)
     keys = _keys({name: value for name, value in values.items() if name != "hydra"})
@@ -339,7 +353,7 @@ def _check(command: str, key: str, around: str, value: Any, kind: Kind) -> None:
         if kind.type is Any and around == "{}" and value is None:
             raise UserError(f"{command}: {shown}: expected a path, or a list of paths")
     elif is_dataclass(kind.type):
-        for name, inner in members(kind.type).items():
+        for name, inner in parts_of(kind).items():
             if name in value:
                 _check(command, f"{key}.{name}", "{}", value[name], inner)
     elif origin is dict:

@@ -81,16 +81,21 @@ def read_shapes(path: str | Path, max_parameters: int = MOST_PARAMETERS) -> Shap
 
 
 def load_network[Network: nn.Module](
-    build: Callable[[], Network], path: str | Path, max_parameters: int = MOST_PARAMETERS, what: str = "network"
+    build: Callable[[], Network],
+    path: str | Path,
+    max_parameters: int = MOST_PARAMETERS,
+    what: str = "network",
+    rename: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Network:
     """The network that `build` makes, with the weights of a safetensors file, and nothing missing or left over.
 
-    build: called twice, first on the `meta` device. what: names it in errors. Raises ValueError if the file is
+    build: called twice, first on the `meta` device. what: names it in errors. rename: from what an older version wrote,
+    by name, to what is built; given shapes and then tensors. Raises ValueError if the file is
     damaged or too large, if a weight is missing, unexpected, of another shape or not finite, or if the network would
     be larger than the file; what `build` raises by itself comes through.
     """
     path = Path(path)
-    shapes = read_shapes(path, max_parameters)
+    shapes = rename(read_shapes(path, max_parameters))
     try:
         plan = plan_network(build, shapes, f"{path}: ", what)
     except TooLargeError:
@@ -101,7 +106,7 @@ def load_network[Network: nn.Module](
     else:
         _check_names(plan, shapes, path, what)
         network = build()
-    weights = load_file(path)
+    weights = rename(load_file(path))
     check_finite(weights, f"{path}: ")
     # What is tied has one name in the file and several in the network.
     network.load_state_dict(weights, strict=False)
