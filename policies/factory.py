@@ -21,25 +21,15 @@ from lerobot.processor import AddBatchDimensionProcessorStep, DeviceProcessorSte
 from lerobot.processor.normalize_processor import hotswap_stats
 from torch import Tensor, nn
 
-from policies.checkpoints import (
-    CONFIG,
-    NEEDED,
-    STRICT,
-    Loading,
-    check_savable,
-    check_sizes,
-    is_written,
-    load_processors,
-    load_weights,
-    mode_of,
-    read_config,
-    try_out,
-)
+from policies.checkpoint_config import CONFIG, STRICT, Loading, check_sizes, read_config
+from policies.checkpoint_processors import NEEDED, load_processors, mode_of
+from policies.checkpoints import check_savable, is_written, load_weights, try_out
 from policies.diffusion_compact import DiffusionCompactConfig
 from policies.instruction_embedding import InstructionEmbeddingProcessorStep
 from policies.pi05_compact import Pi05CompactConfig
+from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import atomic_directory
-from toolkit.data.schema import (
+from toolkit.data.episode import (
     ACTION,
     ACTION_DIM_IS_PAD,
     ACTION_IS_PAD,
@@ -49,7 +39,6 @@ from toolkit.data.schema import (
     SYNTHETIC,
     TASK,
 )
-from toolkit.errors import UserError, nearest
 
 Statistics = dict[str, dict[str, np.ndarray]]
 

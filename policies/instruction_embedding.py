@@ -10,7 +10,7 @@ from lerobot.lerobot_types import EnvTransition, TransitionKey
 from lerobot.processor import ProcessorStep, ProcessorStepRegistry
 from torch import Tensor
 
-from toolkit.data.schema import ENVIRONMENT_STATE, STATE, TASK
+from toolkit.data.episode import ENVIRONMENT_STATE, STATE, TASK
 from toolkit.data.text import InstructionEmbedder
 
 

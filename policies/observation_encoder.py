@@ -18,7 +18,7 @@ from timm.layers import GroupNormAct, create_conv2d
 from timm.models.resnetv2 import PreActBasic
 from torch import Tensor, nn
 
-from toolkit.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest
 
 STRIDE = 8
 COMPACT = "compact"

@@ -11,10 +11,12 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import PolicyProcessorPipeline
 from torch import Tensor
 
-from policies.checkpoints import STRICT, Loading, load_processors, load_weights, read_config, try_out
+from policies.checkpoint_config import STRICT, Loading, read_config
+from policies.checkpoint_processors import load_processors
+from policies.checkpoints import load_weights, try_out
 from policies.factory import CONFIGS, PolicyObjective
-from toolkit.data.schema import IMAGE, STATE, TASK
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.data.episode import IMAGE, STATE, TASK
 
 
 class StockPolicy:

@@ -45,15 +45,15 @@ from recipes.study_record import (
     told_draws,
 )
 from recipes.synthesize import check_draws
+from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import atomic_file, discard, write_text
-from toolkit.data.lerobot_io import read_actions
+from toolkit.base.run import Run, read_record
+from toolkit.data.formats.lerobot_read import read_actions
 from toolkit.data.selection import parse_rule
 from toolkit.envs.metaworld import instructions
 from toolkit.envs.shifts import SUITES
-from toolkit.errors import UserError, nearest
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.plots import figure_file
-from toolkit.reporting.run_record import Run, read_record
 from toolkit.reporting.success import arm_figures, fraction_figures
 
 BETWEEN_ROUNDS = ("replay_success", "score_flow_loss", "draw", "random")  # what is known of episodes by then

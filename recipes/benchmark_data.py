@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 
 from recipes.schema import BenchmarkDataConfig
+from toolkit.base.errors import UserError
 from toolkit.base.files import scratch_folder
+from toolkit.base.progress import progress
+from toolkit.base.run import Run
 from toolkit.data.cache import build_clips, open_clips
 from toolkit.data.cached_files import fingerprint
 from toolkit.data.clips import ClipStore, ClipTable, create_clips
-from toolkit.data.lerobot_io import EpisodeWriter, read_info
-from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
-from toolkit.errors import UserError
+from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
+from toolkit.data.formats.lerobot_layout import read_info
+from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.reporting.benchmark_record import write_record
-from toolkit.reporting.run_record import Run
-from toolkit.training.logging import progress
 
 EPISODES, LENGTH = 20, 64  # of the generated dataset, and how many episodes of a given one are read
 RECORDED_SHAPE = 480, 640  # of the pictures whose decoding is timed; robots record about so large

@@ -18,10 +18,11 @@ import numpy as np
 from recipes.compose import command_words, compose_config, listed, options_of
 from recipes.lanes import Lane, check_stages, run_lanes, stage
 from recipes.schema import BenchmarkGeneratorsConfig, VariantConfig
+from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import write_json
+from toolkit.base.run import Run, read_record
+from toolkit.data.batches import GeneratorClips
 from toolkit.data.cache import open_clips
-from toolkit.data.mixture import GeneratorClips
-from toolkit.errors import UserError, nearest
 from toolkit.evaluation.alignment import InverseDynamics, Pairs, inverse_dynamics_consistency, joint_distance
 from toolkit.evaluation.clip_encoder import (
     load_clip_encoder,
@@ -33,7 +34,6 @@ from toolkit.evaluation.distribution import frechet_clip_distance, frechet_dista
 from toolkit.evaluation.statistics import compare_systems, hierarchical_bootstrap, wilson_interval
 from toolkit.evaluation.validity import rank_agreement, validity_card
 from toolkit.reporting.benchmark_record import write_record
-from toolkit.reporting.run_record import Run, read_record
 
 VIDEO_SOURCE = "vag_grid"  # its video branch, trained beside a head that sends no gradient back, serves the others
 READERS = ("vag_published", "two_stage_temporal", "two_stage_resnet")

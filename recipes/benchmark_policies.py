@@ -14,11 +14,11 @@ from recipes.common import scenes_text
 from recipes.compose import command_words, listed, typed
 from recipes.lanes import Lane, check_stages, run_lanes
 from recipes.schema import BenchmarkPoliciesConfig
+from toolkit.base.errors import UserError
+from toolkit.base.run import Run, read_record
 from toolkit.envs.shifts import SUITES
-from toolkit.errors import UserError
 from toolkit.evaluation.statistics import compare_systems, measured_success, table_rate
 from toolkit.reporting.benchmark_record import write_record
-from toolkit.reporting.run_record import Run, read_record
 
 EXTENDABLE = True  # policies that were rolled out are taken as they are, so others can join them
 Differences = dict[tuple[str, str], dict[str, float]]  # (a, b): a minus b, as `compare_systems`

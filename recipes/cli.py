@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO
 
-from toolkit.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest
 
 # In the order of the story.
 COMMANDS = {
@@ -315,7 +315,7 @@ def run_command(arguments: list[str]) -> int:
     if command == "benchmark":
         command, rest = " ".join(arguments[:2]), arguments[2:]
     if command not in COMMANDS:
-        from recipes.compose import shortened
+        from recipes.ranges import shortened
 
         raise UserError(f"unknown command {shortened(command)!r}. {nearest(shortened(command), COMMANDS)}")
     if {"-h", "--help"} & set(rest):
@@ -341,7 +341,8 @@ def keyed_words(command: str, words: list[str]) -> list[str]:
     key = POSITIONAL.get(command)
     if key is None:
         return words
-    from recipes.compose import check_letters, listed, quoted, shortened
+    from recipes.compose import listed, quoted
+    from recipes.ranges import check_letters, shortened
 
     bare = [word for word in words if _is_bare(command, word)]
     if not bare:
@@ -362,7 +363,7 @@ def _is_bare(command: str, word: str) -> bool:
     key, sign, _ = word.partition("=")
     if not word.strip() or not key or key.startswith("~"):
         return False
-    from recipes.compose import kind_of
+    from recipes.kinds import kind_of
 
     if sign and kind_of(command, key.lstrip("+")) is not None:
         return False
@@ -380,7 +381,7 @@ def execute(command: str, overrides: list[str], stage: bool = False) -> dict[str
     from omegaconf import OmegaConf
 
     from recipes.compose import checked_config, file_name
-    from toolkit.reporting.run_record import Run
+    from toolkit.base.run import Run
 
     config = checked_config(command, overrides)
     typed: Any = OmegaConf.to_object(config)
@@ -406,7 +407,7 @@ def execute(command: str, overrides: list[str], stage: bool = False) -> dict[str
 
 
 def _complain(message: str, code: int) -> int:
-    if loaded := sys.modules.get("toolkit.training.logging"):  # a command that has no bar yet need not wait for it
+    if loaded := sys.modules.get("toolkit.base.progress"):  # a command that has no bar yet need not wait for it
         loaded.close_progress()
     letters = " ".join(message.split())
     line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in letters)

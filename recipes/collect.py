@@ -7,14 +7,14 @@ from typing import Any
 
 from recipes.common import distinct_tasks
 from recipes.schema import CollectConfig
+from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import scratch_folder
-from toolkit.data.lerobot_io import EpisodeWriter
+from toolkit.base.pool import parallel_feed
+from toolkit.base.progress import progress
+from toolkit.base.run import Run
+from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES, instructions, scene_stream
-from toolkit.envs.pool import parallel_feed
 from toolkit.envs.recording import Attempt, load_attempt, record_attempt
-from toolkit.errors import UserError, nearest
-from toolkit.reporting.run_record import Run
-from toolkit.training.logging import progress
 
 MAX_ATTEMPTS = 8  # times the episodes asked for
 

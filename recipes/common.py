@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.base.errors import UserError
+from toolkit.base.run import Run
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore
-from toolkit.data.scenes import UNKNOWN, Scenes, read_scenes
-from toolkit.errors import UserError
-from toolkit.reporting.run_record import Run
+from toolkit.data.seen_scenes import UNKNOWN, Scenes, read_scenes
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
 from vag_core.checkpoint import MOST_PARAMETERS
@@ -42,7 +42,7 @@ def episode_table(path: str) -> list[dict[str, Any]]:
     """The scores of a dataset's episodes as they are now: cached clips may be older. Raises UserError for a file."""
     if not Path(path).is_dir():
         raise UserError(f"{path}: select and weight_by read scores from the episode table of a dataset directory")
-    from toolkit.data.lerobot_io import read_actions  # a generator trains without what it needs
+    from toolkit.data.formats.lerobot_read import read_actions
 
     return [row for row, _ in read_actions(Path(path))]
 

@@ -7,17 +7,12 @@ its numbers and the choice of its words. `checked_config` holds what was compose
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
-from types import UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_origin
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -28,13 +23,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from recipes.kinds import kind_of
+from recipes.ranges import check_letters, check_ranges, shortened
 from recipes.schema import SCHEMAS
-from toolkit.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest
 from vag_core.config import ACTIONS
 
-MOST_TEXT = 10_000  # characters of one text
 MOST_WORD = 32_768  # characters of a word; Hydra reads a few thousand a second
-MOST_DEPTH = 16  # lists and mappings inside each other
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")  # what Hydra takes as a text as it stands, but for
 WORDS = ("null", "true", "false", "nan", "inf")
@@ -42,23 +37,8 @@ LISTS_NEED_QUOTES = (
     "in a list or a mapping, texts with = ( ) [ ] { } , : quotes or letters beyond ASCII need quotes of their own: "
     "real=['runs (1)/a','b'], train=['optim.steps=3']"
 )
-# What OmegaConf leaves as it is inside lists.
-LEAVES: dict[type, Any] = {str: str, int: int, float: int | float, bool: bool}
-SAID = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 # What hydra and OmegaConf raise at words that they cannot read; the plain ones come from conversions inside them.
 UNREADABLE = (HydraException, OmegaConfBaseException, ValueError, TypeError, AttributeError, RecursionError)
-
-
-class Kind(NamedTuple):
-    """What the schema says of a key: its type without None, the metadata of its field, and if it is of a mapping."""
-
-    type: Any
-    told: Mapping[str, Any]
-    open: bool
-
-    @property
-    def is_text(self) -> bool:
-        return self.type is str or (self.type is Any and "paths" in self.told)
 
 
 def file_name(command: str) -> str:
@@ -165,48 +145,6 @@ def groups_of(command: str) -> dict[str, str | None]:
         return {name: choice for name, choice in config.hydra.runtime.choices.items() if not name.startswith("hydra")}
 
 
-def kind_of(command: str, key: str) -> Kind | None:
-    """What the schema says of a dotted key, also of one inside a mapping; None for a key that it does not have."""
-    found: Kind | None = Kind(SCHEMAS[command], {}, False)
-    for name in key.split("."):
-        if found is None:
-            return None
-        found = _inside(found, name)
-    return found
-
-
-def _inside(kind: Kind, name: str) -> Kind | None:
-    if is_dataclass(kind.type):
-        known = parts_of(kind)
-        return Kind(known[name].type, known[name].told, kind.open) if name in known else None
-    if get_origin(kind.type) is dict:
-        return Kind(_plain(get_args(kind.type)[1]), kind.told, True)
-    return Kind(Any, {}, True) if kind.open and kind.type is Any else None
-
-
-def parts_of(kind: Kind) -> dict[str, Kind]:
-    """The fields of all dataclasses that a key may hold."""
-    return {name: one for schema in kind.told.get("kinds", [kind.type]) for name, one in members(schema).items()}
-
-
-def members(schema: Any) -> dict[str, Kind]:
-    """The fields of a dataclass."""
-    return _members(schema)
-
-
-@cache
-def _members(schema: type) -> dict[str, Kind]:
-    types = get_type_hints(schema)
-    return {field.name: Kind(_plain(types[field.name]), field.metadata, False) for field in fields(schema)}
-
-
-def _plain(annotation: Any) -> Any:
-    """`int | None` -> `int`."""
-    if get_origin(annotation) in (Union, UnionType):
-        (annotation,) = (part for part in get_args(annotation) if part is not type(None))
-    return annotation
-
-
 # ------------------------------------------------------------------------------------------------------ single words
 
 
@@ -225,21 +163,6 @@ def check_word(command: str, word: str) -> None:
         raise UserError(f"{command}: expected key=value, got {shown}")
     if not value.strip():
         raise UserError(f"{command}: {shown} gives no value; expected one after '=', or leave the key out")
-
-
-def check_letters(command: str, shown: str, text: str) -> None:
-    """Raise UserError for what is not UTF-8, for control characters, and for interpolations."""
-    if any(unicodedata.category(letter) == "Cs" for letter in text):
-        raise UserError(f"{command}: {shown} is not valid UTF-8; rename the file, or give it a link of another name")
-    if any(unicodedata.category(letter) == "Cc" for letter in text):
-        raise UserError(f"{command}: {shown} holds a line break or another control character; expected plain text")
-    if "${" in text:
-        raise UserError(f"{command}: {shown}: '${{' is not read, values are taken as they stand; expected plain text")
-
-
-def shortened(text: str, most: int = 120) -> str:
-    """A long text by its beginning and its end."""
-    return text if len(text) <= most else f"{text[: most - 30]} ... {text[-20:]}"
 
 
 def quoted(text: str) -> str:
@@ -334,120 +257,3 @@ def _first_line(error: BaseException) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- what was composed
-
-
-def check_ranges(command: str, config: Mapping[str, Any]) -> None:
-    """Raise UserError for a number that is not finite or out of its range, and a word or text that cannot be meant."""
-    for name, kind in members(SCHEMAS[command]).items():
-        if name in config:
-            _check(command, name, "{}", config[name], kind)
-
-
-def _check(command: str, key: str, around: str, value: Any, kind: Kind) -> None:
-    """One value, and all that it holds. around: how an element is shown, such as `[{}]` for one of a list."""
-    shown = f"{key}={shortened(around.replace('{}', _as_typed(value), 1))}"
-    origin = get_origin(kind.type)
-    if value is None or value == "???":
-        if around != "{}" and origin is None and (value == "???" or kind.told.get("paths")):
-            raise UserError(f"{command}: {shown}: expected a value")
-        if kind.type is Any and around == "{}" and value is None:
-            raise UserError(f"{command}: {shown}: expected a path, or a list of paths")
-    elif is_dataclass(kind.type):
-        for name, inner in parts_of(kind).items():
-            if name in value:
-                _check(command, f"{key}.{name}", "{}", value[name], inner)
-    elif origin is dict:
-        inner = Kind(_plain(get_args(kind.type)[1]), kind.told, True)
-        for name, item in value.items():
-            _check_name(command, key, name)
-            if is_dataclass(inner.type):
-                _check(command, f"{key}.{name}", "{}", item, inner)
-            else:
-                _check(command, key, around.replace("{}", f"{{{name}:{{}}}}", 1), item, inner)
-    elif origin is list:
-        inner = Kind(_plain(get_args(kind.type)[0]), kind.told, kind.open)
-        for item in value:
-            _check(command, key, around.replace("{}", "[{}]", 1), item, inner)
-    elif kind.told.get("paths"):
-        if not isinstance(value, str | list) or any(not isinstance(path, str) for path in [*value]):
-            raise UserError(f"{command}: {shown}: expected a path, or a list of paths")
-        for path in [value] if isinstance(value, str) else value:
-            _check_text(command, shown, path, kind.told)
-    elif kind.type in LEAVES and not isinstance(value, LEAVES[kind.type]):
-        raise UserError(f"{command}: {shown}: expected {SAID[kind.type]} in its place")
-    else:
-        for leaf in _leaves(command, shown, value):
-            if isinstance(leaf, str):
-                _check_text(command, shown, leaf, kind.told)
-            elif isinstance(leaf, int | float) and not isinstance(leaf, bool):
-                _check_number(command, shown, leaf, kind.told)
-
-
-def _as_typed(value: Any) -> str:
-    """A value as the user may have typed it, near enough for a message."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, list):
-        return "[" + ",".join(map(_as_typed, value[:20])) + "]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{_as_typed(item)}" for key, item in list(value.items())[:20]) + "}"
-    return str(value) if str(value).strip() else f"'{value}'"
-
-
-def _leaves(command: str, shown: str, value: Any, depth: int = 0) -> Iterator[Any]:
-    """What a value holds in the end, of any type. Raises UserError for what is nested too deeply."""
-    if depth > MOST_DEPTH:
-        raise UserError(f"{command}: {shown}: lists and mappings are nested more than {MOST_DEPTH} deep")
-    if isinstance(value, dict | list):
-        for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
-            yield from _leaves(command, shown, item, depth + 1)
-    else:
-        yield value
-
-
-def _check_name(command: str, key: str, name: Any) -> None:
-    """Names in mappings become names of directories and columns."""
-    text = str(name)
-    if not text.strip() or "/" in text or text in (".", "..") or len(text) > 100:
-        raise UserError(
-            f"{command}: {key}={{{shortened(text)}:...}}: expected a name of at most 100 characters, none of them '/'"
-        )
-    check_letters(command, f"{key}={{{text!r}:...}}", text)
-
-
-def _check_text(command: str, shown: str, text: str, told: Mapping[str, Any]) -> None:
-    if not text.strip():
-        raise UserError(f"{command}: {shown} holds an empty text; expected one that says something, or leave it out")
-    if len(text) > MOST_TEXT:
-        raise UserError(f"{command}: {shown} has {len(text):,} characters; at most {MOST_TEXT:,} are read")
-    check_letters(command, shown, text)
-    if "choices" in told and text not in told["choices"]:
-        known = told["choices"]
-        close = get_close_matches(shortened(text), known, n=1)
-        hint = f". Did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"{command}: {shown}: expected one of {', '.join(known)}{hint}")
-
-
-def _check_number(command: str, shown: str, number: float, told: Mapping[str, Any]) -> None:
-    expected = range_text(told, isinstance(number, float))
-    if isinstance(number, float) and not math.isfinite(number):
-        raise UserError(f"{command}: {shown} is not a finite number; expected {expected or 'one'}")
-    fits = (
-        told.get("least", number) <= number <= told.get("most", number)
-        and ("above" not in told or number > told["above"])
-        and ("below" not in told or number < told["below"])
-    )
-    if not fits:
-        raise UserError(f"{command}: {shown}: expected {expected}")
-
-
-def range_text(told: Mapping[str, Any], real: bool = False) -> str:
-    """The range of a number in words; empty where there is none. real: of numbers with a fraction."""
-    if real and {"least", "most"} <= told.keys():
-        return f"a number from {_number(told['least'])} to {_number(told['most'])}"
-    words = {"least": "at least", "above": "more than", "most": "at most", "below": "less than"}
-    return " and ".join(f"{text} {_number(told[key])}" for key, text in words.items() if key in told)
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

@@ -12,11 +12,11 @@ from typing import Any
 from recipes.compose import listed, options_of, typed
 from recipes.lanes import Lane, check_stages, run_lanes, stage
 from recipes.schema import DemoConfig
+from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import write_json
-from toolkit.data.lerobot_io import read_table
-from toolkit.errors import UserError, nearest
+from toolkit.base.run import Run, read_record
+from toolkit.data.formats.lerobot_read import read_table
 from toolkit.reporting.report import write_report
-from toolkit.reporting.run_record import Run, read_record
 
 OPEN_LOOP = ("action_distance", "n", "mean")
 BOUNDS = ("low", "high")

@@ -5,20 +5,21 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from policies.checkpoints import Loading, checkpoint_directory
+from policies.checkpoint_config import Loading
+from policies.checkpoints import checkpoint_directory
 from policies.factory import PolicyObjective
 from policies.stock import load_policy
 from recipes.common import check_unseen, distinct_tasks, load_clips, pick_device, weights_id
 from recipes.schema import EvaluateConfig
-from toolkit.data.scenes import merge
+from toolkit.base.errors import UserError, nearest
+from toolkit.base.run import Run
+from toolkit.data.seen_scenes import merge
 from toolkit.envs.metaworld import scene_stream
 from toolkit.envs.shifts import SUITES
-from toolkit.errors import UserError, nearest
 from toolkit.evaluation.open_loop import open_loop_error
 from toolkit.evaluation.rollout import rollout
 from toolkit.evaluation.statistics import success_table
 from toolkit.reporting.media import grid, write_video
-from toolkit.reporting.run_record import Run
 from toolkit.training.runtime import seed_everything, set_threads
 
 

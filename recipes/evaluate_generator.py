@@ -18,10 +18,12 @@ from recipes.common import (
     weights_id,
 )
 from recipes.schema import EvaluateGeneratorConfig
+from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
-from toolkit.data.mixture import GeneratorClips, to_tensors
-from toolkit.data.scenes import scenes_of
-from toolkit.errors import UserError
+from toolkit.base.progress import progress
+from toolkit.base.run import Run
+from toolkit.data.batches import GeneratorClips, to_tensors
+from toolkit.data.seen_scenes import scenes_of
 from toolkit.evaluation.action_metrics import (
     action_distance,
     dimension_errors,
@@ -32,8 +34,6 @@ from toolkit.evaluation.action_metrics import (
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.statistics import success_table
 from toolkit.evaluation.video_metrics import gmsd, psnr, ssim
-from toolkit.reporting.run_record import Run
-from toolkit.training.logging import progress
 from toolkit.training.runtime import set_threads
 from vag_core import Generator
 

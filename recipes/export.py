@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from recipes.schema import ExportConfig
-from toolkit.data.exporters import export_robomimic
-from toolkit.data.lerobot_info import read_info
-from toolkit.data.lerobot_io import dataset_id
-from toolkit.reporting.run_record import Run
-from toolkit.training.logging import progress
+from toolkit.base.progress import progress
+from toolkit.base.run import Run
+from toolkit.data.formats.export import export_robomimic
+from toolkit.data.formats.lerobot_layout import read_info
+from toolkit.data.formats.lerobot_read import dataset_id
 
 
 def run(config: ExportConfig, run: Run) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from policies.checkpoints import Loading
+from policies.checkpoint_config import Loading
 from policies.factory import PolicyObjective
 from recipes.common import weights_id
 from recipes.pretrain import load_mixture, summary, train_policy
 from recipes.schema import FinetuneConfig
-from toolkit.data.clips import Conventions
+from toolkit.base.errors import UserError
+from toolkit.base.run import Run
+from toolkit.data.conventions import Conventions
 from toolkit.data.normalizer import compute_statistics
-from toolkit.data.scenes import told_scenes
-from toolkit.errors import UserError
-from toolkit.reporting.run_record import Run
+from toolkit.data.seen_scenes import told_scenes
 from toolkit.training.runtime import seed_everything
 
 __all__ = ["run", "summary"]

@@ -10,7 +10,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from recipes.compose import Kind, choices_of, compose_config, groups_of, parts_of, range_text, typed
+from recipes.compose import choices_of, compose_config, groups_of, typed
+from recipes.kinds import Kind, parts_of
+from recipes.ranges import range_text
 from recipes.schema import SCHEMAS
 
 WIDTH, COLUMN = 120, 38

@@ -6,11 +6,11 @@ from typing import Any
 
 from recipes.schema import ImportConfig
 from toolkit.base.files import scratch_folder
-from toolkit.data.importers import ImportOptions, open_source
-from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.data.scenes import write_scenes
-from toolkit.reporting.run_record import Run
-from toolkit.training.logging import progress
+from toolkit.base.progress import progress
+from toolkit.base.run import Run
+from toolkit.data.formats.importers import ImportOptions, open_source
+from toolkit.data.formats.lerobot_write import EpisodeWriter
+from toolkit.data.seen_scenes import write_scenes
 
 LOSSLESS = 0  # H.264 without loss in yuv444p, since frames are to come back at 45 dB whatever they show
 

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from recipes.schema import InspectConfig
+from toolkit.base.errors import UserError
+from toolkit.base.run import Run
+from toolkit.data.episode import ACTION, STATE
+from toolkit.data.formats.lerobot_read import dataset_id
 from toolkit.data.inspection.contents import flat_names, one_line
 from toolkit.data.inspection.picture_checks import shown_pictures
 from toolkit.data.inspection.repair import repair_dataset
 from toolkit.data.inspection.validate import Inspection, inspect_dataset
-from toolkit.data.lerobot_io import dataset_id
-from toolkit.data.schema import ACTION, STATE
-from toolkit.errors import UserError
 from toolkit.reporting.dataset_pictures import write_contact_sheet, write_histograms
-from toolkit.reporting.run_record import Run
 
 
 def run(config: InspectConfig, run: Run) -> None:

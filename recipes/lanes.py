@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 from recipes import cli
 from recipes.common import distinct_tasks, user_errors
 from recipes.compose import checked_config, compose_config, options_of
-from toolkit.base.files import note
-from toolkit.envs.pool import die_with_parent
-from toolkit.errors import UserError, nearest
-from toolkit.reporting.run_record import NOT_COMPARED, leaves, read_record
+from toolkit.base.errors import UserError, nearest
+from toolkit.base.manifest import note
+from toolkit.base.pool import die_with_parent
+from toolkit.base.run import NOT_COMPARED, leaves, read_record
 
 Lane = list[tuple[str, str, list[str]]]  # (directory, command, overrides)
 INTERRUPTED = 130

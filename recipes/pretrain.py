@@ -10,15 +10,16 @@ import numpy as np
 from policies.factory import PolicyObjective, build_policy
 from recipes.common import episode_table, load_clips, speed
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
+from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_directory
-from toolkit.data.clips import ClipStore, Conventions
-from toolkit.data.mixture import Augmented, BatchSource, Mixture, Source, make_sources
+from toolkit.base.run import Run
+from toolkit.data.batches import Augmented, BatchSource, Mixture, Source, make_sources
+from toolkit.data.clips import ClipStore
+from toolkit.data.conventions import Conventions
+from toolkit.data.episode import IMAGE
 from toolkit.data.normalizer import compute_statistics
-from toolkit.data.scenes import Scenes, merge, read_scenes, scenes_of, told_scenes, write_scenes
-from toolkit.data.schema import IMAGE
+from toolkit.data.seen_scenes import Scenes, merge, read_scenes, scenes_of, told_scenes, write_scenes
 from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
-from toolkit.errors import UserError
-from toolkit.reporting.run_record import Run
 from toolkit.training.loop import train
 from toolkit.training.runtime import seed_everything, set_threads
 

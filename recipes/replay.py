@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from recipes.schema import ReplayConfig
-from toolkit.data.lerobot_io import add_episode_columns, dataset_id, read_actions
-from toolkit.data.scenes import is_hole, scene_of
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.base.run import Run
+from toolkit.data.formats.lerobot_read import dataset_id, read_actions
+from toolkit.data.formats.lerobot_write import add_episode_columns
+from toolkit.data.seen_scenes import is_hole, scene_of
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.statistics import success_table
-from toolkit.reporting.run_record import Run
 
 
 def run(config: ReplayConfig, run: Run) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.schema import ReportConfig
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.base.run import Run
 from toolkit.reporting.report import write_report
-from toolkit.reporting.run_record import Run
 
 
 def run(config: ReportConfig, run: Run) -> None:

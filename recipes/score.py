@@ -10,15 +10,15 @@ import torch
 
 from recipes.common import instruction_encoder, load_clips, load_generator, pick_device, user_errors, weights_id
 from recipes.schema import ScoreConfig
+from toolkit.base.errors import UserError
+from toolkit.base.progress import progress
+from toolkit.base.run import Run
+from toolkit.data.batches import GeneratorClips, to_tensors
 from toolkit.data.clips import ClipStore
-from toolkit.data.lerobot_io import add_episode_columns
-from toolkit.data.mixture import GeneratorClips, to_tensors
+from toolkit.data.formats.lerobot_write import add_episode_columns
 from toolkit.data.normalizer import STATE_FLOOR, describe
-from toolkit.errors import UserError
 from toolkit.evaluation.action_metrics import action_distance
 from toolkit.evaluation.episode_scores import Limits, limit_excess, nearest_distance
-from toolkit.reporting.run_record import Run
-from toolkit.training.logging import progress
 from toolkit.training.runtime import set_threads
 
 

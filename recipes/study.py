@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from recipes.compose import listed
 from recipes.lanes import Lane
 from recipes.schema import AblateConfig
-from toolkit.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest
 
 FEEDS = ("paper", "fair")
 POLICIES = ("pi05_compact", "diffusion", "diffusion_compact")

@@ -14,9 +14,10 @@ import numpy as np
 from recipes.common import episode_table, scenes_text
 from recipes.schema import AblateConfig
 from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, total_steps
+from toolkit.base.errors import UserError
+from toolkit.base.run import read_record
 from toolkit.data.selection import HIGHER_IS_BETTER, column
 from toolkit.envs.shifts import SUITES
-from toolkit.errors import UserError
 from toolkit.evaluation.exchange import exchange_rate
 from toolkit.evaluation.statistics import (
     bootstrap_means,
@@ -26,7 +27,6 @@ from toolkit.evaluation.statistics import (
     percentile_interval,
     two_proportion_sample_size,
 )
-from toolkit.reporting.run_record import read_record
 
 SHARES = (10, 25, 50, 75, 100)  # per cent of the episodes of a task that a filter keeps
 FILTER_NOTE = (

@@ -21,19 +21,19 @@ from recipes.common import (
     weights_id,
 )
 from recipes.schema import SynthesizeConfig
+from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file, discard
+from toolkit.base.progress import progress
+from toolkit.base.run import Run
+from toolkit.data.episode import ACTION, PICTURE_EVERY, STATE, Episode
+from toolkit.data.formats.lerobot_layout import feature_names, read_info
+from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.images import moved
-from toolkit.data.lerobot_info import feature_names, read_info
-from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.data.scenes import read_scenes, scenes_of, write_scenes
-from toolkit.data.schema import ACTION, PICTURE_EVERY, STATE, Episode
-from toolkit.errors import UserError
+from toolkit.data.seen_scenes import read_scenes, scenes_of, write_scenes
 from toolkit.evaluation.action_metrics import action_distance, jerk_ratio
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.video_metrics import psnr, ssim
 from toolkit.reporting.media import grid, write_video
-from toolkit.reporting.run_record import Run
-from toolkit.training.logging import progress
 from toolkit.training.runtime import set_threads
 from vag_core import Generator
 

@@ -20,17 +20,18 @@ from recipes.common import (
     weights_id,
 )
 from recipes.schema import TrainGeneratorConfig
+from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_directory
+from toolkit.base.progress import progress
+from toolkit.base.run import Run
+from toolkit.data.batches import GeneratorClips, LatentClips, TokenizerClips, to_tensors
 from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
-from toolkit.data.mixture import GeneratorClips, LatentClips, TokenizerClips, to_tensors
+from toolkit.data.episode import IMAGE
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
-from toolkit.data.scenes import merge, scenes_of, told_scenes, write_scenes
-from toolkit.data.schema import IMAGE
+from toolkit.data.seen_scenes import merge, scenes_of, told_scenes, write_scenes
 from toolkit.data.selection import select, subset
-from toolkit.errors import UserError
-from toolkit.reporting.run_record import Run
-from toolkit.training.logging import ScalarLog, progress
+from toolkit.training.logging import ScalarLog
 from toolkit.training.loop import train
 from toolkit.training.runtime import seed_everything, set_threads
 from vag_core import Generator

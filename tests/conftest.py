@@ -11,10 +11,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests at a time, and their 
 import numpy as np
 import pytest
 
-from toolkit.data import lerobot_io
 from toolkit.data.clips import ClipStore, write_clips
-from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.data.schema import Episode
+from toolkit.data.episode import Episode
+from toolkit.data.formats import lerobot_write
+from toolkit.data.formats.lerobot_write import EpisodeWriter
 
 
 def make_square(seed: int, length: int = 17, size: int = 32) -> Episode:
@@ -110,7 +110,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same four episodes in several video files; do not change it."""
     path = tmp_path_factory.mktemp("films") / "dataset"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lerobot_io, "VIDEO_FILE_MB", 0.006)
+        patch.setattr(lerobot_write, "VIDEO_FILE_MB", 0.006)
         with EpisodeWriter(path, 20, ["y", "x"], ["dy", "dx"]) as writer:
             for seed in range(4):
                 writer.add(make_square(seed))

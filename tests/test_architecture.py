@@ -13,11 +13,12 @@ ALLOWED = {
     "toolkit": {"toolkit"},
     "vag_core": {"vag_core"},
     "policies": {
-        *("policies", "toolkit.base", "toolkit.data", "toolkit.errors"),
+        *("policies", "toolkit.base", "toolkit.data"),
         *("vag_core.flow_matching", "vag_core.checkpoint"),
     },
     "recipes": HOUSE,
 }
+FLOORS = ({"base"}, {"data"}, {"envs", "training"}, {"evaluation"}, {"reporting"})  # of toolkit, from the ground up
 
 
 def imported(path: Path) -> set[str]:
@@ -42,8 +43,21 @@ def test_imports_follow_the_arrows(package: str) -> None:
         for name in imported(path)
         if name.split(".")[0] in HOUSE
         and not any(name == allowed or name.startswith(allowed + ".") for allowed in ALLOWED[package])
-        and path.name != "lerobot_policy_vag"
     ]
+    assert not wrong
+
+
+def test_folders_of_the_toolkit_import_only_from_floors_below() -> None:
+    floor = {folder: number for number, folders in enumerate(FLOORS) for folder in folders}
+    wrong = []
+    for path in (ROOT / "toolkit").rglob("*.py"):
+        folder, *below = path.relative_to(ROOT / "toolkit").parts
+        assert below or path.name == "__init__.py", f"{path} stands on no floor"
+        for name in imported(path) if below else ():
+            package, _, rest = name.partition(".")
+            other = rest.split(".")[0]
+            if package == "toolkit" and other != folder and floor[other] >= floor[folder]:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from policies.observation_encoder import ObservationEncoder
 from policies.pi05_compact.configuration_pi05_compact import Pi05CompactConfig
 from policies.strict_loading import StrictLoading
-from toolkit.data.schema import ACTION_DIM_IS_PAD, ACTION_IS_PAD
+from toolkit.data.episode import ACTION_DIM_IS_PAD, ACTION_IS_PAD
 from vag_core.flow_matching import interpolate, velocity
 
 KeysValues = tuple[Tensor, Tensor]  # (B, g, N, d) each

@@ -19,7 +19,7 @@ from lerobot.processor import (
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 
 from policies.pi05_compact.configuration_pi05_compact import Pi05CompactConfig
-from toolkit.data.schema import TASK
+from toolkit.data.episode import TASK
 from toolkit.data.text import InstructionTokenizer
 
 

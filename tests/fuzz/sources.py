@@ -18,8 +18,8 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from policies.factory import build_policy
 from recipes import cli
 from toolkit.data.clips import write_clips
-from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.data.schema import Episode
+from toolkit.data.episode import Episode
+from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.training import loop
 from vag_core import Generator
 from vag_core.config import (

@@ -19,14 +19,15 @@ from lerobot.processor import ProcessorStepRegistry, tokenizer_processor
 from lerobot.processor.pipeline import IdentityProcessorStep
 from safetensors.torch import load_file, save_file
 
-from policies.checkpoints import Loading, checkpoint_directory, load_weights, read_config
+from policies.checkpoint_config import Loading, read_config
+from policies.checkpoints import checkpoint_directory, load_weights
 from policies.factory import PolicyObjective
 from policies.known_types import FIXED, POLICY_TYPES, STEPS, TEXTS, WORDS
 from policies.stock import load_policy
 from recipes.cli import main
-from toolkit.data.clips import Conventions
-from toolkit.data.scenes import read_scenes
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.data.conventions import Conventions
+from toolkit.data.seen_scenes import read_scenes
 
 PRE, POST = "policy_preprocessor.json", "policy_postprocessor.json"
 FEATURES = {

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from policies.diffusion_compact import DiffusionCompactConfig
 from policies.factory import CONFIGS, PolicyObjective, Statistics, build_policy
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 
 Batch = dict[str, Any]
 Make = Callable[..., PolicyObjective]

@@ -13,7 +13,7 @@ from torch import Tensor
 from policies.factory import PolicyObjective
 from policies.observation_encoder import ObservationEncoder
 from policies.pi05_compact.modeling_pi05_compact import AdaptiveRMSNorm, Pi05Compact, rms_norm
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 
 Batch = dict[str, Any]
 

@@ -14,8 +14,8 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from policies.checkpoints import checkpoint_directory
 from policies.factory import PolicyObjective
 from policies.stock import StockPolicy, load_policy
-from toolkit.data.schema import ACTION, IMAGE, STATE, TASK
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.data.episode import ACTION, IMAGE, STATE, TASK
 from toolkit.evaluation.rollout import rollout
 
 SMALL: dict[str, Any] = {

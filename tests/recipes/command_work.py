@@ -9,7 +9,7 @@ from typing import Any
 from recipes import cli
 from recipes.lanes import Lane, run_lanes
 from toolkit.base import files
-from toolkit.envs.pool import die_with_parent
+from toolkit.base.pool import die_with_parent
 
 
 def run_command(words: list[str], complaints: Path | None, stop: tuple[Path, int] | None = None) -> None:

@@ -14,7 +14,7 @@ from recipes import ablate, cli, study_record
 from recipes.compose import command_words, compose_config
 from recipes.schema import AblateConfig
 from recipes.study import Cell, cell_lane, parse_grid
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from recipes import cli
 from recipes.common import check_unseen
 from recipes.compose import compose_config
 from recipes.schema import SCHEMAS
-from toolkit.data.scenes import merge, scenes_of, told_scenes, write_scenes
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.data.seen_scenes import merge, scenes_of, told_scenes, write_scenes
 from vag_core import Generator
 
 CONFIGS = Path(cli.__file__).parent / "configs"

@@ -12,14 +12,16 @@ from typing import Any, get_args, get_origin
 import pytest
 from omegaconf import OmegaConf
 
-from recipes import cli, compose
-from recipes.compose import check_ranges, checked_config, command_words, compose_config, kind_of, listed, members, typed
+from recipes import cli, kinds
+from recipes.compose import checked_config, command_words, compose_config, listed, typed
 from recipes.evaluate_generator import GIVEN
+from recipes.kinds import kind_of, members
 from recipes.lanes import check_stage
+from recipes.ranges import check_ranges
 from recipes.schema import SCHEMAS
-from toolkit.data.mixture import make_sources
+from toolkit.base.errors import UserError
+from toolkit.data.batches import make_sources
 from toolkit.envs import shifts
-from toolkit.errors import UserError
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import clocks, flow_matching
 
@@ -48,7 +50,7 @@ def schemas() -> Iterator[tuple[str, type]]:
 def element(kind: Any) -> Any:
     """`dict[str, list[int]]` -> `int`."""
     while get_origin(kind) in (list, dict):
-        kind = compose._plain(get_args(kind)[-1])
+        kind = kinds.without_none(get_args(kind)[-1])
     return kind
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from recipes import cli, export
-from toolkit.base.files import MANIFEST
-from toolkit.data.lerobot_io import read_episodes
+from toolkit.base.manifest import MANIFEST
+from toolkit.data.formats.lerobot_read import read_episodes
 
 
 def write_source(path: Path, pictures: bool = True) -> None:

@@ -19,8 +19,8 @@ import pandas as pd
 import pytest
 
 from recipes import cli
-from toolkit.base import files
-from toolkit.data.lerobot_io import dataset_id
+from toolkit.base import manifest
+from toolkit.data.formats.lerobot_read import dataset_id
 from vag_core import Generator
 from vag_core.config import GeneratorConfig
 
@@ -118,7 +118,7 @@ def identity(out: Path, artefact: str) -> tuple[Any, set[str]]:
     found = {
         str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and "tensorboard" not in path.parts
     }
-    found -= {files.LOCK}  # of a process that was killed after it had finished
+    found -= {manifest.LOCK}  # of a process that was killed after it had finished
     path = out / artefact
     if path.name == "dataset":
         return dataset_id(path), found
@@ -173,8 +173,8 @@ def test_killed_commands_resume_to_the_same_artefact(
             assert identity(out, artefact) == wanted
             runs += kills < KILLS
             out = tmp_path / f"cut-{runs}"
-    assert not list(tmp_path.glob(f"**/*{files.PARTIAL}*"))
-    assert not list(tmp_path.glob(f"**/*{files.REMOVED}*"))
+    assert not list(tmp_path.glob(f"**/*{manifest.PARTIAL}*"))
+    assert not list(tmp_path.glob(f"**/*{manifest.REMOVED}*"))
 
 
 @pytest.mark.slow
@@ -189,7 +189,7 @@ def test_commands_killed_between_two_changes_of_names_resume_to_the_same_artefac
     undisturbed(words, tmp_path / "first", start)  # fills caches
     start([*words, f"out={tmp_path / 'whole'}"], None, (tmp_path / "changes", -1)).join()
     wanted, changes = identity(tmp_path / "whole", artefact), (tmp_path / "changes").stat().st_size
-    assert changes >= WINDOWS
+    assert changes >= 3
     windows = range(changes - min(10, changes) + 1, changes + 1)
     for last in windows if LONG else random.Random(name).sample(windows, WINDOWS):
         out = tmp_path / f"cut-{last}"
@@ -200,5 +200,5 @@ def test_commands_killed_between_two_changes_of_names_resume_to_the_same_artefac
             start([*words, f"out={out}", "resume=true"]).join()
         assert status(out) == "finished"
         assert identity(out, artefact) == wanted
-    assert not list(tmp_path.glob(f"**/*{files.PARTIAL}*"))
-    assert not list(tmp_path.glob(f"**/*{files.REMOVED}*"))
+    assert not list(tmp_path.glob(f"**/*{manifest.PARTIAL}*"))
+    assert not list(tmp_path.glob(f"**/*{manifest.REMOVED}*"))

@@ -7,8 +7,8 @@ import pytest
 
 from recipes import lanes as lanes_module
 from recipes.lanes import Lane, run_lanes, stage
-from toolkit.errors import UserError
-from toolkit.reporting.run_record import read_record
+from toolkit.base.errors import UserError
+from toolkit.base.run import read_record
 
 
 def lanes(root: Path) -> tuple[dict[str, Lane], dict[str, str]]:

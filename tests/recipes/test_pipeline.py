@@ -44,7 +44,7 @@ def test_demo_leaves_what_it_promises(demo: Path) -> None:
 
 @pytest.mark.slow
 def test_synthetic_episodes_carry_their_provenance(demo: Path) -> None:
-    from toolkit.data.lerobot_io import read_actions
+    from toolkit.data.formats.lerobot_read import read_actions
 
     episodes = read_actions(demo / "synthesize/dataset")
     assert len(episodes) == 2
@@ -91,7 +91,7 @@ def test_recorded_actions_replay_to_success(demo: Path) -> None:
 def test_scores_choose_the_synthetic_episodes_that_a_policy_trains_on(
     demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from toolkit.data.lerobot_io import dataset_id, read_actions
+    from toolkit.data.formats.lerobot_read import dataset_id, read_actions
 
     dataset = tmp_path / "dataset"
     shutil.copytree(demo / "synthesize/dataset", dataset)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from recipes import cli
-from toolkit.base import files
-from toolkit.reporting.run_record import Run
+from toolkit.base import files, manifest
+from toolkit.base.run import Run
 from vag_core import Generator
 from vag_core.config import GeneratorConfig
 
@@ -75,8 +75,8 @@ def lay_out(user: Path, inputs: dict[str, Path]) -> None:
 
 def precious(folder: Path) -> dict[str, bytes]:
     """All files that vag did not write."""
-    made = {"other/made", "other/run.json", f"other/{files.MANIFEST}"}
-    made |= {"collect/made", "collect/run.json", f"collect/{files.MANIFEST}"}
+    made = {"other/made", "other/run.json", f"other/{manifest.MANIFEST}"}
+    made |= {"collect/made", "collect/run.json", f"collect/{manifest.MANIFEST}"}
     names = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: path.read_bytes() for name, path in names.items() if name not in made}
 

@@ -13,7 +13,7 @@ from recipes import ablate, study_record
 from recipes.compose import compose_config, options_of
 from recipes.schema import AblateConfig
 from recipes.study import ARMS, POLICIES, Cell, cell_lane, generator_lane, parse_grid, pretraining_lane
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 
 
 def test_lines_are_products_and_axes_that_do_not_matter_make_no_cells(config: Callable[..., AblateConfig]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from recipes import ablate, study_record
 from recipes.schema import AblateConfig
 from recipes.study import Cell, parse_grid
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 
 
 def test_the_record_tells_what_each_round_solved(

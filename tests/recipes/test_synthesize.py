@@ -11,8 +11,8 @@ import torch
 
 from recipes import cli, synthesize
 from recipes.schema import SynthesizeConfig
+from toolkit.data.formats.lerobot_read import dataset_id, read_actions
 from toolkit.data.images import moved
-from toolkit.data.lerobot_io import dataset_id, read_actions
 from toolkit.envs.metaworld import cached_env, record_episode
 from vag_core import Generator
 from vag_core.config import GeneratorConfig

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from recipes.train_generator import episode_shares, labelled_episodes
+from toolkit.base.errors import UserError
 from toolkit.data.clips import ClipStore
 from toolkit.data.selection import subset
-from toolkit.errors import UserError
 
 
 def test_a_share_of_every_instruction_is_labelled(store: ClipStore) -> None:

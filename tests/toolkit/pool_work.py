@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 
 
 def slow_square(number: int) -> int:

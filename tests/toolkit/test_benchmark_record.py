@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from toolkit.base.provenance import hardware, versions
+from toolkit.base.run import write_json
 from toolkit.reporting.benchmark_record import tables, write_record
-from toolkit.reporting.run_record import hardware, versions, write_json
 
 
 def row(system: str, metric: str, value: float, **more: Any) -> dict[str, Any]:

@@ -18,15 +18,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.base.files import PARTIAL
-from toolkit.data import cache, cached_files, lerobot_io
+from toolkit.base.errors import UserError
+from toolkit.base.manifest import PARTIAL
+from toolkit.data import cache, cached_files
 from toolkit.data.cache import open_clips, open_latents, open_merged
 from toolkit.data.clips import ClipStore, write_clips
+from toolkit.data.episode import ACTION, ACTION_IS_PAD, IMAGE, STATE, Episode
+from toolkit.data.formats import lerobot_read, lerobot_write
+from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.images import resized
-from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.data.schema import ACTION, ACTION_IS_PAD, IMAGE, STATE, Episode
 from toolkit.data.selection import subset
-from toolkit.errors import UserError
 
 MakeEpisode = Callable[..., Episode]
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def two_videos(tmp_path_factory: pytest.TempPathFactory, moving_square: MakeEpis
     """A dataset of two video files with several episodes each."""
     path = tmp_path_factory.mktemp("data") / "two-videos"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lerobot_io, "VIDEO_FILE_MB", 0.03)
+        patch.setattr(lerobot_write, "VIDEO_FILE_MB", 0.03)
         with EpisodeWriter(path, 20, ["y", "x"], ["dy", "dx"]) as writer:
             for seed in range(7):
                 writer.add(moving_square(seed, length=15 + 3 * seed, size=48))
@@ -54,7 +55,7 @@ def two_videos(tmp_path_factory: pytest.TempPathFactory, moving_square: MakeEpis
 
 
 def clip_files(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir() if path.suffix != ".id")
+    return sorted(path.name for path in directory.iterdir() if path.suffix != ".id" and path.is_file())
 
 
 def test_frames_are_those_of_the_sequential_read(
@@ -62,7 +63,7 @@ def test_frames_are_those_of_the_sequential_read(
 ) -> None:
     """Groups of one episode: nearly every one begins inside a video file."""
     assert 1 < len(list(two_videos.rglob("*.mp4"))) < 7
-    episodes = list(lerobot_io.read_episodes(two_videos))
+    episodes = list(lerobot_read.read_episodes(two_videos))
     monkeypatch.setattr(cache, "GROUP_VALUES", 1)
     for workers in (1, 2):
         store = open_clips(two_videos, 48, workers=workers)
@@ -136,7 +137,7 @@ def test_a_killed_build_is_swept_and_done_again(dataset: Path, cache_directory: 
     other = open_clips(dataset, 16)  # another file: what the dead one left goes all the same
     assert clip_files(cache_directory) == [other.path.name]
     whole = open_clips(dataset, 32)
-    assert np.array_equal(whole.frames[:17], next(iter(lerobot_io.read_episodes(dataset))).images)
+    assert np.array_equal(whole.frames[:17], next(iter(lerobot_read.read_episodes(dataset))).images)
     assert clip_files(cache_directory) == sorted([other.path.name, whole.path.name])
 
 
@@ -221,7 +222,7 @@ def test_a_dataset_that_changes_while_another_process_builds_is_refused(
         with pytest.raises(UserError, match="changed while it was read"):
             open_clips(copy, 32)
     assert clip_files(cache_directory) == []
-    assert open_clips(copy, 32).source_id == lerobot_io.dataset_id(copy)
+    assert open_clips(copy, 32).source_id == lerobot_read.dataset_id(copy)
 
 
 def test_least_recently_used_files_go_first(
@@ -251,18 +252,18 @@ def test_the_id_of_a_dataset_is_remembered_until_a_file_changes(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)
-    assert cached_files.remembered_id(copy) == lerobot_io.dataset_id(dataset)
+    assert cached_files.remembered_id(copy) == lerobot_read.dataset_id(dataset)
     assert not cache_directory.exists()  # a file this fresh may change again within the same tick of the clock
     monkeypatch.setattr(cached_files, "SETTLED_SECONDS", -1.0)
-    assert cached_files.remembered_id(copy) == lerobot_io.dataset_id(dataset)
+    assert cached_files.remembered_id(copy) == lerobot_read.dataset_id(dataset)
     with monkeypatch.context() as patch:
         patch.setattr(cached_files, "dataset_id", lambda _: pytest.fail("hashed again"))
-        assert cached_files.remembered_id(copy) == lerobot_io.dataset_id(dataset)
+        assert cached_files.remembered_id(copy) == lerobot_read.dataset_id(dataset)
     info = copy / "meta/info.json"
     status = info.stat()
     info.write_text(info.read_text().replace("sawyer", "franka"))
     os.utime(info, ns=(status.st_atime_ns, status.st_mtime_ns))  # same size, same time of change as claimed
-    assert cached_files.remembered_id(copy) == lerobot_io.dataset_id(copy) != lerobot_io.dataset_id(dataset)
+    assert cached_files.remembered_id(copy) == lerobot_read.dataset_id(copy) != lerobot_read.dataset_id(dataset)
     shutil.rmtree(copy)
     open_clips(dataset, 16)
     assert len(list(cache_directory.glob("*.id"))) == 1  # that of `dataset`

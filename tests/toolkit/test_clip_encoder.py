@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 from toolkit.evaluation.clip_encoder import (
     ClipEncoder,
     encode_clips,

@@ -9,22 +9,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from toolkit.base.files import PARTIAL
-from toolkit.data import lerobot_io
+from toolkit.base.errors import UserError
+from toolkit.base.manifest import PARTIAL
+from toolkit.data.batches import GeneratorClips, TokenizerClips
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore
-from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.data.lerobot_stats import level_statistics
-from toolkit.data.mixture import GeneratorClips, TokenizerClips
+from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
+from toolkit.data.formats import lerobot_read, lerobot_write
+from toolkit.data.formats.lerobot_stats import level_statistics
+from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.normalizer import ACTION_FLOOR, compute_statistics, describe
-from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
-from toolkit.errors import UserError
 
 MakeEpisode = Callable[..., Episode]
 
 
 def test_dataset_round_trip(dataset: Path, moving_square: MakeEpisode) -> None:
-    for seed, episode in enumerate(lerobot_io.read_episodes(dataset)):
+    for seed, episode in enumerate(lerobot_read.read_episodes(dataset)):
         wanted = moving_square(seed)
         assert np.array_equal(episode.actions, wanted.actions)
         assert np.array_equal(episode.states, wanted.states)
@@ -68,12 +68,12 @@ def test_picture_statistics_are_exact(dataset: Path, moving_square: MakeEpisode)
 def test_columns_are_added_in_place(dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)
-    lerobot_io.add_episode_columns(copy, {"replay_success": [True, False, True, False]})
-    assert [m["replay_success"] for m, _ in lerobot_io.read_actions(copy)] == [True, False, True, False]
+    lerobot_write.add_episode_columns(copy, {"replay_success": [True, False, True, False]})
+    assert [m["replay_success"] for m, _ in lerobot_read.read_actions(copy)] == [True, False, True, False]
     assert not list(copy.rglob(f"*{PARTIAL}"))
-    assert lerobot_io.dataset_id(copy) == lerobot_io.dataset_id(dataset)  # an outcome does not make other data
-    lerobot_io.add_episode_columns(copy, {"seed": [7, 8, 9, 10]})
-    assert lerobot_io.dataset_id(copy) != lerobot_io.dataset_id(dataset)
+    assert lerobot_read.dataset_id(copy) == lerobot_read.dataset_id(dataset)  # an outcome does not make other data
+    lerobot_write.add_episode_columns(copy, {"seed": [7, 8, 9, 10]})
+    assert lerobot_read.dataset_id(copy) != lerobot_read.dataset_id(dataset)
 
 
 def test_writer_leaves_nothing_behind_after_an_error(tmp_path: Path, moving_square: MakeEpisode) -> None:

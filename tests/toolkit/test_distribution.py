@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 from toolkit.evaluation.clip_encoder import random_clip_encoders
 from toolkit.evaluation.distribution import (
     frechet_clip_distance,

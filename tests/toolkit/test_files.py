@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from toolkit.base import files
-from toolkit.errors import UserError
-from toolkit.reporting.run_record import Run
+from toolkit.base import files, manifest, reading
+from toolkit.base.errors import UserError
+from toolkit.base.run import Run
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint
 from toolkit.training.optim import ExponentialMovingAverage
 
@@ -163,7 +163,9 @@ def watched(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
             ("sync_file", sync_file),
             ("sync_folder", sync_folder),
         ):
-            patch.setattr(files, which, replacement)
+            for module in (files, manifest):
+                if hasattr(module, which):
+                    patch.setattr(module, which, replacement)
         yield disk
     disk.notice()
 
@@ -212,7 +214,9 @@ def test_the_model_of_the_disk_sees_a_sync_that_is_forgotten(
 ) -> None:
     write_folder(tmp_path / "artefact", "old")
     with watched(tmp_path, monkeypatch) as disk, monkeypatch.context() as patch:
-        patch.setattr(files, forgotten, lambda _: None)
+        for module in (files, manifest):
+            if hasattr(module, forgotten):
+                patch.setattr(module, forgotten, lambda _: None)
         write_folder(tmp_path / "artefact", "new")
         disk.notice()
         ended = len(disk.states)
@@ -343,7 +347,7 @@ def test_json_of_somebody_else_is_refused_in_one_line(content: bytes, reason: st
     path = tmp_path / "file.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=reason) as caught:
-        files.read_json(path, most_bytes=1000 if len(content) == 2009 else files.MOST_JSON_BYTES)
+        reading.read_json(path, most_bytes=1000 if len(content) == 2009 else reading.MOST_JSON_BYTES)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -354,7 +358,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name in ("pipe", "folder", "loop", "missing", "a\0b", "x" * 5000, "/dev/zero"):
         with pytest.raises(UserError):
-            files.read_json(tmp_path / name)
+            reading.read_json(tmp_path / name)
 
 
 # ------------------------------------------------------------------------------------- folders that somebody prepared
@@ -370,7 +374,7 @@ def victim(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_link_under_a_temporary_name_is_not_written_through(tmp_path: Path, victim: Path) -> None:
-    files.partial_name(tmp_path / "new").symlink_to(victim)
+    manifest.partial_name(tmp_path / "new").symlink_to(victim)
     files.write_text(tmp_path / "new", "new")
     assert (tmp_path / "new").read_text() == "new"
     assert not (tmp_path / "new").is_symlink()
@@ -378,13 +382,13 @@ def test_a_link_under_a_temporary_name_is_not_written_through(tmp_path: Path, vi
 
 def test_a_link_under_the_name_of_a_scratch_folder_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    files.partial_name(tmp_path / "spool").symlink_to(tmp_path / "mine")
+    manifest.partial_name(tmp_path / "spool").symlink_to(tmp_path / "mine")
     with files.scratch_folder(tmp_path / "spool", kept=True) as folder:
         (folder / "made").touch()
     assert not list((tmp_path / "mine").iterdir())
 
 
-@pytest.mark.parametrize("name", [files.LOCK, files.MANIFEST])
+@pytest.mark.parametrize("name", [manifest.LOCK, manifest.MANIFEST])
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_a_run_is_refused_whose_own_files_are_something_else(
     tmp_path: Path, victim: Path, name: str, kind: str
@@ -417,13 +421,13 @@ def test_a_link_inside_of_a_run_does_not_lead_out_of_it(tmp_path: Path) -> None:
         with files.atomic_directory(checkpoints / "step_000002"):
             pass
 
-    with files.recording(tmp_path / "out"):
+    with manifest.recording(tmp_path / "out"):
         files.write_text(tmp_path / "out/fine", "fine")
         for change in (
             lambda: files.write_text(checkpoints / "a", "a"),
             make_folder,
             lambda: files.discard(checkpoints / "step_000001"),
-            lambda: files.note(checkpoints / "deep/b"),
+            lambda: manifest.note(checkpoints / "deep/b"),
         ):
             with pytest.raises(UserError, match="a link leads out of"):
                 change()

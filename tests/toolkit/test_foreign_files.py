@@ -21,22 +21,23 @@ import pytest
 from PIL import Image
 
 from recipes import cli
-from toolkit.base import files
-from toolkit.data import hdf5_write, lerobot_io, parquet
+from toolkit.base import manifest
+from toolkit.base.errors import UserError
+from toolkit.data.batches import picture_every
 from toolkit.data.cache import open_clips
-from toolkit.data.clips import ClipStore, Conventions
-from toolkit.data.exporters import export_robomimic
-from toolkit.data.hdf5 import HEAP, Hdf5File
+from toolkit.data.clips import ClipStore
+from toolkit.data.conventions import Conventions
+from toolkit.data.episode import STATE, Episode
+from toolkit.data.formats import hdf5_write, lerobot_read, lerobot_write, parquet
+from toolkit.data.formats.export import export_robomimic
+from toolkit.data.formats.hdf5 import HEAP, Hdf5File
+from toolkit.data.formats.importers import ImportOptions, open_source
+from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.images import decode_picture
-from toolkit.data.importers import ImportOptions, open_source
 from toolkit.data.inspection.repair import repair_dataset
 from toolkit.data.inspection.validate import inspect_dataset
-from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.data.mixture import picture_every
-from toolkit.data.scenes import UNKNOWN, read_scenes, scenes_of
-from toolkit.data.schema import STATE, Episode
+from toolkit.data.seen_scenes import UNKNOWN, read_scenes, scenes_of
 from toolkit.data.selection import select, weights_by
-from toolkit.errors import UserError
 
 MakeEpisode = Callable[..., Episode]
 NAMES = ["y", "x"], ["a", "b"]
@@ -55,9 +56,9 @@ def readers(directory: Path, out: Path) -> dict[str, Callable[[], Any]]:
         "import": lambda: list(open_source(directory, "auto", ImportOptions(), out / "workspace")),
         "export": lambda: export_robomimic(directory, out / "x.hdf5", None, False),
         "inspect": lambda: inspect_dataset(directory),
-        "replay": lambda: lerobot_io.read_actions(directory),
-        "score": lambda: lerobot_io.add_episode_columns(directory, {"score": [0.0] * 4}),
-        "identity": lambda: lerobot_io.dataset_id(directory),
+        "replay": lambda: lerobot_read.read_actions(directory),
+        "score": lambda: lerobot_write.add_episode_columns(directory, {"score": [0.0] * 4}),
+        "identity": lambda: lerobot_read.dataset_id(directory),
     }
 
 
@@ -87,14 +88,14 @@ def test_writer_refuses_what_it_did_not_write(tmp_path: Path, moving_square: Mak
     (tmp_path / "link").symlink_to(target)
     for name in ("file", "link"):
         assert "is not a folder that vag wrote" in refused(lambda name=name: write(tmp_path / name, episode))
-    with files.recording(tmp_path):
+    with manifest.recording(tmp_path):
         write(tmp_path / "twice", episode)
         write(tmp_path / "twice", episode)  # what the same run wrote may go
         (tmp_path / "twice/notes.txt").write_text("mine")
         assert "holds 'notes.txt'" in refused(lambda: write(tmp_path / "twice", episode))
     assert (tmp_path / "twice/notes.txt").read_text() == "mine"
     refused(lambda: repair_dataset(inspect_dataset(tmp_path / "twice"), target))  # the other writer of datasets
-    assert sorted(p.name for p in tmp_path.iterdir()) == [files.MANIFEST, "dataset", "file", "link", "twice"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [manifest.MANIFEST, "dataset", "file", "link", "twice"]
 
 
 @pytest.mark.parametrize(
@@ -117,12 +118,12 @@ def test_writer_refuses_what_must_not_be_saved(
 
 
 def test_scores_that_are_not_finite_are_refused(copy: Path) -> None:
-    before = lerobot_io.read_table(copy).episodes
+    before = lerobot_read.read_table(copy).episodes
     for value in (float("nan"), np.float64(np.inf)):
         assert "column 'score'" in refused(
-            lambda v=value: lerobot_io.add_episode_columns(copy, {"score": [0.0, v, 1, 2]})
+            lambda v=value: lerobot_write.add_episode_columns(copy, {"score": [0.0, v, 1, 2]})
         )
-    assert len(lerobot_io.read_table(copy).episodes[0]) == len(before[0])
+    assert len(lerobot_read.read_table(copy).episodes[0]) == len(before[0])
     rows = [{"score": 1.0}, {"score": float("nan")}]
     for use in (
         lambda: select(["score<=50%"], rows, np.zeros(2), "x"),
@@ -154,8 +155,8 @@ from pathlib import Path
 import numpy as np
 from recipes import cli
 from toolkit.data.clips import write_clips
-from toolkit.data.lerobot_io import EpisodeWriter
-from toolkit.data.schema import Episode
+from toolkit.data.formats.lerobot_write import EpisodeWriter
+from toolkit.data.episode import Episode
 from toolkit.reporting.media import write_video
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -212,7 +213,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(noisy: Path, tmp_path: Path)
     assert done.stderr.count("vag: error: disk full while writing") >= 3 + 3 * len(limits)
     for code, *left in lines:
         assert code == "2"
-        assert {Path(name).name for name in left} <= {"run.json", files.MANIFEST}
+        assert {Path(name).name for name in left} <= {"run.json", manifest.MANIFEST}
 
 
 class Full:
@@ -274,7 +275,7 @@ def test_export_stops_at_the_first_episode_that_finds_no_room(
 
 def test_what_is_exported_has_not_changed(noisy: Path, tmp_path: Path) -> None:
     export_robomimic(noisy, tmp_path / "x.hdf5", None, False)
-    wanted = list(lerobot_io.read_episodes(noisy))
+    wanted = list(lerobot_read.read_episodes(noisy))
     with h5py.File(tmp_path / "x.hdf5") as file:
         for number, episode in enumerate(wanted):
             assert np.array_equal(file[f"data/demo_{number}/obs/image"][()], episode.images)
@@ -491,8 +492,8 @@ def test_pipes_hold_up_nothing(copy: Path, tmp_path: Path, name: str) -> None:
             continue  # they do not read that file, or leave it out
         refused(read)
     if "episodes" in name:
-        refused(lambda: lerobot_io.add_episode_columns(copy, {"score": [0.0] * 4}))
-        refused(lambda: lerobot_io.read_actions(copy))
+        refused(lambda: lerobot_write.add_episode_columns(copy, {"score": [0.0] * 4}))
+        refused(lambda: lerobot_read.read_actions(copy))
 
 
 def test_pipes_as_source_or_beside_hold_up_nothing(tmp_path: Path) -> None:
@@ -534,7 +535,7 @@ def test_letters_of_all_languages_are_fine(tmp_path: Path, moving_square: MakeEp
     with EpisodeWriter(place / "dataset", 20, *NAMES) as writer:
         for seed in range(2):
             writer.add(replace(moving_square(seed), task="推 das Quadrat"))
-    assert [episode.task for episode in lerobot_io.read_episodes(place / "dataset")] == ["推 das Quadrat"] * 2
+    assert [episode.task for episode in lerobot_read.read_episodes(place / "dataset")] == ["推 das Quadrat"] * 2
     assert inspect_dataset(place / "dataset").problems == []
 
 
@@ -549,7 +550,7 @@ def test_an_instruction_of_a_megabyte_is_named(copy: Path, tmp_path: Path, capsy
     told = capsys.readouterr().out
     assert "1048576 letters" in told
     assert max(map(len, told.splitlines())) < 2000
-    assert len(lerobot_io.read_actions(tmp_path / "run/dataset")) == 2
+    assert len(lerobot_read.read_actions(tmp_path / "run/dataset")) == 2
 
 
 def test_states_of_a_picture_are_not_taken_for_others(copy: Path) -> None:
@@ -558,4 +559,4 @@ def test_states_of_a_picture_are_not_taken_for_others(copy: Path) -> None:
     frame = pd.read_parquet(path)
     frame[f"{STATE}.extra"] = 1.0
     frame.to_parquet(path)
-    assert lerobot_io.read_table(copy).states.shape[1] == 2
+    assert lerobot_read.read_table(copy).states.shape[1] == 2

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 from toolkit.reporting.parts import PARTS, RunPage
 from toolkit.reporting.report import write_report
 

@@ -15,17 +15,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from toolkit.data import lerobot_io
-from toolkit.data.exporters import export_robomimic
+from toolkit.base.errors import UserError
+from toolkit.data.episode import IMAGE, STATE, Episode
+from toolkit.data.formats import lerobot_layout, lerobot_read
+from toolkit.data.formats.export import export_robomimic
+from toolkit.data.formats.importers import ImportOptions, open_source
+from toolkit.data.formats.lerobot_layout import check_inside
+from toolkit.data.formats.lerobot_write import EpisodeWriter
+from toolkit.data.formats.recording import Source
 from toolkit.data.images import resized
-from toolkit.data.importers import ImportOptions, open_source
 from toolkit.data.inspection.picture_spans import video_frames
-from toolkit.data.lerobot_info import check_inside
-from toolkit.data.lerobot_io import EpisodeWriter
 from toolkit.data.pictures import check_videos, read_pictures
-from toolkit.data.schema import IMAGE, STATE, Episode
-from toolkit.data.source import Source
-from toolkit.errors import UserError
 from toolkit.evaluation.video_metrics import psnr
 
 WRIST = "observation.images.eye_in_hand"
@@ -122,8 +122,10 @@ def write(source: Source, directory: Path) -> Path:
 
 
 def everything(directory: Path) -> list[Episode]:
-    keys = tuple(key for key in lerobot_io.read_info(directory)["features"] if key.startswith("observation.images."))
-    return list(lerobot_io.read_episodes(directory, cameras=keys))
+    keys = tuple(
+        key for key in lerobot_layout.read_info(directory)["features"] if key.startswith("observation.images.")
+    )
+    return list(lerobot_read.read_episodes(directory, cameras=keys))
 
 
 def assert_same(found: list[Episode], wanted: list[Episode]) -> None:
@@ -515,7 +517,7 @@ def test_export_is_what_robomimic_reads(dataset: Path, tmp_path: Path) -> None:
 def test_lerobot_v3(dataset: Path, tmp_path: Path) -> None:
     source = open_source(dataset, "auto", ImportOptions(episodes="1:3", image_size=16), tmp_path)
     assert (source.layout, source.fps, source.state_names, source.num_episodes) == ("lerobot", 20, ["y", "x"], 2)
-    wanted = list(lerobot_io.read_episodes(dataset))[1:3]
+    wanted = list(lerobot_read.read_episodes(dataset))[1:3]
     for found, episode in zip(source, wanted, strict=True):
         assert np.array_equal(found.actions, episode.actions)
         assert np.array_equal(found.images, resized(episode.images, 16))
@@ -595,7 +597,7 @@ def broken(dataset: Path, tmp_path: Path) -> Path:
 
 
 def read_all(directory: Path) -> None:
-    for _ in lerobot_io.read_episodes(directory):
+    for _ in lerobot_read.read_episodes(directory):
         pass
 
 
@@ -652,7 +654,7 @@ def test_damaged_tables_are_named(broken: Path, pattern: str, column: str, value
 def test_lost_and_doubled_frames_are_named(broken: Path, retime_video: Callable[..., None]) -> None:
     """Of one episode, too: as many frames as rows follow, each beside the action of another step."""
     (path,) = broken.glob("videos/**/*.mp4")
-    whole, table = path.read_bytes(), lerobot_io.read_table(broken)
+    whole, table = path.read_bytes(), lerobot_read.read_table(broken)
     for times, expected in (
         ({}, None),
         ({20: []}, r"file-000.mp4: frame 3 of episode 1 stands at 1.0500 s instead of 1.0000 s"),
@@ -712,7 +714,7 @@ def test_ragged_vectors_and_links_out_of_a_dataset_are_refused(broken: Path, tmp
     table.to_parquet(outside)
     path.unlink()
     path.symlink_to(outside)
-    for function in (read_all, lerobot_io.dataset_id):
+    for function in (read_all, lerobot_read.dataset_id):
         with pytest.raises(UserError, match="leads out of the directory"):
             function(broken)
     os.replace(outside, broken / "data/inside.bin")

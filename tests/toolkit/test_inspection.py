@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 from recipes import cli
-from toolkit.data import lerobot_io
+from toolkit.base.errors import UserError
+from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
+from toolkit.data.formats import lerobot_read
+from toolkit.data.formats.lerobot_read import read_episodes
+from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.inspection.repair import repair_dataset
 from toolkit.data.inspection.validate import inspect_dataset
-from toolkit.data.lerobot_io import EpisodeWriter, read_episodes
-from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
-from toolkit.errors import UserError
 from toolkit.reporting.report import write_report
 
 MakeEpisode = Callable[..., Episode]
@@ -223,12 +224,12 @@ def test_good_data_is_clean(dataset: Path, films: Path) -> None:
 def test_damage_is_named_and_repaired(name: str, copy: Path, tmp_path: Path, moving_square: MakeEpisode) -> None:
     damage, text, kept = DAMAGES[name]
     damage(copy)
-    before = lerobot_io.dataset_id(copy)
+    before = lerobot_read.dataset_id(copy)
     found = inspect_dataset(copy)
     assert any(re.search(text, line) for line in found.problems), found.problems
     done = repair_dataset(found, tmp_path / "repaired")
     assert done
-    assert lerobot_io.dataset_id(copy) == before
+    assert lerobot_read.dataset_id(copy) == before
     after = inspect_dataset(tmp_path / "repaired")
     assert after.problems == []
     episodes = list(read_episodes(tmp_path / "repaired"))

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from toolkit.base.errors import UserError
 from toolkit.envs.metaworld import (
     MetaWorldEnv,
     ScriptedTeleoperator,
@@ -15,7 +16,6 @@ from toolkit.envs.metaworld import (
     record_episode,
 )
 from toolkit.envs.recording import Attempt, load_attempt, record_attempt
-from toolkit.errors import UserError
 from toolkit.evaluation.replay import replay_actions
 from toolkit.evaluation.video_metrics import psnr
 

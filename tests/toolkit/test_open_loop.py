@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from toolkit.base.errors import UserError
 from toolkit.data.clips import ClipStore
-from toolkit.data.schema import STATE
-from toolkit.errors import UserError
+from toolkit.data.episode import STATE
 from toolkit.evaluation.open_loop import open_loop_error
 
 

@@ -11,8 +11,8 @@ from types import ModuleType
 
 import pytest
 
-from toolkit.envs.pool import AHEAD, parallel_feed, parallel_map
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.base.pool import AHEAD, parallel_feed, parallel_map
 
 HERE = Path(__file__).parent
 
@@ -81,7 +81,7 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, stop: signal.Signals) -> 
     script.write_text(
         "from pathlib import Path\n"
         "from pool_work import note_and_sleep\n"
-        "from toolkit.envs.pool import parallel_map\n"
+        "from toolkit.base.pool import parallel_map\n"
         "if __name__ == '__main__':\n"
         f"    paths = [Path({str(tmp_path)!r}) / name for name in 'ab']\n"
         "    list(parallel_map(note_and_sleep, paths, workers=2, description=''))\n"

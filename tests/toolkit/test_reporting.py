@@ -20,7 +20,7 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 from toolkit.evaluation.statistics import success_table
 from toolkit.reporting import media, plots
 from toolkit.reporting.report import write_report

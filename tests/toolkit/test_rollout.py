@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from toolkit.data.schema import IMAGE, STATE, TASK
+from toolkit.base.errors import UserError
+from toolkit.data.episode import IMAGE, STATE, TASK
 from toolkit.envs import metaworld
 from toolkit.envs.metaworld import MetaWorldEnv, ScriptedTeleoperator
-from toolkit.errors import UserError
 from toolkit.evaluation import rollout as module
 from toolkit.evaluation.replay import replay_actions, replay_episodes
 from toolkit.evaluation.rollout import Rollout, rollout

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from toolkit.base.errors import UserError
+from toolkit.data.batches import Augmented, Mixture, Source
 from toolkit.data.clips import ClipStore
-from toolkit.data.mixture import Augmented, Mixture, Source
-from toolkit.data.schema import ACTION, IMAGE, PICTURE_EVERY
+from toolkit.data.episode import ACTION, IMAGE, PICTURE_EVERY
 from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
-from toolkit.errors import UserError
 
 LENGTHS = np.array([3, 5, 2, 4])
 

@@ -6,9 +6,9 @@ import mujoco
 import numpy as np
 import pytest
 
+from toolkit.base.errors import UserError
 from toolkit.envs.metaworld import MetaWorldEnv, instructions, scene_stream
 from toolkit.envs.shifts import HELD_OUT_FROM, SUITES, paraphrase
-from toolkit.errors import UserError
 from toolkit.evaluation.rollout import rollout
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from toolkit.base.errors import UserError
 from toolkit.data.text import PAD, InstructionEmbedder, InstructionTokenizer, split_words
-from toolkit.errors import UserError
 
 
 def test_words_are_lower_case_and_without_punctuation() -> None:

@@ -18,7 +18,7 @@ import torch._inductor.config
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 from toolkit.training.loop import OptimConfig, one_ahead, train
 from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
 from toolkit.training.runtime import RuntimeConfig, bf16_peak, make_accelerator, repeated_blocks, seed_everything

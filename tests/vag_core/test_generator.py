@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from toolkit.data.batches import GeneratorClips
 from toolkit.data.clips import ClipStore
-from toolkit.data.mixture import GeneratorClips
 from vag_core import Generator, GeneratorConfig
 from vag_core.config import (
     ActionOnlyConfig,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from toolkit.data.batches import GeneratorClips, TokenizerClips
 from toolkit.data.clips import ClipStore
-from toolkit.data.mixture import GeneratorClips, TokenizerClips
 from vag_core.config import TokenizerConfig
 from vag_core.video_tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
 

@@ -15,16 +15,17 @@ from urllib.parse import quote
 
 import numpy as np
 
-from toolkit.data import lerobot_io
+from toolkit.base.errors import UserError
+from toolkit.base.pool import parallel_feed
+from toolkit.base.progress import progress
 from toolkit.data.cached_files import cache_directory, cached_file, fingerprint, remembered_id
-from toolkit.data.clips import ClipStore, ClipTable, check_dimensions, create_clips, write_frames
+from toolkit.data.clips import ClipStore, ClipTable, create_clips, write_frames
+from toolkit.data.conventions import check_dimensions
+from toolkit.data.episode import ACTION, IMAGE, STATE
+from toolkit.data.formats import lerobot_layout, lerobot_read
+from toolkit.data.formats.lerobot_layout import told_names
 from toolkit.data.images import resized
-from toolkit.data.lerobot_info import told_names
 from toolkit.data.pictures import check_video_lengths, read_pictures
-from toolkit.data.schema import ACTION, IMAGE, STATE
-from toolkit.envs.pool import parallel_feed
-from toolkit.errors import UserError
-from toolkit.training.logging import progress
 
 FORMAT = 3  # part of the names of cached files; another number when the same dataset would give another file
 GROUP_VALUES = 8_000_000  # at least so many pixel values are decoded together: a group costs opening a file
@@ -42,8 +43,8 @@ def open_clips(source: str | Path, image_size: int, image_key: str = IMAGE, work
         store = ClipStore.open(source)
     elif source.is_dir():
         content = fingerprint(source)  # before all else that is read: a build may begin long after, behind a lock
-        info = lerobot_io.read_info(source)
-        lerobot_io.check_features(source, info, image_key)
+        info = lerobot_layout.read_info(source)
+        lerobot_layout.check_features(source, info, image_key)
         identity = remembered_id(source)
         name = f"{identity}-{quote(image_key, safe='')}-{image_size}-{FORMAT}.h5"
         build = partial(build_clips, source, image_size, image_key, identity, content, workers)
@@ -156,12 +157,12 @@ def build_clips(
     """Decode a LeRobotDataset into the clip file `path`: every worker writes its rows straight into the file.
 
     content: `fingerprint` of the dataset, taken before `source_id` was.
-    Raises UserError as `lerobot_io.read_table`, for pictures that are missing or unreadable, and if the dataset
+    Raises UserError as `read_table`, for pictures that are missing or unreadable, and if the dataset
     has changed since then or changes meanwhile; OSError if the disk has no room.
     """
     _check_unchanged(source, content)
-    table = lerobot_io.read_table(source)
-    info = lerobot_io.read_info(source)
+    table = lerobot_read.read_table(source)
+    info = lerobot_layout.read_info(source)
     check_video_lengths(source, info, table.episodes, image_key)
     clips = ClipTable(
         table.states,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from toolkit.data.clips import ClipStore
-from toolkit.data.schema import ACTION, IMAGE, STATE
+from toolkit.data.episode import ACTION, IMAGE, STATE
 
 # Smallest deviations, so that a dimension that hardly moves is not blown up to noise.
 STATE_FLOOR = 0.02

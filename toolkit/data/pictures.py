@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.base.errors import UserError
+from toolkit.data.formats.lerobot_layout import data_file, read_info, video_file
+from toolkit.data.formats.parquet import read_parquet
 from toolkit.data.images import decode_picture
-from toolkit.data.lerobot_info import data_file, read_info, video_file
-from toolkit.data.parquet import read_parquet
-from toolkit.errors import UserError
 
 # What FFmpeg may take a file for. Others, such as playlists, name files that it would open in turn, wherever they lie.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm"

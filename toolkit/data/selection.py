@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.base.errors import UserError, nearest
 from toolkit.data.clips import ClipStore
-from toolkit.errors import UserError, nearest
 
 RULE = re.compile(r"\s*(\w+)\s*(<=|>=|==)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*(%?)\s*")
 RELATIONS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}

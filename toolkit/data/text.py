@@ -22,8 +22,8 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from toolkit.base.files import read_json
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.base.reading import read_json
 
 PAD = 0
 MOST_PARAMETERS = 5_000_000_000  # of a text model: the encoder of T5-XXL has 4.8 billion

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.schema import PICTURE_EVERY, Episode
+from toolkit.base.errors import UserError, nearest
+from toolkit.data.episode import PICTURE_EVERY, Episode
 from toolkit.envs.rendering import MESH_CELL_M, SceneRenderer, no_opengl
 from toolkit.envs.shifts import HELD_OUT_FROM, POSITIONS, takes_part
-from toolkit.errors import UserError, nearest
 
 STATE_NAMES = ["hand_x", "hand_y", "hand_z", "gripper"]
 ACTION_NAMES = ["delta_x", "delta_y", "delta_z", "gripper"]

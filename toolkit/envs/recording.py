@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from toolkit.base.files import atomic_file
-from toolkit.data.schema import Episode
+from toolkit.data.episode import Episode
 from toolkit.envs.metaworld import cached_env, instructions, record_episode
 
 

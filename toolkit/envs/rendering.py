@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.base.errors import UserError
 from toolkit.envs.shifts import Looks
-from toolkit.errors import UserError
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
-from toolkit.errors import UserError
-from toolkit.training.logging import progress
+from toolkit.base.progress import progress
 
 NUM_FRAMES, SIZE, FEATURES = 12, 64, 64
 TEMPERATURE = 0.1

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 from toolkit.evaluation.clip_encoder import ClipEncoder, encode_clips
 
 Distance = Callable[[np.ndarray, np.ndarray], float]

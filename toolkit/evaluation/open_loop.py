@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from toolkit.base.errors import UserError
+from toolkit.base.progress import progress
 from toolkit.data.clips import ClipStore
-from toolkit.data.schema import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK
+from toolkit.data.episode import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK
 from toolkit.envs.base import Policy
-from toolkit.errors import UserError
 from toolkit.evaluation.statistics import paired_bootstrap
-from toolkit.training.logging import progress
 
 
 def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch_size: int = 32) -> dict[str, Any]:

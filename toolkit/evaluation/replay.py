@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.base.pool import parallel_map
 from toolkit.envs.base import Env
 from toolkit.envs.metaworld import cached_env
-from toolkit.envs.pool import parallel_map
 
 
 def replay_actions(env: Env, seed: int, actions: np.ndarray) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from toolkit.data.schema import IMAGE, STATE, TASK
+from toolkit.base.errors import UserError
+from toolkit.base.progress import progress
+from toolkit.data.episode import IMAGE, STATE, TASK
 from toolkit.envs.base import Policy
 from toolkit.envs.metaworld import MetaWorldEnv
 from toolkit.envs.shifts import SUITES, Suite, paraphrase
-from toolkit.errors import UserError
-from toolkit.training.logging import progress
 
 FRAME_EVERY = 4  # environment steps per recorded frame
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.base.files import write_json, write_text
-from toolkit.reporting.run_record import git_sha, hardware, read_record, versions
+from toolkit.base.provenance import git_sha, hardware, versions
+from toolkit.base.run import read_record
 
 COLUMNS = 6
 BESIDE = ("p", "floor", "shuffled", "real", "mean")  # what a value is read beside, where a row has it

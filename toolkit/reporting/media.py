@@ -16,7 +16,8 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 
-from toolkit.base.files import atomic_file, read_bytes
+from toolkit.base.files import atomic_file
+from toolkit.base.reading import read_bytes
 
 MIN_SIDE = 640  # the longer side of a written video is at least this many pixels
 MAX_BYTES = 64 * 2**20  # of a file inside a page

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.base.files import read_json
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.base.reading import read_json
 from toolkit.reporting import plots
 from toolkit.reporting.benchmark_record import cell_text, system_name
 from toolkit.reporting.markup import (

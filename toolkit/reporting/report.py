@@ -11,9 +11,10 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from toolkit.base.files import read_bytes, write_text
+from toolkit.base.errors import UserError
+from toolkit.base.files import write_text
+from toolkit.base.reading import read_bytes
 from toolkit.data.images import picture_size
-from toolkit.errors import UserError
 from toolkit.reporting import media, plots
 from toolkit.reporting.markup import (
     as_dict,

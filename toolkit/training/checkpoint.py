@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toolkit.base.files import atomic_directory, discard, read_json
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.base.files import atomic_directory, discard
+from toolkit.base.reading import read_json
 from toolkit.training.optim import ExponentialMovingAverage
 
 NAME = re.compile(r"step_(\d{6,9})")

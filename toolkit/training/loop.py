@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from toolkit.data.mixture import BatchSource
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.base.progress import progress
+from toolkit.data.batches import BatchSource
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint, saved_steps
 from toolkit.training.config import OptimConfig as OptimConfig
-from toolkit.training.logging import ScalarLog, progress
+from toolkit.training.logging import ScalarLog
 from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
 from toolkit.training.runtime import RuntimeConfig, bf16_peak, forwards, make_accelerator, repeated_blocks
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.benchmark import Timer
 
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 from toolkit.training.config import DEVICES, MOST_THREADS, PRECISIONS
 from toolkit.training.config import RuntimeConfig as RuntimeConfig
 

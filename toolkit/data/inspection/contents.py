@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from toolkit.base.files import read_json
-from toolkit.data.lerobot_info import INFO, PICTURES, check_inside, read_info
-from toolkit.data.parquet import plausible_rows, read_data_frame
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.base.reading import read_json
+from toolkit.data.formats.lerobot_layout import INFO, PICTURES, check_inside, read_info
+from toolkit.data.formats.parquet import plausible_rows, read_data_frame
 
 COUNTERS = ("frame_index", "index", "episode_index", "task_index")
 BOOKKEEPING = (*COUNTERS, "timestamp")  # features that LeRobot adds to every dataset

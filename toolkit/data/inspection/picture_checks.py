@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.base.errors import UserError
+from toolkit.base.progress import progress
 from toolkit.data.inspection.contents import Contents, Findings
 from toolkit.data.inspection.picture_spans import Span, cell_picture, video_frames, video_span
 from toolkit.data.inspection.row_checks import LEAVE_OUT
-from toolkit.errors import UserError
-from toolkit.training.logging import progress
 
 SHOWN = 8  # episodes on a contact sheet
 SAMPLED = 2000  # pictures of a camera that statistics come from

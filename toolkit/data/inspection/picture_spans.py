@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.base.errors import UserError
+from toolkit.data.formats.lerobot_layout import video_place
 from toolkit.data.images import decode_picture
 from toolkit.data.inspection.contents import Contents
-from toolkit.data.lerobot_info import video_place
 from toolkit.data.pictures import open_video
-from toolkit.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_directory, write_json
+from toolkit.base.progress import progress
+from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
+from toolkit.data.formats.lerobot_layout import UNFINISHED, camera_keys, copy_files
+from toolkit.data.formats.lerobot_read import provenance
+from toolkit.data.formats.lerobot_write import EpisodeWriter, check_finite
 from toolkit.data.inspection.contents import BOOKKEEPING, Contents, flat_names
 from toolkit.data.inspection.picture_spans import EpisodePictures
 from toolkit.data.inspection.stats_checks import repaired_statistics
 from toolkit.data.inspection.validate import Inspection
-from toolkit.data.lerobot_info import UNFINISHED, camera_keys, copy_files
-from toolkit.data.lerobot_io import EpisodeWriter, check_finite, provenance
-from toolkit.data.scenes import read_scenes, write_scenes
-from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
-from toolkit.errors import UserError
-from toolkit.training.logging import progress
+from toolkit.data.seen_scenes import read_scenes, write_scenes
 
 SCRATCH = (*(f"*{ending}" for ending in UNFINISHED), "images")  # what interrupted writers leave
 

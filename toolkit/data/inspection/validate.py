@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.base.errors import UserError
+from toolkit.data.formats.lerobot_layout import check_links
 from toolkit.data.inspection.contents import Contents, Findings, flat_names, read_contents
 from toolkit.data.inspection.picture_checks import CameraSample, check_pictures
 from toolkit.data.inspection.row_checks import check_rows
 from toolkit.data.inspection.stats_checks import check_statistics
-from toolkit.data.lerobot_info import check_links
-from toolkit.data.scenes import read_scenes
-from toolkit.errors import UserError
+from toolkit.data.seen_scenes import read_scenes
 
 
 @dataclass

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from toolkit.base.files import read_json, write_json
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.base.files import write_json
+from toolkit.base.reading import read_json
 
 FILE = "seen_scenes.json"
 UNKNOWN = "*"

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.data.clips import ClipStore, Conventions
-from toolkit.data.mixture import Mixture, make_sources
+from toolkit.base.errors import UserError
+from toolkit.data.batches import Mixture, make_sources
+from toolkit.data.clips import ClipStore
+from toolkit.data.conventions import Conventions
+from toolkit.data.episode import ACTION, ACTION_DIM_IS_PAD, ACTION_IS_PAD, STATE, SYNTHETIC
 from toolkit.data.normalizer import ACTION_FLOOR, compute_statistics, describe, describe_columns
-from toolkit.data.schema import ACTION, ACTION_DIM_IS_PAD, ACTION_IS_PAD, STATE, SYNTHETIC
-from toolkit.errors import UserError
 
 
 def memory_store(lengths: list[int], state_dim: int = 2, action_dim: int = 2, scale: float = 1.0) -> ClipStore:

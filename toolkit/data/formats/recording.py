@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.hdf5 import natural_order
+from toolkit.base.errors import UserError, nearest
+from toolkit.data.episode import IMAGE, Episode
+from toolkit.data.formats.hdf5 import natural_order
 from toolkit.data.images import resized
-from toolkit.data.scenes import Scenes
-from toolkit.data.schema import IMAGE, Episode
-from toolkit.errors import UserError, nearest
+from toolkit.data.seen_scenes import Scenes
 
 SIDES = 8, 8192  # pixels; video encoders have limits, and LeRobot takes three rows for three channels
 CAMERAS = "observation.images."

@@ -9,9 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from toolkit.base.files import read_json
-from toolkit.data import lerobot_io
-from toolkit.data.lerobot_info import (
+from toolkit.base.errors import UserError
+from toolkit.base.reading import read_json
+from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
+from toolkit.data.formats import lerobot_read
+from toolkit.data.formats.lerobot_layout import (
     INFO,
     camera_keys,
     check_features,
@@ -21,11 +23,8 @@ from toolkit.data.lerobot_info import (
     feature_names,
     read_info,
 )
-from toolkit.data.parquet import check_parquet
-from toolkit.data.pictures import check_videos
-from toolkit.data.scenes import read_scenes
-from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
-from toolkit.data.source import (
+from toolkit.data.formats.parquet import check_parquet
+from toolkit.data.formats.recording import (
     ImportOptions,
     Source,
     check_cameras,
@@ -36,7 +35,8 @@ from toolkit.data.source import (
     vector_names,
     whole_fps,
 )
-from toolkit.errors import UserError
+from toolkit.data.pictures import check_videos
+from toolkit.data.seen_scenes import read_scenes
 
 
 def open_lerobot(source: str, options: ImportOptions, workspace: Path) -> Source:
@@ -63,7 +63,7 @@ def open_lerobot(source: str, options: ImportOptions, workspace: Path) -> Source
     fps = whole_fps(info["fps"], f"{source}: fps")
     if options.fps not in (None, fps):
         raise UserError(f"fps={options.fps}: {source} is recorded at {fps}; import does not resample. Leave fps= out")
-    table = lerobot_io.read_table(root, state_keys, action_key)
+    table = lerobot_read.read_table(root, state_keys, action_key)
     indices = chosen(list(range(len(table.lengths))), options.episodes, source)
     if (len(table.lengths), len(table.states)) != (info["total_episodes"], info["total_frames"]):
         raise UserError(
@@ -110,7 +110,7 @@ def _episodes(
 ) -> Iterator[Episode]:
     main, *others = cameras.values()
     further = tuple(dict.fromkeys(key for key in others if key != main))
-    episodes = lerobot_io.read_episodes(root, main, cameras=further, state_keys=state_keys, action_key=action_key)
+    episodes = lerobot_read.read_episodes(root, main, cameras=further, state_keys=state_keys, action_key=action_key)
     for index, episode in islice(enumerate(episodes), indices[0], indices[-1] + 1):
         if not (instruction := episode.task.strip() or task):
             raise UserError(f"{root}: episode {index} has no instruction; give one with task='...'")

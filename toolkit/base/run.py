@@ -7,30 +7,27 @@ files stay where they are, whatever `overwrite` says.
 from __future__ import annotations
 
 import os
-import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from datetime import datetime
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from toolkit.base import files
-from toolkit.base.files import read_json, write_json
-from toolkit.errors import UserError
+from toolkit.base import files, manifest
+from toolkit.base.errors import UserError
+from toolkit.base.files import write_json
+from toolkit.base.provenance import git_sha, hardware, versions
+from toolkit.base.reading import read_json
 
 # The run is the same whatever they are.
 NOT_COMPARED = ("out", "overwrite", "resume", "strict", "runtime.threads", "workers")
-PACKAGES = ("torch", "lerobot", "timm", "hydra-core", "h5py", "accelerate", "numpy", "mujoco", "metaworld")
 RECORD = "run.json"
 REPLACED = ".vag-replaced"  # folder inside of `out`: the run that is overwritten, until the new one is complete
-OWN = {RECORD, files.MANIFEST, files.LOCK, REPLACED, f".{RECORD}{files.PARTIAL}"}
+OWN = {RECORD, manifest.MANIFEST, manifest.LOCK, REPLACED, f".{RECORD}{manifest.PARTIAL}"}
 
 
 class Run:
@@ -90,7 +87,7 @@ class Run:
         self._created = [path for path in (self.directory, *self.directory.parents) if not path.exists()]
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
-            self._held.enter_context(files.locked(self.directory))
+            self._held.enter_context(manifest.locked(self.directory))
             self._begin()
         except BaseException:
             self._leave()
@@ -127,12 +124,12 @@ class Run:
         self.started, self._previous = time.perf_counter(), 0.0
         if earlier is not None:
             self._go_on(earlier)
-        self._held.enter_context(files.recording(self.directory))
+        self._held.enter_context(manifest.recording(self.directory))
         try:
             self.write()
         except BaseException:  # a full disk: nothing has begun
             if earlier is None:
-                files.remove_files([self.directory / files.MANIFEST], self.directory)
+                files.remove_files([self.directory / manifest.MANIFEST], self.directory)
                 self._undo_replacement()
             raise
 
@@ -194,15 +191,15 @@ class Run:
     def _set_aside(self) -> None:
         """Move what the manifest lists into a folder of its own. The record goes first and comes back last."""
         aside, record = self.directory / REPLACED, self.directory / RECORD
-        files.check_free(self.directory)
-        listed = files.written_files(self.directory)
-        if self.directory / files.MANIFEST not in listed:
+        manifest.check_free(self.directory)
+        listed = manifest.written_files(self.directory)
+        if self.directory / manifest.MANIFEST not in listed:
             raise UserError(
                 f"out={self.directory}: its run has no list of the files that it wrote (by an earlier version?), so "
                 "overwrite=true cannot tell them from yours; delete it, or choose another out="
             )
-        for run in files.runs_inside(self.directory):
-            if foreign := [path for path in files.files_below(run) if path not in listed]:
+        for run in manifest.runs_inside(self.directory):
+            if foreign := [path for path in manifest.files_below(run) if path not in listed]:
                 raise UserError(
                     f"out={self.directory}: a run in it, {run}, holds '{foreign[0].name}', which vag did not write; "
                     "move it away or choose another out="
@@ -220,9 +217,9 @@ class Run:
         aside, record = self.directory / REPLACED, self.directory / RECORD
         if not self._replaces or record.exists():
             return
-        if (aside / files.MANIFEST).exists():  # the one here is of a run that had not begun
-            (self.directory / files.MANIFEST).unlink(missing_ok=True)
-        found = [path for path in files.files_below(aside) if path != aside / RECORD]
+        if (aside / manifest.MANIFEST).exists():  # the one here is of a run that had not begun
+            (self.directory / manifest.MANIFEST).unlink(missing_ok=True)
+        found = [path for path in manifest.files_below(aside) if path != aside / RECORD]
         files.move_files([*found, aside / RECORD], aside, self.directory)
         with suppress(OSError):
             aside.rmdir()
@@ -230,9 +227,11 @@ class Run:
     def _drop_replaced(self) -> None:
         """Remove the run that was replaced: in one step, or file by file where some are the user's."""
         aside = self.directory / REPLACED
-        listed = set(files.written_files(aside)) if aside.is_dir() else set()
-        if foreign := [path for path in files.files_below(aside) if path not in listed]:
-            files.remove_files(sorted(listed, key=lambda path: (path.name == files.MANIFEST, -len(path.parts))), aside)
+        listed = set(manifest.written_files(aside)) if aside.is_dir() else set()
+        if foreign := [path for path in manifest.files_below(aside) if path not in listed]:
+            files.remove_files(
+                sorted(listed, key=lambda path: (path.name == manifest.MANIFEST, -len(path.parts))), aside
+            )
             files.remove_empty_folders(aside)
             print(f"vag: {foreign[0]}: not written by vag, so it stays there", file=sys.stderr)
         else:
@@ -257,17 +256,17 @@ class Run:
         self.record.update(status="finishing", leftovers=[*self.record.get("leftovers", []), *leftovers])
         self.write()
         for name in self.record.pop("leftovers"):
-            if files.leads_inside(self.directory, name):
+            if manifest.leads_inside(self.directory, name):
                 files.discard(self.directory / name)
         self._drop_replaced()
         self.record["status"] = "finished"
         self.write()
 
     def _stop(self, error: BaseException | None) -> None:
-        made = set(files.written_files(self.directory)) - {self.directory / name for name in OWN}
+        made = set(manifest.written_files(self.directory)) - {self.directory / name for name in OWN}
         interrupted = isinstance(error, KeyboardInterrupt)
         if not made and not self.stage and (not interrupted or self._replaces):
-            files.remove_files([self.directory / name for name in (files.MANIFEST, RECORD)], self.directory)
+            files.remove_files([self.directory / name for name in (manifest.MANIFEST, RECORD)], self.directory)
             self._undo_replacement()
             return
         self.record["status"] = "interrupted" if interrupted else "failed"
@@ -392,40 +391,3 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     if not 0 <= record["wall_seconds"] <= MOST_SECONDS:
         raise UserError(f"{path}: damaged ('wall_seconds' is {str(record['wall_seconds'])[:40]})")
     return record
-
-
-@cache
-def git_sha() -> str:
-    """Commit of the checkout this code runs from; 'unknown' when installed without one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide a result."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@cache
-def hardware() -> str:
-    """Cores and CPU model, and the GPU where there is one."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    text = f"{os.cpu_count()} x {model}"
-    import torch
-
-    return f"{text}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else text

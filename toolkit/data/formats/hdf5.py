@@ -17,8 +17,8 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
+from toolkit.base.errors import UserError
 from toolkit.data.images import decode_picture
-from toolkit.errors import UserError
 
 MAX_EPISODE_BYTES = 4 * 2**30  # of one episode in memory
 MAX_EXPANSION = 2000  # times; gzip reaches 1,030 on zeros

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
 
 FREE_BYTES = 512 << 20  # in memory, that every file may take
 MAX_EXPANSION = 100  # times the size of the file, for what takes more; real tables stay below 50

@@ -13,8 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-from toolkit.errors import UserError
-from toolkit.training.logging import progress
+from toolkit.base.errors import UserError
+from toolkit.base.progress import progress
 
 AHEAD = 12  # enough to keep the workers busy while their parent imports LeRobot
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from toolkit.base import files
-from toolkit.errors import UserError
-from toolkit.reporting import run_record
-from toolkit.reporting.run_record import Run, read_record
+from toolkit.base import files, manifest, provenance
+from toolkit.base.errors import UserError
+from toolkit.base.run import REPLACED, Run, read_record
 
 
 def start(out: Path, command: str = "collect", config: dict[str, Any] | None = None, **options: bool) -> Run:
@@ -41,7 +40,7 @@ def finish(out: Path, *names: str, text: str = "made", **options: Any) -> None:
 def tree(folder: Path) -> dict[str, str]:
     """Name -> content of all files, but the lists that change with time."""
     return {
-        str(path.relative_to(folder)): "" if path.name in ("run.json", files.MANIFEST) else path.read_text()
+        str(path.relative_to(folder)): "" if path.name in ("run.json", manifest.MANIFEST) else path.read_text()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -75,7 +74,7 @@ def test_finished_and_unfinished_runs_are_protected(tmp_path: Path) -> None:
             pass
     with pytest.raises(UserError, match="give one of them"), start(out, overwrite=True, resume=True):
         pass
-    assert sorted(path.name for path in out.iterdir()) == [files.MANIFEST, "half", "run.json"]
+    assert sorted(path.name for path in out.iterdir()) == [manifest.MANIFEST, "half", "run.json"]
 
 
 def test_resume_needs_the_same_settings(tmp_path: Path) -> None:
@@ -102,7 +101,7 @@ def test_overwriting_removes_what_vag_wrote_and_nothing_else(tmp_path: Path) -> 
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(text)
     finish(out, "b", "d", text="new", overwrite=True)
-    assert tree(out) == {**mine, "b": "new", "d": "new", "run.json": "", files.MANIFEST: ""}
+    assert tree(out) == {**mine, "b": "new", "d": "new", "run.json": "", manifest.MANIFEST: ""}
     assert read_record(out)["result"] == {"text": "new"}
 
 
@@ -118,14 +117,14 @@ def test_what_is_overwritten_is_kept_until_the_new_run_is_finished(tmp_path: Pat
     for attempt in range(3):  # overwriting the unfinished run does not take the finished one along
         with pytest.raises(KeyError), start(out, overwrite=True) as run:
             fail(run, "a", f"attempt{attempt}")
-        kept = out / run_record.REPLACED
+        kept = out / REPLACED
         assert (kept / "a").read_text() == "old"
         assert (kept / "dataset/b").read_text() == "old"
         assert read_record(kept)["result"] == {"text": "old"}
         assert not (out / f"attempt{attempt - 1}").exists()
     with start(out, resume=True):
         pass
-    assert sorted(tree(out)) == sorted([files.MANIFEST, "a", "attempt2", "run.json"])
+    assert sorted(tree(out)) == sorted([manifest.MANIFEST, "a", "attempt2", "run.json"])
 
 
 def test_a_users_file_beside_what_is_replaced_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,17 +132,17 @@ def test_a_users_file_beside_what_is_replaced_stays(tmp_path: Path, capsys: pyte
     finish(out, "a", "deep/b", text="old")
     with pytest.raises(KeyError), start(out, overwrite=True) as run:
         fail(run, "a")
-    mine = out / run_record.REPLACED / "deep/notes"
+    mine = out / REPLACED / "deep/notes"
     mine.write_text("mine")
     with start(out, resume=True):
         pass
-    assert [path.name for path in files.files_below(out / run_record.REPLACED)] == ["notes"]
+    assert [path.name for path in manifest.files_below(out / REPLACED)] == ["notes"]
     assert f"{mine}: not written by vag" in capsys.readouterr().err
     with pytest.raises(KeyError), start(out, overwrite=True) as run:  # and is no run that could come back
         fail(run, "c")
-    assert (out / run_record.REPLACED / "a").exists()
+    assert (out / REPLACED / "a").exists()
     finish(out, "d", overwrite=True)
-    assert sorted(tree(out)) == [files.MANIFEST, f"{run_record.REPLACED}/deep/notes", "d", "run.json"]
+    assert sorted(tree(out)) == [manifest.MANIFEST, f"{REPLACED}/deep/notes", "d", "run.json"]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +193,7 @@ def test_a_manifest_names_nothing_outside_of_its_run(tmp_path: Path) -> None:
         None,
         "\0",
     ]
-    with (out / files.MANIFEST).open("a") as file:
+    with (out / manifest.MANIFEST).open("a") as file:
         file.write("".join(f"{json.dumps(name)}\n" for name in names) + '"unfinished li')
     finish(out, overwrite=True)
     assert (precious.read_text(), (tmp_path / "folder/f").read_text()) == ("mine", "mine")
@@ -204,18 +203,18 @@ def test_a_manifest_names_nothing_outside_of_its_run(tmp_path: Path) -> None:
 def test_a_half_line_of_a_manifest_spoils_no_other(tmp_path: Path) -> None:
     with pytest.raises(KeyError), start(tmp_path / "run") as run:
         fail(run, "a")
-    with (tmp_path / "run" / files.MANIFEST).open("a") as file:
+    with (tmp_path / "run" / manifest.MANIFEST).open("a") as file:
         file.write('"unfinished li')
     with start(tmp_path / "run", resume=True) as run:
         make(run, "b")
     finish(tmp_path / "run", "c", overwrite=True)
-    assert sorted(tree(tmp_path / "run")) == [files.MANIFEST, "c", "run.json"]
+    assert sorted(tree(tmp_path / "run")) == [manifest.MANIFEST, "c", "run.json"]
 
 
 def test_a_refused_command_removes_nothing(tmp_path: Path) -> None:
     finish(tmp_path / "run", "a")
-    (tmp_path / "run" / run_record.REPLACED).mkdir()
-    (tmp_path / "run" / run_record.REPLACED / "b").write_text("old")
+    (tmp_path / "run" / REPLACED).mkdir()
+    (tmp_path / "run" / REPLACED / "b").write_text("old")
     before = tree(tmp_path)
     for command, options in (("collect", {}), ("collect", {"resume": True}), ("replay", {"overwrite": True})):
         with pytest.raises(UserError):
@@ -227,7 +226,7 @@ def test_runs_inside_of_a_run_are_replaced_with_it_and_others_are_not(tmp_path: 
     def outer(**options: bool) -> None:
         with start(tmp_path / "demo", "demo", **options):
             for name in ("collect", "stages/train"):
-                files.note(tmp_path / "demo" / name, run=True)
+                manifest.note(tmp_path / "demo" / name, run=True)
                 finish(tmp_path / "demo" / name, "made")
 
     outer()
@@ -242,7 +241,7 @@ def test_runs_inside_of_a_run_are_replaced_with_it_and_others_are_not(tmp_path: 
     assert (tmp_path / "demo/notes").read_text() == "mine"
     assert (tmp_path / "demo/mine/made").exists()
     assert read_record(tmp_path / "demo/stages/train")["status"] == "finished"
-    assert not (tmp_path / "demo" / run_record.REPLACED).exists()
+    assert not (tmp_path / "demo" / REPLACED).exists()
 
 
 # ----------------------------------------------------------------------------------------------------------- inputs
@@ -302,14 +301,14 @@ def test_data_and_code_are_in_the_record_before_anything_is_made(
     with pytest.raises(KeyError), start(tmp_path) as run:
         work(run, "aaaa")
     first = read_record(tmp_path)
-    assert (first["git_sha"], first["versions"]) == (run_record.git_sha(), run_record.versions())
+    assert (first["git_sha"], first["versions"]) == (provenance.git_sha(), provenance.versions())
     changed = r"here: has changed since .* \(aaaa, now bbbb\)"
     with pytest.raises(UserError, match=changed), start(tmp_path, resume=True) as run:
         work(run, "bbbb")
     assert (tmp_path / "half").exists()
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(run_record, "git_sha", lambda: "0123456789ab")
-    monkeypatch.setattr(run_record, "versions", lambda: {**first["versions"], "torch": "9.9"})
+    monkeypatch.setattr("toolkit.base.run.git_sha", lambda: "0123456789ab")
+    monkeypatch.setattr("toolkit.base.run.versions", lambda: {**first["versions"], "torch": "9.9"})
     with pytest.raises(UserError, match=r"\(commit .*, now 0123456789ab, torch .*, now 9\.9\); strict"):
         start(tmp_path, resume=True, strict=True).__enter__()
     with start(tmp_path, resume=True) as run:
@@ -322,7 +321,7 @@ def test_data_and_code_are_in_the_record_before_anything_is_made(
 
 def test_one_process_holds_a_directory(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from toolkit.reporting.run_record import Run\n"
+        "import sys, time; from toolkit.base.run import Run\n"
         "with Run('collect', sys.argv[1], {}, overwrite=False, resume=False):\n"
         "    print('in', flush=True); time.sleep(60)\n"
     )
@@ -338,7 +337,7 @@ def test_one_process_holds_a_directory(tmp_path: Path) -> None:
         holder.wait()
     with start(tmp_path / "run", resume=True):  # a dead process holds nothing
         pass
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [files.MANIFEST, "run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [manifest.MANIFEST, "run.json"]
 
 
 # ------------------------------------------------------------------------------------------- killed at every step
@@ -368,14 +367,14 @@ def killed_after(count: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[],
         try:
             work()
         except Killed:
-            files._open.clear()
+            manifest._open.clear()
             return True
     return False
 
 
 def test_a_kill_at_any_change_of_the_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finished run is overwritten and killed; then the command is repeated, or the new run goes on."""
-    wanted = {"a": "new", "new/b": "new", "mine": "mine", "run.json": "", files.MANIFEST: ""}
+    wanted = {"a": "new", "new/b": "new", "mine": "mine", "run.json": "", manifest.MANIFEST: ""}
 
     def work(out: Path, **options: bool) -> None:
         with start(out, **options) as run:
@@ -391,7 +390,7 @@ def test_a_kill_at_any_change_of_the_disk_loses_nothing(tmp_path: Path, monkeypa
             finish(out, "a", "old/b", text="old")
             (out / "mine").write_text("mine")
             reached = killed_after(count, monkeypatch, lambda out=out: work(out, overwrite=True))
-            (out / files.LOCK).unlink(missing_ok=True)  # in truth the system lets go of it
+            (out / manifest.LOCK).unlink(missing_ok=True)  # in truth the system lets go of it
             texts = {path.read_text() for path in out.rglob("a")}
             assert texts & {"old", "new"}, "one of the two runs is whole, or was never begun"
             if reached:
@@ -410,17 +409,17 @@ def test_the_lock_of_a_killed_stage_is_no_file_of_the_users(tmp_path: Path) -> N
         return start(tmp_path / "demo", "demo", **options)
 
     def stage(run: Run) -> None:
-        files.note(run.directory / "stage", run=True)
+        manifest.note(run.directory / "stage", run=True)
         finish(run.directory / "stage", "model", resume=True)
 
     with demo() as run:
         stage(run)
-    lock = tmp_path / "demo/stage" / files.LOCK
+    lock = tmp_path / "demo/stage" / manifest.LOCK
     lock.write_text("1234 on a machine")  # as a SIGKILL leaves it
     with demo(overwrite=True) as run:
         stage(run)
     assert not lock.exists()
-    with files.locked(lock.parent), pytest.raises(UserError, match=f"stage: in use by process {os.getpid()}"):
+    with manifest.locked(lock.parent), pytest.raises(UserError, match=f"stage: in use by process {os.getpid()}"):
         demo(overwrite=True).__enter__()
     assert (tmp_path / "demo/stage/model").read_text() == "made"
 
@@ -466,7 +465,7 @@ def test_odd_values_in_a_record_are_refused_in_one_line(tmp_path: Path, values: 
     assert (tmp_path / "run/model").exists()
 
 
-@pytest.mark.parametrize("name", [files.LOCK, files.MANIFEST])
+@pytest.mark.parametrize("name", [manifest.LOCK, manifest.MANIFEST])
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_what_stands_in_the_place_of_vags_own_files_is_not_written_to(tmp_path: Path, name: str, kind: str) -> None:
     """A link in a run from somebody else would lead to a file of the user's, and a pipe waits for ever."""
@@ -485,10 +484,8 @@ def test_what_stands_in_the_place_of_vags_own_files_is_not_written_to(tmp_path: 
 
 def test_a_manifest_with_names_that_no_file_can_have(tmp_path: Path) -> None:
     finish(tmp_path / "run", "model")
-    with (tmp_path / "run" / files.MANIFEST).open("a") as manifest:
-        manifest.writelines(
-            json.dumps(name) + "\n" for name in ("a" * 5000, "a/" * 3000, "b" * 250, "\ud800", "\ud800/")
-        )
+    with (tmp_path / "run" / manifest.MANIFEST).open("a") as file:
+        file.writelines(json.dumps(name) + "\n" for name in ("a" * 5000, "a/" * 3000, "b" * 250, "\ud800", "\ud800/"))
     finish(tmp_path / "run", "model", text="new", overwrite=True)
     assert (tmp_path / "run/model").read_text() == "new"
 
@@ -510,7 +507,7 @@ def test_a_disk_that_is_full_at_the_first_write_leaves_what_was_there(
 
     finish(tmp_path / "old", "model")
     before = tree(tmp_path)
-    monkeypatch.setattr(run_record, "write_json", full)
+    monkeypatch.setattr("toolkit.base.run.write_json", full)
     for out, options in (("new", {}), ("old", {"overwrite": True})):
         with pytest.raises(OSError, match="No space"):
             start(tmp_path / out, **options).__enter__()

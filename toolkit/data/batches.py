@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from toolkit.data.clips import ClipStore, check_dimensions
+from toolkit.base.errors import UserError
+from toolkit.data.clips import ClipStore
+from toolkit.data.conventions import check_dimensions
+from toolkit.data.episode import ACTION_DIM_IS_PAD, IMAGE, PICTURE_EVERY, SYNTHETIC
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
-from toolkit.data.scenes import is_hole
-from toolkit.data.schema import ACTION_DIM_IS_PAD, IMAGE, PICTURE_EVERY, SYNTHETIC
-from toolkit.errors import UserError
+from toolkit.data.seen_scenes import is_hole
 
 
 class BatchSource(Protocol):

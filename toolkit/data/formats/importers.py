@@ -4,7 +4,7 @@ robomimic  data/demo_0/{actions, obs/<camera>_image, obs/robot0_eef_pos, ...}
 libero     data/demo_0/{actions, obs/<camera>_rgb, obs/ee_states, ...}
 bridge     data/demo_0/{actions, obs/image_0, obs/state}
 aloha      one file per episode: /action, /observations/{qpos, images/<camera>}
-lerobot    a LeRobotDataset directory, or its name on the hub (toolkit/data/lerobot_source.py)
+lerobot    a LeRobotDataset directory, or its name on the hub (toolkit/data/formats/lerobot_import.py)
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.hdf5 import MAX_EPISODE_BYTES, Hdf5File, natural_order
-from toolkit.data.lerobot_info import INFO, check_inside
-from toolkit.data.scenes import Scenes, merge, scenes_from
-from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
-from toolkit.data.source import (
+from toolkit.base.errors import UserError, nearest
+from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
+from toolkit.data.formats.hdf5 import MAX_EPISODE_BYTES, Hdf5File, natural_order
+from toolkit.data.formats.lerobot_layout import INFO, check_inside
+from toolkit.data.formats.recording import (
     INSTRUCTIONS,
     ImportOptions,
     Source,
@@ -33,7 +33,7 @@ from toolkit.data.source import (
     vector_names,
     whole_fps,
 )
-from toolkit.errors import UserError, nearest
+from toolkit.data.seen_scenes import Scenes, merge, scenes_from
 
 SUFFIXES = (".hdf5", ".h5")
 MAX_WIDTH = 10_000
@@ -70,7 +70,7 @@ def open_source(source: str | Path, layout: str, options: ImportOptions, workspa
     path = Path(source)
     is_repo = not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and path.suffix not in SUFFIXES
     if layout == "lerobot" or (path / INFO).exists() or (is_repo and layout == "auto"):
-        from toolkit.data.lerobot_source import open_lerobot
+        from toolkit.data.formats.lerobot_import import open_lerobot
 
         return open_lerobot(str(source), options, workspace)
     return _open_hdf5(path, layout, options)

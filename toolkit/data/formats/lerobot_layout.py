@@ -10,10 +10,12 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from toolkit.base.files import PARTIAL, REMOVED, read_json
-from toolkit.data.schema import ACTION, IMAGE, STATE
-from toolkit.errors import UserError
+from toolkit.base.errors import UserError
+from toolkit.base.manifest import PARTIAL, REMOVED
+from toolkit.base.reading import read_json
+from toolkit.data.episode import ACTION, IMAGE, STATE
 
+MOST_LETTERS = 10_000  # of an instruction
 INFO = "meta/info.json"
 PICTURES = ("video", "image")
 UNFINISHED = (".partial", PARTIAL, REMOVED)  # ends of names that writers leave when they are killed
@@ -166,3 +168,13 @@ def _place(directory: Path, info: dict[str, Any], kind: str, **values: str | int
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UserError(f"{directory / INFO}: '{kind}' gives '{name}'; expected a path below the dataset")
     return path
+
+
+def check_instruction(text: str, where: str) -> None:
+    """Raise UserError for a text that is no instruction: longer than any, or none that a file can hold."""
+    if len(text) > MOST_LETTERS:
+        raise UserError(f"{where}: its instruction has {len(text)} letters; at most {MOST_LETTERS} are taken")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: its instruction is no UTF-8 text ({error.reason}); write it anew") from error

@@ -10,15 +10,15 @@ from typing import Any
 import h5py
 import numpy as np
 
+from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
-from toolkit.data.hdf5_write import new_hdf5
+from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
+from toolkit.data.formats.hdf5_write import new_hdf5
+from toolkit.data.formats.lerobot_layout import camera_keys, feature_names, read_info
+from toolkit.data.formats.lerobot_read import read_episodes
+from toolkit.data.formats.recording import INSTRUCTIONS, default_cameras
 from toolkit.data.images import encode_jpeg
-from toolkit.data.lerobot_info import camera_keys, feature_names, read_info
-from toolkit.data.lerobot_io import read_episodes
-from toolkit.data.scenes import read_scenes
-from toolkit.data.schema import ACTION, IMAGE, STATE, Episode
-from toolkit.data.source import INSTRUCTIONS, default_cameras
-from toolkit.errors import UserError
+from toolkit.data.seen_scenes import read_scenes
 
 Watch = Callable[[Iterable[Episode], int], Iterable[Episode]]
 

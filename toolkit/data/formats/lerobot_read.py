@@ -1,0 +1,190 @@
+"""LeRobotDataset v3 on disk: write episodes atomically, read them back in order, add episode columns.
+
+Writing goes through LeRobot itself. Reading a whole dataset goes through Parquet and one sequential video
+decode, which is far faster than LeRobot's random access and gives the same frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.base.errors import UserError
+from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
+from toolkit.data.formats.lerobot_layout import (
+    INFO,
+    check_features,
+    check_inside,
+    check_instruction,
+    data_files,
+    read_info,
+)
+from toolkit.data.formats.parquet import plausible_rows, read_data_frame, read_parquet
+from toolkit.data.pictures import check_video_lengths, read_pictures
+
+
+def provenance(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the episode table without LeRobot's own bookkeeping."""
+    own = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
+    return {key: value for key, value in row.items() if not key.startswith(own)}
+
+
+@dataclass
+class Table:
+    """Everything but the pictures: the episode table and the rows of all frames, in order."""
+
+    episodes: list[dict[str, Any]]  # columns of the episode table
+    lengths: np.ndarray  # (E,)
+    states: np.ndarray  # (N, S) float32
+    actions: np.ndarray  # (N, A) float32
+    tasks: list[str]  # (E,) instructions
+
+    def metadata(self, episode: int) -> dict[str, Any]:
+        """Provenance columns of one episode."""
+        return provenance(self.episodes[episode])
+
+
+def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key: str = ACTION) -> Table:
+    """States (of several keys side by side), actions, tasks and episode columns.
+
+    Raises UserError for missing keys, damaged files, tables that do not fit together, NaN.
+    """
+    directory = Path(directory)
+    info = read_info(directory)
+    check_features(directory, info, None, (*state_keys, action_key))
+    totals = {key: plausible_rows(info[f"total_{key}"]) for key in ("episodes", "frames")}
+    episodes = _read_parquet(directory, "meta/episodes", ["episode_index", "length"], most_rows=totals["episodes"])
+    rows = ["index", "episode_index", "task_index", *state_keys, action_key]  # without pictures, where they lie there
+    frames = _read_parquet(directory, "data", rows, only=True, most_rows=totals["frames"])
+    tasks = _read_parquet(directory, "meta", ["task_index"], stem="tasks", most_rows=totals["frames"])
+    try:
+        episodes, frames = episodes.sort_values("episode_index"), frames.sort_values("index")
+        names = {int(row["task_index"]): str(name) for name, row in tasks.iterrows()}
+        lengths = episodes["length"].to_numpy(np.int64)
+        if len(lengths) == 0 or lengths.min() < 1 or lengths.max() > len(frames):
+            raise UserError(f"{directory}: the episode table has no rows, or lengths that cannot be")
+        if lengths.sum() != len(frames):
+            raise UserError(f"{directory}: {len(frames)} rows of data; the episode table says {lengths.sum()}")
+        indices = np.arange(len(lengths))
+        if not np.array_equal(episodes["episode_index"], indices):
+            raise UserError(f"{directory}: 'episode_index' of the episode table does not count 0, 1, 2, ...")
+        if not np.array_equal(frames["episode_index"], np.repeat(indices, lengths)):
+            raise UserError(f"{directory}: 'episode_index' of the rows disagrees with the lengths of the episodes")
+        states = np.concatenate([_columns(directory, info, key, frames[key]) for key in state_keys], axis=1)
+        actions = _columns(directory, info, action_key, frames[action_key])
+        first = np.cumsum(lengths) - lengths
+        instructions = [names.get(int(i)) for i in frames["task_index"].to_numpy()[first]]
+    except UserError:
+        raise
+    except Exception as error:  # cells of a wrong type make pandas and NumPy raise classes of every kind
+        raise UserError(f"{directory}: its tables are damaged ({type(error).__name__}: {error})") from error
+    if None in instructions:
+        raise UserError(f"{directory}: episode {instructions.index(None)} has a 'task_index' that meta/tasks lacks")
+    for episode, text in enumerate(instructions):
+        check_instruction(str(text), f"{directory}: episode {episode}")
+    for key, values in ((" + ".join(state_keys), states), (action_key, actions)):
+        if not np.isfinite(values).all():
+            row = int(np.argmax(~np.isfinite(values).all(axis=1)))
+            episode = int(np.searchsorted(first, row, side="right")) - 1
+            raise UserError(f"{directory}: '{key}' holds NaN or infinity (episode {episode}); remove that episode")
+    return Table(episodes.to_dict("records"), lengths, states, actions, [str(name) for name in instructions])
+
+
+def _columns(directory: Path, info: dict, key: str, cells: Any) -> np.ndarray:
+    """(N, D) float32 from cells that hold vectors, or numbers where D = 1."""
+    with np.errstate(over="ignore"):  # infinity is complained about later
+        values = np.stack(cells.to_numpy()).astype(np.float32).reshape(len(cells), -1)
+    if values.shape[1] != (width := math.prod(info["features"][key]["shape"])):
+        raise UserError(f"{directory}: '{key}' has {values.shape[1]} values a row; {INFO} says {width}")
+    return values
+
+
+def read_actions(directory: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """Metadata and actions (T, A) of each episode, without decoding a picture."""
+    table = read_table(directory)
+    parts = np.split(table.actions, np.cumsum(table.lengths)[:-1])
+    return [(table.metadata(i), part) for i, part in enumerate(parts)]
+
+
+def read_episodes(
+    directory: Path,
+    image_key: str = IMAGE,
+    *,
+    cameras: Sequence[str] = (),
+    state_keys: Sequence[str] = (STATE,),
+    action_key: str = ACTION,
+) -> Iterator[Episode]:
+    """All episodes in order; `cameras` names further picture features, for `Episode.cameras`.
+
+    Raises UserError as `read_table`, and for too few or unreadable pictures.
+    """
+    directory = Path(directory)
+    info = read_info(directory)
+    for key in (image_key, *cameras):
+        check_features(directory, info, key, (*state_keys, action_key))
+    table = read_table(directory, state_keys, action_key)
+    pictures = {}
+    for key in (image_key, *cameras):
+        check_video_lengths(directory, info, table.episodes, key)
+        pictures[key] = read_pictures(directory, table.episodes, key)
+    start = 0
+    for index, length in enumerate(table.lengths):
+        stop = start + int(length)
+        images = {key: _next_episode(parts, int(length)) for key, parts in pictures.items()}
+        yield Episode(
+            images[image_key],
+            table.states[start:stop],
+            table.actions[start:stop],
+            table.tasks[index],
+            table.metadata(index),
+            {key: images[key] for key in cameras},
+        )
+        start = stop
+
+
+def _next_episode(parts: Iterator[np.ndarray], length: int) -> np.ndarray:
+    """(T, H, W, 3): the parts of one episode put together."""
+    images = [next(parts)]
+    while sum(map(len, images)) < length:
+        images.append(next(parts))
+    return np.concatenate(images)
+
+
+def dataset_id(directory: Path) -> str:
+    """SHA-256 over names and contents of all files, first 16 hex digits; scores noted later do not count."""
+    digest = hashlib.sha256()
+    for path in data_files(directory):
+        name = str(path.relative_to(directory))
+        check_inside(directory, name)
+        digest.update(os.fsencode(name))
+        if name.startswith("meta/episodes/"):
+            table = read_parquet(path).replace_schema_metadata(None)
+            for column in sorted(c for c in table.column_names if not c.startswith(("replay_", "score_"))):
+                digest.update(f"{column}={table[column].to_pylist()}".encode())
+        else:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _read_parquet(
+    directory: Path, folder: str, columns: Sequence[str], *, only: bool = False, stem: str = "*", most_rows: int
+) -> Any:
+    """All tables of a folder as one. Raises UserError if one is damaged or lacks a column; `only` leaves others out."""
+    import pandas as pd
+
+    paths = sorted((directory / folder).rglob(f"{stem}.parquet"))
+    if not paths:
+        raise UserError(f"{directory / folder}: no Parquet file; the dataset is incomplete")
+    tables = []
+    for path in paths:
+        check_inside(directory, path.relative_to(directory))
+        tables.append(read_data_frame(path, columns, only=only, most_rows=most_rows))
+    return pd.concat(tables)
