@@ -71,21 +71,19 @@ def convert_config(config: dict[str, Any]) -> tuple[dict[str, Any], Callable[[di
     return config, convert_weights
 
 
-def _kind(switches: dict[str, Any], hears: bool, makes_video: bool) -> str | None:
-    kind = switches["kind"]
-    denoising = switches["reads"], switches["prediction"], switches["clocks"], hears, makes_video
-    if kind == "transformer":
-        if switches["clocks"] == "given" and hears is makes_video is True:
+def _kind(switches: dict[str, Any], hears: Any, makes_video: Any) -> str | None:
+    match switches["kind"], switches["reads"], switches["prediction"], switches["clocks"], hears, makes_video:
+        case "transformer", _, _, "given", True, True:
             return "given"
-        return {
-            ("hidden", "sample", "independent", True, True): "transformer",
-            ("nothing", "sample", "independent", False, False): "action_only",
-        }.get(denoising)
-    if hears is not False or makes_video is not True or switches["clocks"] == "given":
-        return None
-    if kind == "unet":
-        return "unet" if denoising[1:3] == ("velocity", "shared") else None
-    return {"temporal": "temporal", "resnet": "framewise"}.get(kind)
+        case "transformer", "hidden", "sample", "independent", True, True:
+            return "transformer"
+        case "transformer", "nothing", "sample", "independent", False, False:
+            return "action_only"
+        case "unet", _, "velocity", "shared", False, True:
+            return "unet"
+        case "temporal" | "resnet" as kind, _, _, clocks, False, True if clocks != "given":
+            return "framewise" if kind == "resnet" else "temporal"
+    return None
 
 
 def _renamed(name: str) -> str:
