@@ -136,7 +136,7 @@ def check(config: BenchmarkGeneratorsConfig) -> None:
 
 def makes_actions(system: str) -> bool:
     composed = compose_config("train-generator", ["dataset=x", f"generator={system}"])
-    return str(composed.generator.action.kind) != "given"
+    return str(composed.generator.action.kind) != "forward_dynamics"
 
 
 def collect(config: BenchmarkGeneratorsConfig, root: Path) -> dict[str, str]:

@@ -144,9 +144,9 @@ def first_line(error: BaseException) -> str:
 
 def _check_names(plan: nn.Module, shapes: Shapes, path: Path, what: str) -> None:
     own = plan.state_dict(keep_vars=True)
-    given = {id(own[name]) for name in own.keys() & shapes.keys()}
+    loaded = {id(own[name]) for name in own.keys() & shapes.keys()}
     for how, names in (
-        ("missing", {name for name in own.keys() - shapes.keys() if id(own[name]) not in given}),
+        ("missing", {name for name in own.keys() - shapes.keys() if id(own[name]) not in loaded}),
         ("unexpected", shapes.keys() - own.keys()),
         ("of another shape", {n for n in own.keys() & shapes.keys() if tuple(own[n].shape) != shapes[n]}),
     ):
@@ -171,7 +171,7 @@ def _counted_build[Network: nn.Module](build: Callable[[], Network], shapes: Sha
     """What `build` makes, stopped where its modules register more than the file holds and may be dropped."""
     most_tensors, most_numbers = MOST_TIMES * len(shapes) + SPARE_TENSORS, _most_numbers(shapes)
     refused = f"{where}its config asks for a larger {what} than the file holds ({numbers(shapes)} numbers)"
-    parts = tensors = total = 0
+    modules = tensors = total = 0
 
     def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         nonlocal tensors, total
@@ -180,16 +180,16 @@ def _counted_build[Network: nn.Module](build: Callable[[], Network], shapes: Sha
             if tensors > most_tensors or total > most_numbers:
                 raise TooLargeError(refused)
 
-    def count_part(module: nn.Module, name: str, part: nn.Module | None) -> None:
-        nonlocal parts
-        parts += 1
-        if parts > most_tensors:
+    def count_module(module: nn.Module, name: str, part: nn.Module | None) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > most_tensors:
             raise TooLargeError(refused)
 
     hooks = [
         register_module_parameter_registration_hook(count),
         register_module_buffer_registration_hook(count),
-        register_module_module_registration_hook(count_part),
+        register_module_module_registration_hook(count_module),
     ]
     try:
         return build()

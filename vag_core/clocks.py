@@ -1,7 +1,7 @@
 """The two clocks, (t_video, t_action): what is drawn in training, and so what may be sampled and scored.
 
-Both run from noise, t = 1, to data, t = 0. A stream at 0 is given, and a mode of sampling is a way for both clocks.
-Its training draws only some pairs of times: a mode that takes others is refused.
+Both run from noise, t = 1, to data, t = 0; a stream at 0 is pinned. A mode of sampling is a way for both clocks. The
+training of a generator draws only some pairs of times, and a mode that passes through others is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from vag_core.config import ActionConfig, GivenConfig, UNetConfig
+from vag_core.config import ActionConfig
 from vag_core.flow_matching import Times, sample_time
 
 ORDERS = ("synchronised", "video_first", "actions_once", "actions_first")
@@ -39,44 +39,34 @@ class Mode(StrEnum):
     SCORE = "score"  # t_video = t_action: the loss of a pair
 
 
-DENOISED = {Mode.JOINT, Mode.SCORE}
-FOLLOWED = {Mode.INVERSE_DYNAMICS, Mode.FORWARD_DYNAMICS}
+FOLLOWED = frozenset(
+    {Mode.JOINT, Mode.SCORE, Mode.INVERSE_DYNAMICS, Mode.FORWARD_DYNAMICS}
+)  # by two independent clocks
 
 
 @dataclass(frozen=True)
 class Clocks:
-    """The clocks of one generator. order: how its samples are made if nobody says otherwise."""
+    """The clocks of one generator: what its training draws, and by that the modes that it may be used in."""
 
-    kind: str
-    modes: frozenset[Mode]
-    order: str
+    kind: str  # of the action branch
     plan_share: float = 0.0
 
+    @property
+    def order(self) -> str:
+        """How samples are made if nobody says otherwise."""
+        return "actions_once"
+
+    @property
+    def modes(self) -> frozenset[Mode]:
+        """What may be sampled and scored."""
+        raise NotImplementedError
+
     def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Training times (t_video, t_action) of joint clips, each (B,); 0 marks a stream that is given, without loss.
+        """Training times (t_video, t_action) of joint clips, each (B,); 0 marks a stream that is pinned, without loss.
 
         Plan clips are drawn beside them (`num_joint_clips`); theirs is t_action = 1, without a video.
         """
-        t_video = sample_time(size, device)
-        if self.kind in ("temporal", "framewise"):
-            return t_video, torch.ones_like(t_video)
-        if self.kind == "unet":
-            return t_video, t_video
-        if self.kind == "given":
-            return t_video, torch.zeros_like(t_video)
-        kind, own = torch.rand(size, device=device), torch.rand(size, device=device).clamp(min=SMALLEST_TIME)
-        own = torch.where(torch.rand(size, device=device) < ALL_NOISE, torch.ones_like(own), own)
-        if self.kind == "action_only":
-            return own, own
-        actions_clean = ACTIONS_CLEAN_FIRST if self.plan_share else ACTIONS_CLEAN
-        together = 1 - VIDEO_CLEAN - actions_clean
-        following = t_video
-        if not self.plan_share:  # the video comes first then: it learns to do without actions
-            following = t_video.masked_fill(torch.rand(size, device=device) < ACTIONS_UNKNOWN, 1.0)
-        t_action = torch.where(kind < together, following, own)
-        given_video = (kind >= together) & (kind < together + VIDEO_CLEAN)
-        given_action = kind >= 1 - actions_clean
-        return t_video.masked_fill(given_video, 0.0), t_action.masked_fill(given_action, 0.0)
+        raise NotImplementedError
 
     def num_joint_clips(self, size: int) -> int:
         """How many of a training batch are pairs of video and actions; of the rest only the actions are planned."""
@@ -92,22 +82,93 @@ class Clocks:
             )
 
 
+class SharedClock(Clocks):
+    """As published: both streams at one time."""
+
+    order = "synchronised"
+    modes = frozenset({Mode.JOINT, Mode.SCORE})
+
+    def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        t_video = sample_time(size, device)
+        return t_video, t_video
+
+
+class IndependentClocks(Clocks):
+    """Together, one without the other, and either one pinned; and plans, if some clips are plan clips."""
+
+    @property
+    def order(self) -> str:
+        return "actions_first" if self.plan_share else "actions_once"
+
+    @property
+    def modes(self) -> frozenset[Mode]:
+        return FOLLOWED | ({Mode.PLAN, Mode.ACTIONS_FIRST} if self.plan_share else {Mode.VIDEO_FIRST})
+
+    def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        t_video, (share, own) = sample_time(size, device), _own_time(size, device)
+        actions_clean = ACTIONS_CLEAN_FIRST if self.plan_share else ACTIONS_CLEAN
+        together = 1 - VIDEO_CLEAN - actions_clean
+        following = t_video
+        if not self.plan_share:  # the video comes first then: it learns to do without actions
+            following = t_video.masked_fill(torch.rand(size, device=device) < ACTIONS_UNKNOWN, 1.0)
+        t_action = torch.where(share < together, following, own)
+        video_pinned = (share >= together) & (share < together + VIDEO_CLEAN)
+        actions_pinned = share >= 1 - actions_clean
+        return t_video.masked_fill(video_pinned, 0.0), t_action.masked_fill(actions_pinned, 0.0)
+
+
+class ActionClock(Clocks):
+    """There is no video: both times are that of the actions."""
+
+    @property
+    def modes(self) -> frozenset[Mode]:
+        return frozenset({Mode.ACTIONS_ALONE, Mode.SCORE}) | ({Mode.PLAN} if self.plan_share else set())
+
+    def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        sample_time(size, device)  # of a video that is not there: the numbers drawn after it stay those of all systems
+        _, own = _own_time(size, device)
+        return own, own
+
+
+class VideoClock(Clocks):
+    """Two stages: the video is denoised alone, the actions are inferred in one step."""
+
+    modes = frozenset({Mode.VIDEO_FIRST, Mode.INVERSE_DYNAMICS, Mode.SCORE})
+
+    def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        t_video = sample_time(size, device)
+        return t_video, torch.ones_like(t_video)
+
+
+class FollowingClock(Clocks):
+    """The actions are always data."""
+
+    modes = frozenset({Mode.FORWARD_DYNAMICS})
+
+    def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        t_video = sample_time(size, device)
+        return t_video, torch.zeros_like(t_video)
+
+
+CLOCKS: dict[str, type[Clocks]] = {
+    "transformer": IndependentClocks,
+    "unet": SharedClock,
+    "temporal": VideoClock,
+    "framewise": VideoClock,
+    "action_only": ActionClock,
+    "forward_dynamics": FollowingClock,
+}
+
+
 def clocks_of(action: ActionConfig) -> Clocks:
     """What is drawn for this action branch."""
-    plan_share = getattr(action, "plan_share", 0.0)
-    if isinstance(action, GivenConfig):
-        modes, order = {Mode.FORWARD_DYNAMICS}, "actions_once"
-    elif isinstance(action, UNetConfig):
-        modes, order = DENOISED, "synchronised"
-    elif action.two_stage:
-        modes, order = {Mode.VIDEO_FIRST, Mode.INVERSE_DYNAMICS, Mode.SCORE}, "actions_once"
-    elif not action.makes_video:
-        modes, order = {Mode.ACTIONS_ALONE, Mode.SCORE}, "actions_once"
-    elif plan_share:
-        modes, order = DENOISED | FOLLOWED | {Mode.ACTIONS_FIRST}, "actions_first"
-    else:
-        modes, order = DENOISED | FOLLOWED | {Mode.VIDEO_FIRST}, "actions_once"
-    return Clocks(action.kind, frozenset(modes | ({Mode.PLAN} if plan_share else set())), order, plan_share)
+    return CLOCKS[action.kind](action.kind, getattr(action, "plan_share", 0.0))
+
+
+def _own_time(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Uniform numbers (B,) that share the clips out, and times of the actions (B,) that do not follow the video."""
+    share, own = torch.rand(size, device=device), torch.rand(size, device=device).clamp(min=SMALLEST_TIME)
+    return share, torch.where(torch.rand(size, device=device) < ALL_NOISE, torch.ones_like(own), own)
 
 
 def without_labels(t_video: Tensor, t_action: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,12 +180,12 @@ def without_labels(t_video: Tensor, t_action: Tensor, labelled: Tensor) -> tuple
     return torch.where(labelled | (t_video > 0), t_video, sample_time(len(t_video), t_video.device)), t_action
 
 
-def sampling_modes(order: str, video_given: bool, actions_given: bool, makes_video: bool) -> list[Mode]:
-    """What a sampler order and what is given amount to. Raises ValueError for an unknown order."""
+def sampling_modes(order: str, video_pinned: bool, actions_pinned: bool, makes_video: bool) -> list[Mode]:
+    """What a sampler order and pinned streams amount to. Raises ValueError for an unknown order."""
     if order not in ORDERS:
         raise ValueError(f"sampler order {order!r}: expected one of {', '.join(ORDERS)}")
-    if video_given or actions_given:
-        return [Mode.INVERSE_DYNAMICS] * video_given + [Mode.FORWARD_DYNAMICS] * actions_given
+    if video_pinned or actions_pinned:
+        return [Mode.INVERSE_DYNAMICS] * video_pinned + [Mode.FORWARD_DYNAMICS] * actions_pinned
     if order == "actions_first":
         return [Mode.ACTIONS_FIRST]
     if not makes_video:
@@ -137,8 +198,8 @@ def schedule(num_steps: int, order: str = "synchronised", pinned: tuple[bool, bo
 
     synchronised: both streams in every step, as published. video_first: the video is finished before the actions
     begin, with as many steps for each. actions_once: the same, with one step for the actions, which are then their
-    conditional mean given the video. actions_first: the actions are known before the video begins, so they are pinned,
-    or, if the video is, follow it in one step. A pinned stream is known data and stays at t = 0.
+    conditional mean given the video. actions_first: the actions are there before the video begins, so they are pinned,
+    or, if the video is, follow it in one step. A pinned stream is data and stays at t = 0.
     Raises ValueError for an unknown order, one that pins nothing where it must, or num_steps < 1.
     """
     if order not in ORDERS:

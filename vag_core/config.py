@@ -67,7 +67,7 @@ class SceneConfig:
     width: int = _option(96, "channels of the map", **WIDTHS)
     depth: int = _option(3, "residual blocks", **DEPTHS)
     stride: int = _option(4, "pixels per cell of the map", least=1, most=256)
-    keypoints: int = _option(64, "places that spatial softmax reads off", least=1, most=4096)
+    keypoints: int = _option(64, "positions that spatial softmax reads off", least=1, most=4096)
 
 
 @dataclass
@@ -182,10 +182,10 @@ class ActionOnlyConfig(_TransformerSizes):
 
 
 @dataclass
-class GivenConfig(ActionConfig):
+class ForwardDynamicsConfig(ActionConfig):
     """No action branch: a video that follows given actions."""
 
-    kind: str = _kind("given")
+    kind: str = _kind("forward_dynamics")
 
     video_follows_actions: ClassVar[bool] = True
 
@@ -196,7 +196,7 @@ ACTIONS: dict[str, type[ActionConfig]] = {
     "temporal": TemporalConfig,
     "framewise": FramewiseConfig,
     "action_only": ActionOnlyConfig,
-    "given": GivenConfig,
+    "forward_dynamics": ForwardDynamicsConfig,
 }
 
 
@@ -267,12 +267,12 @@ class GeneratorConfig:
                 f"scene.stride = {self.scene.stride}: expected a map of image_size = {self.image_size} whose side "
                 f"is even and a multiple of {size // self.video.patch_size}, the video's patches a side"
             )
-        for field_name, value, known in (
+        for field_name, value, choices in (
             ("video.attention", self.video.attention, ATTENTIONS),
             ("instruction.kind", self.instruction.kind, INSTRUCTIONS),
         ):
-            if value not in known:
-                raise ValueError(f"{field_name} = {value!r}: expected one of {', '.join(known)}")
+            if value not in choices:
+                raise ValueError(f"{field_name} = {value!r}: expected one of {', '.join(choices)}")
         _check_heads("video", self.video.width, self.video.heads)
         self._check_action()
 
@@ -325,11 +325,11 @@ def _build(cls: Any, values: Any, where: str) -> Any:
     if unknown:
         raise ValueError(f"{where}: unknown key '{unknown[0][:80]}'")
     default = cls()
-    parts = {}
+    converted = {}
     for name, value in values.items():
         current = getattr(default, name)
-        parts[name] = _build(type(current), value, f"{where}.{name}") if is_dataclass(current) else value
-    result = cls(**parts)
+        converted[name] = _build(type(current), value, f"{where}.{name}") if is_dataclass(current) else value
+    result = cls(**converted)
     _check_fields(result, f"{where}.")
     return result
 

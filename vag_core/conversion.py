@@ -27,7 +27,7 @@ RENAMED = (
 )
 # What a system held and never looked at.
 UNUSED = {
-    "given": ("action.",),
+    "forward_dynamics": ("action.",),
     "action_only": ("tokenizer.", "video.", "action.video_time."),
     "framewise": ("action.instruction.", "action.state."),
 }
@@ -35,9 +35,9 @@ UNUSED = {
 
 def is_version_01(config: dict[str, Any]) -> bool:
     """Whether a config was written by version 0.1."""
-    parts = (config, config.get("video"), config.get("action"))
+    sections = (config, config.get("video"), config.get("action"))
     old = ({"makes_video", "bridge"}, {"hears_actions"}, {"reads", "prediction", "clocks"})
-    return any(isinstance(part, dict) and bool(part.keys() & keys) for part, keys in zip(parts, old, strict=True))
+    return any(isinstance(one, dict) and bool(one.keys() & keys) for one, keys in zip(sections, old, strict=True))
 
 
 def convert_config(config: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
@@ -74,7 +74,7 @@ def convert_config(config: dict[str, Any]) -> tuple[dict[str, Any], Callable[[di
 def _kind(switches: dict[str, Any], hears: Any, makes_video: Any) -> str | None:
     match switches["kind"], switches["reads"], switches["prediction"], switches["clocks"], hears, makes_video:
         case "transformer", _, _, "given", True, True:
-            return "given"
+            return "forward_dynamics"
         case "transformer", "hidden", "sample", "independent", True, True:
             return "transformer"
         case "transformer", "nothing", "sample", "independent", False, False:
@@ -91,6 +91,6 @@ def _renamed(name: str) -> str:
         if re.fullmatch(pattern, name):
             name = re.sub(pattern, replacement, name)
             break
-    # The adaLN blocks of the video have a place for dropout now, and the norm at the end holds its own modulation.
+    # The adaLN blocks of the video have a layer of dropout now, and the norm at the end holds its own modulation.
     name = re.sub(r"^(video\.backbone\.blocks\.\d+\.mlp\.)2\.", r"\g<1>3.", name)
     return re.sub(r"^(video\.backbone|action\.network\.transformer)\.modulation\.", r"\1.norm.modulation.", name)

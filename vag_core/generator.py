@@ -50,11 +50,11 @@ class Generator(Branches):
         rng: torch.Generator | list[torch.Generator] | None = None,
         score: bool = False,
     ) -> GeneratedBatch:
-        """Generate one video-action pair per first image; what is given is kept and the other stream follows it.
+        """Generate one video-action pair per first image; a stream that is pinned is kept and the other follows it.
 
         image: (B, H, W, 3) uint8; state: (B, S) in physical units; instruction: B strings.
-        frames: (B, F, H, W, 3) uint8, known video: inverse dynamics. actions (B, N, A) with states (B, N + 1, S),
-        known trajectory: forward dynamics.
+        frames: (B, F, H, W, 3) uint8, a pinned video: inverse dynamics. actions (B, N, A) with states (B, N + 1, S),
+        a pinned trajectory: forward dynamics.
         order: see `clocks.schedule`; None is what suits the system, `self.order`. A two-stage system has the video
         first.
         rng: where noise comes from; with one generator per pair, a pair does not depend on those beside it.
@@ -66,7 +66,9 @@ class Generator(Branches):
         it does not know, and for what this generator was never trained to do.
         """
         settings = sampling.Settings(num_inference_steps, guidance_scale, method, order or self.order, rng, score)
-        return sampling.sample(self, image, state, instruction, sampling.Given(frames, actions, states), settings)
+        return sampling.sample(
+            self, image, state, instruction, sampling.PinnedStreams(frames, actions, states), settings
+        )
 
     def plan_actions(self, image: Tensor, state: Tensor, instruction: list[str] | Tensor) -> tuple[Tensor, Tensor]:
         """The plan that a sample of order `actions_first` begins with: actions (B, N, A) and states (B, N + 1, S).
@@ -91,24 +93,23 @@ class Generator(Branches):
             tokens += size * (frames - 1)
         return tokens
 
-    # --- parts of another generator ---
+    # --- weights of another generator ---
 
     def take_video_branch(self, other: Generator) -> None:
         """Copy tokenizer and video branch of another generator; training then leaves them as they are.
 
         So systems that differ in the action branch alone can share one video, weight for weight. Raises ValueError if
-        what they see differs, or the video branch was not trained by itself but follows actions.
+        their inputs differ, or the video branch was not trained by itself but follows actions.
         """
         if self.config.action.video_follows_actions or other.config.action.video_follows_actions:
             raise ValueError("a video branch that follows actions belongs to its action branch and cannot be shared")
-        parts = ("image_size", "num_frames", "frame_stride", "tokenizer", "scene", "video", "instruction")
-        for name in parts:
+        for name in ("image_size", "num_frames", "frame_stride", "tokenizer", "scene", "video", "instruction"):
             ours, theirs = getattr(self.config, name), getattr(other.config, name)
             if ours != theirs:
                 raise ValueError(f"the other generator has {name} = {theirs}, this one {ours}: no video to share")
         self._take("tokenizer", other)
         self._take("video", other)
-        states = slice(self.config.action_dim, None)  # as the video branch learned to see them
+        states = slice(self.config.action_dim, None)  # as the video branch was trained with them
         for name in ("mean", "std"):
             getattr(self.trajectory, name)[states] = getattr(other.trajectory, name)[states]
         self.video_is_taken = True

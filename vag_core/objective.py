@@ -126,7 +126,7 @@ def pair_loss(
 ) -> tuple[Tensor, Tensor]:
     """Loss per pair of the video and of the action stream, each (B,), with noise for each or one for all.
 
-    A stream at t = 0 is given, so its loss is 0. valid: (B, N), True for steps that count. frames:
+    A stream at t = 0 is pinned, so its loss is 0. valid: (B, N), True for steps that count. frames:
     (B, 3, F, H, W), which frame-wise inverse dynamics read.
     """
     action, rest = branches.config.action, latents[:, :, 1:]

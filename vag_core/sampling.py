@@ -53,7 +53,7 @@ class Guided:
 
 
 def velocities(branches: Branches, streams: Streams, times: Times, conditions: Conditioning) -> Streams:
-    """Velocities of both streams; zero for one that is given."""
+    """Velocities of both streams; zero for one that is pinned."""
     noisy, noisy_trajectory = streams
     t_video, t_action = (torch.full((len(noisy),), time, device=noisy.device) for time in times)
     video, view = torch.zeros_like(noisy), None
@@ -70,14 +70,14 @@ def velocities(branches: Branches, streams: Streams, times: Times, conditions: C
 
 
 @dataclass
-class Given:
-    """Streams that are known: frames (B, F, H, W, 3) uint8; actions (B, N, A) with states (B, N + 1, S), physical."""
+class PinnedStreams:
+    """Streams that are data: frames (B, F, H, W, 3) uint8; actions (B, N, A) with states (B, N + 1, S), physical."""
 
     frames: Tensor | None = None
     actions: Tensor | None = None
     states: Tensor | None = None
 
-    def check(self, branches: Branches, size: int) -> Given:
+    def check(self, branches: Branches, size: int) -> PinnedStreams:
         """Itself on the generator's device. Raises ValueError for shapes that do not fit, or half a trajectory."""
         config = branches.config
         if (self.actions is None) != (self.states is None):
@@ -88,10 +88,12 @@ class Given:
             ("actions", (size, steps, config.action_dim)),
             ("states", (size, steps + 1, config.state_dim)),
         ):
-            given = getattr(self, name)
-            if given is not None and tuple(given.shape) != shape:
-                raise ValueError(f"{name}: expected {shape}, got {tuple(given.shape)}")
-        return Given(*(None if x is None else x.to(branches.device) for x in (self.frames, self.actions, self.states)))
+            stream = getattr(self, name)
+            if stream is not None and tuple(stream.shape) != shape:
+                raise ValueError(f"{name}: expected {shape}, got {tuple(stream.shape)}")
+        return PinnedStreams(
+            *(None if x is None else x.to(branches.device) for x in (self.frames, self.actions, self.states))
+        )
 
 
 @dataclass
@@ -108,13 +110,18 @@ class Settings:
 
 @torch.no_grad()
 def sample(
-    branches: Branches, image: Tensor, state: Tensor, instruction: list[str] | Tensor, given: Given, settings: Settings
+    branches: Branches,
+    image: Tensor,
+    state: Tensor,
+    instruction: list[str] | Tensor,
+    pinned: PinnedStreams,
+    settings: Settings,
 ) -> GeneratedBatch:
     """See `Generator.sample`."""
     units, two_stage = branches.trajectory, branches.config.action.two_stage
     image, state = check_inputs(branches, image, state, instruction)
-    given = given.check(branches, len(image))
-    check_modes(branches, given, settings)
+    pinned = pinned.check(branches, len(image))
+    check_modes(branches, pinned, settings)
     picture = to_float_frames(image[:, None])[:, :, 0]
     first = None if branches.tokenizer is None else branches.tokenizer.encode_first(picture)
     normal, ones = units.normalise_state(state), torch.ones(len(image), device=branches.device)
@@ -123,21 +130,21 @@ def sample(
     if settings.guidance_scale != 1:
         free = branches.encode_conditions(picture, first, normal, instruction, 0 * ones)
     slopes = Guided(branches, guided, free, settings.guidance_scale)
-    rest, trajectory, planned = solve(branches, len(image), slopes, given, settings)
+    rest, trajectory, planned = solve(branches, len(image), slopes, pinned, settings)
     if first is None:  # there is no video: the first image, repeated
         latents = torch.cat([torch.zeros_like(rest[:, :, :1]), rest], dim=2)
         video = image[:, None].expand(-1, branches.config.num_frames, -1, -1, -1)
     else:
         latents = torch.cat([first, rest], dim=2)
-        known = given.frames
-        video = to_uint8_frames(branches.tokenizer.decode(latents, picture)) if known is None else known
-    inferred = two_stage and given.actions is None
+        recorded = pinned.frames
+        video = to_uint8_frames(branches.tokenizer.decode(latents, picture)) if recorded is None else recorded
+    inferred = two_stage and pinned.actions is None
     if inferred:
         view = VideoView(latents, frames=to_float_frames(video))
         trajectory = branches.action_step(trajectory, ones, guided.action, view)
     actions, after = units.unpack(units.clip(trajectory))
-    if given.actions is not None and given.states is not None:
-        actions, after = given.actions, given.states[:, 1:]
+    if pinned.actions is not None and pinned.states is not None:
+        actions, after = pinned.actions, pinned.states[:, 1:]
     return GeneratedBatch(
         frames=video,
         actions=actions,
@@ -148,7 +155,7 @@ def sample(
 
 
 def solve(
-    branches: Branches, size: int, slopes: Guided, given: Given, settings: Settings
+    branches: Branches, size: int, slopes: Guided, pinned: PinnedStreams, settings: Settings
 ) -> tuple[Tensor, Tensor, bool]:
     """Latents after the first (B, C, T-1, h, w), trajectory (B, N, A + S) of a sample, and whether it was planned."""
     config = branches.config
@@ -160,19 +167,19 @@ def solve(
         torch.stack([torch.randn(shape, generator=source) for source in sources]).to(branches.device)
         for shape in shapes
     )
-    if given.frames is not None:
-        rest = branches.tokenizer.encode(to_float_frames(given.frames))[:, :, 1:]
-    if given.actions is not None and given.states is not None:
-        trajectory = branches.trajectory.pack(given.actions, given.states)
-    planned = settings.order == "actions_first" and given.frames is None and given.actions is None
+    if pinned.frames is not None:
+        rest = branches.tokenizer.encode(to_float_frames(pinned.frames))[:, :, 1:]
+    if pinned.actions is not None and pinned.states is not None:
+        trajectory = branches.trajectory.pack(pinned.actions, pinned.states)
+    planned = settings.order == "actions_first" and pinned.frames is None and pinned.actions is None
     if planned:
         trajectory = branches.trajectory.clip(branches.plan(slopes.guided.action))
-    pinned = (
-        given.frames is not None or branches.video is None,
-        given.actions is not None or planned or config.action.two_stage,
+    still = (
+        pinned.frames is not None or branches.video is None,
+        pinned.actions is not None or planned or config.action.two_stage,
     )
-    if pinned != (True, True):
-        times = schedule(settings.num_inference_steps, settings.order, pinned)
+    if still != (True, True):
+        times = schedule(settings.num_inference_steps, settings.order, still)
         rest, trajectory = integrate(slopes, (rest, trajectory), times, settings.method)
     return rest, trajectory, planned
 
@@ -191,10 +198,10 @@ def plan_actions(
     return actions, torch.cat([state[:, None], states], dim=1)
 
 
-def check_modes(branches: Branches, given: Given, settings: Settings) -> None:
+def check_modes(branches: Branches, pinned: PinnedStreams, settings: Settings) -> None:
     """Raise ValueError for what the generator was never trained for."""
     modes = sampling_modes(
-        settings.order, given.frames is not None, given.actions is not None, branches.config.action.makes_video
+        settings.order, pinned.frames is not None, pinned.actions is not None, branches.config.action.makes_video
     )
     for mode in [*modes, *([Mode.SCORE] if settings.score else [])]:
         branches.clocks.check(mode)

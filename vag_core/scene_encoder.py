@@ -42,13 +42,13 @@ class SceneEncoder(nn.Module):
         tokens = None
         if self.token is not None:
             tokens = self.token(rearrange(features, "b c (h p) (w q) -> b (h w) (c p q)", h=self.side, w=self.side))
-        places = self.places(self.keypoints(features)).flatten(1)  # (B, 2 * keypoints)
+        positions = self.positions(self.keypoints(features)).flatten(1)  # (B, 2 * keypoints)
         coarse = F.silu(self.reduce(F.avg_pool2d(features, 2))).flatten(1)
-        return tokens, self.summary(torch.cat([places, coarse], dim=-1))
+        return tokens, self.summary(torch.cat([positions, coarse], dim=-1))
 
     @staticmethod
-    def places(heat: Tensor) -> Tensor:
-        """Mean place under each softmax of a heat map, in [-1, 1]. (B, k, h, w) -> (B, k, 2) as (x, y)."""
+    def positions(heat: Tensor) -> Tensor:
+        """Mean position under each softmax of a heat map, in [-1, 1]. (B, k, h, w) -> (B, k, 2) as (x, y)."""
         weights = heat.flatten(2).softmax(-1).unflatten(2, heat.shape[2:])
         x, y = (torch.linspace(-1, 1, n, device=heat.device) for n in (heat.shape[3], heat.shape[2]))
         return torch.stack([(weights.sum(2) * x).sum(-1), (weights.sum(3) * y).sum(-1)], dim=-1)

@@ -98,11 +98,11 @@ class VideoBranch(nn.Module):
 
 def build_video_branch(config: GeneratorConfig) -> tuple[Any, VideoBranch]:
     """Tokenizer and video branch. Raises ValueError for a kind that is in no table."""
-    for name, kind, known in (
+    for name, kind, table in (
         ("tokenizer.kind", config.tokenizer.kind, TOKENIZERS),
         ("video.kind", config.video.kind, BACKBONES),
     ):
-        if kind not in known:
-            raise ValueError(f"{name} = {kind!r}: expected one of {', '.join(known)}")
+        if kind not in table:
+            raise ValueError(f"{name} = {kind!r}: expected one of {', '.join(table)}")
     tokenizer = TOKENIZERS[config.tokenizer.kind](config)
     return tokenizer, VideoBranch(config, BACKBONES[config.video.kind](config))

@@ -9,8 +9,8 @@ from vag_core.config import (
     ACTIONS,
     ActionConfig,
     ActionOnlyConfig,
+    ForwardDynamicsConfig,
     FramewiseConfig,
-    GivenConfig,
     TemporalConfig,
     TransformerConfig,
     UNetConfig,
@@ -31,7 +31,7 @@ SYSTEMS: list[tuple[ActionConfig, set[Mode]]] = [
     (FramewiseConfig(), {Mode.VIDEO_FIRST, Mode.INVERSE_DYNAMICS, Mode.SCORE}),
     (ActionOnlyConfig(plan_share=0.0), {Mode.ACTIONS_ALONE, Mode.SCORE}),
     (ActionOnlyConfig(plan_share=0.8), {Mode.ACTIONS_ALONE, Mode.SCORE, Mode.PLAN}),
-    (GivenConfig(), {Mode.FORWARD_DYNAMICS}),
+    (ForwardDynamicsConfig(), {Mode.FORWARD_DYNAMICS}),
 ]
 NAMES = [f"{action.kind}-{getattr(action, 'plan_share', 0)}" for action, _ in SYSTEMS]
 
@@ -58,13 +58,13 @@ def test_every_kind_of_system_is_asked_about() -> None:
 def test_modes_of_each_system_and_its_own_order_is_one_of_them(action: ActionConfig, modes: set[Mode]) -> None:
     clocks = clocks_of(action)
     assert clocks.modes == modes
-    given = isinstance(action, GivenConfig)
-    for mode in sampling_modes(clocks.order, False, given, action.makes_video):
+    pinned = isinstance(action, ForwardDynamicsConfig)
+    for mode in sampling_modes(clocks.order, False, pinned, action.makes_video):
         clocks.check(mode)
 
 
 @pytest.mark.parametrize(
-    ("action", "modes"), [one for one in SYSTEMS if one[0].kind in ("unet", "transformer", "given")]
+    ("action", "modes"), [one for one in SYSTEMS if one[0].kind in ("unet", "transformer", "forward_dynamics")]
 )
 def test_a_mode_is_allowed_exactly_where_its_times_are_drawn(action: ActionConfig, modes: set[Mode]) -> None:
     torch.manual_seed(0)

@@ -13,8 +13,8 @@ from vag_core import Generator, GeneratorConfig
 from vag_core.config import (
     ActionOnlyConfig,
     BridgeConfig,
+    ForwardDynamicsConfig,
     FramewiseConfig,
-    GivenConfig,
     SceneConfig,
     TemporalConfig,
     TokenizerConfig,
@@ -44,7 +44,7 @@ SYSTEMS = {
     "vag": TransformerConfig(width=48, depth=2, plan_share=0.0),
     "vag_plan": TransformerConfig(width=48, depth=2, plan_share=0.5),
     "vag_grid": UNetConfig(channels=[32, 64], bridge=BridgeConfig(grid=[2, 2, 2], width=32)),
-    "forward_dynamics": GivenConfig(),
+    "forward_dynamics": ForwardDynamicsConfig(),
     "two_stage_temporal": TemporalConfig(width=48, depth=2),
     "two_stage_resnet": FramewiseConfig(backbone="resnet10t"),
     "action_only": ActionOnlyConfig(width=48, depth=2, plan_share=0.0),

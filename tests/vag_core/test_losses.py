@@ -11,8 +11,8 @@ from vag_core.config import (
     ActionConfig,
     ActionOnlyConfig,
     BridgeConfig,
+    ForwardDynamicsConfig,
     FramewiseConfig,
-    GivenConfig,
     SceneConfig,
     TemporalConfig,
     TokenizerConfig,
@@ -38,7 +38,7 @@ EXPECTED: dict[str, tuple[ActionConfig, tuple[float, ...]]] = {
     "temporal": (TemporalConfig(**SIZES), (1.552, 0.91495, 0.77454, 607.43, 2.1565)),
     "framewise": (FramewiseConfig(backbone="resnet10t"), (1.4895, 0.49617, 0.22514, 607.11, 2.1561)),
     "action_only": (ActionOnlyConfig(**SIZES), (0, 0.72732, 0.49359, 0, 0.047192)),
-    "given": (GivenConfig(), (1.4989, 0, 1.1111, 606.59)),
+    "forward_dynamics": (ForwardDynamicsConfig(), (1.4989, 0, 1.1111, 606.59)),
 }
 
 
@@ -88,15 +88,15 @@ def test_losses_and_samples_are_those_of_before(system: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    given = {"actions": batch["actions"], "states": batch["states"]} if system == "given" else {}
+    pinned = {"actions": batch["actions"], "states": batch["states"]} if system == "forward_dynamics" else {}
     sample = generator.eval().sample(
         batch["frames"][:, 0],
         batch["states"][:, 0],
         batch["instruction"],
         num_inference_steps=3,
         rng=torch.Generator().manual_seed(0),
-        score=not given,
-        **given,
+        score=not pinned,
+        **pinned,
     )
     moved = (sample.frames.float() - sample.frames[:, :1].float()).square().mean()
     made = [metrics["video_loss"], metrics["action_loss"], sample.actions.square().mean(), moved]
