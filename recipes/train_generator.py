@@ -37,7 +37,7 @@ from toolkit.training.runtime import seed_everything, set_threads
 from vag_core import Generator
 from vag_core.clocks import clocks_of
 from vag_core.config import FramewiseConfig
-from vag_core.video_tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
+from vag_core.tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
 
 
 def run(config: TrainGeneratorConfig, run: Run) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from vag_core.actions import ActionBranch, VideoView, blank_pure_noise, build_action_branch
@@ -61,11 +62,11 @@ class Branches(nn.Module):
 
     def encode_conditions(
         self,
-        image: Tensor,
-        first: Tensor | None,
-        state: Tensor,
+        image: Float[Tensor, "b 3 height width"],
+        first: Float[Tensor, "b c 1 h w"] | None,
+        state: Float[Tensor, "b s"],
         instruction: list[str] | Tensor,
-        keep: Tensor | None = None,
+        keep: Shaped[Tensor, " b"] | None = None,
     ) -> Conditioning:
         """Conditions of both branches.
 
@@ -77,8 +78,13 @@ class Branches(nn.Module):
         return Conditioning(first, tokens, video, action)
 
     def video_step(
-        self, noisy: Tensor, t: Tensor, conditions: Conditioning, trajectory: Tensor, t_action: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        noisy: Float[Tensor, "b c k h w"],
+        t: Float[Tensor, " b"],
+        conditions: Conditioning,
+        trajectory: Float[Tensor, "b n a"],
+        t_action: Float[Tensor, " b"],
+    ) -> tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b k s d"]]:
         """Velocity of the latent frames after the first, as `noisy` (B, C, T-1, h, w), and their hidden tokens.
 
         trajectory: (B, N, A + S), noisy by its own clock; ignored unless the video branch follows actions. It is not
@@ -88,7 +94,13 @@ class Branches(nn.Module):
         grouped = group_by_latent_frame(blank_pure_noise(trajectory, t_action), noisy.shape[2])
         return self.video.backbone(noisy, conditions.first, t, conditions.tokens, conditions.video, grouped, t_action)
 
-    def action_step(self, noisy: Tensor, t: Tensor, condition: Tensor | None, video: VideoView | None) -> Tensor:
+    def action_step(
+        self,
+        noisy: Float[Tensor, "b n a"],
+        t: Float[Tensor, " b"],
+        condition: Float[Tensor, "b d"] | None,
+        video: VideoView | None,
+    ) -> Float[Tensor, "b n a"]:
         """Velocity or clean trajectory (`action.predicts_velocity`), as `noisy` (B, N, A + S), at times t (B,).
 
         condition: (B, Da). video: what the branch may read of it.
@@ -97,7 +109,7 @@ class Branches(nn.Module):
         assert condition is not None
         return self.action(noisy, t, condition, video)
 
-    def plan(self, condition: Tensor | None) -> Tensor:
+    def plan(self, condition: Float[Tensor, "b d"] | None) -> Float[Tensor, "b n a"]:
         """Trajectory (B, N, A + S) from the scene alone, its conditional mean: no video is made or read."""
         assert condition is not None
         size, ones = len(condition), torch.ones(len(condition), device=condition.device)

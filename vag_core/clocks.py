@@ -6,10 +6,13 @@ training of a generator draws only some pairs of times, and a mode that passes t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vag_core.config import ActionConfig
@@ -39,34 +42,23 @@ class Mode(StrEnum):
     SCORE = "score"  # t_video = t_action: the loss of a pair
 
 
-FOLLOWED = frozenset(
-    {Mode.JOINT, Mode.SCORE, Mode.INVERSE_DYNAMICS, Mode.FORWARD_DYNAMICS}
-)  # by two independent clocks
+Drawn = tuple[Float[Tensor, " b"], Float[Tensor, " b"]]
 
 
 @dataclass(frozen=True)
 class Clocks:
-    """The clocks of one generator: what its training draws, and by that the modes that it may be used in."""
+    """The clocks of one generator: what its training draws, and by that the modes that it may be used in.
 
-    kind: str  # of the action branch
+    draw(size, device) gives training times (t_video, t_action) of joint clips, each (B,); 0 marks a stream that is
+    pinned, without loss. Plan clips are drawn beside them (`num_joint_clips`); theirs is t_action = 1, without a video.
+    order: how samples are made if nobody says otherwise.
+    """
+
+    draw: Callable[[int, torch.device], Drawn]
+    order: str
+    modes: frozenset[Mode]
+    kind: str = ""  # of the action branch
     plan_share: float = 0.0
-
-    @property
-    def order(self) -> str:
-        """How samples are made if nobody says otherwise."""
-        return "actions_once"
-
-    @property
-    def modes(self) -> frozenset[Mode]:
-        """What may be sampled and scored."""
-        raise NotImplementedError
-
-    def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Training times (t_video, t_action) of joint clips, each (B,); 0 marks a stream that is pinned, without loss.
-
-        Plan clips are drawn beside them (`num_joint_clips`); theirs is t_action = 1, without a video.
-        """
-        raise NotImplementedError
 
     def num_joint_clips(self, size: int) -> int:
         """How many of a training batch are pairs of video and actions; of the rest only the actions are planned."""
@@ -82,96 +74,80 @@ class Clocks:
             )
 
 
-class SharedClock(Clocks):
+def draw_shared(size: int, device: torch.device) -> Drawn:
     """As published: both streams at one time."""
-
-    order = "synchronised"
-    modes = frozenset({Mode.JOINT, Mode.SCORE})
-
-    def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        t_video = sample_time(size, device)
-        return t_video, t_video
+    t_video = sample_time(size, device)
+    return t_video, t_video
 
 
-class IndependentClocks(Clocks):
-    """Together, one without the other, and either one pinned; and plans, if some clips are plan clips."""
-
-    @property
-    def order(self) -> str:
-        return "actions_first" if self.plan_share else "actions_once"
-
-    @property
-    def modes(self) -> frozenset[Mode]:
-        return FOLLOWED | ({Mode.PLAN, Mode.ACTIONS_FIRST} if self.plan_share else {Mode.VIDEO_FIRST})
-
-    def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        t_video, (share, own) = sample_time(size, device), _own_time(size, device)
-        actions_clean = ACTIONS_CLEAN_FIRST if self.plan_share else ACTIONS_CLEAN
-        together = 1 - VIDEO_CLEAN - actions_clean
-        following = t_video
-        if not self.plan_share:  # the video comes first then: it learns to do without actions
-            following = t_video.masked_fill(torch.rand(size, device=device) < ACTIONS_UNKNOWN, 1.0)
-        t_action = torch.where(share < together, following, own)
-        video_pinned = (share >= together) & (share < together + VIDEO_CLEAN)
-        actions_pinned = share >= 1 - actions_clean
-        return t_video.masked_fill(video_pinned, 0.0), t_action.masked_fill(actions_pinned, 0.0)
+def draw_independent(size: int, device: torch.device, plans: bool) -> Drawn:
+    """Together, or one of them pinned. Without plans also the video alone, since it comes first then."""
+    t_video, (share, own) = sample_time(size, device), _own_time(size, device)
+    actions_clean = ACTIONS_CLEAN_FIRST if plans else ACTIONS_CLEAN
+    together = 1 - VIDEO_CLEAN - actions_clean
+    following = t_video
+    if not plans:
+        following = t_video.masked_fill(torch.rand(size, device=device) < ACTIONS_UNKNOWN, 1.0)
+    t_action = torch.where(share < together, following, own)
+    video_pinned = (share >= together) & (share < together + VIDEO_CLEAN)
+    actions_pinned = share >= 1 - actions_clean
+    return t_video.masked_fill(video_pinned, 0.0), t_action.masked_fill(actions_pinned, 0.0)
 
 
-class ActionClock(Clocks):
+def draw_actions(size: int, device: torch.device) -> Drawn:
     """There is no video: both times are that of the actions."""
-
-    @property
-    def modes(self) -> frozenset[Mode]:
-        return frozenset({Mode.ACTIONS_ALONE, Mode.SCORE}) | ({Mode.PLAN} if self.plan_share else set())
-
-    def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        sample_time(size, device)  # of a video that is not there: the numbers drawn after it stay those of all systems
-        _, own = _own_time(size, device)
-        return own, own
+    sample_time(size, device)  # of a video that is not there: the numbers drawn after it stay those of all systems
+    own = _own_time(size, device)[1]
+    return own, own
 
 
-class VideoClock(Clocks):
-    """Two stages: the video is denoised alone, the actions are inferred in one step."""
-
-    modes = frozenset({Mode.VIDEO_FIRST, Mode.INVERSE_DYNAMICS, Mode.SCORE})
-
-    def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        t_video = sample_time(size, device)
-        return t_video, torch.ones_like(t_video)
+def draw_video(size: int, device: torch.device, t_action: float) -> Drawn:
+    """The video alone is denoised."""
+    t_video = sample_time(size, device)
+    return t_video, torch.full_like(t_video, t_action)
 
 
-class FollowingClock(Clocks):
-    """The actions are always data."""
-
-    modes = frozenset({Mode.FORWARD_DYNAMICS})
-
-    def draw(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        t_video = sample_time(size, device)
-        return t_video, torch.zeros_like(t_video)
-
-
-CLOCKS: dict[str, type[Clocks]] = {
-    "transformer": IndependentClocks,
-    "unet": SharedClock,
-    "temporal": VideoClock,
-    "framewise": VideoClock,
-    "action_only": ActionClock,
-    "forward_dynamics": FollowingClock,
-}
-
-
-def clocks_of(action: ActionConfig) -> Clocks:
-    """What is drawn for this action branch."""
-    return CLOCKS[action.kind](action.kind, getattr(action, "plan_share", 0.0))
-
-
-def _own_time(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _own_time(size: int, device: torch.device) -> Drawn:
     """Uniform numbers (B,) that share the clips out, and times of the actions (B,) that do not follow the video."""
     share, own = torch.rand(size, device=device), torch.rand(size, device=device).clamp(min=SMALLEST_TIME)
     return share, torch.where(torch.rand(size, device=device) < ALL_NOISE, torch.ones_like(own), own)
 
 
-def without_labels(t_video: Tensor, t_action: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
+DENOISED = frozenset({Mode.JOINT, Mode.SCORE})
+PINNED = frozenset({Mode.INVERSE_DYNAMICS, Mode.FORWARD_DYNAMICS})
+ALONE = frozenset({Mode.ACTIONS_ALONE, Mode.SCORE})
+TWO_STAGE = Clocks(
+    partial(draw_video, t_action=1.0),
+    "actions_once",
+    frozenset({Mode.VIDEO_FIRST, Mode.INVERSE_DYNAMICS, Mode.SCORE}),
+)
+CLOCKS = {  # by the kind of the action branch, and whether there are plan clips
+    ("unet", False): Clocks(draw_shared, "synchronised", DENOISED),
+    ("transformer", True): Clocks(
+        partial(draw_independent, plans=True), "actions_first", DENOISED | PINNED | {Mode.PLAN, Mode.ACTIONS_FIRST}
+    ),
+    ("transformer", False): Clocks(
+        partial(draw_independent, plans=False), "actions_once", DENOISED | PINNED | {Mode.VIDEO_FIRST}
+    ),
+    ("action_only", True): Clocks(draw_actions, "actions_once", ALONE | {Mode.PLAN}),
+    ("action_only", False): Clocks(draw_actions, "actions_once", ALONE),
+    ("temporal", False): TWO_STAGE,
+    ("framewise", False): TWO_STAGE,
+    ("forward_dynamics", False): Clocks(
+        partial(draw_video, t_action=0.0), "actions_once", frozenset({Mode.FORWARD_DYNAMICS})
+    ),
+}
+
+
+def clocks_of(action: ActionConfig) -> Clocks:
+    """The clocks of a generator with this action branch."""
+    share = getattr(action, "plan_share", 0.0)
+    return replace(CLOCKS[action.kind, share > 0], kind=action.kind, plan_share=share)
+
+
+def without_labels(
+    t_video: Float[Tensor, " b"], t_action: Float[Tensor, " b"], labelled: Bool[Tensor, " b"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Times (B,) where some videos have no actions: unknown actions are noise, and nothing is inferred from the video.
 
     labelled: (B,) bool.

@@ -19,7 +19,6 @@ SWITCHES = {  # with what they were if a config left them out
 }
 RENAMED = (
     (r"(mean|std|low|high)", r"trajectory.\1"),
-    (r"action\.(.*)", r"action.network.\1"),
     (r"action_(instruction|state|time|scene)\.(.*)", r"action.\1.\2"),
     (r"(video_time|bridge)\.(.*)", r"action.\1.\2"),
     (r"video\.(.*)", r"video.backbone.\1"),
@@ -65,7 +64,7 @@ def convert_config(config: dict[str, Any]) -> tuple[dict[str, Any], Callable[[di
     unused = UNUSED.get(kind, ()) if switches["plan_share"] else (*UNUSED.get(kind, ()), "action.network.unread")
 
     def convert_weights(tensors: dict[str, Any]) -> dict[str, Any]:
-        named = {_renamed(name): tensor for name, tensor in tensors.items()}
+        named = {_renamed(name, kind): tensor for name, tensor in tensors.items()}
         return {name: tensor for name, tensor in named.items() if not name.startswith(unused)}
 
     return config, convert_weights
@@ -86,11 +85,13 @@ def _kind(switches: dict[str, Any], hears: Any, makes_video: Any) -> str | None:
     return None
 
 
-def _renamed(name: str) -> str:
+def _renamed(name: str, kind: str) -> str:
+    if kind not in ("temporal", "framewise"):
+        name = re.sub(r"^action\.", "action.network.", name)
     for pattern, replacement in RENAMED:
         if re.fullmatch(pattern, name):
             name = re.sub(pattern, replacement, name)
             break
     # The adaLN blocks of the video have a layer of dropout now, and the norm at the end holds its own modulation.
     name = re.sub(r"^(video\.backbone\.blocks\.\d+\.mlp\.)2\.", r"\g<1>3.", name)
-    return re.sub(r"^(video\.backbone|action\.network\.transformer)\.modulation\.", r"\1.norm.modulation.", name)
+    return re.sub(r"^(video\.backbone|action\.(?:network\.)?transformer)\.modulation\.", r"\1.norm.modulation.", name)

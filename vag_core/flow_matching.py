@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 Streams = tuple[Tensor, ...]
@@ -21,28 +22,32 @@ VelocityFunction = Callable[[Streams, Times], Streams]
 METHODS = ("euler", "heun", "adams_bashforth")
 
 
-def expand_time(t: Tensor, x: Tensor) -> Tensor:
+def expand_time(t: Shaped[Tensor, " b"], x: Shaped[Tensor, " b *d"]) -> Shaped[Tensor, " b *ones"]:
     """t (B,) with trailing axes so that it multiplies x (B, ...)."""
     return t.view(-1, *[1] * (x.ndim - 1))
 
 
-def interpolate(x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+def interpolate(
+    x_0: Float[Tensor, " b *d"], noise: Float[Tensor, " b *d"], t: Float[Tensor, " b"]
+) -> Float[Tensor, " b *d"]:
     """Point x_t on the straight path from data to noise."""
     t = expand_time(t, x_0)
     return (1 - t) * x_0 + t * noise
 
 
-def velocity(x_0: Tensor, noise: Tensor) -> Tensor:
+def velocity(x_0: Float[Tensor, " b *d"], noise: Float[Tensor, " b *d"]) -> Float[Tensor, " b *d"]:
     """Target of the regression: the constant velocity of the path."""
     return noise - x_0
 
 
-def predict_clean(x_t: Tensor, predicted_velocity: Tensor, t: Tensor) -> Tensor:
+def predict_clean(
+    x_t: Float[Tensor, " b *d"], predicted_velocity: Float[Tensor, " b *d"], t: Float[Tensor, " b"]
+) -> Float[Tensor, " b *d"]:
     """Data implied by a velocity prediction at time t: x_0 = x_t - t * velocity."""
     return x_t - expand_time(t, x_t) * predicted_velocity
 
 
-def sample_time(batch_size: int, device: torch.device | str, start: float = 0.25) -> Tensor:
+def sample_time(batch_size: int, device: torch.device | str, start: float = 0.25) -> Float[Tensor, " {batch_size}"]:
     """Training times in (0, 1], (B,): a share `start` at t = 1, the rest logit-normal.
 
     The logit-normal puts weight on the middle of the path (arXiv 2403.03206, eq. 19) and hardly ever comes near its

@@ -8,10 +8,13 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 
-def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+def sinusoidal_embedding(
+    t: Shaped[Tensor, "*b"], width: int, max_period: float = 10_000.0
+) -> Float[Tensor, "*b {width}"]:
     """Sine-cosine features of scalar positions or times. t: (...,) -> (..., width)."""
     frequencies = torch.exp(-math.log(max_period) * torch.arange(width // 2, device=t.device) / (width // 2))
     angles = t[..., None].float() * frequencies
@@ -26,7 +29,7 @@ class TimeEmbedding(nn.Module):
         self.width = width
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
         return self.mlp(sinusoidal_embedding(1000.0 * t, self.width))
 
 
@@ -46,7 +49,9 @@ class InstructionEncoder(nn.Module):
             self.convolution = nn.Conv1d(width, width, 5, padding=2)
         self.out = nn.Linear(width if kind == "bytes" else embedding_width, width)
 
-    def forward(self, instruction: list[str] | Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, instruction: list[str] | Tensor, keep: Shaped[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b d"]:
         """Strings, or (B, embedding_width) in `embedding` mode -> (B, width). Raises ValueError on a mismatch.
 
         keep: (B,), 0 puts `null` in the instruction's place.
@@ -88,13 +93,15 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(width // heads)
         self.k_norm = nn.RMSNorm(width // heads)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         return self.out(rearrange(x, "b h n d -> b n (h d)"))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
+) -> Float[Tensor, "b n d"]:
     """x: (B, N, D), shift and scale: (B, D) -> (B, N, D)."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
@@ -119,7 +126,7 @@ class ModulatedNorm(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = Modulation(width, 2)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
         shift, scale = self.modulation(condition).chunk(2, dim=-1)
         return modulate(self.norm(x), shift, scale)
 
@@ -144,7 +151,9 @@ class AdaLNBlock(nn.Module):
         )
         self.modulation = Modulation(width, 6)
 
-    def forward(self, x: Tensor, condition: Tensor, frames: int = 1) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"], frames: int = 1
+    ) -> Float[Tensor, "b n d"]:
         """x: (B, N, D), condition: (B, D), frames: of which the N tokens are -> (B, N, D)."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)
         h = modulate(self.norm_1(x), shift_1, scale_1)
@@ -175,5 +184,5 @@ class ResidualBlock(nn.Module):
         )
         nn.init.zeros_(cast(nn.Conv2d, self.layers[-1]).weight)  # the block starts as the identity
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return x + self.layers(x)

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from vag_core.actions import VideoView
 from vag_core.branches import Branches, Conditioning
 from vag_core.clocks import Mode, without_labels
 from vag_core.flow_matching import interpolate, predict_clean, velocity
+from vag_core.tokenizer import to_float_frames
 from vag_core.trajectory import group_by_latent_frame
-from vag_core.video_tokenizer import to_float_frames
 
 SCORED_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -61,7 +62,7 @@ def read_clips(branches: Branches, batch: dict[str, Any]) -> Clips:
     )
 
 
-def training_loss(branches: Branches, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+def training_loss(branches: Branches, batch: dict[str, Any]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Loss of both streams of the joint clips, and of the plan clips' actions.
 
     batch: frames (B, F, H, W, 3) uint8, or latents (B, C, T, h, w) encoded beforehand with image (B, H, W, 3)
@@ -85,7 +86,9 @@ def training_loss(branches: Branches, batch: dict[str, Any]) -> tuple[Tensor, di
     return video_loss + branches.config.action.loss_weight * action_loss, metrics
 
 
-def joint_loss(branches: Branches, clips: Clips) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def joint_loss(
+    branches: Branches, clips: Clips
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Loss of joint clips at drawn times: video and action loss, t_video and t_action, each (B,)."""
     size, device = len(clips.image), clips.image.device
     if branches.tokenizer is None:
@@ -106,7 +109,7 @@ def joint_loss(branches: Branches, clips: Clips) -> tuple[Tensor, Tensor, Tensor
     return video, action, t_video, t_action
 
 
-def plan_loss(branches: Branches, clips: Clips) -> Tensor:
+def plan_loss(branches: Branches, clips: Clips) -> Float[Tensor, " b"]:
     """Loss (B,) of plan clips: their actions from the scene alone."""
     assert branches.action is not None
     planned = branches.plan(branches.action.encode(clips.image, clips.state, clips.instruction))
@@ -115,15 +118,15 @@ def plan_loss(branches: Branches, clips: Clips) -> Tensor:
 
 def pair_loss(
     branches: Branches,
-    latents: Tensor,
-    trajectory: Tensor,
+    latents: Float[Tensor, "b c t h w"],
+    trajectory: Float[Tensor, "b n a"],
     conditions: Conditioning,
-    t_video: Tensor,
-    t_action: Tensor,
-    valid: Tensor,
-    frames: Tensor | None = None,
+    t_video: Float[Tensor, " b"],
+    t_action: Float[Tensor, " b"],
+    valid: Bool[Tensor, "b n"],
+    frames: Float[Tensor, "b 3 f height width"] | None = None,
     same_noise: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Loss per pair of the video and of the action stream, each (B,), with noise for each or one for all.
 
     A stream at t = 0 is pinned, so its loss is 0. valid: (B, N), True for steps that count. frames:
@@ -156,8 +159,12 @@ def pair_loss(
 
 @torch.no_grad()
 def pair_score(
-    branches: Branches, latents: Tensor, trajectory: Tensor, conditions: Conditioning, frames: Tensor
-) -> Tensor:
+    branches: Branches,
+    latents: Float[Tensor, "b c t h w"],
+    trajectory: Float[Tensor, "b n a"],
+    conditions: Conditioning,
+    frames: Float[Tensor, "b 3 f height width"],
+) -> Float[Tensor, " b"]:
     """Flow-matching loss of given pairs, averaged over fixed times and fixed noise: comparable, (B,).
 
     Raises ValueError for a generator whose training never draws both streams at one time.
@@ -181,6 +188,6 @@ def labelled_last(batch: dict[str, Any]) -> dict[str, Any]:
     return {key: [value[i] for i in rows] if isinstance(value, list) else value[order] for key, value in batch.items()}
 
 
-def masked_mean(error: Tensor, valid: Tensor) -> Tensor:
+def masked_mean(error: Float[Tensor, "b n"], valid: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
     """Mean of (B, N) over what is valid, per row: (B,); 0 where nothing is."""
     return (error * valid).sum(1) / valid.sum(1).clamp(min=1)

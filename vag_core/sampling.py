@@ -15,7 +15,7 @@ from vag_core.branches import Branches, Conditioning
 from vag_core.clocks import Mode, sampling_modes, schedule
 from vag_core.flow_matching import Streams, Times, expand_time, integrate, predict_clean
 from vag_core.objective import pair_score
-from vag_core.video_tokenizer import to_float_frames, to_uint8_frames
+from vag_core.tokenizer import to_float_frames, to_uint8_frames
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 NO_LIMIT = torch.finfo(torch.float32).max  # not infinity, of which no average can be kept
@@ -37,29 +38,31 @@ class Trajectory(nn.Module):
         for buffer, value in ((self.mean, mean), (self.std, std), (self.low, low), (self.high, high)):
             buffer.copy_(torch.as_tensor(value, dtype=torch.float32))
 
-    def pack(self, actions: Tensor, states: Tensor) -> Tensor:
+    def pack(self, actions: Float[Tensor, "b n a"], states: Float[Tensor, "b n+1 s"]) -> Float[Tensor, "b n a+s"]:
         """Physical actions (B, N, A) and states (B, N + 1, S) -> normalised trajectory (B, N, A + S)."""
         return (torch.cat([actions, states[:, 1:]], dim=-1) - self.mean) / self.std
 
-    def unpack(self, trajectory: Tensor) -> tuple[Tensor, Tensor]:
+    def unpack(self, trajectory: Float[Tensor, "b n c"]) -> tuple[Float[Tensor, "b n a"], Float[Tensor, "b n c-a"]]:
         """Inverse of `pack`: actions (B, N, A) and the states after them (B, N, S)."""
         physical = trajectory * self.std + self.mean
         return physical[..., : self.action_dim], physical[..., self.action_dim :]
 
-    def clip(self, trajectory: Tensor) -> Tensor:
+    def clip(self, trajectory: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         """A normalised trajectory (B, N, A + S) within the range of the training data: see `set_statistics`."""
         return ((trajectory * self.std + self.mean).clamp(self.low, self.high) - self.mean) / self.std
 
-    def normalise_state(self, state: Tensor) -> Tensor:
+    def normalise_state(self, state: Float[Tensor, "b s"]) -> Float[Tensor, "b s"]:
         """Physical state (B, S) -> normalised (B, S)."""
         return (state - self.mean[self.action_dim :]) / self.std[self.action_dim :]
 
 
-def group_by_latent_frame(trajectory: Tensor, latent_frames: int) -> Tensor:
+def group_by_latent_frame(
+    trajectory: Shaped[Tensor, "b n c"], latent_frames: int
+) -> Shaped[Tensor, "b {latent_frames} g"]:
     """(B, N, A + S) -> (B, T - 1, n): what leads to one of the T - 1 latent frames stands together."""
     return trajectory.reshape(len(trajectory), latent_frames, -1)
 
 
-def ungroup(groups: Tensor, steps: int) -> Tensor:
+def ungroup(groups: Shaped[Tensor, "b k g"], steps: int) -> Shaped[Tensor, "b {steps} c"]:
     """Inverse of `group_by_latent_frame`: (B, T - 1, n) -> (B, N, A + S), N = steps."""
     return groups.reshape(len(groups), steps, -1)

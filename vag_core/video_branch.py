@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from vag_core.config import GeneratorConfig
 from vag_core.layers import InstructionEncoder
 from vag_core.scene_encoder import SceneEncoder
+from vag_core.tokenizer import VideoTokenizer
 from vag_core.video_dit import VideoDiT
-from vag_core.video_tokenizer import VideoTokenizer
 
 
 class Tokenizer(Protocol):
@@ -86,8 +87,12 @@ class VideoBranch(nn.Module):
         self.state = nn.Linear(config.state_dim, width)
 
     def encode(
-        self, image: Tensor, state: Tensor, instruction: list[str] | Tensor, keep: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        image: Float[Tensor, "b 3 height width"],
+        state: Float[Tensor, "b s"],
+        instruction: list[str] | Tensor,
+        keep: Shaped[Tensor, " b"] | None = None,
+    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b d"]]:
         """image (B, 3, H, W) in [0, 1], normalised state (B, S), B instructions -> tokens (B, S, D), condition (B, D).
 
         keep: (B,), 0 drops the instruction.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vag_core.config import VideoConfig
@@ -51,14 +52,14 @@ class VideoDiT(nn.Module):
 
     def forward(
         self,
-        noisy: Tensor,
-        first: Tensor,
-        t: Tensor,
-        scene: Tensor,
-        condition: Tensor,
-        grouped: Tensor | None = None,
-        t_action: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        noisy: Float[Tensor, "b c k h w"],
+        first: Float[Tensor, "b c 1 h w"],
+        t: Float[Tensor, " b"],
+        scene: Float[Tensor, "b s d"],
+        condition: Float[Tensor, "b d"],
+        grouped: Float[Tensor, "b k n"] | None = None,
+        t_action: Float[Tensor, " b"] | None = None,
+    ) -> tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b k s d"]]:
         """noisy: (B, C, T-1, h, w), first: (B, C, 1, h, w), t: (B,), scene: (B, S, D), condition: (B, D).
 
         grouped (B, T-1, n), t_action (B,): the noisy trajectory and its clock, for a branch that takes actions in.
@@ -85,7 +86,9 @@ class VideoDiT(nn.Module):
         return rearrange(x, "b (t h w) (c p q) -> b c t (h p) (w q)", h=height, w=width, p=p, q=p), hidden
 
 
-def positions(frames: int, height: int, width: int, channels: int, device: torch.device) -> Tensor:
+def positions(
+    frames: int, height: int, width: int, channels: int, device: torch.device
+) -> Float[Tensor, "n {channels}"]:
     """Fixed sine-cosine code of (t, y, x), so that other lengths and sizes need no new weights. (N, channels)"""
     part = channels // 3 // 2 * 2
     sizes = (channels - 2 * part, part, part)

@@ -26,7 +26,9 @@ from vag_core.generator import Generator
 
 NAMES = (  # now, and in version 0.1
     ("action.network.transformer.norm.modulation.", "action.transformer.modulation."),
+    ("action.transformer.norm.modulation.", "action.transformer.modulation."),
     ("action.network.", "action."),
+    *((f"action.{name}.", f"action.{name}.") for name in ("read", "transformer", "backbone")),  # of two stages
     ("action.bridge.", "bridge."),
     ("action.video_time.", "video_time."),
     ("action.", "action_"),

@@ -35,8 +35,8 @@ EXPECTED: dict[str, tuple[ActionConfig, tuple[float, ...]]] = {
         UNetConfig(channels=[16, 32], bridge=BridgeConfig(grid=[2, 2, 2], width=32)),
         (1.4895, 1.463, 1.7218, 607.11, 4.1864),
     ),
-    "temporal": (TemporalConfig(**SIZES), (1.552, 0.91495, 0.77454, 607.43, 2.1565)),
-    "framewise": (FramewiseConfig(backbone="resnet10t"), (1.4895, 0.49617, 0.22514, 607.11, 2.1561)),
+    "temporal": (TemporalConfig(**SIZES), (1.552, 0.78776, 0.75087, 607.43, 2.1565)),
+    "framewise": (FramewiseConfig(backbone="resnet10t"), (1.4895, 0.49667, 0.08953, 607.11, 2.1561)),
     "action_only": (ActionOnlyConfig(**SIZES), (0, 0.72732, 0.49359, 0, 0.047192)),
     "forward_dynamics": (ForwardDynamicsConfig(), (1.4989, 0, 1.1111, 606.59)),
 }

@@ -6,8 +6,9 @@ Shapes: B clips, N actions, T latent frames, D = width of the branch's condition
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from vag_core.config import GeneratorConfig
@@ -25,20 +26,31 @@ class VideoView:
     frames: Tensor | None = None  # (B, 3, F, H, W) in [0, 1]
 
 
+@runtime_checkable
 class ActionBranch(Protocol):
     """One protocol for all systems; `config.ACTIONS` has a type for each."""
 
     predicts_velocity: bool  # else the clean trajectory
 
     def encode(
-        self, image: Tensor, state: Tensor, instruction: list[str] | Tensor, keep: Tensor | None = None
-    ) -> Tensor:
+        self,
+        image: Float[Tensor, "b 3 height width"],
+        state: Float[Tensor, "b s"],
+        instruction: list[str] | Tensor,
+        keep: Shaped[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b d"]:
         """image (B, 3, H, W) in [0, 1], normalised state (B, S) and B instructions -> condition (B, D).
 
         keep: (B,), 0 drops the instruction.
         """
 
-    def __call__(self, noisy: Tensor, t: Tensor, condition: Tensor, video: VideoView | None) -> Tensor:
+    def __call__(
+        self,
+        noisy: Float[Tensor, "b n c"],
+        t: Float[Tensor, " b"],
+        condition: Float[Tensor, "b d"],
+        video: VideoView | None,
+    ) -> Float[Tensor, "b n c"]:
         """Noisy trajectory (B, N, A + S) at times t (B,) -> its velocity or the clean trajectory, of the same shape.
 
         condition: (B, D), of `encode`. video: None where there is none. Two-stage branches look at the video alone.
@@ -61,12 +73,16 @@ class ConditionedBranch(nn.Module):
             self.time = TimeEmbedding(width)
 
     def encode(
-        self, image: Tensor, state: Tensor, instruction: list[str] | Tensor, keep: Tensor | None = None
-    ) -> Tensor:
+        self,
+        image: Float[Tensor, "b 3 height width"],
+        state: Float[Tensor, "b s"],
+        instruction: list[str] | Tensor,
+        keep: Shaped[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b d"]:
         """As in `ActionBranch`."""
         return self.instruction(instruction, keep) + self.state(state)
 
 
-def blank_pure_noise(noisy: Tensor, t: Tensor) -> Tensor:
+def blank_pure_noise(noisy: Float[Tensor, " b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, " b *d"]:
     """`noisy` (B, ...), with zeros in place of pure noise, t = 1: it says nothing, and to learn that takes long."""
     return noisy * expand_time(t < 1, noisy)

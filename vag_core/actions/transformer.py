@@ -9,6 +9,7 @@ Shapes: grouped trajectory (B, K, n), K = T - 1 latent frames after the first, n
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from vag_core.actions.branch import ConditionedBranch, VideoView, blank_pure_noise
@@ -33,7 +34,7 @@ class GroupTransformer(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b k d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k n"]:
         """x: (B, K, D), condition: (B, D) -> (B, K, n)."""
         x = x + sinusoidal_embedding(torch.arange(x.shape[1], device=x.device), x.shape[2], 100.0).to(x.dtype)
         for block in self.blocks:
@@ -55,7 +56,12 @@ class ActionTransformer(nn.Module):
         self.unread = nn.Parameter(torch.zeros(config.width)) if tokens and config.plan_share else None
         self.transformer = GroupTransformer(config, group_width)
 
-    def forward(self, grouped: Tensor, hidden: Tensor | None, condition: Tensor) -> Tensor:
+    def forward(
+        self,
+        grouped: Float[Tensor, "b k n"],
+        hidden: Float[Tensor, "b k s v"] | None,
+        condition: Float[Tensor, "b d"],
+    ) -> Float[Tensor, "b k n"]:
         """grouped: (B, K, n), hidden: (B, K, S, Dv) or None for no video, condition: (B, D) -> (B, K, n)."""
         x = self.embed(grouped)
         if self.read is not None and hidden is not None:
@@ -83,12 +89,22 @@ class TransformerBranch(ConditionedBranch):
         self.network = ActionTransformer(action, config.group_width, tokens, config.video.width)
 
     def encode(
-        self, image: Tensor, state: Tensor, instruction: list[str] | Tensor, keep: Tensor | None = None
-    ) -> Tensor:
+        self,
+        image: Float[Tensor, "b 3 height width"],
+        state: Float[Tensor, "b s"],
+        instruction: list[str] | Tensor,
+        keep: Shaped[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b d"]:
         """As in `ActionBranch`; the picture is read too."""
         return super().encode(image, state, instruction, keep) + self.scene(image)[1]
 
-    def forward(self, noisy: Tensor, t: Tensor, condition: Tensor, video: VideoView | None) -> Tensor:
+    def forward(
+        self,
+        noisy: Float[Tensor, "b n c"],
+        t: Float[Tensor, " b"],
+        condition: Float[Tensor, "b d"],
+        video: VideoView | None,
+    ) -> Float[Tensor, "b n c"]:
         """As in `ActionBranch`: the clean trajectory (B, N, A + S)."""
         condition, hidden = condition + self.time(t), None
         if video is not None and video.hidden is not None and self.video_time is not None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vag_core.actions.branch import ConditionedBranch, VideoView
@@ -35,7 +36,7 @@ class ResidualFiLM(nn.Module):
         self.film = nn.Sequential(nn.SiLU(), nn.Linear(condition, 2 * outputs))
         self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c n"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b e n"]:
         scale, shift = self.film(condition)[..., None].chunk(2, dim=1)
         return self.skip(x) + self.second((1 + scale) * self.first(x) + shift)
 
@@ -65,7 +66,7 @@ class ActionUNet(nn.Module):
         )
         self.out = nn.Sequential(ConvBlock(channels[0], channels[0], config), nn.Conv1d(channels[0], width, 1))
 
-    def forward(self, trajectory: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, trajectory: Float[Tensor, "b n c"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n c"]:
         x = trajectory.transpose(1, 2)
         skips = []
         for level, blocks in enumerate(self.down):
@@ -96,7 +97,13 @@ class UNetBranch(ConditionedBranch):
         condition = action.bridge.width + self.bridge.out_width
         self.network = ActionUNet(action, config.action_dim + config.state_dim, condition)
 
-    def forward(self, noisy: Tensor, t: Tensor, condition: Tensor, video: VideoView | None) -> Tensor:
+    def forward(
+        self,
+        noisy: Float[Tensor, "b n c"],
+        t: Float[Tensor, " b"],
+        condition: Float[Tensor, "b d"],
+        video: VideoView | None,
+    ) -> Float[Tensor, "b n c"]:
         """As in `ActionBranch`: the velocity (B, N, A + S)."""
         assert video is not None
         condition = condition + self.time(t)
