@@ -17,6 +17,7 @@ from toolkit.base.run import Run
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore
 from toolkit.data.seen_scenes import UNKNOWN, Scenes, read_scenes
+from toolkit.reporting.results import Throughput
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
 from vag_core.checkpoint import MOST_PARAMETERS
@@ -127,12 +128,10 @@ def distinct_tasks(command: str, tasks: list[str]) -> list[str]:
     return names
 
 
-def speed(throughput: dict[str, float]) -> str:
+def speed(throughput: Throughput) -> str:
     """A training's throughput in words, to follow its other numbers; nothing if no step was made."""
-    if not throughput:
-        return ""
-    samples, flop = throughput["samples_per_second"], throughput["flop_per_second"]
-    text = f", {samples:.1f} samples/s, {flop / 1e9:.3g} GFLOP/s"
-    if "bf16_peak_share" in throughput:
-        text += f" ({throughput['bf16_peak_share']:.0%} of the measured bf16 peak)"
+    samples, flop = throughput.samples_per_second, throughput.flop_per_second
+    text = "" if samples is None or flop is None else f", {samples:.1f} samples/s, {flop / 1e9:.3g} GFLOP/s"
+    if throughput.bf16_peak_share is not None:
+        text += f" ({throughput.bf16_peak_share:.0%} of the measured bf16 peak)"
     return text

@@ -184,7 +184,8 @@ def _mapped(path: Path, file: h5py.File, name: str) -> np.ndarray:
     if not isinstance(file.get(name, getlink=True) if name in file else None, h5py.HardLink):
         raise UserError(f"{path}: no array '{name}'; expected a clip file with {', '.join(ARRAYS)}; build it again")
     data = file[name]
-    if not isinstance(data, h5py.Dataset) or data.ndim != dimensions or data.dtype.kind not in kinds:
+    fits = isinstance(data, h5py.Dataset) and data.ndim == dimensions and data.dtype.kind in kinds
+    if not fits or not data.dtype.isnative:
         raise UserError(f"{path}: '{name}' is not an array of {dimensions} dimensions; build the clip file again")
     offset = data.id.get_offset()
     if offset is None or data.size == 0:

@@ -31,9 +31,9 @@ from toolkit.data.pictures import check_video_lengths, read_pictures
 
 
 def provenance(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the episode table without LeRobot's own bookkeeping."""
+    """A row of the episode table without LeRobot's own bookkeeping, and without arrays."""
     own = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
-    return {key: value for key, value in row.items() if not key.startswith(own)}
+    return {k: value for k, value in row.items() if not k.startswith(own) and not isinstance(value, np.ndarray | list)}
 
 
 @dataclass
