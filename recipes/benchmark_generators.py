@@ -131,7 +131,7 @@ def check(config: BenchmarkGeneratorsConfig) -> None:
 
 def makes_actions(system: str) -> bool:
     composed = compose_config("train-generator", ["dataset=x", f"generator={system}"])
-    return str(composed.generator.action.clocks) != "given"
+    return str(composed.generator.action.kind) != "forward_dynamics"
 
 
 def data_of(config: BenchmarkGeneratorsConfig) -> dict[str, str]:
