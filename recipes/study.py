@@ -213,6 +213,7 @@ def generator_lane(config: AblateConfig, root: Path, feed: str, seed: int, episo
     make, workers = [*config.synthesize, *config.feed_synthesize.get(feed, [])], f"workers={config.workers}"
     lane: Lane = []
     earlier: list[str] = []
+    replays: list[Path] = []
     for turn in range(1, config.rounds.get(feed, 1) + 1):
         name = generator_name(config, feed, seed, turn)
         generator, synthetic = root / f"generator_{name}/generator", root / f"synthetic_{name}/dataset"
@@ -221,6 +222,7 @@ def generator_lane(config: AblateConfig, root: Path, feed: str, seed: int, episo
             first = root / f"generator_{generator_name(config, feed, seed, 1)}/generator"
             learn += [
                 f"synthetic={listed(earlier)}",
+                f"notes={listed(replays)}",
                 f"select={listed(config.round_select)}",
                 f"tokenizer_from={first}",
             ]
@@ -231,6 +233,7 @@ def generator_lane(config: AblateConfig, root: Path, feed: str, seed: int, episo
             (f"replay_{name}", "replay", [f"dataset={synthetic}", workers, f"seed={seed}"]),
         ]
         earlier.append(str(synthetic))
+        replays.append(root / f"replay_{name}")
     score = [f"dataset={synthetic}", f"checkpoint={generator}", f"real={fed}", *single]
     return [*lane, (f"score_{name}", "score", score)]
 
@@ -255,8 +258,11 @@ def training(config: AblateConfig, cell: Cell) -> list[str]:
 
 def generated_data(config: AblateConfig, root: Path, cell: Cell) -> list[str]:
     """The synthetic episodes of a cell."""
-    synthetic = root / f"synthetic_{generator_name(config, cell.feed, generator_seed(config, cell))}/dataset"
+    name = generator_name(config, cell.feed, generator_seed(config, cell))
+    synthetic = root / f"synthetic_{name}/dataset"
     words = [f"synthetic={listed([synthetic])}", f"synthetic_per_task={cell.synthetic_per_task}"]
+    if ARMS[cell.arm].filtered or cell.weight_by != "none":
+        words.append(f"notes={listed(outcome_runs(root, name))}")
     if ARMS[cell.arm].filtered:
         words.append(f"select={listed(config.filters[cell.filter])}")
     if cell.weight_by != "none":
@@ -264,6 +270,11 @@ def generated_data(config: AblateConfig, root: Path, cell: Cell) -> list[str]:
     if ARMS[cell.arm].shuffled:
         words.append("shuffle_actions=true")
     return words
+
+
+def outcome_runs(root: Path, name: str) -> list[Path]:
+    """Directories of what is noted of a generator's episodes."""
+    return [root / f"replay_{name}", root / f"score_{name}"]
 
 
 def tuning_steps(config: AblateConfig, cell: Cell) -> int:

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from recipes.common import episode_table, scenes_text
+from recipes.common import scenes_text
 from recipes.schema import AblateConfig
-from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, total_steps
+from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, outcome_runs, total_steps
 from toolkit.base.errors import UserError
 from toolkit.base.run import read_record
+from toolkit.data.formats.lerobot_read import noted_episodes
 from toolkit.data.selection import HIGHER_IS_BETTER, column
 from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.exchange import exchange_rate
@@ -214,15 +215,15 @@ def filter_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list
     rows = []
     for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
         name = generator_name(config, feed, seed)
-        if finished(root / f"score_{name}") is None or finished(root / f"replay_{name}") is None:
+        if any(finished(directory) is None for directory in outcome_runs(root, name)):
             continue
-        dataset = str(root / f"synthetic_{name}/dataset")
-        episodes = episode_table(dataset)
+        dataset = root / f"synthetic_{name}/dataset"
+        episodes = noted_episodes(dataset, outcome_runs(root, name))
         tasks = np.unique([row["task_name"] for row in episodes], return_inverse=True)[1]
         solved = np.array([row["replay_success"] for row in episodes], dtype=float)
         chance = np.random.default_rng(seed).random(len(episodes))
         for score in sorted(key for key in episodes[0] if key.startswith("score_")):
-            values = column(score, episodes, dataset) * (-1 if score in HIGHER_IS_BETTER else 1)
+            values = column(score, episodes, str(dataset)) * (-1 if score in HIGHER_IS_BETTER else 1)
             parts = [np.flatnonzero(tasks == task) for task in np.unique(tasks)]
             ranked = [part[np.lexsort((chance[part], values[part]))] for part in parts]
             where = {"system": score, "policy": "replay", "suite": f"filters, feed={feed} generator={seed}"}

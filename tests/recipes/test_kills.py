@@ -9,7 +9,6 @@ import json
 import os
 import random
 import re
-import shutil
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 
 from recipes import cli
 from toolkit.base import manifest
+from toolkit.data.episode_notes import FILE
 from toolkit.data.formats.lerobot_read import dataset_id
 from vag_core import Generator
 from vag_core.config import GeneratorConfig
@@ -54,11 +54,11 @@ COMMANDS = {
         "evaluate-generator checkpoint={generator} dataset={dataset} batch_size=1 replay=false keep_samples=true",
         "samples.npz",
     ),
-    "score": ("score dataset={copy} real=[{dataset}] checkpoint={generator} batch_size=1 image_size=32", "{copy}"),
+    "score": ("score dataset={dataset} real=[{dataset}] checkpoint={generator} batch_size=1 image_size=32", FILE),
     "pretrain": (f"pretrain policy.options.width=32 {POLICY}", "pretrained_model"),
     "finetune": (f"finetune checkpoint={{policy}} {POLICY}", "pretrained_model"),
     "evaluate": ("evaluate checkpoint={policy} dataset={dataset} image_size=32", "run.json"),
-    "replay": ("replay dataset={recorded} max_steps=5 workers=1", "{recorded}"),
+    "replay": ("replay dataset={recorded} max_steps=5 workers=1", FILE),
     "report": ("report {finished}", "report.html"),
 }
 if LONG:
@@ -93,7 +93,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[str,
     Generator(config).save_pretrained(folder / "generator")
     words = ["pretrain", *f"policy.options.width=32 {POLICY}".format(dataset=dataset).split()]
     assert cli.main([*words, "optim.steps=1", f"out={folder / 'finished'}"]) == 0
-    shutil.copytree(dataset, folder / "copy")
     recorded = folder / "recorded/dataset"
     words = ["collect", "tasks=[plate-slide]", "episodes_per_task=2", "num_steps=60", "workers=1"]
     assert cli.main([*words, f"out={recorded.parent}"]) == 0
@@ -102,7 +101,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[str,
         assert cli.main([*words, "optim.steps=1", f"seed={seed}", f"out={folder / name}"]) == 0
     policies = {name: folder / name / "pretrained_model" for name in ("actor", "critic")}
     policies["policy"] = folder / "finished/pretrained_model"
-    made = {name: folder / name for name in ("generator", "finished", "copy")}
+    made = {name: folder / name for name in ("generator", "finished")}
     return {"dataset": dataset, "recorded": recorded, **policies, **made}
 
 
@@ -122,8 +121,8 @@ def identity(out: Path, artefact: str) -> tuple[Any, set[str]]:
         return dataset_id(path), found
     if (path / "model.safetensors").exists():
         return [(path / name).read_bytes() for name in ("config.json", "model.safetensors")], found
-    if path.is_dir():
-        return pd.concat(pd.read_parquet(p) for p in sorted(path.rglob("meta/episodes/**/*.parquet"))).to_json(), found
+    if path.name == FILE:
+        return pd.read_parquet(path).to_json(), found
     if path.name == "run.json":
         return json.loads(path.read_text())["result"], found
     if path.name in ("summary.json", "record.json"):

@@ -52,8 +52,8 @@ def column(name: str, metadata: Sequence[dict[str, Any]], where: str) -> np.ndar
         return np.array([float(row[name]) for row in metadata])
     known = [key for key, value in metadata[missing].items() if _is_score(value)]
     raise UserError(
-        f"{where}: episode {missing} has no number '{name}' in the episode table. {nearest(name, known)} "
-        "`vag score` and `vag replay` write scores"
+        f"{where}: episode {missing} has no number '{name}'. {nearest(name, known)} `vag score` and `vag replay` write "
+        "them into their run directories: give those, notes=[RUN]"
     )
 
 
