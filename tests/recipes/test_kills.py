@@ -9,7 +9,8 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,10 @@ WITHOUT_WINDOWS = ("evaluate", "rollout")  # they write their record alone
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[str, Path]:
+def inputs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Iterator[dict[str, Path]]:
+    """What the commands read. Nobody may write into the datasets, and no command has in the end."""
     folder = tmp_path_factory.mktemp("kills")
+    dataset = Path(shutil.copytree(dataset, folder / "given/dataset"))
     config = GeneratorConfig(image_size=32, num_frames=17, state_dim=2, action_dim=2)
     Generator(config).save_pretrained(folder / "generator")
     words = ["pretrain", *f"policy.options.width=32 {POLICY}".format(dataset=dataset).split()]
@@ -102,7 +105,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[str,
     policies = {name: folder / name / "pretrained_model" for name in ("actor", "critic")}
     policies["policy"] = folder / "finished/pretrained_model"
     made = {name: folder / name for name in ("generator", "finished")}
-    return {"dataset": dataset, "recorded": recorded, **policies, **made}
+    before = {path: content(path) for path in (dataset, recorded)}
+    for path in (dataset, recorded):
+        for inside in (path, *path.rglob("*")):
+            inside.chmod(0o555 if inside.is_dir() else 0o444)
+    yield {"dataset": dataset, "recorded": recorded, **policies, **made}
+    for path, wanted in before.items():
+        assert content(path) == wanted, path
+        for inside in (path, *path.rglob("*")):
+            inside.chmod(0o755)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def status(out: Path) -> str:
