@@ -14,6 +14,7 @@ from toolkit.base.run import Run
 from toolkit.data.episode_notes import FILE, add_notes, check_used, write_notes
 from toolkit.data.formats.lerobot_read import dataset_id, read_table
 from toolkit.data.seen_scenes import is_hole, scene_of
+from toolkit.envs.metaworld import instructions
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.statistics import success_table
 
@@ -35,6 +36,8 @@ def run(config: ReplayConfig, run: Run) -> None:
                 "episodes of `vag collect` and `vag synthesize` can be replayed. If another tool made this dataset of "
                 "theirs, give these too: notes=[DATASET]"
             )
+        if scene[0] not in instructions():
+            raise UserError(f"{dataset}: episode {index}: unknown Meta-World task {scene[0]!r:.100}")
         scenes.append(scene)
     check_used(notes)
     run.add_data(dataset, dataset_id(dataset), len(scenes))
