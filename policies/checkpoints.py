@@ -46,10 +46,8 @@ def load_weights(config: PreTrainedConfig, directory: Path, loading: Loading = S
                 loading.max_parameters,
                 f"{config.type} policy",
             )
-    except UserError:
-        raise
     except Exception as error:  # every policy type has requirements of its own
-        text = first_words(error)
+        text = str(error) if isinstance(error, UserError) else first_words(error)
         if not text.startswith(str(directory)):
             text = f"{directory}: LeRobot cannot build this '{config.type}' policy ({text})"
         raise UserError(text) from error

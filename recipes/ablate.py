@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.compose import command_words, listed
-from recipes.lanes import Lane, check_same, check_stage, check_stages, run_lanes, stage
+from recipes.lanes import Lane, check_begun, check_stage, check_stages, entry, run_lanes, stage
 from recipes.schema import AblateConfig
 from recipes.study import (
     ARMS,
@@ -32,9 +32,9 @@ from recipes.study_record import (
     FILTER_NOTE,
     exchange_rows,
     filter_rows,
-    finished,
     gather,
     generator_rows,
+    measured_suites,
     notes,
     power_sentence,
     rollout_table,
@@ -48,23 +48,29 @@ from recipes.synthesize import check_draws
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import atomic_file, discard, write_text
 from toolkit.base.run import Run, read_record
+from toolkit.base.typed_json import to_json
 from toolkit.data.formats.lerobot_read import read_actions
 from toolkit.data.selection import parse_rule
 from toolkit.envs.metaworld import instructions
 from toolkit.envs.shifts import SUITES
 from toolkit.reporting.benchmark_record import write_record
+from toolkit.reporting.benchmark_results import AblateResult, CellRow
 from toolkit.reporting.plots import figure_file
+from toolkit.reporting.results import CollectResult
 from toolkit.reporting.success import arm_figures, fraction_figures
 
+NO_RATE = dict.fromkeys(("successes", "n", "rate", "low", "high"))
 BETWEEN_ROUNDS = ("replay_success", "score_flow_loss", "draw", "random")  # what is known of episodes by then
 EXTENDABLE = True  # cells that are there are taken as they are, so a grid can grow
 
 
-def run(config: AblateConfig, run: Run) -> None:
+def run(config: AblateConfig, run: Run) -> AblateResult:
     """Collect, train, evaluate all cells; write their tables, `arms.svg`, `figure.svg`, `record.json`, `record.md`.
 
     The tables are `cells.parquet`, and `rollouts.parquet` with every outcome. Print the record as the last line.
     """
+    import pandas as pd
+
     cells = parse_grid(config)
     check(config, cells)
     root = run.directory
@@ -89,9 +95,9 @@ def run(config: AblateConfig, run: Run) -> None:
     check_nested(root)
     stopped = run_lanes(root, lanes, config.lanes, after, keep_going=True)
     failed = [cell.name for cell in cells if cell.name in stopped]
-    table = cell_table(config, root, cells, failed)
+    table = cell_rows(config, root, cells, failed)
     measured = [cell for cell in cells if cell.name not in failed]
-    for name, content in (("cells", table), ("rollouts", rollout_table(root, measured))):
+    for name, content in (("cells", pd.DataFrame(to_json(table))), ("rollouts", rollout_table(root, measured))):
         with atomic_file(root / f"{name}.parquet") as temporary:
             content.to_parquet(temporary, index=False)
     outcomes = gather(root, measured)
@@ -101,23 +107,20 @@ def run(config: AblateConfig, run: Run) -> None:
     rows += exchange_rows(config, outcomes) + task_rows(root, cells, outcomes)
     rows += generator_rows(root, cells, config) + filter_rows(root, cells, config)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
-    told = {**notes(config, cells, failed, {row["metric"] for row in rows}), "policies": told_commits(root, cells)}
-    if any(row["suite"].startswith("filters") for row in rows):
+    told = {**notes(config, cells, failed, {row.metric for row in rows}), "policies": told_commits(root, cells)}
+    if any(row.suite.startswith("filters") for row in rows):
         told["filters by threshold"] = FILTER_NOTE
     if draws := told_draws(config, root, cells):
         told["plans tried in the simulator"] = f"{draws}. The first that solves a scene becomes its episode"
     record = write_record(root, "ablation", command, rows, comparisons, told)
-    run.result["notes"] = record["notes"]
     for name, figures in (("arms", arm_figures(rows)), ("figure", fraction_figures(rows))):
         path = root / f"{name}.svg"
         if figures:
             write_text(path, figure_file(figures))
         else:
             discard(path)
-    run.result.update(
-        rows=rows, comparisons=comparisons, failed=failed, cells=json.loads(table.to_json(orient="records"))
-    )
-    print(json.dumps(record), flush=True)
+    print(json.dumps(to_json(record)), flush=True)
+    return AblateResult(rows=rows, comparisons=comparisons, notes=record.notes, failed=failed, cells=table)
 
 
 def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
@@ -223,7 +226,7 @@ def check_lanes(root: Path, lanes: Mapping[str, Lane], composed: Container[str])
     for lane_name, lane in lanes.items():
         for name, command, overrides in lane:
             if (root / name / "run.json").exists():
-                check_same(root / name, read_record(root / name)["config"], command, overrides)
+                check_begun(root / name, command, overrides)
             elif lane_name in composed:
                 config = check_stage(command, overrides)
                 if command == "synthesize" and config.draws > 1:
@@ -235,7 +238,8 @@ def collect(config: AblateConfig, cells: Sequence[Cell], root: Path) -> None:
     seed = [f"first_seed={config.first_seed}", f"seed={config.seed}", *config.collect]
 
     def record(name: str, tasks: Sequence[str], episodes: int, *more: str) -> None:
-        stage(root / name, "collect", [f"tasks={listed(tasks)}", f"episodes_per_task={episodes}", *more, *seed])
+        words = [f"tasks={listed(tasks)}", f"episodes_per_task={episodes}", *more, *seed]
+        stage(root / name, "collect", words, CollectResult)
 
     feeds = {cell.feed for cell in cells if cell.needs_generator or ARMS[cell.arm].real == "all"}
     counts = {max(cell.few, config.fed_few) for cell in cells if ARMS[cell.arm].real == "few"}
@@ -247,22 +251,17 @@ def collect(config: AblateConfig, cells: Sequence[Cell], root: Path) -> None:
         record("real_others", [*config.new_tasks, *config.other_tasks], config.real_per_task)
 
 
-def cell_table(config: AblateConfig, root: Path, cells: Sequence[Cell], failed: Sequence[str]) -> Any:
+def cell_rows(config: AblateConfig, root: Path, cells: Sequence[Cell], failed: Sequence[str]) -> list[CellRow]:
     """One row for each cell and suite: axes, successes, interval, status and, where it failed, the message."""
-    import pandas as pd
-
     rows = []
     for cell in cells:
-        evaluation = None if cell.name in failed else finished(root / cell.name / "evaluate")
-        status = {"status": "failed" if evaluation is None else "finished", "error": None}
-        if evaluation is None:
-            status["error"] = first_error(config, root, cell)
+        suites = {} if cell.name in failed else measured_suites(root, cell)
+        error = None if suites else first_error(config, root, cell)
         for suite in config.suites:
-            measured = dict.fromkeys(("successes", "n", "rate", "low", "high"))
-            if evaluation is not None:
-                measured = {key: evaluation["suites"][suite][key] for key in measured}
-            rows.append({**asdict(cell), "suite": suite, **measured, **status})
-    return pd.DataFrame(rows)
+            rate = vars(entry(root / cell.name / "evaluate", "suites", suites, suite).alone) if suites else NO_RATE
+            status = "finished" if suites else "failed"
+            rows.append(CellRow(axes=asdict(cell), suite=suite, **rate, status=status, error=error))
+    return rows
 
 
 def first_error(config: AblateConfig, root: Path, cell: Cell) -> str:
@@ -275,14 +274,14 @@ def first_error(config: AblateConfig, root: Path, cell: Cell) -> str:
     return "did not run"
 
 
-def summary(result: dict[str, Any]) -> str:
+def summary(result: AblateResult) -> str:
     """How many cells, and the largest lift of synthetic episodes: a choice made on the scenes it is told for."""
-    text = f"{len(result['cells'])} rows, {len(result['failed'])} cells failed"
+    text = f"{len(result.cells)} rows, {len(result.failed)} cells failed"
     arms = [name for name, arm in ARMS.items() if arm.synthetic and not arm.shuffled]
-    lifts = [c for c in result["comparisons"] if c["control"] == "real_few" and c["arm"] in arms]
-    for suite in dict.fromkeys(lift["suite"] for lift in lifts if lift["suite"] in ("unseen", "task")):
-        found = [lift for lift in lifts if lift["suite"] == suite]
-        best = max(found, key=lambda c: c["difference"])
-        span = f"{best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}]"
-        text += f"; largest lift of {len(found)} over real_few on {suite}: {best['a']} ({best['policy']}) {span}"
+    lifts = [c for c in result.comparisons if c.control == "real_few" and c.arm in arms]
+    for suite in dict.fromkeys(lift.suite for lift in lifts if lift.suite in ("unseen", "task")):
+        found = [lift for lift in lifts if lift.suite == suite]
+        best = max(found, key=lambda c: c.difference)
+        span = f"{best.difference:+.3f} [{best.low:+.3f}, {best.high:+.3f}]"
+        text += f"; largest lift of {len(found)} over real_few on {suite}: {best.a} ({best.policy}) {span}"
     return text

@@ -23,6 +23,7 @@ from toolkit.base.errors import UserError
 from toolkit.base.files import scratch_folder
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
+from toolkit.base.typed_json import to_json
 from toolkit.data.cache import build_clips, open_clips
 from toolkit.data.cached_files import fingerprint
 from toolkit.data.clips import ClipStore, ClipTable, create_clips
@@ -30,6 +31,7 @@ from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
 from toolkit.data.formats.lerobot_layout import read_info
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.reporting.benchmark_record import write_record
+from toolkit.reporting.benchmark_results import BenchmarkDataResult, Ratio, Row
 
 EPISODES, LENGTH = 20, 64  # of the generated dataset, and how many episodes of a given one are read
 RECORDED_SHAPE = 480, 640  # of the pictures whose decoding is timed; robots record about so large
@@ -42,7 +44,7 @@ MEBIBYTE = 1 << 20
 Reader = Callable[[], int]  # reads windows and returns how many
 
 
-def run(config: BenchmarkDataConfig, run: Run) -> None:
+def run(config: BenchmarkDataConfig, run: Run) -> BenchmarkDataResult:
     """Write `record.json` and `record.md`; print the record as one line."""
     load = os.getloadavg()[1]
     with scratch_folder(run.directory / "scratch") as scratch:
@@ -59,13 +61,11 @@ def run(config: BenchmarkDataConfig, run: Run) -> None:
         f"(RLIMIT_DATA) of {SPARE // MEBIBYTE} MiB more than before; mapped pages of the file can be reclaimed",
     }
     record = write_record(run.directory, "data", " ".join(["vag benchmark data", *words]), rows, comparisons, notes)
-    run.result.update(rows=rows, comparisons=comparisons)
-    print(json.dumps(record), flush=True)
+    print(json.dumps(to_json(record)), flush=True)
+    return BenchmarkDataResult(rows=rows, comparisons=comparisons)
 
 
-def _measure(
-    config: BenchmarkDataConfig, run: Run, scratch: Path
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
+def _measure(config: BenchmarkDataConfig, run: Run, scratch: Path) -> tuple[list[Row], list[Ratio], str]:
     video, recorded = Path(config.dataset or scratch / "video"), Path(config.dataset or scratch / "recorded")
     if not config.dataset:
         write_moving_waves(video, EPISODES, (config.image_size, config.image_size))
@@ -83,19 +83,14 @@ def _measure(
         name: _build(recorded, config.image_size, workers, scratch / "built.h5")
         for name, workers in (("parallel_build", cores), ("sequential_build", 1))
     }
-    for part, more in zip(
-        (rows, comparisons),
-        _compare(builds, min(3, config.repeats), f"cache_of_{shape}", "frames_per_second", "parallel_build"),
-        strict=True,
-    ):
-        part += more
-    rows += _memory(config, scratch / "large.h5")
-    return rows, comparisons, backend
+    suite, rounds = f"cache_of_{shape}", min(3, config.repeats)
+    more, ratios = _compare(builds, rounds, suite, "frames_per_second", "parallel_build")
+    return [*rows, *more, *_memory(config, scratch / "large.h5")], [*comparisons, *ratios], backend
 
 
 def _compare(
     readers: dict[str, Reader], rounds: int, suite: str, metric: str, ours: str
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[Row], list[Ratio]]:
     """Rows per reader, and comparisons of `ours` with every other; low and high are quartiles over the rounds."""
     speeds: dict[str, list[float]] = {name: [] for name in readers}
     counts = dict.fromkeys(readers, 0)
@@ -107,25 +102,15 @@ def _compare(
                 speeds[name].append(count / (time.perf_counter() - started))
                 counts[name] += count
     rows = [
-        {"system": name, "suite": suite, "metric": metric, **_quartiles(values), "n": counts[name]}
+        Row(system=name, suite=suite, metric=metric, **_quartiles(values), n=counts[name])
         for name, values in speeds.items()
     ]
-    comparisons = [
-        {
-            "a": ours,
-            "b": name,
-            "suite": suite,
-            "metric": "speed_ratio",
-            **_quartiles(np.divide(speeds[ours], values)),
-            "paired": True,
-        }
-        for name, values in speeds.items()
-        if name != ours
-    ]
-    return rows, comparisons
+    ratios = {name: _quartiles(np.divide(speeds[ours], values)) for name, values in speeds.items() if name != ours}
+    common: Any = {"suite": suite, "metric": "speed_ratio"}
+    return rows, [Ratio(a=ours, b=name, **common, **ratio, paired=True) for name, ratio in ratios.items()]
 
 
-def _quartiles(values: Any) -> dict[str, float]:
+def _quartiles(values: Any) -> dict[str, Any]:
     low, middle, high = (float(f"{value:.4g}") for value in np.quantile(values, [0.25, 0.5, 0.75]))
     return {"value": middle, "low": low, "high": high}
 
@@ -186,7 +171,7 @@ def _build(dataset: Path, image_size: int, workers: int, path: Path) -> Reader:
     return read
 
 
-def _memory(config: BenchmarkDataConfig, path: Path) -> list[dict[str, Any]]:
+def _memory(config: BenchmarkDataConfig, path: Path) -> list[Row]:
     """Read windows of a file with `large_gigabytes` of frames that take no room on the disk."""
     size = config.image_size
     length = 100
@@ -200,16 +185,9 @@ def _memory(config: BenchmarkDataConfig, path: Path) -> list[dict[str, Any]]:
         anonymous, mapped, count = pool.submit(
             read_under_limit, path, config.num_frames, config.batch_size, config.seed
         ).result()
+    suite = f"sparse_{config.large_gigabytes}_gb"
     return [
-        {
-            "system": "clip_store",
-            "suite": f"sparse_{config.large_gigabytes}_gb",
-            "metric": metric,
-            "value": value,
-            "low": value,
-            "high": value,
-            "n": count,
-        }
+        Row(system="clip_store", suite=suite, metric=metric, value=value, low=value, high=value, n=count)
         for metric, value in (("anonymous_memory_growth_mib", anonymous), ("read_mib", mapped))
     ]
 
@@ -271,6 +249,6 @@ def write_image_mode(directory: Path, store: ClipStore) -> None:
     dataset.finalize()
 
 
-def summary(result: dict[str, Any]) -> str:
-    ratios = [f"{c['value']:.3g} x {c['b']}" for c in result["comparisons"] if c["a"] == "clip_store"]
+def summary(result: BenchmarkDataResult) -> str:
+    ratios = [f"{c.value:.3g} x {c.b}" for c in result.comparisons if c.a == "clip_store"]
     return f"the clip store reads windows at {', '.join(ratios)}"

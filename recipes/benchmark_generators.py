@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from recipes.compose import command_words, compose_config, listed, options_of
-from recipes.lanes import Lane, check_stages, run_lanes, stage
+from recipes.lanes import Lane, check_stages, entry, needed_result, run_lanes, stage
 from recipes.schema import BenchmarkGeneratorsConfig, VariantConfig
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import write_json
+from toolkit.base.reading import read_json
 from toolkit.base.run import Run, read_record
+from toolkit.base.typed_json import from_json, to_json
 from toolkit.data.batches import GeneratorClips
 from toolkit.data.cache import open_clips
 from toolkit.evaluation.alignment import InverseDynamics, Pairs, inverse_dynamics_consistency, joint_distance
@@ -34,15 +36,18 @@ from toolkit.evaluation.distribution import frechet_clip_distance, frechet_dista
 from toolkit.evaluation.statistics import compare_systems, hierarchical_bootstrap, wilson_interval
 from toolkit.evaluation.validity import rank_agreement, validity_card
 from toolkit.reporting.benchmark_record import write_record
+from toolkit.reporting.benchmark_results import BenchmarkGeneratorsResult, Difference, Row, ValidityCard
+from toolkit.reporting.results import CollectResult, EvaluateGeneratorResult, ReplayResult, TrainGeneratorResult
 
 VIDEO_SOURCE = "vag_grid"  # its video branch, trained beside a head that sends no gradient back, serves the others
 READERS = ("vag_published", "two_stage_temporal", "two_stage_resnet")
 SCENE_METRICS = ("action_distance", "end_effector_error_cm", "jerk_ratio", "psnr", "ssim", "gmsd")
 SPLITS = 20
+Evaluations = dict[str, list[EvaluateGeneratorResult]]  # system or variant: one per training seed
 FEWEST_RANKED = 4  # videos, below which a ranking says nothing
 
 
-def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
+def run(config: BenchmarkGeneratorsConfig, run: Run) -> BenchmarkGeneratorsResult:
     """Collect, train, evaluate; write `record.json`, `record.md` and print the record as the last line."""
     check(config)
     root = run.directory
@@ -57,13 +62,13 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
         run_lanes(root, {name: lane[1:] for name, lane in lanes.items() if lane[1:]}, config.evaluation_lanes)
     else:
         run_lanes(root, lanes, config.lanes, after)
-    rows, comparisons = [], []
+    rows, comparisons = list[Row](), list[Difference]()
     for suite in config.suites:
         found = evaluations(config, root, suite)
         rows += suite_rows(suite, found)
         rows += training_rows(config, root, suite)
         rows += set_rows(config, root, data[suite], suite, found)
-        rows.append(ceiling_row(suite, read_record(root / f"replay_{data[suite]}")["result"]))
+        rows.append(ceiling_row(suite, root / f"replay_{data[suite]}"))
         comparisons += suite_comparisons(config, suite, found)
     notes = {
         "scenes": f"{config.scenes_per_task} held-out scenes of each of {', '.join(config.tasks)}, which the expert "
@@ -91,9 +96,10 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> None:
     }
     command = " ".join(["vag benchmark generators", *command_words("benchmark generators", run.record["config"])])
     record = write_record(root, "generators", command, rows, comparisons, notes)
-    cards = {suite: json.loads((root / f"validity_card_{suite}.json").read_text()) for suite in config.suites}
-    run.result.update(rows=rows, comparisons=comparisons, validity_cards=cards)
-    print(json.dumps(record), flush=True)
+    paths = {suite: root / f"validity_card_{suite}.json" for suite in config.suites}
+    cards = {suite: from_json(ValidityCard, read_json(path), path, "card") for suite, path in paths.items()}
+    print(json.dumps(to_json(record)), flush=True)
+    return BenchmarkGeneratorsResult(rows=rows, comparisons=comparisons, validity_cards=cards)
 
 
 def check(config: BenchmarkGeneratorsConfig) -> None:
@@ -153,8 +159,9 @@ def collect(config: BenchmarkGeneratorsConfig, root: Path) -> dict[str, str]:
             ("metric", config.scenes_per_task, config.metric_seed),
         ):
             overrides = [*common, *special, f"episodes_per_task={episodes}", f"first_seed={seed}"]
-            stage(root / f"{part}_{name}", "collect", overrides)
-        stage(root / f"replay_{name}", "replay", [f"dataset={root / f'held_out_{name}/dataset'}", "system=recorded"])
+            stage(root / f"{part}_{name}", "collect", overrides, CollectResult)
+        words = [f"dataset={root / f'held_out_{name}/dataset'}", "system=recorded"]
+        stage(root / f"replay_{name}", "replay", words, ReplayResult)
         data[suite] = name
     return data
 
@@ -211,16 +218,18 @@ def trained(config: BenchmarkGeneratorsConfig, suite: str) -> list[str]:
     return [*config.systems, *(config.helpers if suite == config.variants_suite else [])]
 
 
-def evaluations(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> dict[str, list[dict[str, Any]]]:
+def evaluations(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> Evaluations:
     """Results of every system and variant in a suite, one per training seed."""
     names = [*config.systems, *variants_of(config, suite)]
     return {
-        name: [read_record(root / f"evaluate_{name}_{suite}_{seed}")["result"] for seed in config.seeds]
+        name: [
+            needed_result(root / f"evaluate_{name}_{suite}_{seed}", EvaluateGeneratorResult) for seed in config.seeds
+        ]
         for name in names
     }
 
 
-def suite_rows(suite: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def suite_rows(suite: str, found: Evaluations) -> list[Row]:
     """One row per system and metric."""
     rows = []
     for system, results in found.items():
@@ -235,17 +244,17 @@ def suite_rows(suite: str, found: dict[str, list[dict[str, Any]]]) -> list[dict[
                 mean = hierarchical_bootstrap(table.tolist(), [[0.0] * table.shape[1]])
                 values[metric] = (mean["difference"], mean["low"], mean["high"], table.size)
         for metric in ("seconds_per_pair", "function_evaluations"):
-            measured = [float(result[metric]) for result in results]
+            measured = [float(getattr(result, metric)) for result in results]
             values[metric] = (float(np.median(measured)), min(measured), max(measured), len(measured))
-        for i, errors in enumerate(zip(*(result.get("dimension_errors", []) for result in results), strict=True)):
+        for i, errors in enumerate(zip(*(result.dimension_errors or [] for result in results), strict=True)):
             values[f"action_{i}_error"] = (float(np.mean(errors)), min(errors), max(errors), len(errors))
+        where: Any = {"system": system, "suite": suite, "seeds": len(results)}
         for metric, (value, low, high, n) in values.items():
-            row = {"system": system, "suite": suite, "metric": metric, "value": value, "low": low, "high": high}
-            rows.append({**row, "n": n, "seeds": len(results)})
+            rows.append(Row(**where, metric=metric, value=value, low=low, high=high, n=n))
     return rows
 
 
-def training_rows(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> list[dict[str, Any]]:
+def training_rows(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> list[Row]:
     """What the training of each system took: minutes, 10^15 floating-point operations, samples/s, tokens/s and FLOP/s.
 
     Where the device was measured, also the share of its bf16 peak.
@@ -263,28 +272,28 @@ def training_rows(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> 
                 if key in costs[0]:
                     measured.setdefault(key, []).append(costs[0][key])
         for metric, values in measured.items():
-            row = {"system": system, "suite": suite, "metric": metric, "value": float(np.median(values))}
-            rows.append({**row, "low": min(values), "high": max(values), "n": len(values), "seeds": len(values)})
+            bounds: Any = {"value": float(np.median(values)), "low": min(values), "high": max(values)}
+            rows.append(Row(system=system, suite=suite, metric=metric, **bounds, n=len(values), seeds=len(values)))
     return rows
 
 
 def training_cost(directory: Path) -> dict[str, float]:
     """Cost of the streams of one training, from its record; the tokenizer, which all share, is left out."""
-    record = read_record(directory)
-    speed, optim = record["result"]["throughput"], record["config"]["optim"]
+    speed, optim = needed_result(directory, TrainGeneratorResult).throughput, read_record(directory)["config"]["optim"]
+    if speed.samples_per_second is None or speed.flop_per_second is None or speed.flop_per_sample is None:
+        raise UserError(f"{directory}: its training does not say how fast it was; delete it to have it made again")
     samples = optim["steps"] * optim["batch_size"] * optim["gradient_accumulation"]
-    return {
-        "training_minutes": samples / speed["samples_per_second"] / 60,
-        "training_pflop": samples * speed["flop_per_sample"] / 1e15,
-        "samples_per_second": speed["samples_per_second"],
-        "gflop_per_second": speed["flop_per_second"] / 1e9,
-        **{key: speed[key] for key in ("tokens_per_second", "bf16_peak_share") if key in speed},
+    cost = {
+        "training_minutes": samples / speed.samples_per_second / 60,
+        "training_pflop": samples * speed.flop_per_sample / 1e15,
+        "samples_per_second": speed.samples_per_second,
+        "gflop_per_second": speed.flop_per_second / 1e9,
     }
+    more = {key: getattr(speed, key) for key in ("tokens_per_second", "bf16_peak_share")}
+    return cost | {key: value for key, value in more.items() if value is not None}
 
 
-def set_rows(
-    config: BenchmarkGeneratorsConfig, root: Path, data: str, suite: str, found: dict[str, list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
+def set_rows(config: BenchmarkGeneratorsConfig, root: Path, data: str, suite: str, found: Evaluations) -> list[Row]:
     """Distances between sets: of clips, of pairs of video and actions, and inverse dynamics on the pairs.
 
     The encoder, and inverse dynamics, learn on episodes of their own. The floor is the distance of recorded episodes
@@ -301,20 +310,20 @@ def set_rows(
     others, inverse_dynamics = random_clip_encoders(reference=metric.clips), InverseDynamics(metric)
     if config.i3d is not None:
         real_features, _ = i3d_features(config.i3d, real.clips)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     ranks: dict[tuple[str, int], list[float]] = {}
     for system in config.systems:
         measured: dict[str, list[dict[str, Any]]] = {}
         for seed, result in zip(config.seeds, found[system], strict=True):
-            if "psnr" not in result["scenes"]:  # no video
+            if "psnr" not in result.scenes.metrics or result.samples is None:  # no video
                 continue
-            with np.load(root / f"evaluate_{system}_{suite}_{seed}" / result["samples"]) as saved:
+            with np.load(root / f"evaluate_{system}_{suite}_{seed}" / result.samples) as saved:
                 made = Pairs(saved["frames"], saved["actions"])
             measured.setdefault("frechet_clip_distance", []).append(
                 frechet_clip_distance(encoder, real.clips, made.clips, splits=SPLITS, paired=True)
             )
             measured.setdefault("joint_distance", []).append(
-                joint_distance(encoder, real, made, groups=result["scenes"]["task"], splits=SPLITS, paired=True)
+                joint_distance(encoder, real, made, groups=result.scenes.task, splits=SPLITS, paired=True)
             )
             consistency = inverse_dynamics_consistency(inverse_dynamics, real, made)
             measured.setdefault("inverse_dynamics_error_difference", []).append(
@@ -331,18 +340,17 @@ def set_rows(
                     for one in (encoder, *others)
                 ]
         for metric_name, values in measured.items():
-            row: dict[str, Any] = {"system": system, "suite": suite, "metric": metric_name}
-            row |= {"value": float(np.mean([v["value"] for v in values]))}
-            row |= {"low": min(v["low"] for v in values), "high": max(v["high"] for v in values)}
-            row |= {"n": values[0]["n"], "seeds": len(values)}
-            extra = [key for key in ("floor", "shuffled", "real", "mean") if key in values[0]]
-            row |= {key: float(np.mean([v[key] for v in values])) for key in extra}
-            rows.append(row | {key: values[0][key] for key in ("encoder_id",) if key in values[0]})
+            beside = ("value", "floor", "shuffled", "real", "mean")
+            more: dict[str, Any] = {key: np.mean([v[key] for v in values]).item() for key in beside if key in values[0]}
+            more |= {key: values[0][key] for key in ("encoder_id",) if key in values[0]}
+            row: Any = {"low": min(v["low"] for v in values), "high": max(v["high"] for v in values)}
+            row |= {"value": more.pop("value"), "n": values[0]["n"], "seeds": len(values), "more": more}
+            rows.append(Row(system=system, suite=suite, metric=metric_name, **row))
     table = np.array(list(ranks.values())).T  # (encoders, videos of a system and training seed)
     if len(ranks) >= FEWEST_RANKED:
         agreement = rank_agreement(table)
-        row = {"system": "clip_encoders", "suite": suite, "metric": "rank_agreement", "value": agreement["mean"]}
-        rows.append({**row, "low": agreement["lowest"], "high": 1.0, "n": 1 + len(others), "seeds": 1})
+        row = {"value": agreement["mean"], "low": agreement["lowest"], "high": 1.0, "n": 1 + len(others), "seeds": 1}
+        rows.append(Row(system="clip_encoders", suite=suite, metric="rank_agreement", **row))
     return rows
 
 
@@ -354,30 +362,20 @@ def recorded_pairs(dataset: Path, shape: dict[str, Any]) -> Pairs:
     return Pairs(window["frames"], window["actions"])
 
 
-def scene_table(results: Sequence[dict[str, Any]], metric: str) -> np.ndarray | None:
-    """(training seeds, scenes) of a metric, None where the system has none."""
-    tables = [result["scenes"].get(metric) for result in results]
+def scene_table(results: Sequence[EvaluateGeneratorResult], metric: str) -> np.ndarray | None:
+    """(training seeds, scenes) of a metric or `replay_success`, None where the system has none."""
+    tables = [{**r.scenes.metrics, "replay_success": r.scenes.replay_success}.get(metric) for r in results]
     return None if None in tables else np.array(tables, dtype=float)
 
 
-def ceiling_row(suite: str, replay: dict[str, Any]) -> dict[str, Any]:
+def ceiling_row(suite: str, directory: Path) -> Row:
     """What recorded actions reach when they are replayed."""
-    found = replay["systems"]["recorded"]
-    return {
-        "system": "recorded",
-        "suite": suite,
-        "metric": "replay_success",
-        "value": found["rate"],
-        "low": found["low"],
-        "high": found["high"],
-        "n": found["n"],
-        "seeds": 0,
-    }
+    found = entry(directory, "systems", needed_result(directory, ReplayResult).systems, "recorded")
+    bounds: Any = {"value": found.rate, "low": found.low, "high": found.high, "n": found.n}
+    return Row(system="recorded", suite=suite, metric="replay_success", **bounds, seeds=0)
 
 
-def suite_comparisons(
-    config: BenchmarkGeneratorsConfig, suite: str, found: dict[str, list[dict[str, Any]]]
-) -> list[dict[str, Any]]:
+def suite_comparisons(config: BenchmarkGeneratorsConfig, suite: str, found: Evaluations) -> list[Difference]:
     """The reference minus every other system, and variants minus what they name, paired by scene."""
     pairs = [(config.reference, system) for system in config.systems if system != config.reference]
     for name, variant in variants_of(config, suite).items():
@@ -391,9 +389,9 @@ def suite_comparisons(
             ours, theirs = scene_table(found[a], metric), scene_table(found[b], metric)
             if ours is None or theirs is None:
                 continue
-            comparison: dict[str, Any] = {"a": a, "b": b, "suite": suite, "metric": metric, "paired": True}
-            found_difference = compare_systems if metric == "replay_success" else mean_difference
-            comparisons.append(comparison | found_difference(ours, theirs))
+            compare = compare_systems if metric == "replay_success" else mean_difference
+            difference: Any = compare(ours, theirs)
+            comparisons.append(Difference(a=a, b=b, suite=suite, metric=metric, paired=True, **difference))
     return comparisons
 
 
@@ -401,9 +399,9 @@ def mean_difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     return hierarchical_bootstrap(ours.tolist(), theirs.tolist())
 
 
-def summary(result: dict[str, Any]) -> str:
+def summary(result: BenchmarkGeneratorsResult) -> str:
     return "; ".join(
-        f"{row['suite']} {row['system']} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        for row in result["rows"]
-        if row["metric"] == "replay_success"
+        f"{row.suite} {row.system} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        for row in result.rows
+        if row.metric == "replay_success"
     )

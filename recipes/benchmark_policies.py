@@ -12,19 +12,22 @@ import numpy as np
 
 from recipes.common import scenes_text
 from recipes.compose import command_words, listed, typed
-from recipes.lanes import Lane, check_stages, run_lanes
+from recipes.lanes import Lane, check_stages, entry, needed_result, run_lanes
 from recipes.schema import BenchmarkPoliciesConfig
 from toolkit.base.errors import UserError
-from toolkit.base.run import Run, read_record
+from toolkit.base.run import Run
+from toolkit.base.typed_json import to_json
 from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.statistics import compare_systems, measured_success, table_rate
 from toolkit.reporting.benchmark_record import write_record
+from toolkit.reporting.benchmark_results import BenchmarkPoliciesResult, Difference, Ranked, Row
+from toolkit.reporting.results import RolloutResult
 
 EXTENDABLE = True  # policies that were rolled out are taken as they are, so others can join them
-Differences = dict[tuple[str, str], dict[str, float]]  # (a, b): a minus b, as `compare_systems`
+Differences = dict[tuple[str, str], dict[str, Any]]  # (a, b): a minus b, as `compare_systems`
 
 
-def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
+def run(config: BenchmarkPoliciesConfig, run: Run) -> BenchmarkPoliciesResult:
     """Roll every checkpoint out on every suite; write `record.json` and `record.md`, print leaderboard and record."""
     checkpoints = checkpoints_of(config)
     if not config.suites:
@@ -51,13 +54,13 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
         suite: {name: outcome_table(root, name, count, suite) for name, count in whole.items()}
         for suite in config.suites
     }
-    rows, comparisons, boards = [], [], {}
+    rows, comparisons, boards = [], list[Difference](), {}
     for suite, tables in outcomes.items():
         for name, table in tables.items():
-            rows.append({"system": name, "suite": suite, "metric": "success", **measured_success(table)})
+            rows.append(Row(system=name, suite=suite, metric="success", **measured_success(table)))
         compared = compare_all(tables)
         for (a, b), difference in compared.items():
-            comparisons.append({"a": a, "b": b, "suite": suite, "metric": "success", "paired": True} | difference)
+            comparisons.append(Difference(a=a, b=b, suite=suite, metric="success", paired=True, **difference))
         boards[suite] = leaderboard(tables, compared)
     notes = {
         "scenes": scenes_text(config.suites, config.episodes_per_task, config.tasks, config.new_tasks)
@@ -73,12 +76,14 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> None:
         notes["failed"] = ", ".join(failed)
     command = " ".join(["vag benchmark policies", *command_words("benchmark policies", run.record["config"])])
     record = write_record(root, "policies", command, rows, comparisons, notes, boards)
-    run.result.update(rows=rows, comparisons=comparisons, leaderboards=boards, notes=record["notes"], failed=failed)
     for suite, board in boards.items():
         print(board_text(suite, board), flush=True)
     if failed:
         print(f"\ncould not be rolled out: {', '.join(failed)}", flush=True)
-    print(json.dumps(record), flush=True)
+    print(json.dumps(to_json(record)), flush=True)
+    return BenchmarkPoliciesResult(
+        rows=rows, comparisons=comparisons, leaderboards=boards, notes=record.notes, failed=failed
+    )
 
 
 def checkpoints_of(config: BenchmarkPoliciesConfig) -> dict[str, list[str]]:
@@ -98,13 +103,15 @@ def checkpoints_of(config: BenchmarkPoliciesConfig) -> dict[str, list[str]]:
 
 def outcome_table(root: Path, name: str, checkpoints: int, suite: str) -> np.ndarray:
     """(checkpoints, scenes)."""
-    results = [read_record(root / f"{name}_{k}")["result"]["suites"][suite] for k in range(checkpoints)]
-    return np.array([[success for _, _, success in result["outcomes"]] for result in results], dtype=float)
+    directories = [root / f"{name}_{k}" for k in range(checkpoints)]
+    found = [entry(at, "suites", needed_result(at, RolloutResult).suites, suite).outcomes for at in directories]
+    return np.array([[success for _, _, success in outcomes] for outcomes in found], dtype=float)
 
 
 def all_scenes_known(root: Path, name: str, checkpoints: int) -> bool:
     """If all checkpoints of a system say which scenes they were trained on, and so were checked against these."""
-    return all(read_record(root / f"{name}_{k}")["result"]["seen_scenes"] is not None for k in range(checkpoints))
+    found = (needed_result(root / f"{name}_{k}", RolloutResult) for k in range(checkpoints))
+    return all(result.seen_scenes is not None for result in found)
 
 
 def compare_all(tables: dict[str, np.ndarray]) -> Differences:
@@ -112,34 +119,33 @@ def compare_all(tables: dict[str, np.ndarray]) -> Differences:
     return {(a, b): compare_systems(tables[a], tables[b]) for a, b in combinations(tables, 2)}
 
 
-def leaderboard(tables: dict[str, np.ndarray], compared: Differences) -> list[dict[str, Any]]:
+def leaderboard(tables: dict[str, np.ndarray], compared: Differences) -> list[Ranked]:
     """Systems from best to worst, each with those above it that the data cannot tell from it.
 
     Two are not distinguishable where the interval of their paired difference holds 0. A rank is one more than the
     number of systems that are distinguishably better, and no better than that of any system above.
     """
     order = sorted(tables, key=lambda name: -tables[name].mean())
-    board: list[dict[str, Any]] = []
+    board: list[Ranked] = []
     for place, name in enumerate(order):
         bounds = {other: compared.get((other, name)) or compared[name, other] for other in order[:place]}
         tied = [above for above in order[:place] if bounds[above]["low"] <= 0 <= bounds[above]["high"]]
-        rank = max([1 + place - len(tied), *(row["rank"] for row in board)])
-        row = {"rank": rank, "system": name, **table_rate(tables[name])}
-        board.append(row | {"seeds": len(tables[name]), "not_distinguishable_from": ", ".join(tied) or None})
+        rank = max([1 + place - len(tied), *(row.rank for row in board)])
+        rate, like = vars(table_rate(tables[name])), ", ".join(tied) or None
+        board.append(Ranked(rank=rank, system=name, **rate, seeds=len(tables[name]), not_distinguishable_from=like))
     return board
 
 
-def board_text(suite: str, board: Sequence[dict[str, Any]]) -> str:
+def board_text(suite: str, board: Sequence[Ranked]) -> str:
     lines = ["", f"{suite:<6}{'system':<32}{'success':<10}{'rate':<6}95 % interval"]
     for row in board:
-        tied = row["not_distinguishable_from"]
+        tied = row.not_distinguishable_from
         note = f"  not distinguishable from {tied}" if tied else ""
-        counts = f"{row['successes']}/{row['n']}"
-        bounds = f"[{row['low']:.2f}, {row['high']:.2f}]"
-        lines.append(f"{row['rank']:<6}{row['system']:<32}{counts:<10}{row['rate']:<6.2f}{bounds}{note}")
+        counts, bounds = f"{row.successes}/{row.n}", f"[{row.low:.2f}, {row.high:.2f}]"
+        lines.append(f"{row.rank:<6}{row.system:<32}{counts:<10}{row.rate:<6.2f}{bounds}{note}")
     return "\n".join(lines)
 
 
-def summary(result: dict[str, Any]) -> str:
-    best = {suite: board[0] for suite, board in result["leaderboards"].items()}
-    return "; ".join(f"{suite}: {row['system']} {row['rate']:.2f}" for suite, row in best.items())
+def summary(result: BenchmarkPoliciesResult) -> str:
+    best = {suite: board[0] for suite, board in result.leaderboards.items() if board}
+    return "; ".join(f"{suite}: {row.system} {row.rate:.2f}" for suite, row in best.items())

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO
 
-from toolkit.base.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest, one_line
 
 # In the order of the story.
 COMMANDS = {
@@ -324,7 +324,7 @@ def run_command(arguments: list[str]) -> int:
         say(help_text(command, COMMANDS[command], EXAMPLES[command], POSITIONAL.get(command)))
         return 0
     result = execute(command, keyed_words(command, rest))
-    return 1 if command == "inspect" and result["problems"] else 0
+    return 1 if command == "inspect" and result.problems else 0
 
 
 def _overview() -> str:
@@ -373,15 +373,17 @@ def _is_bare(command: str, word: str) -> bool:
     return "/" in key if sign else not word.startswith("-")
 
 
-def execute(command: str, overrides: list[str], stage: bool = False) -> dict[str, Any]:
-    """Compose the config of a command, run its recipe in a run directory and return the result.
+def execute(command: str, overrides: list[str], stage: bool = False) -> Any:
+    """Compose the config of a command, run its recipe in a run directory and return the result, of RESULTS[command].
 
     stage: it is part of another command, which reads its record, also where it failed.
     """
     from omegaconf import OmegaConf
 
     from recipes.compose import checked_config, file_name
-    from toolkit.base.run import Run
+    from toolkit.base.run import RECORD, Run
+    from toolkit.base.typed_json import from_json
+    from toolkit.reporting.results import RESULTS
 
     config = checked_config(command, overrides)
     typed: Any = OmegaConf.to_object(config)
@@ -392,25 +394,21 @@ def execute(command: str, overrides: list[str], stage: bool = False) -> dict[str
     with Run(command, config.out, plain, extendable=extendable, stage=stage, **again) as run:
         try:
             if not run.complete:
-                module.run(typed, run)
+                result = module.run(typed, run)
+                run.note_result(result)
         except BaseException as error:
             error.add_note(f"out={run.directory} resume=true{', without overwrite=true' * config.overwrite}")
             raise
-    try:
-        text = module.summary(run.result)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        if not run.complete:  # made here
-            raise
-        raise UserError(f"{run.directory}: run.json says that all is made, but its 'result' is damaged") from error
-    say(f"{command}: {text}  [{run.directory}]")
-    return run.result
+    if run.complete:
+        result = from_json(RESULTS[command], run.record["result"], run.directory / RECORD)
+    say(f"{command}: {module.summary(result)}  [{run.directory}]")
+    return result
 
 
 def _complain(message: str, code: int) -> int:
     if loaded := sys.modules.get("toolkit.base.progress"):  # a command that has no bar yet need not wait for it
         loaded.close_progress()
-    letters = " ".join(message.split())
-    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in letters)
+    line = one_line(message)
     if len(line) > MOST_MESSAGE:
         line = f"{line[: MOST_MESSAGE - 600]} ... {line[-500:]}"
     with suppress(BrokenPipeError):

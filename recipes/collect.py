@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from recipes.common import distinct_tasks
 from recipes.schema import CollectConfig
@@ -15,11 +14,12 @@ from toolkit.base.run import Run
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES, instructions, scene_stream
 from toolkit.envs.recording import Attempt, load_attempt, record_attempt
+from toolkit.reporting.results import Collected, CollectResult
 
 MAX_ATTEMPTS = 8  # times the episodes asked for
 
 
-def run(config: CollectConfig, run: Run) -> None:
+def run(config: CollectConfig, run: Run) -> CollectResult:
     """Collect `episodes_per_task` successful episodes of each task and write `dataset`."""
     tasks = distinct_tasks("collect", config.tasks)
     for task in tasks:
@@ -76,15 +76,15 @@ def run(config: CollectConfig, run: Run) -> None:
                 task, k = next(order, (task, wanted))
     bar.close()
     episodes = wanted * len(tasks)
-    run.result.update(
+    return CollectResult(
         episodes=episodes,
         attempts=sum(attempts.values()),
         frames=episodes * config.num_steps,
         episodes_per_minute=round(60 * episodes / (time.perf_counter() - started), 1),
-        tasks={task: {"episodes": wanted, "attempts": attempts[task]} for task in tasks},
+        tasks={task: Collected(episodes=wanted, attempts=attempts[task]) for task in tasks},
         dataset="dataset",
     )
 
 
-def summary(result: dict[str, Any]) -> str:
-    return f"{result['episodes']} episodes ({result['attempts']} attempts), {result['episodes_per_minute']} a minute"
+def summary(result: CollectResult) -> str:
+    return f"{result.episodes} episodes ({result.attempts} attempts), {result.episodes_per_minute} a minute"

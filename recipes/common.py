@@ -19,6 +19,7 @@ from toolkit.data.clips import ClipStore
 from toolkit.data.episode_notes import Notes, add_notes
 from toolkit.data.formats.lerobot_read import open_notes
 from toolkit.data.seen_scenes import UNKNOWN, Scenes, merge, read_scenes
+from toolkit.reporting.results import Throughput
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
 from vag_core.checkpoint import MOST_PARAMETERS
@@ -146,12 +147,10 @@ def distinct_tasks(command: str, tasks: list[str]) -> list[str]:
     return names
 
 
-def speed(throughput: dict[str, float]) -> str:
+def speed(throughput: Throughput) -> str:
     """A training's throughput in words, to follow its other numbers; nothing if no step was made."""
-    if not throughput:
-        return ""
-    samples, flop = throughput["samples_per_second"], throughput["flop_per_second"]
-    text = f", {samples:.1f} samples/s, {flop / 1e9:.3g} GFLOP/s"
-    if "bf16_peak_share" in throughput:
-        text += f" ({throughput['bf16_peak_share']:.0%} of the measured bf16 peak)"
+    samples, flop = throughput.samples_per_second, throughput.flop_per_second
+    text = "" if samples is None or flop is None else f", {samples:.1f} samples/s, {flop / 1e9:.3g} GFLOP/s"
+    if throughput.bf16_peak_share is not None:
+        text += f" ({throughput.bf16_peak_share:.0%} of the measured bf16 peak)"
     return text

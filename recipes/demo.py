@@ -6,74 +6,93 @@ at or rerun alone. The two policies train and roll out side by side, one process
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from recipes.compose import listed, options_of, typed
-from recipes.lanes import Lane, check_stages, run_lanes, stage
+from recipes.lanes import Lane, check_stages, entry, needed_result, run_lanes, stage
 from recipes.schema import DemoConfig
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import write_json
 from toolkit.base.run import Run, read_record
+from toolkit.base.typed_json import to_json
 from toolkit.data.formats.lerobot_read import read_table
+from toolkit.evaluation.rates import Rate
 from toolkit.reporting.report import write_report
+from toolkit.reporting.results import (
+    RESULTS,
+    DemoResult,
+    Distance,
+    GeneratedSystem,
+    GeneratedSystems,
+    OpenLoopResult,
+    PolicyDistance,
+    PolicyRate,
+    ReplayResult,
+    RolloutResult,
+    StageTime,
+    SynthesizeResult,
+    TrainGeneratorResult,
+)
 
-OPEN_LOOP = ("action_distance", "n", "mean")
-BOUNDS = ("low", "high")
 
-
-def run(config: DemoConfig, run: Run) -> None:
+def run(config: DemoConfig, run: Run) -> DemoResult:
     """Run all stages; write `summary.json` and `report.html`."""
     if not config.policies or not (config.tasks or config.source):
         raise UserError("demo: policies, and tasks or a source, must each name at least one")
     root = run.directory
     check_overrides(config)
     tasks = f"tasks={listed(config.tasks)}"
-    seed = f"seed={config.seed}"
     done: list[str] = []
 
-    def execute(name: str, command: str, overrides: list[str]) -> dict[str, Any]:
+    def execute[Result](name: str, command: str, overrides: list[str], kind: type[Result]) -> Result:
         done.append(name)
-        return stage(root / name, command, [*overrides, seed])
+        return stage(root / name, command, [*overrides, f"seed={config.seed}"], kind)
 
     command, origin = ("import", f"source={typed(config.source)}") if config.source else ("collect", tasks)
-    execute(command, command, [origin, *config.collect])
-    execute(f"{command}_held_out", command, [origin, *config.collect_held_out])
+    execute(command, command, [origin, *config.collect], RESULTS[command])
+    execute(f"{command}_held_out", command, [origin, *config.collect_held_out], RESULTS[command])
     real, held_out = root / command / "dataset", root / f"{command}_held_out/dataset"
-    execute("train_generator", "train-generator", [f"dataset={real}", *config.train_generator])
+    execute("train_generator", "train-generator", [f"dataset={real}", *config.train_generator], TrainGeneratorResult)
     generator = f"checkpoint={root / 'train_generator/generator'}"
     scenes = f"scenes_from={real}" if config.source else tasks
-    execute("synthesize", "synthesize", [generator, scenes, *config.synthesize])
-    metrics = execute("synthesize_held_out", "synthesize", [generator, f"scenes_from={held_out}"])["metrics"]
-    systems = [{"system": "vag", **metrics}]
+    execute("synthesize", "synthesize", [generator, scenes, *config.synthesize], SynthesizeResult)
+    made = execute("synthesize_held_out", "synthesize", [generator, f"scenes_from={held_out}"], SynthesizeResult)
+    systems = [GeneratedSystem(system="vag", metrics=made.metrics or {})]
     if not config.source:
         horizon = f"max_steps={read_table(root / 'synthesize_held_out/dataset').lengths.min()}"  # as long as generated
-        generated = f"dataset={root / 'synthesize_held_out/dataset'}"
-        replays = execute("replay_generated", "replay", [generated, "system=vag", horizon])["systems"]
-        replays |= execute("replay_recorded", "replay", [f"dataset={held_out}", "system=recorded", horizon])["systems"]
-        systems.append({"system": "recorded", "action_distance": 0.0})
-        for system in systems:
-            replay = replays[system["system"]]
-            system["replay_success"] = {key: replay[key] for key in ("successes", "n", "rate", "low", "high")}
+        systems.append(GeneratedSystem(system="recorded", metrics={"action_distance": 0.0}))
+        datasets = {"generated": root / "synthesize_held_out/dataset", "recorded": held_out}
+        for i, (name, dataset) in enumerate(datasets.items()):
+            words = [f"dataset={dataset}", f"system={systems[i].system}", horizon]
+            replays = execute(f"replay_{name}", "replay", words, ReplayResult).systems
+            rate = entry(root / f"replay_{name}", "systems", replays, systems[i].system).alone
+            systems[i] = replace(systems[i], replay_success=rate)
 
     test = f"dataset={held_out}" if config.source else tasks
     lanes = {policy: policy_lane(config, root, policy, real, test) for policy in config.policies}
     run_lanes(root, lanes)
     done += [name for lane in lanes.values() for name, _, _ in lane]
 
-    policies = []
+    policies: list[PolicyRate | PolicyDistance] = []
     for policy in config.policies:
         for arm in (real_arm(config), "pretrain_finetune"):
-            result = read_record(root / f"evaluate_{policy}_{arm}")["result"]
-            measured = result["open_loop"] if config.source else result["suites"]["unseen"]
-            row = {key: measured[key] for key in (OPEN_LOOP if config.source else ("successes", "n", "rate")) + BOUNDS}
-            policies.append({"policy": policy, "arm": arm, **row})
-    stages = [{"name": name, "seconds": read_record(root / name)["wall_seconds"]} for name in done]
-    run.result.update(stages=stages, generator={"systems": systems}, policies=policies, runs=done)
-    write_json(root / "summary.json", {key: run.result[key] for key in ("stages", "generator", "policies")})
+            directory = root / f"evaluate_{policy}_{arm}"
+            if config.source:
+                error = needed_result(directory, OpenLoopResult).open_loop
+                numbers = {part.name: getattr(error, part.name) for part in fields(Distance)}
+                policies.append(PolicyDistance(policy=policy, arm=arm, **numbers))
+            else:
+                suite = entry(directory, "suites", needed_result(directory, RolloutResult).suites, "unseen")
+                policies.append(PolicyRate(policy=policy, arm=arm, **vars(suite.alone)))
+    stages = [StageTime(name=name, seconds=read_record(root / name)["wall_seconds"]) for name in done]
+    result = DemoResult(stages=stages, generator=GeneratedSystems(systems=systems), policies=policies, runs=done)
+    run.note_result(result)
+    write_json(root / "summary.json", {key: value for key, value in to_json(result).items() if key != "runs"})
     run.write()
     write_report([root], root / "report.html")
-    print(table(run.result, root), flush=True)
+    print(table(result, root), flush=True)
+    return result
 
 
 def check_overrides(config: DemoConfig) -> None:
@@ -122,17 +141,17 @@ def policy_lane(config: DemoConfig, root: Path, policy: str, dataset: Path, test
     return lane
 
 
-def table(result: dict[str, Any], root: Path) -> str:
+def table(result: DemoResult, root: Path) -> str:
     """The numbers of the demo as text."""
     lines = ["", f"{'stage':<36}{'seconds':>9}"]
-    lines += [f"{stage['name']:<36}{stage['seconds']:>9.1f}" for stage in result["stages"]]
+    lines += [f"{stage.name:<36}{stage.seconds:>9.1f}" for stage in result.stages]
     lines += ["", f"{'generator, held-out scenes':<36}{'distance':>9}  replay success"]
-    for system in result["generator"]["systems"]:
-        replay = _rate(system["replay_success"]) if "replay_success" in system else "needs a simulator"
-        lines.append(f"{system['system']:<36}{system['action_distance']:>9.3f}  {replay}")
-    measure = "success" if "rate" in result["policies"][0] else "open-loop action distance"
+    for system in result.generator.systems:
+        replay = "needs a simulator" if system.replay_success is None else _rate(system.replay_success)
+        lines.append(f"{system.system:<36}{system.metrics['action_distance']:>9.3f}  {replay}")
+    measure = "success" if isinstance(result.policies[0], PolicyRate) else "open-loop action distance"
     lines += ["", f"{'policy, unseen scenes':<18}{'arm':<20}{measure}"]
-    lines += [f"{row['policy']:<18}{row['arm']:<20}{_rate(row)}" for row in result["policies"]]
+    lines += [f"{row.policy:<18}{row.arm:<20}{_rate(row)}" for row in result.policies]
     lines += [
         "",
         "The generator saw every episode of its dataset, the policies perhaps few: read the arms with that in mind.",
@@ -140,12 +159,12 @@ def table(result: dict[str, Any], root: Path) -> str:
     return "\n".join([*lines, "", f"report: {root / 'report.html'}"])
 
 
-def _rate(row: dict[str, Any]) -> str:
-    if "rate" not in row:
-        value = f"{row['action_distance']:.4f}  [{row['low']:.4f}, {row['high']:.4f}]  n = {row['n']}"
-        return f"{value}  (mean action {row['mean']:.4f})"
-    return f"{row['successes']:>3}/{row['n']:<4} {row['rate']:.2f}  [{row['low']:.2f}, {row['high']:.2f}]"
+def _rate(row: Rate | Distance) -> str:
+    if isinstance(row, Distance):
+        value = f"{row.action_distance:.4f}  [{row.low:.4f}, {row.high:.4f}]  n = {row.n}"
+        return f"{value}  (mean action {row.mean:.4f})"
+    return f"{row.successes:>3}/{row.n:<4} {row.rate:.2f}  [{row.low:.2f}, {row.high:.2f}]"
 
 
-def summary(result: dict[str, Any]) -> str:
-    return f"{len(result['stages'])} stages, {sum(stage['seconds'] for stage in result['stages']):.0f} s of work"
+def summary(result: DemoResult) -> str:
+    return f"{len(result.stages)} stages, {sum(stage.seconds for stage in result.stages):.0f} s of work"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
 
 from policies.checkpoint_config import Loading
 from policies.checkpoints import checkpoint_directory
@@ -18,16 +17,16 @@ from toolkit.envs.metaworld import scene_stream
 from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.open_loop import open_loop_error
 from toolkit.evaluation.rollout import rollout
-from toolkit.evaluation.statistics import success_table
+from toolkit.evaluation.statistics import rollout_rates
 from toolkit.reporting.media import grid, write_video
+from toolkit.reporting.results import Media, OpenLoop, OpenLoopResult, RolloutResult
 from toolkit.training.runtime import seed_everything, set_threads
 
 
-def run(config: EvaluateConfig, run: Run) -> None:
+def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     """Roll the policy out on every suite; success with Wilson intervals and a video grid."""
     if config.dataset is not None:
-        evaluate_open_loop(config, config.dataset, run)
-        return
+        return evaluate_open_loop(config, config.dataset, run)
     tasks = distinct_tasks("evaluate", config.tasks)
     if not config.suites:
         raise UserError(f"evaluate: suites=[] is empty; choose from {', '.join(SUITES)}")
@@ -65,14 +64,13 @@ def run(config: EvaluateConfig, run: Run) -> None:
             suite=SUITES[suite],
             record_first=3,
         )
-        suites[suite] = success_table([r.task for r in rollouts], [r.success for r in rollouts])
-        suites[suite]["outcomes"] = [[r.task, r.seed, bool(r.success)] for r in rollouts]
+        suites[suite] = rollout_rates([(r.task, r.seed, bool(r.success)) for r in rollouts])
         videos = [r.frames for r in rollouts if r.frames is not None]
         if videos:
             path = f"media/{suite}.mp4"
             write_video(run.directory / path, grid(videos, columns=6), fps=20)
-            media.append({"path": path, "caption": f"{suite}: the first rollouts of each task"})
-    run.result.update(
+            media.append(Media(path=path, caption=f"{suite}: the first rollouts of each task"))
+    return RolloutResult(
         policy=policy.policy_type,
         checkpoint_id=identity,
         arm=config.arm,
@@ -82,7 +80,7 @@ def run(config: EvaluateConfig, run: Run) -> None:
     )
 
 
-def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> None:
+def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLoopResult:
     """Compare predicted with recorded actions: for robots that have no simulator."""
     set_threads(config.runtime)
     seed_everything(config.seed)
@@ -90,23 +88,23 @@ def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> None:
     identity = weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
     store = load_clips(run, dataset, config.image_size, config.image_key)
-    run.result.update(
+    return OpenLoopResult(
         policy=policy.policy_type,
         checkpoint_id=identity,
         arm=config.arm,
-        open_loop=open_loop_error(policy, store, policy.n_action_steps),
+        open_loop=OpenLoop(**open_loop_error(policy, store, policy.n_action_steps)),
     )
 
 
-def summary(result: dict[str, Any]) -> str:
-    if "open_loop" in result:
-        error = result["open_loop"]
+def summary(result: RolloutResult | OpenLoopResult) -> str:
+    who = f"{result.policy} {result.arm}"
+    if isinstance(result, OpenLoopResult):
+        error = result.open_loop
         return (
-            f"{result['policy']} {result['arm']} open loop: action distance {error['action_distance']:.4f} "
-            f"[{error['low']:.4f}, {error['high']:.4f}] over {error['n']} episodes; "
-            f"their mean action {error['mean']:.4f}"
+            f"{who} open loop: action distance {error.action_distance:.4f} [{error.low:.4f}, {error.high:.4f}] over "
+            f"{error.n} episodes; their mean action {error.mean:.4f}"
         )
     return "; ".join(
-        f"{result['policy']} {result['arm']} {name}: {s['successes']}/{s['n']} [{s['low']:.2f}, {s['high']:.2f}]"
-        for name, s in result["suites"].items()
+        f"{who} {name}: {rate.successes}/{rate.n} [{rate.low:.2f}, {rate.high:.2f}]"
+        for name, rate in result.suites.items()
     )

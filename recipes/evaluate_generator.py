@@ -36,6 +36,7 @@ from toolkit.evaluation.action_metrics import (
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.statistics import success_table
 from toolkit.evaluation.video_metrics import gmsd, psnr, ssim
+from toolkit.reporting.results import EvaluateGeneratorResult, PairScores, SuccessCurve
 from toolkit.training.runtime import set_threads
 from vag_core import Generator
 
@@ -44,7 +45,7 @@ SHORTEST = 5  # steps: jerk is a third difference
 THRESHOLDS = np.linspace(0.05, 1.0, 20)  # of the action distance
 
 
-def run(config: EvaluateGeneratorConfig, run: Run) -> None:
+def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
     """Sample every held-out scene once; metrics of each pair, replay success and, if asked, the pairs themselves."""
     if config.given not in GIVEN:
         raise UserError(f"evaluate-generator: given={config.given}; expected one of {', '.join(GIVEN)}")
@@ -70,31 +71,34 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> None:
     made, seconds, evaluations = sample_all(config, generator, clips, episodes)
     real = clips.window(episodes)
     scenes = compare(generator, made, real, config.given)
-    result: dict[str, Any] = {
-        "checkpoint_id": identity,
-        "given": config.given,
-        "seconds_per_pair": seconds / len(episodes),
-        "function_evaluations": evaluations,
-        "seen_scenes": seen,
-    }
+    errors, curve, replay, outcomes, samples = None, None, None, None, None
     if config.given != "actions":
-        result["dimension_errors"] = np.mean(scenes.pop("dimension_errors"), axis=0).tolist()
-        curve = success_curve(np.array(scenes["action_distance"]), THRESHOLDS)
-        result["success_curve"] = {"thresholds": THRESHOLDS.tolist(), "success": curve.tolist()}
-    metrics = {name: float(np.mean(values)) for name, values in scenes.items()}
+        errors = np.mean(scenes.pop("dimension_errors"), axis=0).tolist()
+        success = success_curve(np.array(scenes["action_distance"]), THRESHOLDS).tolist()
+        curve = SuccessCurve(thresholds=THRESHOLDS.tolist(), success=success)
     known = [(str(row.get("task_name") or ""), row.get("seed")) for row in store.metadata]
     if config.replay and config.given != "actions" and all(task and seed is not None for task, seed in known):
         items = [(task, int(seed or 0), actions) for (task, seed), actions in zip(known, made["actions"], strict=True)]
         outcomes = [bool(r["success"]) for r in replay_episodes(items, workers=config.workers)]
-        result["replay"] = success_table([item[0] for item in items], outcomes)
-        scenes["replay_success"] = outcomes
-    result["scenes"] = {"task": [task for task, _ in known], "seed": [seed for _, seed in known], **scenes}
-    result["metrics"] = metrics
+        replay = success_table([item[0] for item in items], outcomes)
+    tasks, seeds = [task for task, _ in known], [seed for _, seed in known]
     if config.keep_samples:
-        with atomic_file(run.directory / "samples.npz") as temporary, temporary.open("wb") as file:
+        samples = "samples.npz"
+        with atomic_file(run.directory / samples) as temporary, temporary.open("wb") as file:
             np.savez(file, frames=made["frames"], actions=made["actions"], states=made["states"])
-        result["samples"] = "samples.npz"
-    run.result.update(result)
+    return EvaluateGeneratorResult(
+        checkpoint_id=identity,
+        given=config.given,
+        seconds_per_pair=seconds / len(episodes),
+        function_evaluations=evaluations,
+        seen_scenes=seen,
+        dimension_errors=errors,
+        success_curve=curve,
+        replay=replay,
+        scenes=PairScores(task=tasks, seed=seeds, metrics=scenes, replay_success=outcomes),
+        metrics={name: float(np.mean(values)) for name, values in scenes.items()},
+        samples=samples,
+    )
 
 
 def sample_all(
@@ -163,8 +167,8 @@ def compare(
     return scenes
 
 
-def summary(result: dict[str, Any]) -> str:
-    metrics = ", ".join(f"{name} {value:.3f}" for name, value in result["metrics"].items())
-    if (replay := result.get("replay")) is None:
+def summary(result: EvaluateGeneratorResult) -> str:
+    metrics = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
+    if (replay := result.replay) is None:
         return metrics
-    return f"{metrics}; replay {replay['successes']}/{replay['n']} [{replay['low']:.2f}, {replay['high']:.2f}]"
+    return f"{metrics}; replay {replay.successes}/{replay.n} [{replay.low:.2f}, {replay.high:.2f}]"

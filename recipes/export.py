@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from recipes.schema import ExportConfig
 from toolkit.base.progress import progress
@@ -11,9 +10,10 @@ from toolkit.base.run import Run
 from toolkit.data.formats.export import export_robomimic
 from toolkit.data.formats.lerobot_layout import read_info
 from toolkit.data.formats.lerobot_read import dataset_id
+from toolkit.reporting.results import ExportResult
 
 
-def run(config: ExportConfig, run: Run) -> None:
+def run(config: ExportConfig, run: Run) -> ExportResult:
     """Write `dataset.hdf5` into the run directory."""
     dataset, target = Path(config.dataset), run.directory / "dataset.hdf5"
     read_info(dataset)
@@ -26,8 +26,8 @@ def run(config: ExportConfig, run: Run) -> None:
         lambda episodes, total: progress(episodes, description="export", total=total, unit="ep"),
     )
     run.add_data(dataset, identity, result["episodes"])
-    run.result.update(result, megabytes=round(target.stat().st_size / 1e6, 2), file="dataset.hdf5")
+    return ExportResult(**result, megabytes=round(target.stat().st_size / 1e6, 2), file="dataset.hdf5")
 
 
-def summary(result: dict[str, Any]) -> str:
-    return f"{result['episodes']} episodes, {result['frames']} frames, {result['megabytes']} MB"
+def summary(result: ExportResult) -> str:
+    return f"{result.episodes} episodes, {result.frames} frames, {result.megabytes} MB"

@@ -12,12 +12,13 @@ from toolkit.base.run import Run
 from toolkit.data.conventions import Conventions
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.seen_scenes import told_scenes
+from toolkit.reporting.results import PretrainResult
 from toolkit.training.runtime import seed_everything
 
 __all__ = ["run", "summary"]
 
 
-def run(config: FinetuneConfig, run: Run) -> None:
+def run(config: FinetuneConfig, run: Run) -> PretrainResult:
     """Fine-tune and write `pretrained_model/`.
 
     Pretraining's statistics are kept unless `refit_statistics`; so data of another rate, or with other names of
@@ -25,8 +26,8 @@ def run(config: FinetuneConfig, run: Run) -> None:
     """
     seed_everything(config.seed)
     objective = PolicyObjective.from_pretrained(config.checkpoint, loading=Loading.of(config))
-    run.result["pretrained_id"] = weights_id(config.checkpoint)
-    run.add_data(config.checkpoint, run.result["pretrained_id"])
+    identity = weights_id(config.checkpoint)
+    run.add_data(config.checkpoint, identity)
     if config.normalization == "per_source" and not config.refit_statistics:
         raise UserError("normalization=per_source moves the data's ranges: it needs refit_statistics=true")
     sources = load_mixture(
@@ -46,4 +47,4 @@ def run(config: FinetuneConfig, run: Run) -> None:
         objective.refit_statistics(compute_statistics([source.unpadded for source in sources if source.weight]))
     if config.freeze_vision_encoder:
         objective.freeze_vision_encoder()
-    train_policy(config, run, objective, sources, told_scenes(config.checkpoint), before)
+    return train_policy(config, run, objective, sources, told_scenes(config.checkpoint), before, identity)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from recipes.schema import ImportConfig
 from toolkit.base.files import scratch_folder
 from toolkit.base.progress import progress
@@ -11,11 +9,12 @@ from toolkit.base.run import Run
 from toolkit.data.formats.importers import ImportOptions, open_source
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.seen_scenes import write_scenes
+from toolkit.reporting.results import ImportResult
 
 LOSSLESS = 0  # H.264 without loss in yuv444p, since frames are to come back at 45 dB whatever they show
 
 
-def run(config: ImportConfig, run: Run) -> None:
+def run(config: ImportConfig, run: Run) -> ImportResult:
     """Read `source` and write `dataset`; actions and states stay as they are, frames keep at least 45 dB."""
     options = ImportOptions(
         task=config.task,
@@ -44,7 +43,7 @@ def run(config: ImportConfig, run: Run) -> None:
                 tasks.add(episode.task)
             if source.seen_scenes is not None:
                 write_scenes(writer.temporary / "meta", source.seen_scenes)
-    run.result.update(
+    return ImportResult(
         layout=source.layout,
         episodes=source.num_episodes,
         frames=frames,
@@ -61,8 +60,8 @@ def run(config: ImportConfig, run: Run) -> None:
     )
 
 
-def summary(result: dict[str, Any]) -> str:
+def summary(result: ImportResult) -> str:
     return (
-        f"{result['episodes']} episodes, {result['frames']} frames at {result['fps']}/s ({result['fps_from']}), "
-        f"{result['layout']} layout, {len(result['cameras'])} cameras"
+        f"{result.episodes} episodes, {result.frames} frames at {result.fps}/s ({result.fps_from}), "
+        f"{result.layout} layout, {len(result.cameras)} cameras"
     )

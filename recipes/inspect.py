@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from toolkit.data.inspection.picture_checks import shown_pictures
 from toolkit.data.inspection.repair import repair_dataset
 from toolkit.data.inspection.validate import Inspection, inspect_dataset
 from toolkit.reporting.dataset_pictures import write_contact_sheet, write_histograms
+from toolkit.reporting.results import InspectResult, Media
 
 
-def run(config: InspectConfig, run: Run) -> None:
+def run(config: InspectConfig, run: Run) -> InspectResult:
     """Check the dataset; `problems` are what is wrong with it, or with the copy where one was written."""
     dataset = Path(config.dataset)
     if run.directory.resolve().is_relative_to(dataset.resolve()):
@@ -25,7 +27,7 @@ def run(config: InspectConfig, run: Run) -> None:
     inspection = inspect_dataset(dataset)
     contents = inspection.contents
     run.add_data(dataset, _identity(dataset), len(contents.episodes))
-    run.result.update(
+    result = InspectResult(
         problems=inspection.problems,
         warnings=inspection.warnings,
         episodes=len(contents.episodes),
@@ -38,17 +40,19 @@ def run(config: InspectConfig, run: Run) -> None:
     for line in inspection.warnings:
         print(f"warning: {line}")
     if config.fix:
+        run.note_result(result)  # stays where the repair fails
         target = run.directory / "dataset"
         done = repair_dataset(inspection, target)
         copy = inspect_dataset(target)
-        run.result.update(found=inspection.problems, problems=copy.problems, fixed=done, dataset="dataset")
+        result = replace(result, found=inspection.problems, problems=copy.problems, fixed=done, dataset="dataset")
         for line in done:
             print(f"repair: {line}")
         for line in copy.problems:
             print(f"still a problem: {line}")
+    return result
 
 
-def draw(inspection: Inspection, directory: Path) -> list[dict[str, str]]:
+def draw(inspection: Inspection, directory: Path) -> list[Media]:
     """Write histograms of state and action and a contact sheet per camera; returns them as the report lists media."""
     contents, media = inspection.contents, []
     for key in (STATE, ACTION):
@@ -58,7 +62,7 @@ def draw(inspection: Inspection, directory: Path) -> list[dict[str, str]]:
             labels = [one_line(names[i]) if i < len(names) else str(i) for i in range(values.shape[1])]
             name = f"histograms_{_file_name(key)}.png"
             write_histograms(directory / name, values, labels, f"{key}: frames per value")
-            media.append({"path": f"media/{name}", "caption": f"{key}: how often each value occurs, by dimension"})
+            media.append(Media(path=f"media/{name}", caption=f"{key}: how often each value occurs, by dimension"))
     strips: dict[str, list[Any]] = {}
     for camera, episode, pictures in shown_pictures(inspection.pictures):
         text = one_line(f"{contents.ids[episode]}: {contents.instruction(episode) or 'no instruction'}")
@@ -67,7 +71,7 @@ def draw(inspection: Inspection, directory: Path) -> list[dict[str, str]]:
         name = f"frames_{_file_name(camera)}.png"
         write_contact_sheet(directory / name, found)
         caption = f"{camera}: first, middle and last frame of {len(found)} episodes"
-        media.append({"path": f"media/{name}", "caption": caption})
+        media.append(Media(path=f"media/{name}", caption=caption))
     return media
 
 
@@ -83,10 +87,10 @@ def _identity(dataset: Path) -> str:
         return "damaged"
 
 
-def summary(result: dict[str, Any]) -> str:
-    found = f", {len(result['found'])} before the repair" if "found" in result else ""
-    problems, warnings = len(result["problems"]), len(result["warnings"])
+def summary(result: InspectResult) -> str:
+    found = f", {len(result.found)} before the repair" if result.found is not None else ""
+    problems, warnings = len(result.problems), len(result.warnings)
     return (
-        f"{result['episodes']} episodes, {result['frames']} frames, {problems} problem{'s' * (problems != 1)}{found}, "
+        f"{result.episodes} episodes, {result.frames} frames, {problems} problem{'s' * (problems != 1)}{found}, "
         f"{warnings} warning{'s' * (warnings != 1)}"
     )

@@ -20,7 +20,9 @@ from recipes.compose import checked_config, compose_config, options_of
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.manifest import note
 from toolkit.base.pool import die_with_parent
-from toolkit.base.run import NOT_COMPARED, leaves, read_record
+from toolkit.base.run import NOT_COMPARED, RECORD, leaves, read_record
+from toolkit.base.typed_json import from_json
+from toolkit.reporting.results import RESULTS
 
 Lane = list[tuple[str, str, list[str]]]  # (directory, command, overrides)
 INTERRUPTED = 130
@@ -73,19 +75,47 @@ def check_stages(stages: Iterable[tuple[str, list[str]]]) -> None:
         check_stage(command, list(overrides))
 
 
-def stage(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]:
+def stage[Result](directory: Path, command: str, overrides: list[str], kind: type[Result]) -> Result:
     """Run one command into its directory, go on with an unfinished one, or take a finished one as it is."""
     note(directory, run=True)
-    if (directory / "run.json").exists():
-        record = read_record(directory)
-        if record["status"] == "finished":
-            if record["command"] != command:
-                raise UserError(
-                    f"{directory}: holds a run of 'vag {record['command']}', expected one of 'vag {command}'"
-                )
-            check_same(directory, record["config"], command, overrides)
-            return record["result"]
-    return cli.execute(command, [*overrides, f"out={directory}", "resume=true"], stage=True)
+    if (directory / RECORD).exists() and read_record(directory)["status"] == "finished":
+        record = check_begun(directory, command, overrides)
+        return from_json(kind, record["result"], directory / RECORD)
+    return cast(Result, cli.execute(command, [*overrides, f"out={directory}", "resume=true"], stage=True))
+
+
+def finished_result[Result](directory: Path, kind: type[Result]) -> Result | None:
+    """What a finished stage found; None if it was not begun or has not finished. Raises UserError if it is damaged."""
+    if not (directory / RECORD).exists():
+        return None
+    record = read_record(directory)
+    return from_json(kind, record["result"], directory / RECORD) if record["status"] == "finished" else None
+
+
+def needed_result[Result](directory: Path, kind: type[Result]) -> Result:
+    """What a stage found. Raises UserError unless it has finished."""
+    if (result := finished_result(directory, kind)) is None:
+        raise UserError(f"{directory}: its stage has not finished; resume=true makes it")
+    return result
+
+
+def entry[Item](directory: Path, key: str, entries: dict[str, Item], name: str) -> Item:
+    """An entry of a mapping in a stage's result. Raises UserError if it is missing."""
+    if name not in entries:
+        path = directory / RECORD
+        raise UserError(f"{path}: 'result.{key}.{name}' is missing; delete {directory} to have it made again")
+    return entries[name]
+
+
+def check_begun(directory: Path, command: str, overrides: list[str]) -> dict[str, Any]:
+    """The record of a stage. Raises UserError for another command, other settings, or a result that does not fit."""
+    record = read_record(directory)
+    if record["command"] != command:
+        raise UserError(f"{directory}: holds a run of 'vag {record['command']}', expected one of 'vag {command}'")
+    check_same(directory, record["config"], command, overrides)
+    if record["status"] == "finished":
+        from_json(RESULTS[command], record["result"], directory / RECORD)
+    return record
 
 
 def check_same(directory: Path, before: dict[str, Any], command: str, overrides: list[str]) -> None:
@@ -94,7 +124,7 @@ def check_same(directory: Path, before: dict[str, Any], command: str, overrides:
     Paths below the directory that all stages share may have moved with it.
     """
     if not isinstance(before.get("out"), str):
-        raise UserError(f"{directory / 'run.json'}: damaged (no 'out' in 'config')")
+        raise UserError(f"{directory / RECORD}: damaged (no 'out' in 'config')")
     was, is_now = list(Path(before["out"]).parts), list(directory.parts)
     while was and is_now and was[-1] == is_now[-1]:
         was.pop()
@@ -136,7 +166,7 @@ def run_lanes(
     after = after or {}
     for path in {path for lane in lanes.values() for path, *_ in lane}:
         note(root / path, run=True)
-    finished = {name: lane for name, lane in lanes.items() if all(_is_finished(root / path) for path, *_ in lane)}
+    finished = {name: lane for name, lane in lanes.items() if all(is_finished(root / path) for path, *_ in lane)}
     refused = _run_here(root, finished, {}, set(), keep_going)  # those that were finished with other settings
     earlier, waiting = finished.keys() - refused, [name for name in lanes if name not in finished]
     if limit == 0:
@@ -184,7 +214,8 @@ def _wait(processes: Iterable[Any]) -> None:
         process.join(max(0.0, end - time.monotonic()))
 
 
-def _is_finished(directory: Path) -> bool:
+def is_finished(directory: Path) -> bool:
+    """If a stage has finished, as far as its record can be read."""
     try:
         return read_record(directory)["status"] == "finished"
     except UserError:  # not begun; or damaged, which the stage will say
@@ -214,7 +245,7 @@ def _failure(lanes: list[str]) -> UserError:
 
 def _stages(root: Path, lane: Lane) -> int:
     for name, command, overrides in lane:
-        stage(root / name, command, overrides)
+        stage(root / name, command, overrides, RESULTS[command])
     return 0
 
 

@@ -20,11 +20,12 @@ from toolkit.data.episode_notes import check_used
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.seen_scenes import Scenes, merge, scenes_of, write_scenes
 from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
+from toolkit.reporting.results import PretrainResult, Throughput
 from toolkit.training.loop import train
 from toolkit.training.runtime import seed_everything, set_threads
 
 
-def run(config: PretrainConfig, run: Run) -> None:
+def run(config: PretrainConfig, run: Run) -> PretrainResult:
     """Train a new policy and write `pretrained_model/` in LeRobot's layout."""
     sources = load_mixture(config, run)
     seed_everything(config.seed)
@@ -38,7 +39,7 @@ def run(config: PretrainConfig, run: Run) -> None:
         options=config.policy.options,
         text_encoder=config.text_encoder,
     )
-    train_policy(config, run, objective, sources)
+    return train_policy(config, run, objective, sources)
 
 
 def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[Source]:
@@ -115,10 +116,11 @@ def train_policy(
     sources: list[Source],
     seen_before: Scenes | None = None,
     before: Conventions | None = None,
-) -> None:
-    """Train through the one loop, write the checkpoint, what it has seen and learned from, and fill in the result.
+    pretrained_id: str | None = None,
+) -> PretrainResult:
+    """Train through the one loop and write the checkpoint, what it has seen and learned from.
 
-    seen_before, before: scenes and conventions of the checkpoint that training goes on from.
+    seen_before, before, pretrained_id: scenes, conventions and weights of the checkpoint that training goes on from.
     """
     mixture = Mixture(sources, config.optim.batch_size, objective.horizon, config.seed)
     data: BatchSource = Augmented(mixture, config.seed) if config.augment else mixture
@@ -134,19 +136,21 @@ def train_policy(
         Conventions.shared([*([before] if before else []), *trained_on]).write(temporary)
     run.remove_when_finished(run.directory / "checkpoints")
     realised = mixture.fractions(config.optim.steps * config.optim.gradient_accumulation)
-    run.result.update(
+    losses = {k: round(v, 4) for k, v in metrics.items() if k != "synthetic_fraction"}  # that of one batch
+    return PretrainResult(
         policy=name,
         steps=config.optim.steps,
-        **{k: round(v, 4) for k, v in metrics.items() if k != "synthetic_fraction"},  # that of one batch
+        loss=losses.pop("loss", None),
+        losses=losses,
         parameters=sum(p.numel() for p in objective.parameters()),
-        throughput=throughput,
+        throughput=Throughput(**throughput),
         checkpoint="pretrained_model",
         synthetic_fraction=round(sum(f for f, s in zip(realised, sources, strict=True) if s.synthetic), 4),
         episodes=[source.store.num_episodes for source in sources],
+        pretrained_id=pretrained_id,
     )
 
 
-def summary(result: dict[str, Any]) -> str:
-    loss = result.get("loss", float("nan"))
-    fraction = f"synthetic fraction {result['synthetic_fraction']}"
-    return f"{result['policy']}, loss {loss}, {fraction}{speed(result['throughput'])}"
+def summary(result: PretrainResult) -> str:
+    fraction = f"synthetic fraction {result.synthetic_fraction}"
+    return f"{result.policy}, loss {result.loss}, {fraction}{speed(result.throughput)}"

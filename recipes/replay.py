@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,10 +15,11 @@ from toolkit.data.formats.lerobot_read import dataset_id, read_table
 from toolkit.data.seen_scenes import is_hole, scene_of
 from toolkit.envs.metaworld import instructions
 from toolkit.evaluation.replay import replay_episodes
-from toolkit.evaluation.statistics import success_table
+from toolkit.evaluation.statistics import rollout_rates
+from toolkit.reporting.results import ReplayResult
 
 
-def run(config: ReplayConfig, run: Run) -> None:
+def run(config: ReplayConfig, run: Run) -> ReplayResult:
     """Replay every episode; the outcome is noted as `replay_success`, in `vag_episodes.parquet` of the run directory.
 
     The result has the outcomes too, as (task, seed, success).
@@ -45,13 +45,12 @@ def run(config: ReplayConfig, run: Run) -> None:
     items = [(*scene, actions[: config.max_steps]) for scene, actions in zip(scenes, episodes, strict=True)]
     outcomes = [result["success"] for result in replay_episodes(items, workers=config.workers)]
     write_notes(run.directory / FILE, recorded.ids, [{"replay_success": success} for success in outcomes])
-    table = success_table([task for task, _, _ in items], outcomes)
-    table["outcomes"] = [[task, seed, success] for (task, seed, _), success in zip(items, outcomes, strict=True)]
-    run.result["systems"] = {config.system: table}
+    replayed = [(task, seed, success) for (task, seed, _), success in zip(items, outcomes, strict=True)]
+    return ReplayResult(systems={config.system: rollout_rates(replayed)})
 
 
-def summary(result: dict[str, Any]) -> str:
+def summary(result: ReplayResult) -> str:
     return "; ".join(
-        f"{name}: {s['successes']}/{s['n']} succeed [{s['low']:.2f}, {s['high']:.2f}]"
-        for name, s in result["systems"].items()
+        f"{name}: {rate.successes}/{rate.n} succeed [{rate.low:.2f}, {rate.high:.2f}]"
+        for name, rate in result.systems.items()
     )

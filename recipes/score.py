@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -18,10 +16,11 @@ from toolkit.data.episode_notes import FILE, write_notes
 from toolkit.data.normalizer import STATE_FLOOR, describe
 from toolkit.evaluation.action_metrics import action_distance
 from toolkit.evaluation.episode_scores import Limits, limit_excess, nearest_distance
+from toolkit.reporting.results import ScoreResult, Spread
 from toolkit.training.runtime import set_threads
 
 
-def run(config: ScoreConfig, run: Run) -> None:
+def run(config: ScoreConfig, run: Run) -> ScoreResult:
     """Note score_cycle_error (with a checkpoint), score_limit_excess and score_nearest (with real data).
 
     The table is `vag_episodes.parquet` in the run directory.
@@ -34,16 +33,18 @@ def run(config: ScoreConfig, run: Run) -> None:
     if config.real:
         real = [load_clips(run, path, config.image_size, config.image_key) for path in config.real]
         scores |= against_real(store, real)
+    identity = None
     if config.checkpoint is not None:
-        run.result["checkpoint_id"] = weights_id(config.checkpoint)
-        run.add_data(config.checkpoint, run.result["checkpoint_id"])
+        identity = weights_id(config.checkpoint)
+        run.add_data(config.checkpoint, identity)
         scores["score_cycle_error"] = cycle_errors(config, config.checkpoint, store)
     rows = [dict(zip(scores, values, strict=True)) for values in zip(*scores.values(), strict=True)]
     write_notes(run.directory / FILE, store.episode_ids, rows)
-    run.result["scores"] = {
-        name: dict(zip(("least", "median", "most"), np.quantile(values, (0, 0.5, 1)).tolist(), strict=True))
-        for name, values in scores.items()
-    }
+    spreads = {name: np.quantile(values, (0, 0.5, 1)).tolist() for name, values in scores.items()}
+    return ScoreResult(
+        checkpoint_id=identity,
+        scores={name: Spread(least=least, median=median, most=most) for name, (least, median, most) in spreads.items()},
+    )
 
 
 def against_real(store: ClipStore, real: list[ClipStore]) -> dict[str, list[float]]:
@@ -103,7 +104,5 @@ def cycle_errors(config: ScoreConfig, checkpoint: str, store: ClipStore) -> list
     return errors
 
 
-def summary(result: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {s['median']:.3f} [{s['least']:.3f}, {s['most']:.3f}]" for name, s in result["scores"].items()
-    )
+def summary(result: ScoreResult) -> str:
+    return ", ".join(f"{name} {s.median:.3f} [{s.least:.3f}, {s.most:.3f}]" for name, s in result.scores.items())

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from recipes.common import scenes_text
+from recipes.lanes import entry, finished_result, is_finished
 from recipes.schema import AblateConfig
 from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, outcome_runs, total_steps
-from toolkit.base.errors import UserError
 from toolkit.base.run import read_record
 from toolkit.data.formats.lerobot_read import noted_episodes
 from toolkit.data.selection import HIGHER_IS_BETTER, column
 from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.exchange import exchange_rate
+from toolkit.evaluation.rates import RolloutRates
 from toolkit.evaluation.statistics import (
     bootstrap_means,
     compare_systems,
@@ -28,6 +29,8 @@ from toolkit.evaluation.statistics import (
     percentile_interval,
     two_proportion_sample_size,
 )
+from toolkit.reporting.benchmark_results import Difference, Row
+from toolkit.reporting.results import ReplayResult, RolloutResult, SynthesizeResult
 
 SHARES = (10, 25, 50, 75, 100)  # per cent of the episodes of a task that a filter keeps
 FILTER_NOTE = (
@@ -36,20 +39,14 @@ FILTER_NOTE = (
     "copies. The kept ones are nested parts of one set, so overlapping intervals are no test. Where several plans were "
     "tried in the simulator, it has chosen before"
 )
+ROW_AXES = ("arm", "policy", "feed", "few", "synthetic_fraction", "synthetic_per_task", "weight_by")
 Outcomes = dict[tuple[Cell, str], dict[int, list[bool]]]  # (cell with seed 0, suite): training seed: scenes
 
 
-def finished(directory: Path) -> dict[str, Any] | None:
-    """The result of a run, None if it is not there or did not finish."""
-    if not (directory / "run.json").exists():
-        return None
-    record = read_record(directory)
-    return record["result"] if record["status"] == "finished" else None
-
-
-def measured_suites(root: Path, cell: Cell) -> dict[str, Any]:
+def measured_suites(root: Path, cell: Cell) -> dict[str, RolloutRates]:
     """By suite what `vag evaluate` found of a cell; empty if it was not evaluated."""
-    return (finished(root / cell.name / "evaluate") or {"suites": {}})["suites"]
+    result = finished_result(root / cell.name / "evaluate", RolloutResult)
+    return {} if result is None else result.suites
 
 
 def gather(root: Path, cells: Sequence[Cell]) -> Outcomes:
@@ -58,7 +55,7 @@ def gather(root: Path, cells: Sequence[Cell]) -> Outcomes:
     for cell in sorted(cells, key=lambda cell: POLICIES.index(cell.policy)):
         for suite, measured in measured_suites(root, cell).items():
             seeds = outcomes.setdefault((cell.group, suite), {})
-            seeds[cell.seed] = [bool(success) for _, _, success in measured["outcomes"]]
+            seeds[cell.seed] = [bool(success) for _, _, success in measured.outcomes]
     return outcomes
 
 
@@ -73,7 +70,7 @@ def rollout_table(root: Path, cells: Sequence[Cell]) -> Any:
         [*asdict(cell).values(), suite, task, scene, success]
         for cell in cells
         for suite, measured in measured_suites(root, cell).items()
-        for task, scene, success in measured["outcomes"]
+        for task, scene, success in measured.outcomes
     ]
     return pd.DataFrame(rows, columns=[*(axis.name for axis in fields(Cell)), "suite", "task", "scene", "success"])
 
@@ -83,10 +80,11 @@ def matrix(seeds: dict[int, list[bool]]) -> np.ndarray:
     return np.array([seeds[seed] for seed in sorted(seeds)], dtype=float)
 
 
-def place(cell: Cell, suite: str) -> dict[str, Any]:
-    """What a row of the record says of a cell: its name in tables, and its axes."""
+def place(cell: Cell, suite: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a row of the record says of a cell: its name in tables and the axes that a row has, then the other axes."""
     axes = {key: value for key, value in asdict(cell).items() if key != "seed"}
-    return {"system": cell.system, "suite": suite, **axes}
+    own = {key: axes.pop(key) for key in ROW_AXES}
+    return {"system": cell.system, "suite": suite, **own}, axes
 
 
 def few_alone(cell: Cell, outcomes: Outcomes, suite: str) -> Cell | None:
@@ -97,13 +95,14 @@ def few_alone(cell: Cell, outcomes: Outcomes, suite: str) -> Cell | None:
     return min(found, key=lambda c: c.few, default=None)
 
 
-def system_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
+def system_rows(outcomes: Outcomes) -> list[Row]:
     """Success of each system, policy and suite over all training seeds; how much of the gap to real_all it closes."""
     rows = []
     for (cell, suite), seeds in outcomes.items():
         table = matrix(seeds)
+        where, axes = place(cell, suite)
         by_seed = {"successes_by_seed": [int(scenes.sum()) for scenes in table]}
-        rows.append({**place(cell, suite), "metric": "success", **measured_success(table), **by_seed})
+        rows.append(Row(**where, metric="success", **measured_success(table), more=axes | by_seed))
         few = few_alone(cell, outcomes, suite)
         everything = outcomes.get((Cell("real_all", cell.policy), suite))  # of the same tasks, whatever the feed
         if few is None or everything is None or cell == few or ARMS[cell.arm].real == "all":
@@ -113,23 +112,23 @@ def system_rows(outcomes: Outcomes) -> list[dict[str, Any]]:
         gain, gap = means[:, 0] - means[:, 1], means[:, 2] - means[:, 1]
         if percentile_interval(0, gap)["low"] > 0:  # else a share of what may be nothing
             share = (tables[0].mean() - tables[1].mean()) / (tables[2].mean() - tables[1].mean())
-            closed = percentile_interval(share, gain[gap > 0] / gap[gap > 0])
-            rows.append({**place(cell, suite), "metric": "gap_closed", **closed, "n": table.size, "seeds": len(table)})
+            closed: dict[str, Any] = percentile_interval(share, gain[gap > 0] / gap[gap > 0])
+            rows.append(Row(**where, metric="gap_closed", more=axes, **closed, n=table.size, seeds=len(table)))
     return rows
 
 
-def task_rows(root: Path, cells: Sequence[Cell], outcomes: Outcomes) -> list[dict[str, Any]]:
+def task_rows(root: Path, cells: Sequence[Cell], outcomes: Outcomes) -> list[Row]:
     """Success of each system, policy and suite by task."""
     tasks: dict[str, list[str]] = {}  # of each scene of a suite, in the order that all cells share
     for cell in cells:
         for suite, measured in measured_suites(root, cell).items():
-            tasks.setdefault(suite, [task for task, _, _ in measured["outcomes"]])
+            tasks.setdefault(suite, [task for task, _, _ in measured.outcomes])
     rows = []
     for (cell, suite), seeds in outcomes.items():
         names = np.array(tasks[suite])
+        where, axes = place(cell, f"{suite} by task")
         for task in dict.fromkeys(tasks[suite]):
-            found = measured_success(matrix(seeds)[:, names == task])
-            rows.append({**place(cell, f"{suite} by task"), "metric": task, **found})
+            rows.append(Row(**where, metric=task, **measured_success(matrix(seeds)[:, names == task]), more=axes))
     return rows
 
 
@@ -160,7 +159,7 @@ def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
     return list(dict.fromkeys(tried))
 
 
-def system_comparisons(outcomes: Outcomes) -> list[dict[str, Any]]:
+def system_comparisons(outcomes: Outcomes) -> list[Difference]:
     """Every system minus its controls, paired by scene."""
     comparisons = []
     for (cell, suite), seeds in outcomes.items():
@@ -169,18 +168,29 @@ def system_comparisons(outcomes: Outcomes) -> list[dict[str, Any]]:
             common = sorted(seeds.keys() & others.keys())  # where a cell has failed there are fewer
             if not common:
                 continue
-            pair = {"a": cell.system, "b": control.system, "policy": cell.policy, "suite": suite}
-            arms = {"arm": cell.arm, "control": control.arm, "metric": "success", "paired": True, "seeds": len(common)}
             tables = [matrix({seed: side[seed] for seed in common}) for side in (seeds, others)]
-            comparisons.append({**pair, **arms, **compare_systems(*tables)})
+            comparisons.append(
+                Difference(
+                    a=cell.system,
+                    b=control.system,
+                    policy=cell.policy,
+                    suite=suite,
+                    arm=cell.arm,
+                    control=control.arm,
+                    metric="success",
+                    paired=True,
+                    seeds=len(common),
+                    **compare_systems(*tables),
+                )
+            )
     return comparisons
 
 
-def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list[dict[str, Any]]:
+def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list[Row]:
     """How good the synthetic episodes are: how many succeed when their actions are replayed, in all and by task.
 
     A row for all generators of a feed whose episodes were replayed, and one for each where there are several; the same
-    for the rounds before the last, whose episodes no policy gets. Raises UserError for a replay without outcomes.
+    for the rounds before the last, whose episodes no policy gets.
     """
     rows = []
     rounds = {feed: config.rounds.get(feed, 1) for feed in dict.fromkeys(c.feed for c in cells if c.needs_generator)}
@@ -189,25 +199,24 @@ def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> l
         found: dict[int, dict[tuple[str, int], bool]] = {}  # generator: scene: success
         for seed in sorted(seeds):
             directory = root / f"replay_{generator_name(config, feed, seed, turn)}"
-            if (result := finished(directory)) is None:
+            if (result := finished_result(directory, ReplayResult)) is None:
                 continue
-            if "outcomes" not in (replayed := result["systems"]["vag"]):
-                raise UserError(f"{directory}: of an earlier version; delete it to have it made again")
-            found[seed] = {(task, scene): success for task, scene, success in replayed["outcomes"]}
+            replayed = entry(directory, "systems", result.systems, "vag")
+            found[seed] = {(task, scene): success for task, scene, success in replayed.outcomes}
         named = f"synthetic feed={feed}" + (f" round={turn}" if turn < rounds[feed] else "")
         groups = {named: list(found.values())} if found else {}
         if len(found) > 1:
             groups |= {f"{named} generator={seed}": [outcomes] for seed, outcomes in found.items()}
         for system, generators in groups.items():
-            where = {"system": system, "policy": "replay", "suite": "synthetic scenes"}
+            where: Any = {"system": system, "policy": "replay", "suite": "synthetic scenes"}
             for task in ["", *sorted({task for task, _ in generators[0]})]:
                 scenes = [scene for scene in generators[0] if task in ("", scene[0])]
                 table = np.array([[outcomes[scene] for scene in scenes] for outcomes in generators], dtype=float)
-                rows.append({**where, "metric": f"success {task}".strip(), **measured_success(table)})
+                rows.append(Row(**where, metric=f"success {task}".strip(), **measured_success(table)))
     return rows
 
 
-def filter_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list[dict[str, Any]]:
+def filter_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list[Row]:
     """What scores that need no simulator are worth as filters: how many succeed of what they keep, by its share.
 
     Of each generator whose episodes were scored and replayed; of each task the best by a score, at random where equal.
@@ -215,7 +224,7 @@ def filter_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list
     rows = []
     for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
         name = generator_name(config, feed, seed)
-        if any(finished(directory) is None for directory in outcome_runs(root, name)):
+        if not all(map(is_finished, outcome_runs(root, name))):
             continue
         dataset = root / f"synthetic_{name}/dataset"
         episodes = noted_episodes(dataset, outcome_runs(root, name))
@@ -226,15 +235,15 @@ def filter_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list
             values = column(score, episodes, str(dataset)) * (-1 if score in HIGHER_IS_BETTER else 1)
             parts = [np.flatnonzero(tasks == task) for task in np.unique(tasks)]
             ranked = [part[np.lexsort((chance[part], values[part]))] for part in parts]
-            where = {"system": score, "policy": "replay", "suite": f"filters, feed={feed} generator={seed}"}
+            where: Any = {"system": score, "policy": "replay", "suite": f"filters, feed={feed} generator={seed}"}
             for share in SHARES:
                 kept = np.concatenate([part[: math.ceil(share / 100 * len(part))] for part in ranked])
                 found = measured_success(solved[None, kept])
-                rows.append({**where, "metric": f"success of the best {share} %", **found})
+                rows.append(Row(**where, metric=f"success of the best {share} %", **found))
     return rows
 
 
-def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[dict[str, Any]]:
+def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[Row]:
     """How many real episodes a synthetic one replaces, and how many of each task all of them are worth, net.
 
     Read off the learning curve of real episodes: all of them are its end. Net of what the generator has seen of each
@@ -242,7 +251,7 @@ def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[dict[str, An
     real episodes of the curve never cover them, however many there are. Nothing where there are new tasks: along the
     curve both the episodes of a task and the tasks would then grow.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     if config.new_tasks:
         return rows
     for (cell, suite), seeds in outcomes.items():
@@ -260,15 +269,18 @@ def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[dict[str, An
         if len(curve) < 2 or cell.few not in curve:
             continue
         table = matrix(seeds)
-        where = {**place(cell, suite), "n": table.size, "seeds": len(seeds)}
-        rate = exchange_rate(table, curve, cell.few, cell.synthetic_per_task)
-        rows.append({**where, "metric": "real_per_synthetic", **rate})
-        if rate["low"] > 0:
-            inverse = {"value": 1 / rate["value"], "low": 1 / rate["high"], "high": 1 / rate["low"]}
-            rows.append({**where, "metric": "synthetic_per_real", **rate, **inverse})
+        where, axes = place(cell, suite)
+        found = exchange_rate(table, curve, cell.few, cell.synthetic_per_task)
+        axes["at_end_of_curve"] = found.pop("at_end_of_curve")
+        worth: dict[str, Any] = {"real_per_synthetic": found}
+        if found["low"] > 0:
+            inverse = {"value": 1 / found["value"], "low": 1 / found["high"], "high": 1 / found["low"]}
+            worth["synthetic_per_real"] = inverse
         seen = config.real_per_task - cell.few if cell.feed == "paper" else 0
-        net = {key: round(rate[key] * cell.synthetic_per_task - seen, 6) + 0.0 for key in ("value", "low", "high")}
-        rows.append({**where, "metric": "net_real_episodes", **rate, **net})
+        net = {key: round(found[key] * cell.synthetic_per_task - seen, 6) + 0.0 for key in ("value", "low", "high")}
+        worth["net_real_episodes"] = net
+        counts: Any = {"n": table.size, "seeds": len(seeds)}
+        rows += [Row(**where, metric=metric, **interval, **counts, more=axes) for metric, interval in worth.items()]
     return rows
 
 
@@ -313,12 +325,13 @@ def told_draws(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> str:
     found = []
     for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
         for turn in range(1, config.rounds.get(feed, 1) + 1):
-            result = finished(root / f"synthetic_{generator_name(config, feed, seed, turn)}") or {}
-            if solved := result.get("solved_by_draw"):
-                tries = sum(result["episodes"] - done for done in [0, *solved[:-1]])
+            directory = root / f"synthetic_{generator_name(config, feed, seed, turn)}"
+            result = finished_result(directory, SynthesizeResult)
+            if result is not None and (solved := result.solved_by_draw):
+                tries = sum(result.episodes - done for done in [0, *solved[:-1]])
                 which = f"feed={feed} generator={seed}" + (f" round={turn}" if config.rounds.get(feed, 1) > 1 else "")
                 found.append(
-                    f"{which}: {solved[0]} of {result['episodes']} scenes by the first, {solved[-1]} by one of "
+                    f"{which}: {solved[0]} of {result.episodes} scenes by the first, {solved[-1]} by one of "
                     f"{len(solved)}, {tries:,} tries"
                 )
     return "; ".join(found)

@@ -36,6 +36,7 @@ from toolkit.evaluation.action_metrics import action_distance, jerk_ratio
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.video_metrics import psnr, ssim
 from toolkit.reporting.media import grid, write_video
+from toolkit.reporting.results import Media, SynthesizeResult
 from toolkit.training.runtime import set_threads
 from vag_core import Generator
 
@@ -53,7 +54,7 @@ class Scene:
     reference: dict[str, np.ndarray] | None = None
 
 
-def run(config: SynthesizeConfig, run: Run) -> None:
+def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
     """Generate one episode per scene and write `dataset`, with a note of where each comes from."""
     set_threads(config.runtime)
     if config.notes and config.scenes_from is None:
@@ -144,22 +145,24 @@ def run(config: SynthesizeConfig, run: Run) -> None:
             write_scenes(writer.temporary / "meta", learned)
     caption = "recorded (above) and generated (below), same first frame" if recorded else "generated"
     write_video(run.directory / "media/generated.mp4", grid(shown, columns=6), fps=20)
-    run.result.update(
+    solved_by_draw, planning_seconds = None, None
+    if plans is not None:
+        first = np.where(plans.solved, plans.draw, config.draws)
+        solved_by_draw = [int((first <= draw).sum()) for draw in range(config.draws)]
+        planning_seconds = round(planning, 1)  # and executing; of a run that was cut, since it went on
+        discard(run.directory / PLANS)
+    return SynthesizeResult(
         episodes=len(scenes),
         seconds_per_episode=round(seconds / len(scenes), 3),
         function_evaluations=sample.function_evaluations,
         generator_id=identity,
         seen_scenes=seen,
         dataset="dataset",
-        media=[{"path": "media/generated.mp4", "caption": caption}],
+        media=[Media(path="media/generated.mp4", caption=caption)],
+        solved_by_draw=solved_by_draw,
+        planning_seconds=planning_seconds,
+        metrics={name: round(float(np.mean(values)), 4) for name, values in metrics.items()} or None,
     )
-    if plans is not None:
-        first = np.where(plans.solved, plans.draw, config.draws)
-        run.result["solved_by_draw"] = [int((first <= draw).sum()) for draw in range(config.draws)]
-        run.result["planning_seconds"] = round(planning, 1)  # and executing; of a run that was cut, since it went on
-        discard(run.directory / PLANS)
-    if metrics:
-        run.result["metrics"] = {name: round(float(np.mean(values)), 4) for name, values in metrics.items()}
 
 
 @dataclass
@@ -326,9 +329,9 @@ def _fit(frames: np.ndarray, length: int) -> np.ndarray:
     return frames[np.minimum(np.arange(length), len(frames) - 1)]
 
 
-def summary(result: dict[str, Any]) -> str:
-    metrics = "".join(f", {k} {v}" for k, v in result.get("metrics", {}).items())
-    text = f"{result['episodes']} episodes, {result['seconds_per_episode']} s each{metrics}"
-    if solved := result.get("solved_by_draw"):
+def summary(result: SynthesizeResult) -> str:
+    metrics = "".join(f", {k} {v}" for k, v in (result.metrics or {}).items())
+    text = f"{result.episodes} episodes, {result.seconds_per_episode} s each{metrics}"
+    if solved := result.solved_by_draw:
         text += f"; {solved[0]} scenes solved by the first plan, {solved[-1]} by one of {len(solved)}"
     return text

@@ -32,6 +32,7 @@ from toolkit.data.episode_notes import Notes, check_used
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
 from toolkit.data.seen_scenes import merge, scenes_of, told_scenes, write_scenes
 from toolkit.data.selection import select, subset
+from toolkit.reporting.results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
 from toolkit.training.logging import ScalarLog
 from toolkit.training.loop import train
 from toolkit.training.runtime import seed_everything, set_threads
@@ -39,7 +40,7 @@ from vag_core import Generator
 from vag_core.video_tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
 
 
-def run(config: TrainGeneratorConfig, run: Run) -> None:
+def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     """Train both stages and write `generator/` (averaged weights, safetensors)."""
     set_threads(config.runtime)
     sources = [config.dataset] if isinstance(config.dataset, str) else list(config.dataset)
@@ -101,9 +102,11 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
         train(tokenizer, data, config.tokenizer_optim, config.runtime, run.directory / "tokenizer", "tokenizer")
         tokenizer.calibrate(whole)
         tokenizer.requires_grad_(False)
+    tokenized = None
     if config.generator.makes_video:
         trained = 0 if taken else config.tokenizer_optim.steps
-        run.result["tokenizer"] = {"steps": trained, "psnr": round(reconstruction_psnr(generator, whole[:8]), 2)}
+        tokenized = TokenizerTraining(steps=trained, psnr=round(reconstruction_psnr(generator, whole[:8]), 2))
+        run.note_result({"tokenizer": tokenized})
         run.write()
 
     source: Any = clips(config.optim.batch_size)
@@ -146,13 +149,16 @@ def run(config: TrainGeneratorConfig, run: Run) -> None:
         write_scenes(temporary, merge(scenes_of(store.metadata), *behind))
     for stage in ("tokenizer", "streams"):  # the optimiser state has served
         run.remove_when_finished(run.directory / stage / "checkpoints")
-    run.result.update(
-        generator={
-            "steps": config.optim.steps,
-            **{k: round(v, 4) for k, v in metrics.items()},
-            "parameters": sum(p.numel() for p in generator.parameters()),
-        },
-        throughput=throughput,
+    losses = {k: round(v, 4) for k, v in metrics.items()}
+    return TrainGeneratorResult(
+        tokenizer=tokenized,
+        generator=StreamsTraining(
+            steps=config.optim.steps,
+            loss=losses.pop("loss", None),
+            losses=losses,
+            parameters=sum(p.numel() for p in generator.parameters()),
+        ),
+        throughput=Throughput(**throughput),
         episodes=[store.num_episodes for store in stores],
         checkpoint="generator",
     )
@@ -239,7 +245,6 @@ def _frames(starts: GeneratorClips, episodes: Any) -> torch.Tensor:
     return to_float_frames(torch.from_numpy(starts.window(np.asarray(episodes))["frames"]))
 
 
-def summary(result: dict[str, Any]) -> str:
-    tokenizer = f"tokenizer {result['tokenizer']['psnr']} dB, " if "tokenizer" in result else ""
-    loss = result["generator"].get("loss", float("nan"))
-    return f"{tokenizer}generator loss {loss}{speed(result['throughput'])}"
+def summary(result: TrainGeneratorResult) -> str:
+    tokenizer = "" if result.tokenizer is None else f"tokenizer {result.tokenizer.psnr} dB, "
+    return f"{tokenizer}generator loss {result.generator.loss}{speed(result.throughput)}"

@@ -2,7 +2,10 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -32,6 +35,28 @@ def make_square(seed: int, length: int = 17, size: int = 32) -> Episode:
 @pytest.fixture(name="moving_square", scope="session")
 def _moving_square() -> Callable[..., Episode]:
     return make_square
+
+
+def make_example(kind: Any) -> Any:
+    """Any value that fits a type: lists of two, mappings of one entry, the first kind of a union."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{part.name: make_example(hints[part.name]) for part in fields(kind)})
+    if origin in (Union, UnionType):
+        return make_example(inner[0])
+    if origin is tuple:
+        return tuple(map(make_example, inner))
+    if origin is list:
+        return [make_example(inner[0])] * 2
+    if origin is dict:
+        return {"one": make_example(inner[1])}
+    return {str: "text", int: 2, float: 0.5, bool: True, Any: "anything"}[kind]
+
+
+@pytest.fixture(name="example", scope="session")
+def _example() -> Callable[[Any], Any]:
+    return make_example
 
 
 def retime(path: Path, times: dict[int, list[float]]) -> None:

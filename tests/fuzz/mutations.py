@@ -174,7 +174,7 @@ def damage_lines(path: Path, rng: Rng) -> str:
     """A manifest: a JSON text on each line."""
     lines = path.read_text().splitlines()
     more = [
-        *('"../victim.txt"', '"notes.txt"', '"/etc/passwd"', '"."', '".."', '""', '"../victim/"', '"media/"', "7"),
+        *('"../victim.txt"', '"/etc/passwd"', '"."', '".."', '""', '"../victim/"', '"media/"', "7"),
         *('["a"]', '"a\\u0000b"', '"a\\ud800"', '"' + "x" * 5000 + '"', "[" * 100_000, '"link/victim.txt"', "{}"),
         *('"dataset"', '"pretrained_model/"', '".vag-replaced/"', '"checkpoints"', '"run.json/"'),
     ]

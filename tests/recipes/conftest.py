@@ -3,7 +3,7 @@
 import importlib
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 
 from recipes.compose import compose_config
 from recipes.schema import AblateConfig
+from toolkit.base.files import write_json
+from toolkit.base.typed_json import to_json
 
 PRELOAD = [
     *("recipes.collect", "recipes.synthesize", "recipes.pretrain", "recipes.finetune", "recipes.import_data"),
@@ -41,6 +43,20 @@ def start() -> Callable[..., BaseProcess]:
         return process
 
     return start_command
+
+
+@pytest.fixture(scope="session")
+def write_stage() -> Callable[..., None]:
+    """write_stage(directory, command, result, words=()): the record of a stage that has finished with these words."""
+
+    def write(directory: Path, command: str, result: Any, words: Sequence[str] = ()) -> None:
+        made: Any = OmegaConf.to_container(compose_config(command, [*words, f"out={directory}"])) if words else {}
+        directory.mkdir(parents=True, exist_ok=True)
+        record = {"command": command, "status": "finished", "config": made, "result": to_json(result)}
+        record["git_sha"] = "beef"
+        write_json(directory / "run.json", record)
+
+    return write
 
 
 @pytest.fixture(scope="session")

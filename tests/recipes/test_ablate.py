@@ -15,6 +15,7 @@ from recipes.compose import command_words, compose_config
 from recipes.schema import AblateConfig
 from recipes.study import Cell, cell_lane, parse_grid
 from toolkit.base.errors import UserError
+from toolkit.reporting.results import RESULTS
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,10 @@ def test_every_experiment_is_a_study_that_may_be_run(path: Path) -> None:
 
 
 def test_a_stage_that_was_finished_otherwise_or_cannot_be_composed_is_told_before_any_begins(
-    config: Callable[..., AblateConfig], tmp_path: Path
+    config: Callable[..., AblateConfig],
+    tmp_path: Path,
+    example: Callable[..., Any],
+    write_stage: Callable[..., None],
 ) -> None:
     study = config("finetunes.mine=['optim.learning_rat=1']", "grid=['arm=pretrain_finetune finetune=mine']")
     with pytest.raises(UserError, match="learning_rat"):
@@ -76,13 +80,16 @@ def test_a_stage_that_was_finished_otherwise_or_cannot_be_composed_is_told_befor
     study = config("grid=['arm=real_few']")
     lane = cell_lane(study, tmp_path, parse_grid(study)[0])
     for name, command, words in lane:
-        made: Any = OmegaConf.to_container(compose_config(command, [*words, f"out={tmp_path / name}"]))
-        (tmp_path / name).mkdir(parents=True)
-        record = {"command": command, "status": "finished", "config": made, "result": {}, "git_sha": "beef"}
-        (tmp_path / name / "run.json").write_text(json.dumps(record))
+        write_stage(tmp_path / name, command, example(RESULTS[command]), words)
     ablate.check_lanes(tmp_path, {"mine": lane}, ())
     told = study_record.told_commits(tmp_path, [*parse_grid(study), Cell("cotrain")])
     assert told == "pi05_compact trained by commit beef"
+    path = tmp_path / lane[0][0] / "run.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "result": {**record["result"], "steps": "many"}}))
+    with pytest.raises(UserError, match="run.json: 'result.steps' is 'many', expected a whole number; delete .*/train"):
+        ablate.check_lanes(tmp_path, {"mine": lane}, ())
+    path.write_text(json.dumps(record))
     study = config("grid=['arm=real_few']", "threads=2", "scenes_per_task=9")  # the number of threads does not matter
     with pytest.raises(UserError, match="begun with episodes_per_task=50; now it is 9"):
         ablate.check_lanes(tmp_path, {"mine": cell_lane(study, tmp_path, parse_grid(study)[0])}, ())

@@ -1,12 +1,15 @@
 """Ranks are shared by what the data cannot tell apart, and intervals know that checkpoints differ."""
 
-import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from recipes.benchmark_policies import all_scenes_known, compare_all, leaderboard
 from toolkit.evaluation.statistics import wilson_interval
+from toolkit.reporting.results import RolloutResult
 
 
 def outcomes(*rates: float) -> np.ndarray:
@@ -17,22 +20,22 @@ def outcomes(*rates: float) -> np.ndarray:
 
 def test_rank_is_shared_by_what_is_not_distinguishable() -> None:
     tables = {"weak": outcomes(0.2, 0.3), "best": outcomes(0.8, 0.9), "close": outcomes(0.7, 0.95)}
-    board = {row["system"]: row for row in leaderboard(tables, compare_all(tables))}
-    assert {name: row["rank"] for name, row in board.items()} == {"best": 1, "close": 1, "weak": 3}
-    assert board["close"]["not_distinguishable_from"] == "best"
-    assert board["weak"]["not_distinguishable_from"] is None
+    board = {row.system: row for row in leaderboard(tables, compare_all(tables))}
+    assert {name: row.rank for name, row in board.items()} == {"best": 1, "close": 1, "weak": 3}
+    assert board["close"].not_distinguishable_from == "best"
+    assert board["weak"].not_distinguishable_from is None
 
 
 def test_what_is_told_from_the_best_alone_is_said_to_be_like_the_second() -> None:
     tables = {"best": outcomes(0.90, 0.91), "second": outcomes(0.70, 0.91), "third": outcomes(0.69, 0.74)}
-    board = {row["system"]: row for row in leaderboard(tables, compare_all(tables))}
-    assert {name: row["rank"] for name, row in board.items()} == {"best": 1, "second": 1, "third": 2}
-    assert board["third"]["not_distinguishable_from"] == "second"
+    board = {row.system: row for row in leaderboard(tables, compare_all(tables))}
+    assert {name: row.rank for name, row in board.items()} == {"best": 1, "second": 1, "third": 2}
+    assert board["third"].not_distinguishable_from == "second"
 
 
 def test_ranks_fall_from_best_to_worst() -> None:
     tables = {"best": outcomes(0.9, 0.9), "even": outcomes(0.7, 0.7), "uneven": outcomes(0.45, 0.9)}
-    assert [(row["system"], row["rank"]) for row in leaderboard(tables, compare_all(tables))] == [
+    assert [(row.system, row.rank) for row in leaderboard(tables, compare_all(tables))] == [
         ("best", 1),
         ("even", 2),
         ("uneven", 2),
@@ -43,21 +46,21 @@ def test_the_leaderboard_says_what_the_differences_say_whichever_way_they_were_t
     tables = {"low": outcomes(0.4, 0.5), "high": outcomes(0.5, 0.6)}
     for low, tied in ((-0.2, None), (-0.001, None), (0.0, "high")):
         board = leaderboard(tables, {("low", "high"): {"difference": -0.1, "low": -0.25, "high": low}})
-        assert (board[1]["system"], board[1]["not_distinguishable_from"]) == ("low", tied)
+        assert (board[1].system, board[1].not_distinguishable_from) == ("low", tied)
 
 
-def test_checkpoints_that_do_not_say_what_they_have_seen_are_named(tmp_path: Path) -> None:
+def test_checkpoints_that_do_not_say_what_they_have_seen_are_named(
+    tmp_path: Path, example: Callable[..., Any], write_stage: Callable[..., None]
+) -> None:
     for name, seen in (("ours_0", 0), ("ours_1", 0), ("hub_0", 0), ("hub_1", None)):
-        (tmp_path / name).mkdir()
-        record = {"command": "evaluate", "status": "finished", "result": {"seen_scenes": seen}}
-        (tmp_path / name / "run.json").write_text(json.dumps(record))
+        write_stage(tmp_path / name, "evaluate", replace(example(RolloutResult), seen_scenes=seen))
     assert all_scenes_known(tmp_path, "ours", 2)
     assert not all_scenes_known(tmp_path, "hub", 2)
 
 
 def test_intervals_are_wider_than_those_of_as_many_rollouts_of_one_checkpoint() -> None:
     (row,) = leaderboard({"uneven": outcomes(0.2, 0.5, 0.8)}, {})
-    low, high = wilson_interval(row["successes"], row["n"])
-    assert (row["successes"], row["n"], row["seeds"]) == (300, 600, 3)
-    assert row["low"] < low - 0.1
-    assert row["high"] > high + 0.1
+    low, high = wilson_interval(row.successes, row.n)
+    assert (row.successes, row.n, row.seeds) == (300, 600, 3)
+    assert row.low < low - 0.1
+    assert row.high > high + 0.1

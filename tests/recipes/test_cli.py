@@ -286,11 +286,16 @@ def test_a_result_that_vag_did_not_write_is_refused_in_one_line(
     assert cli.main(words) == 0
     path = tmp_path / "run/run.json"
     record = json.loads(path.read_text())
-    for result in ({}, {"problems": 5}):
+    for result, said in (
+        ({}, "'result.problems' is missing"),
+        ({**record["result"], "problems": 5}, "'result.problems' is 5, expected a list"),
+        ({**record["result"], "frames": float("nan")}, "'result.frames' is nan, expected a whole number"),
+    ):
         path.write_text(json.dumps({**record, "status": "finishing", "result": result}))
         capsys.readouterr()
         assert cli.main([*words, "resume=true"]) == 2
-        assert "but its 'result' is damaged" in capsys.readouterr().err
+        line = f"vag: error: {path}: {said}; delete {path.parent} to have it made again\n"
+        assert capsys.readouterr().err == line
 
 
 def test_warnings_of_libraries_do_not_stand_beside_our_one_line(

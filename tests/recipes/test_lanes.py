@@ -9,6 +9,7 @@ from recipes import lanes as lanes_module
 from recipes.lanes import Lane, run_lanes, stage
 from toolkit.base.errors import UserError
 from toolkit.base.run import read_record
+from toolkit.reporting.results import ReportResult
 
 
 def lanes(root: Path) -> tuple[dict[str, Lane], dict[str, str]]:
@@ -36,20 +37,20 @@ def test_others_go_on_when_one_fails(tmp_path: Path, limit: int) -> None:
 def test_a_finished_stage_of_other_settings_is_not_taken(tmp_path: Path) -> None:
     work, _ = lanes(tmp_path)
     name, command, words = work["good"][0]
-    first = stage(tmp_path / name, command, words)
-    assert stage(tmp_path / name, command, words) == first
+    first = stage(tmp_path / name, command, words, ReportResult)
+    assert stage(tmp_path / name, command, words, ReportResult) == first
     moved = tmp_path.rename(tmp_path.with_name("moved"))
-    assert stage(moved / name, command, [f"runs=[{moved / 'page'}]"]) == first
+    assert stage(moved / name, command, [f"runs=[{moved / 'page'}]"], ReportResult) == first
     moved.rename(tmp_path)
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match=r"good: begun with runs=.*page.*; now it is .*other"):
-        stage(tmp_path / name, command, [f"runs=[{tmp_path / 'other'}]"])
+        stage(tmp_path / name, command, [f"runs=[{tmp_path / 'other'}]"], ReportResult)
     record = json.loads((tmp_path / name / "run.json").read_text())
     del record["config"]["seed"]  # of a version that had no such setting: it was at its default
     (tmp_path / name / "run.json").write_text(json.dumps(record))
-    assert stage(tmp_path / name, command, words) == first
+    assert stage(tmp_path / name, command, words, ReportResult) == first
     with pytest.raises(UserError, match=r"good: begun with seed=0; now it is 1"):
-        stage(tmp_path / name, command, [*words, "seed=1"])
+        stage(tmp_path / name, command, [*words, "seed=1"], ReportResult)
 
 
 @pytest.mark.slow
@@ -81,7 +82,7 @@ def test_lanes_that_are_finished_start_no_process(tmp_path: Path, monkeypatch: p
 def test_what_is_finished_does_not_wait_for_what_fails(tmp_path: Path, limit: int) -> None:
     work, after = lanes(tmp_path)
     directory, command, words = work["after_bad"][0]
-    stage(tmp_path / directory, command, words)
+    stage(tmp_path / directory, command, words, ReportResult)
     assert run_lanes(tmp_path, work, limit=limit, after=after, keep_going=True) == ["bad"]
     assert read_record(tmp_path / "after_after_bad")["status"] == "finished"
 
@@ -99,4 +100,4 @@ def test_a_finished_stage_that_vag_did_not_write_is_not_taken(
 ) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"status": "finished", "result": {}, **record}))
     with pytest.raises(UserError, match=message):
-        stage(tmp_path, "report", ["runs=[x]"])
+        stage(tmp_path, "report", ["runs=[x]"], ReportResult)

@@ -13,24 +13,27 @@ from recipes import ablate, study_record
 from recipes.schema import AblateConfig
 from recipes.study import Cell, parse_grid
 from toolkit.base.errors import UserError
+from toolkit.evaluation.statistics import rollout_rates
+from toolkit.reporting.benchmark_results import AblateResult
+from toolkit.reporting.results import ReplayResult, RolloutResult, SynthesizeResult
 
 
 def test_the_record_tells_what_each_round_solved(
-    config: Callable[..., AblateConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Callable[..., AblateConfig], tmp_path: Path, example: Callable[..., Any], write_stage: Callable[..., None]
 ) -> None:
     solved = {"fair_0": [2, 4], "fair_0_round_2": [3, 6]}
-    results: dict[str, Any] = {f"synthetic_{k}": {"solved_by_draw": v, "episodes": 9} for k, v in solved.items()}
     for k, values in solved.items():
-        outcomes = [["push", i, i < values[-1]] for i in range(9)]
-        results[f"replay_{k}"] = {"systems": {"vag": {"outcomes": outcomes}}}
-    monkeypatch.setattr(study_record, "finished", lambda path: results.get(path.name))
+        made = replace(example(SynthesizeResult), episodes=9, solved_by_draw=values)
+        write_stage(tmp_path / f"synthetic_{k}", "synthesize", made)
+        replayed = rollout_rates([("push", i, i < values[-1]) for i in range(9)])
+        write_stage(tmp_path / f"replay_{k}", "replay", ReplayResult(systems={"vag": replayed}))
     study = config("rounds={fair:2}", "generator_seeds=[0]", "grid=['arm=cotrain feed=fair']")
     assert study_record.told_draws(study, tmp_path, parse_grid(study)) == (
         "feed=fair generator=0 round=1: 2 of 9 scenes by the first, 4 by one of 2, 16 tries; "
         "feed=fair generator=0 round=2: 3 of 9 scenes by the first, 6 by one of 2, 15 tries"
     )
     rows = study_record.generator_rows(tmp_path, parse_grid(study), study)
-    assert [(r["system"], r["value"]) for r in rows if r["metric"] == "success"] == [
+    assert [(r.system, r.value) for r in rows if r.metric == "success"] == [
         ("synthetic feed=fair round=1", 4 / 9),
         ("synthetic feed=fair", 6 / 9),
     ]
@@ -52,35 +55,34 @@ def outcomes(**rates: float) -> study_record.Outcomes:
 
 def test_rows_say_how_much_of_the_gap_is_closed_and_comparisons_are_paired() -> None:
     found = outcomes(real_few=0.3, cotrain=0.6, real_all=0.9)
-    rows = {(row["system"], row["metric"]): row for row in study_record.system_rows(found)}
-    assert rows["cotrain", "success"]["n"] == 900
+    rows = {(row.system, row.metric): row for row in study_record.system_rows(found)}
+    assert rows["cotrain", "success"].n == 900
     closed = rows["cotrain", "gap_closed"]
-    assert closed["low"] < closed["value"] < closed["high"]
-    assert closed["value"] == pytest.approx(0.5, abs=0.1)
+    assert closed.low < closed.value < closed.high
+    assert closed.value == pytest.approx(0.5, abs=0.1)
     assert ("real_all", "gap_closed") not in rows
-    comparisons = {(c["a"], c["b"]): c for c in study_record.system_comparisons(found)}
+    comparisons = {(c.a, c.b): c for c in study_record.system_comparisons(found)}
     assert comparisons.keys() == {("cotrain", "real_few"), ("cotrain", "real_all"), ("real_all", "real_few")}
-    assert comparisons["cotrain", "real_few"]["low"] > 0.2
-    assert comparisons["cotrain", "real_few"]["p"] < 1e-6
-    assert comparisons["cotrain", "real_all"]["high"] < -0.2
+    assert comparisons["cotrain", "real_few"].low > 0.2
+    assert comparisons["cotrain", "real_few"].p < 1e-6
+    assert comparisons["cotrain", "real_all"].high < -0.2
     close = outcomes(real_few=0.5, cotrain=0.56, real_all=0.57)
-    (paired,) = (c for c in study_record.system_comparisons(close) if (c["a"], c["b"]) == ("cotrain", "real_few"))
-    assert 0 < paired["low"] < paired["high"] < 0.1  # the rates alone are only known within .06 each
+    (paired,) = (c for c in study_record.system_comparisons(close) if (c.a, c.b) == ("cotrain", "real_few"))
+    assert 0 < paired.low < paired.high < 0.1  # the rates alone are only known within .06 each
     assert not [
         row
         for row in study_record.system_rows(outcomes(real_few=0.5, cotrain=0.6, real_all=0.45))
-        if "gap" in row["metric"]
+        if "gap" in row.metric
     ]
 
 
-def test_success_is_told_by_task(tmp_path: Path) -> None:
+def test_success_is_told_by_task(tmp_path: Path, example: Callable[..., Any], write_stage: Callable[..., None]) -> None:
     cells = [Cell("real_few", seed=seed) for seed in (0, 1)]
     solved = {0: {"push": [True, True, False], "sweep": [False]}, 1: {"push": [True, False, False], "sweep": [True]}}
     for cell in cells:
-        rollouts = [[task, i, s] for task, found in solved[cell.seed].items() for i, s in enumerate(found)]
-        record = {"command": "evaluate", "status": "finished", "result": {"suites": {"unseen": {"outcomes": rollouts}}}}
-        (tmp_path / cell.name / "evaluate").mkdir(parents=True)
-        (tmp_path / cell.name / "evaluate/run.json").write_text(json.dumps(record))
+        rollouts = [(task, i, s) for task, found in solved[cell.seed].items() for i, s in enumerate(found)]
+        result = replace(example(RolloutResult), suites={"unseen": rollout_rates(rollouts)})
+        write_stage(tmp_path / cell.name / "evaluate", "evaluate", result)
     table = study_record.rollout_table(tmp_path, cells)
     assert table[["seed", "task", "scene", "success"]].values.tolist()[3:5] == [
         [0, "sweep", 0, False],
@@ -89,14 +91,14 @@ def test_success_is_told_by_task(tmp_path: Path) -> None:
     assert len(table) == 8
     assert list(study_record.rollout_table(tmp_path, []).columns) == list(table.columns)
     rows = study_record.task_rows(tmp_path, cells, study_record.gather(tmp_path, cells))
-    told = {row["metric"]: (row["value"], row["n"], row["seeds"]) for row in rows}
+    told = {row.metric: (row.value, row.n, row.seeds) for row in rows}
     assert told == {"push": (0.5, 6, 2), "sweep": (0.5, 2, 2)}
-    assert {row["suite"] for row in rows} == {"unseen by task"}
+    assert {row.suite for row in rows} == {"unseen by task"}
 
 
 def test_each_system_is_compared_with_as_many_real_episodes_as_it_has(config: Callable[..., AblateConfig]) -> None:
     found = outcomes(real_few_of_2=0.2, real_few_of_20=0.6, cotrain_of_20=0.65, cotrain_of_2=0.3, synthetic_only=0.4)
-    pairs = [(c["a"], c["b"]) for c in study_record.system_comparisons(found)]
+    pairs = [(c.a, c.b) for c in study_record.system_comparisons(found)]
     assert pairs == [
         ("cotrain few=20", "real_few few=20"),
         ("cotrain few=20", "synthetic_only"),
@@ -107,15 +109,15 @@ def test_each_system_is_compared_with_as_many_real_episodes_as_it_has(config: Ca
     few, augmented = (({(Cell(arm), "unseen"): {0: [True, False]}}) for arm in ("real_few", "real_few_augmented"))
     assert len(study_record.system_comparisons(few | augmented)) == 1
     study = config("real_per_task=50")
-    rows = [row for row in study_record.exchange_rows(study, found) if row["metric"] != "synthetic_per_real"]
-    assert {row["system"] for row in rows} == {"cotrain few=2"}  # nothing lies beyond 20 on the curve
-    values = {row["metric"]: row["value"] for row in rows}
+    rows = [row for row in study_record.exchange_rows(study, found) if row.metric != "synthetic_per_real"]
+    assert {row.system for row in rows} == {"cotrain few=2"}  # nothing lies beyond 20 on the curve
+    values = {row.metric: row.value for row in rows}
     assert values["net_real_episodes"] == pytest.approx(200 * values["real_per_synthetic"] - 48)
     found |= outcomes(real_all=0.9)
-    rows = [row for row in study_record.exchange_rows(study, found) if row["metric"] == "real_per_synthetic"]
-    assert {row["system"] for row in rows} == {"cotrain few=2", "cotrain few=20"}
+    rows = [row for row in study_record.exchange_rows(study, found) if row.metric == "real_per_synthetic"]
+    assert {row.system for row in rows} == {"cotrain few=2", "cotrain few=20"}
     fair = {(replace(cell, feed="fair"), suite): s for (cell, suite), s in found.items() if cell.arm == "cotrain"}
-    values = {(row["system"], row["metric"]): row["value"] for row in study_record.exchange_rows(study, found | fair)}
+    values = {(row.system, row.metric): row.value for row in study_record.exchange_rows(study, found | fair)}
     worth = 200 * values["cotrain feed=fair few=2", "real_per_synthetic"]
     assert values["cotrain feed=fair few=2", "net_real_episodes"] == pytest.approx(worth)
     assert values["cotrain few=2", "net_real_episodes"] == pytest.approx(worth - 48)
@@ -131,7 +133,7 @@ def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their
     cells += [Cell("cotrain_filtered", feed="fair", filter="replay")]
     pairs: dict[str, list[str]] = {}
     for found in study_record.system_comparisons({(cell, "unseen"): seeds for cell in cells}):
-        pairs.setdefault(found["a"], []).append(found["b"])
+        pairs.setdefault(found.a, []).append(found.b)
     assert pairs == {
         "cotrain": ["real_few", "real_all"],
         "real_all": ["real_few"],
@@ -151,11 +153,11 @@ def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their
 def test_each_variant_is_compared_with_what_it_is_a_variant_of() -> None:
     seeds = next(iter(outcomes(any_arm=0.5).values()))
     cells = [Cell("cotrain"), Cell("cotrain", weight_by="score_nearest"), Cell("cotrain_augmented")]
-    pairs = [(c["a"], c["b"]) for c in study_record.system_comparisons({(cell, "unseen"): seeds for cell in cells})]
+    pairs = [(c.a, c.b) for c in study_record.system_comparisons({(cell, "unseen"): seeds for cell in cells})]
     assert pairs == [("cotrain weight_by=score_nearest", "cotrain"), ("cotrain_augmented", "cotrain")]
     tuned = [Cell("pretrain_finetune", finetune=name) for name in ("default", "gentle")]
     (pair,) = study_record.system_comparisons({(cell, "unseen"): seeds for cell in tuned})
-    assert (pair["a"], pair["b"]) == ("pretrain_finetune finetune=gentle", "pretrain_finetune")
+    assert (pair.a, pair.b) == ("pretrain_finetune finetune=gentle", "pretrain_finetune")
 
 
 def test_where_a_cell_has_failed_the_training_seeds_that_both_have_are_compared() -> None:
@@ -164,42 +166,40 @@ def test_where_a_cell_has_failed_the_training_seeds_that_both_have_are_compared(
     few |= {seed: cotrain[seed] for seed in (1, 2)}
     del cotrain[0]
     (comparison,) = study_record.system_comparisons(found)
-    assert (comparison["seeds"], comparison["difference"], comparison["p"]) == (2, 0, 1)
+    assert (comparison.seeds, comparison.difference, comparison.p) == (2, 0, 1)
     del few[1], few[2]
     assert study_record.system_comparisons(found) == []
 
 
 def test_replays_are_told_by_task_and_generator(
-    config: Callable[..., AblateConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Callable[..., AblateConfig], tmp_path: Path, write_stage: Callable[..., None]
 ) -> None:
     solved = {0: {"push": 9, "sweep": 0}, 1: {"push": 15, "sweep": 20}}  # of 20 episodes each
-    replays: dict[str, Any] = {
-        f"replay_paper_{seed}": {
-            "systems": {"vag": {"outcomes": [[t, i, i < n] for t, n in tasks.items() for i in range(20)]}}
-        }
-        for seed, tasks in solved.items()
-    }
-    monkeypatch.setattr(study_record, "finished", lambda path: replays.get(path.name))
+    for seed, tasks in solved.items():
+        replayed = rollout_rates([(t, i, i < n) for t, n in tasks.items() for i in range(20)])
+        write_stage(tmp_path / f"replay_paper_{seed}", "replay", ReplayResult(systems={"vag": replayed}))
     study = config("generator_seeds=[0,1,2]", "grid=['arm=cotrain seed=0,1,2']")  # the third one was not replayed
-    rows = {(r["system"], r["metric"]): r for r in study_record.generator_rows(tmp_path, parse_grid(study), study)}
+    rows = {(r.system, r.metric): r for r in study_record.generator_rows(tmp_path, parse_grid(study), study)}
     both, name = "synthetic feed=paper", "synthetic feed=paper generator=1"
-    assert {metric: (rows[both, metric]["value"], rows[both, metric]["n"]) for s, metric in rows if s == both} == {
+    assert {metric: (rows[both, metric].value, rows[both, metric].n) for s, metric in rows if s == both} == {
         "success": (44 / 80, 80),
         "success push": (24 / 40, 40),
         "success sweep": (0.5, 40),
     }
-    assert (rows[name, "success"]["value"], rows[name, "success push"]["value"]) == (35 / 40, 15 / 20)
-    assert rows[both, "success sweep"]["low"] < 0.1  # one generator solves all, one none: who knows of the next
-    assert rows[both, "success"]["seeds"] == 2
-    del replays["replay_paper_0"]["systems"]["vag"]["outcomes"]
-    with pytest.raises(UserError, match="replay_paper_0: of an earlier version; delete it"):
+    assert (rows[name, "success"].value, rows[name, "success push"].value) == (35 / 40, 15 / 20)
+    assert rows[both, "success sweep"].low < 0.1  # one generator solves all, one none: who knows of the next
+    assert rows[both, "success"].seeds == 2
+    record = json.loads((tmp_path / "replay_paper_0/run.json").read_text())
+    del record["result"]["systems"]["vag"]["outcomes"]  # of an earlier version
+    (tmp_path / "replay_paper_0/run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="replay_paper_0/run.json: 'result.systems.vag.outcomes' is missing; delete"):
         study_record.generator_rows(tmp_path, parse_grid(study), study)
 
 
 def test_filters_are_told_by_how_many_of_what_they_keep_succeed(
     config: Callable[..., AblateConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_record, "finished", lambda path: {} if path.name.endswith("paper_0") else None)
+    monkeypatch.setattr(study_record, "is_finished", lambda path: path.name.endswith("paper_0"))
     episodes = [
         {
             "task_name": task,
@@ -213,14 +213,14 @@ def test_filters_are_told_by_how_many_of_what_they_keep_succeed(
     monkeypatch.setattr(study_record, "noted_episodes", lambda dataset, runs: episodes)
     study = config("generator_seeds=[0,1]", "grid=['arm=cotrain seed=0,1']")  # of the second one nothing is finished
     rows = study_record.filter_rows(tmp_path, parse_grid(study), study)
-    assert {row["suite"] for row in rows} == {"filters, feed=paper generator=0"}
-    found = {(row["system"], row["metric"]): row for row in rows}
+    assert {row.suite for row in rows} == {"filters, feed=paper generator=0"}
+    found = {(row.system, row.metric): row for row in rows}
     best = "success of the best {} %"
-    assert found["score_cycle_error", best.format(25)]["value"] == 1
-    assert found["score_cycle_error", best.format(75)]["value"] == pytest.approx(2 / 3, abs=0.05)
-    assert found["score_nearest", best.format(25)]["value"] == 0
-    assert {found[s, best.format(100)]["value"] for s in ("score_cycle_error", "score_nearest")} == {0.5}
-    assert found["score_cycle_error", best.format(100)]["n"] == 40
+    assert found["score_cycle_error", best.format(25)].value == 1
+    assert found["score_cycle_error", best.format(75)].value == pytest.approx(2 / 3, abs=0.05)
+    assert found["score_nearest", best.format(25)].value == 0
+    assert {found[s, best.format(100)].value for s in ("score_cycle_error", "score_nearest")} == {0.5}
+    assert found["score_cycle_error", best.format(100)].n == 40
 
 
 def test_notes_tell_the_training_settings_that_count(config: Callable[..., AblateConfig]) -> None:
@@ -260,6 +260,6 @@ def test_what_is_told_of_tasks_without_real_episodes(config: Callable[..., Ablat
     found = {(cell, suite): {0: [cell.arm != "real_few", True]} for cell in cells for suite in ("unseen", "task")}
     assert study_record.exchange_rows(study, found) == []
     pairs = study_record.system_comparisons(found)
-    text = ablate.summary({"cells": [], "failed": [], "comparisons": pairs})
+    text = ablate.summary(AblateResult(rows=[], comparisons=pairs, notes={}))
     assert "largest lift of 1 over real_few on unseen: cotrain (pi05_compact) +0.500" in text
     assert "on task: cotrain" in text

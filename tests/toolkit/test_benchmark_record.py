@@ -1,15 +1,19 @@
 """The page made from a benchmark's record."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from toolkit.base.files import write_json
 from toolkit.base.provenance import hardware, versions
-from toolkit.base.run import write_json
+from toolkit.base.reading import read_json
+from toolkit.base.typed_json import from_json
 from toolkit.reporting.benchmark_record import tables, write_record
+from toolkit.reporting.benchmark_results import BenchmarkRecord, Difference, Ranked, Ratio, Row
 
 
-def row(system: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
-    return {"system": system, "suite": "easy", "metric": metric, "value": value, "low": 0, "high": 1, "n": 50, **more}
+def row(system: str, metric: str, value: float, n: int = 50, **more: Any) -> Row:
+    return Row(system=system, suite="easy", metric=metric, value=value, low=0, high=1, n=n, more=more)
 
 
 def test_a_table_has_a_row_for_each_system_and_a_column_for_each_metric() -> None:
@@ -24,18 +28,26 @@ def test_a_table_has_a_row_for_each_system_and_a_column_for_each_metric() -> Non
 
 
 def test_differences_and_ratios_say_what_they_are_and_what_they_are_read_beside() -> None:
-    pair = {"a": "ours", "b": "theirs", "suite": "easy", "low": -0.1, "high": 0.2}
-    difference = {**pair, "metric": "success", "difference": 0.1, "p": 0.5, "policy": "act"}
+    pair: Any = {"a": "ours", "b": "theirs", "suite": "easy", "low": -0.1, "high": 0.2, "paired": True}
+    difference = Difference(**pair, metric="success", difference=0.1, p=0.5, policy="act")
     assert tables([difference], "Compared")[-1] == "| act: ours - theirs | 0.1 [-0.1, 0.2], p 0.5 |"
-    assert tables([{**pair, "metric": "ratio", "value": 2}], "Compared")[-1] == "| ours / theirs | 2 [-0.1, 0.2] |"
+    assert tables([Ratio(**pair, metric="ratio", value=2)], "Compared")[-1] == "| ours / theirs | 2 [-0.1, 0.2] |"
     assert tables([row("ours", "distance", 3, floor=1.5)], "System")[-1] == "| ours | 3 [0, 1], floor 1.5 |"
 
 
 def test_a_leaderboard_stands_in_the_record(tmp_path: Path) -> None:
-    best = {"rank": 1, "system": "ours", "rate": 0.5, "low": 0.25, "high": 0.75, "n": 40}
-    board = [{**best, "not_distinguishable_from": None}, {**best, "system": "b", "not_distinguishable_from": "ours"}]
-    record = write_record(tmp_path, "some", "vag some", [row("ours", "success", 0.5)], [], {}, {"unseen": board})
-    assert record["leaderboards"] == {"unseen": board}
+    rate: Any = {"successes": 20, "rate": 0.5, "low": 0.25, "high": 0.75, "n": 40, "seeds": 1}
+    best = Ranked(rank=1, system="ours", **rate, not_distinguishable_from=None)
+    board = [best, replace(best, system="b", not_distinguishable_from="ours")]
+    write_record(tmp_path, "some", "vag some", [row("ours", "success", 0.5)], [], {}, {"unseen": board})
+    record = read_json(tmp_path / "record.json")
+    assert record["leaderboards"]["unseen"][0] == {
+        **rate,
+        "rank": 1,
+        "system": "ours",
+        "not_distinguishable_from": None,
+    }
+    assert from_json(BenchmarkRecord, record, "record.json").leaderboards == {"unseen": board}
     page = (tmp_path / "record.md").read_text()
     assert "| Rank, `unseen` | system | success | not distinguishable from |" in page
     assert "| 1 | b | 0.5 [0.25, 0.75], n = 40 | ours |" in page
@@ -50,7 +62,7 @@ def test_many_metrics_take_several_tables_and_absent_systems_stay_out() -> None:
 
 def test_a_record_names_what_else_made_its_stages(tmp_path: Path) -> None:
     def write() -> dict[str, Any]:
-        return write_record(tmp_path, "some", "vag some", [row("ours", "success", 0.5)], [], {"a": "b"})["notes"]
+        return write_record(tmp_path, "some", "vag some", [row("ours", "success", 0.5)], [], {"a": "b"}).notes
 
     assert list(write()) == ["a"]
     for k, sha in enumerate(("cafe", "beef")):

@@ -55,7 +55,7 @@ def two_videos(tmp_path_factory: pytest.TempPathFactory, moving_square: MakeEpis
 
 
 def clip_files(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir() if path.suffix != ".id")
+    return sorted(path.name for path in directory.iterdir() if path.suffix != ".id" and path.is_file())
 
 
 def test_frames_are_those_of_the_sequential_read(

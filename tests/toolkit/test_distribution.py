@@ -14,8 +14,6 @@ from toolkit.evaluation.distribution import (
     frechet_clip_distance,
     frechet_distance,
     i3d_fvd,
-    kernel_clip_distance,
-    kernel_distance,
     split_distance,
 )
 
@@ -70,51 +68,27 @@ def test_one_dimension_has_its_closed_form() -> None:
     assert frechet_distance(first, second) == pytest.approx(1 + (2 - 1) ** 2)
 
 
-def test_kernel_distance_matches_its_definition() -> None:
-    first, second = normal(5, 3), normal(4, 3, 1) + 1
-
-    def k(a: np.ndarray, b: np.ndarray) -> float:
-        return (a @ b / 3 + 1) ** 3
-
-    within = [
-        np.mean([k(a, b) for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j]) for rows in (first, second)
-    ]
-    between = np.mean([k(a, b) for a in first for b in second])
-    assert kernel_distance(first, second) == pytest.approx(sum(within) - 2 * between)
-    assert kernel_distance(second, first) == pytest.approx(kernel_distance(first, second))
-
-
-def test_kernel_distance_is_unbiased() -> None:
-    values = [kernel_distance(normal(12, 4, 2 * i), normal(9, 4, 2 * i + 1)) for i in range(400)]
-    assert abs(np.mean(values)) < 3 * np.std(values) / 20
-    assert min(values) < 0
-    near, far = (kernel_distance(normal(50), normal(50, seed=1) + shift) for shift in (0.5, 1))
-    assert 0 < near < far
-
-
-@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
-def test_distances_name_what_is_wrong(distance) -> None:
+def test_a_distance_names_what_is_wrong() -> None:
     for first, second in (
         (normal(5, 3), normal(5, 4)),
         (normal(1, 3), normal(5, 3)),
         (normal(5, 3)[0], normal(5, 3)),
     ):
         with pytest.raises(ValueError, match="expected"):
-            distance(first, second)
+            frechet_distance(first, second)
     with pytest.raises(ValueError, match="NaN"):
-        distance(np.full((4, 2), np.nan), normal(4, 2))
+        frechet_distance(np.full((4, 2), np.nan), normal(4, 2))
 
 
-@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
-def test_split_distance_of_equals_is_its_floor(distance) -> None:
+def test_split_distance_of_equals_is_its_floor() -> None:
     pairs = [(normal(120, seed=2 * i), normal(100, seed=2 * i + 1)) for i in range(20)]
-    same = [split_distance(*pair, distance, splits=20) for pair in pairs]
+    same = [split_distance(*pair, splits=20) for pair in pairs]
     assert {found["n"] for found in same} == {50}
     assert sum(found["low"] < found["floor"] < found["high"] for found in same) >= 17  # 95 % intervals
-    other = split_distance(pairs[0][0], pairs[0][1] + 0.7, distance, splits=20)
+    other = split_distance(pairs[0][0], pairs[0][1] + 0.7, splits=20)
     assert other["floor"] == same[0]["floor"]
     assert other["floor"] < other["low"] < other["value"] < other["high"]
-    assert split_distance(*pairs[0], distance, splits=20) == same[0]
+    assert split_distance(*pairs[0], splits=20) == same[0]
 
 
 def test_split_interval_is_as_wide_as_theory_says() -> None:
@@ -130,12 +104,11 @@ def test_split_distance_needs_four_of_each() -> None:
         split_distance(normal(10), normal(3))
 
 
-@pytest.mark.parametrize("measure", [frechet_clip_distance, kernel_clip_distance])
-def test_clip_distance_tells_worse_clips_and_names_its_encoder(measure, reaches) -> None:
+def test_clip_distance_tells_worse_clips_and_names_its_encoder(reaches) -> None:
     real, generated = reaches(40)[0], reaches(20, seed=1)[0]
     (encoder,) = random_clip_encoders(1, reference=real)
-    same = measure(encoder, real, generated, splits=20)
-    frozen = measure(encoder, real, np.repeat(generated[:, :1], 13, axis=1), splits=20)
+    same = frechet_clip_distance(encoder, real, generated, splits=20)
+    frozen = frechet_clip_distance(encoder, real, np.repeat(generated[:, :1], 13, axis=1), splits=20)
     assert same["encoder_id"] == frozen["encoder_id"] == encoder.encoder_id
     assert same["n"] == 10
     assert same["floor"] == frozen["floor"]

@@ -4,7 +4,8 @@ import copy
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
 from struct import pack
 from typing import Any
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 from toolkit.base.errors import UserError
+from toolkit.base.typed_json import from_json, to_json
 from toolkit.reporting.parts import PARTS, RunPage
 from toolkit.reporting.report import write_report
+from toolkit.reporting.results import RESULTS
 
 BENCHMARKS = Path(__file__).parents[2] / "recipes/benchmarks"
 RECORDS = {
@@ -22,6 +25,7 @@ RECORDS = {
     "benchmark generators": "generators-2xcpu-20261125",
     "benchmark policies": "policies-2xcpu-20261126",
 }
+COMMANDS = sorted({*PARTS, "score", "pretrain"})
 UNCLEAR = "refused without a reason"
 ODD: list[Any] = [None, "", "x", -1, 1e308, float("nan"), float("inf"), 10**400, True, [], {}, ["x"], {"a": [{"b": 1}]}]
 
@@ -43,27 +47,11 @@ def run_record(command: str, result: Any, **more: Any) -> dict[str, Any]:
     }
 
 
-def real_records() -> dict[str, dict[str, Any]]:
+@pytest.fixture(scope="module")
+def real_records(example: Callable[..., Any]) -> dict[str, dict[str, Any]]:
     """Records of every kind that has parts of its own; long lists are cut, for time."""
-    counts = {"n": 4, "successes": 1, "rate": 0.25, "low": 0.1, "high": 0.6}
-    table = {**counts, "tasks": {"push": counts}, "outcomes": [["push", 1, True], ["push", 2, False]]}
-    two = {"vag": table, "recorded": {**table, "outcomes": [["push", 1, True], ["push", 2, True]]}}
-    curve = {"thresholds": [0.1, 0.2, 0.3], "success": [0.0, 0.5, 1.0]}
-    found = {
-        "collect": {"episodes": 4, "frames": 80, "tasks": {"push": {"episodes": 4, "attempts": 5}}},
-        "replay": {"systems": two},
-        "evaluate": {"policy": "diffusion", "arm": "cotrain", "suites": {"unseen": table, "far": table}},
-        "inspect": {"problems": ["one"], "warnings": [], "features": [{"key": "action", "shape": "2"}]},
-        "synthesize": {"episodes": 4, "metrics": {"psnr": 21.0}, "media": [{"path": "media/a.png", "caption": "x"}]},
-        "evaluate-generator": {"replay": table, "metrics": {"psnr": 21.0}, "success_curve": curve},
-        "demo": {
-            "runs": [],
-            "stages": [{"name": "collect", "seconds": 3.5}],
-            "policies": [{"policy": "diffusion", "arm": "cotrain", **table}, {"policy": "diffusion", **table}],
-            "generator": {"systems": [{"system": "vag", "psnr": 21.0, "replay_success": table}]},
-        },
-        "score": {"scores": {"score_nearest": {"least": 0.1, "median": 0.2, "most": 0.3}}},
-    }
+    found = {command: to_json(example(RESULTS[command])) for command in COMMANDS}
+    found["demo"]["runs"] = []
     for command, name in RECORDS.items():
         record = json.loads((BENCHMARKS / f"{name}.json").read_text())
         metrics = ["success", "replay_success", "frechet_clip_distance", "psnr"]
@@ -74,7 +62,6 @@ def real_records() -> dict[str, dict[str, Any]]:
         ]
         arms = [r for r in record["rows"] if r.get("arm") in ("cotrain", "real_few", "real_all")][:6]
         found[command] = {**record, "rows": [*rows, *arms], "comparisons": record["comparisons"][:2]}
-    assert set(PARTS) <= set(found)
     return {command: run_record(command, result) for command, result in found.items()}
 
 
@@ -111,12 +98,12 @@ def page_or_line(directory: Path, record: Any) -> str:
     return (directory / "page.html").read_text()
 
 
-@pytest.mark.parametrize("command", sorted(real_records()))
-def test_any_value_may_be_odd(tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_any_value_may_be_odd(tmp_path: Path, command: str, real_records: dict[str, dict[str, Any]]) -> None:
     """Each round changes a twentieth of all values of a real record, so that in the end many have been odd."""
-    record = real_records()[command]
+    record = real_records[command]
     where, rng = list(places(record)), np.random.default_rng(0)
-    assert "left out" not in page_or_line(tmp_path / "run", record)
+    assert "left out of its record" not in page_or_line(tmp_path / "run", record)
     for _ in range(8):
         chosen = rng.choice(len(where), max(1, len(where) // 20), replace=False)
         page = page_or_line(tmp_path / "run", changed(record, {where[i]: ODD[rng.integers(len(ODD))] for i in chosen}))
@@ -125,8 +112,8 @@ def test_any_value_may_be_odd(tmp_path: Path, command: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["command", "status", "result", "config", "data", "versions", "wall_seconds", "error"])
-def test_the_record_itself_may_be_odd(tmp_path: Path, key: str) -> None:
-    record = real_records()["collect"]
+def test_the_record_itself_may_be_odd(tmp_path: Path, key: str, real_records: dict[str, dict[str, Any]]) -> None:
+    record = real_records["collect"]
     for number, value in enumerate(ODD):
         page = page_or_line(tmp_path / f"run{number}", changed(record, {(key,): value}))
         assert page or key in ("command", "status")
@@ -135,17 +122,23 @@ def test_the_record_itself_may_be_odd(tmp_path: Path, key: str) -> None:
         assert page_or_line(tmp_path / f"whole{number}", whole) == ""
 
 
-def test_what_is_left_out_is_said(tmp_path: Path) -> None:
-    records = real_records()
-    assert "'result', which is a list" in page_or_line(tmp_path / "a", run_record("collect", [])).replace("&#x27;", "'")
-    odd = changed(records["ablate"], {("result", "rows", 0, "n"): "many"})
-    assert "left out, for its record holds values that cannot be shown" in page_or_line(tmp_path / "b", odd)
-    alone = page_or_line(tmp_path / "good", records["ablate"])
+def test_what_is_left_out_is_said(tmp_path: Path, real_records: dict[str, dict[str, Any]]) -> None:
+    told = unescape(page_or_line(tmp_path / "a", run_record("collect", [])))
+    assert "left out of its record: 'result' is [], expected a mapping" in told
+    odd = changed(real_records["ablate"], {("result", "rows", 0, "n"): "many"})
+    told = unescape(page_or_line(tmp_path / "b", odd))
+    assert "left out of its record: 'result.rows[0].n' is 'many', expected a whole number" in told
+    alone = page_or_line(tmp_path / "good", real_records["ablate"])
     write_report([tmp_path / "good", tmp_path / "b"], tmp_path / "page.html")  # one bad record costs the other nothing
     assert (tmp_path / "page.html").read_text().count("<svg") == alone.count("<svg") > 0
+    far = changed(real_records["ablate"], {("result", "rows", 0, "value"): 7})
+    assert "left out, for its record holds values that cannot be shown" in page_or_line(tmp_path / "b", far)
+    write_report([tmp_path / "good", tmp_path / "b"], tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("<svg") == alone.count("<svg")
     (tmp_path / "c").mkdir()
-    page_or_line(tmp_path / "c/3", records["collect"])
-    page = page_or_line(tmp_path / "c", run_record("demo", {"runs": ["../good", "/etc", "a\0b", 3]}))
+    page_or_line(tmp_path / "c/3", real_records["collect"])
+    runs = ["../good", "/etc", "a\0b", "3"]
+    page = page_or_line(tmp_path / "c", changed(real_records["demo"], {("result", "runs"): runs}))
     assert page.count("which does not lie in it") == 3
     assert page.count("<section") == 2
 
@@ -161,7 +154,7 @@ def png(width: int, height: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("error")
-def test_media_that_are_none(tmp_path: Path) -> None:
+def test_media_that_are_none(tmp_path: Path, real_records: dict[str, dict[str, Any]]) -> None:
     run = tmp_path / "run"
     (run / "media").mkdir(parents=True)
     (tmp_path / "secret.png").write_bytes(b"secret")
@@ -171,27 +164,32 @@ def test_media_that_are_none(tmp_path: Path) -> None:
     os.mkfifo(run / "media/pipe.png")
     with (run / "media/huge.mp4").open("wb") as file:
         file.truncate(1 << 40)
-    listed = ["../secret.png", str(tmp_path / "secret.png"), "media/" + "x" * 5000 + ".png", "media/a\0.png", 3, None]
-    page = page_or_line(run, run_record("evaluate", {"media": [*listed, {"path": ["media"]}]}))
-    assert page.count("is not a video or picture in this run") == len(listed) + 1 + 2
+    listed = ["../secret.png", str(tmp_path / "secret.png"), "media/" + "x" * 5000 + ".png", "media/a\0.png"]
+    entries = [{"path": path, "caption": ""} for path in listed]
+    page = page_or_line(run, changed(real_records["evaluate"], {("result", "media"): entries}))
+    assert page.count("is not a video or picture in this run") == len(listed) + 2
+    for odd in (3, None, {"path": ["media"]}):
+        told = page_or_line(run, changed(real_records["evaluate"], {("result", "media"): [odd]}))
+        assert "left out of its record" in told
     assert page.count("is damaged") == 2
     assert "is larger than 64 MiB" in page
     assert "<img" not in page
     assert "c2VjcmV0" not in page
 
 
-def test_pipes_do_not_hold_up_a_report(tmp_path: Path) -> None:
+def test_pipes_do_not_hold_up_a_report(tmp_path: Path, real_records: dict[str, dict[str, Any]]) -> None:
     (tmp_path / "a").mkdir()
     os.mkfifo(tmp_path / "a/run.json")
     with pytest.raises(UserError, match="run.json: is no regular file"):
         write_report([tmp_path / "a"], tmp_path / "page.html")
     (tmp_path / "b").mkdir()
     os.mkfifo(tmp_path / "b/events.out.tfevents.1")
-    assert "</html>" in page_or_line(tmp_path / "b", real_records()["collect"])
+    assert "</html>" in page_or_line(tmp_path / "b", real_records["collect"])
 
 
-def test_a_record_is_read_as_it_is(tmp_path: Path) -> None:
-    for command, record in real_records().items():
+def test_a_record_is_read_as_it_is(tmp_path: Path, real_records: dict[str, dict[str, Any]]) -> None:
+    for command, record in real_records.items():
         (tmp_path / "run.json").write_text(json.dumps(record))
         page = RunPage.read(tmp_path)
         assert (page.record, page.left_out, page.command) == (record, (), command)
+        assert page.result == from_json(RESULTS[command], record["result"], "run.json")

@@ -7,7 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,10 +22,42 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from toolkit.base.errors import UserError
-from toolkit.evaluation.statistics import success_table
+from toolkit.base.typed_json import to_json
+from toolkit.evaluation.rates import Rate, RolloutRates
+from toolkit.evaluation.statistics import rollout_rates, success_table
 from toolkit.reporting import media, plots
+from toolkit.reporting.benchmark_results import (
+    AblateResult,
+    BenchmarkGeneratorsResult,
+    BenchmarkPoliciesResult,
+    CellRow,
+    Corruption,
+    Difference,
+    Ranked,
+    Row,
+    ValidityCard,
+)
 from toolkit.reporting.report import write_report
-from toolkit.reporting.success import fraction_figures, fraction_points, verdicts
+from toolkit.reporting.results import (
+    Collected,
+    CollectResult,
+    DemoResult,
+    EvaluateGeneratorResult,
+    GeneratedSystem,
+    GeneratedSystems,
+    Media,
+    PolicyRate,
+    PretrainResult,
+    ReplayResult,
+    RolloutResult,
+    StageTime,
+    StreamsTraining,
+    SuccessCurve,
+    SynthesizeResult,
+    TokenizerTraining,
+    TrainGeneratorResult,
+)
+from toolkit.reporting.success import RateRow, fraction_figures, fraction_points, verdicts
 
 EVIL = "<script>alert('push & $x$')</script>"
 
@@ -51,7 +84,7 @@ def decoded(path: Path | io.BytesIO) -> np.ndarray:
     return np.stack(films)
 
 
-def write_run(path: Path, command: str, result: dict[str, Any], **record: Any) -> Path:
+def write_run(path: Path, command: str, result: Any, **record: Any) -> Path:
     """A run directory as a command leaves it."""
     path.mkdir(parents=True)
     content = {
@@ -70,7 +103,7 @@ def write_run(path: Path, command: str, result: dict[str, Any], **record: Any) -
         "data": [{"path": "data/<real>", "id": "a1b2c3d4e5f60718", "episodes": 40}],
         "started": "2026-11-03T10:20:30",
         "wall_seconds": 84.5,
-        "result": result,
+        "result": to_json(result),
         **record,
     }
     (path / "run.json").write_text(json.dumps(content))
@@ -88,86 +121,66 @@ def write_curves(path: Path, seed: int, tags: tuple[str, ...] = ("loss", "learni
     writer.close()
 
 
-def table_of(*counts: tuple[str, int, int]) -> dict[str, Any]:
-    return success_table(
-        [task for task, _, n in counts for _ in range(n)],
-        [trial < successes for _, successes, n in counts for trial in range(n)],
-    )
+def table_of(*counts: tuple[str, int, int]) -> RolloutRates:
+    return rollout_rates([(task, trial, trial < successes) for task, successes, n in counts for trial in range(n)])
 
 
-def write_demo(root: Path) -> Path:
+def write_demo(root: Path, example: Callable[..., Any]) -> Path:
     """A finished demo with every command in it."""
-    tasks = {"push": {"episodes": 20, "attempts": 23}, EVIL: {"episodes": 20, "attempts": 31}}
-    run = write_run(
-        root / "collect",
-        "collect",
-        {
-            **{"episodes": 40, "attempts": 54, "frames": 4000, "episodes_per_minute": 151.2},
-            **{"tasks": tasks, "dataset": "dataset", "surprise": {"nested": [1, 2.5, "<b>"]}},
-        },
+    tasks = {"push": Collected(episodes=20, attempts=23), EVIL: Collected(episodes=20, attempts=31)}
+    speed = {"episodes_per_minute": 151.2, "dataset": "dataset"}
+    collected = CollectResult(episodes=40, attempts=54, frames=4000, tasks=tasks, **speed)
+    surprise = {"surprise": {"nested": [1, 2.5, "<b>"]}}
+    write_run(root / "collect", "collect", {**to_json(collected), **surprise})
+    trained = replace(
+        example(TrainGeneratorResult),
+        tokenizer=TokenizerTraining(steps=300, psnr=28.31),
+        generator=StreamsTraining(steps=800, loss=0.1234, parameters=3_456_789),
     )
-    run = write_run(
-        root / "train_generator",
-        "train-generator",
-        {
-            "tokenizer": {"steps": 300, "psnr": 28.31},
-            "generator": {"steps": 800, "loss": 0.1234, "seconds": 250, "parameters": 3_456_789},
-            **{"checkpoint": "generator", "media": ["media/reconstruction.png"]},
-        },
-    )
-    media.write_image(run / "media/reconstruction.png", media.filmstrip(frames(), 6))
+    run = write_run(root / "train_generator", "train-generator", trained)
+    media.write_image(run / "media/reconstruction.png", np.concatenate(list(frames()[:6]), axis=1))
     write_curves(run / "tokenizer/tensorboard", 0)
     write_curves(run / "streams/tensorboard", 1, ("loss", "loss_video", "loss_action", "learning_rate"))
     metrics = {"action_distance": 0.4123, "psnr": 21.07, "ssim": 0.812}
-    run = write_run(
-        root / "synthesize",
-        "synthesize",
-        {
-            **{"episodes": 120, "seconds_per_episode": 0.532, "dataset": "dataset", "metrics": metrics},
-            "media": [{"path": "media/generated.mp4", "caption": "recorded (above), generated (below)"}],
-        },
-    )
+    films = [Media(path="media/generated.mp4", caption="recorded (above), generated (below)")]
+    made = replace(example(SynthesizeResult), episodes=120, seconds_per_episode=0.532, metrics=metrics, media=films)
+    run = write_run(root / "synthesize", "synthesize", made)
     pairs = [np.concatenate([frames(i), frames(i + 1)], axis=1) for i in range(6)]
     media.write_video(run / "media/generated.mp4", media.grid(pairs, 6), 20)
     generated, recorded = table_of(("push", 9, 20), (EVIL, 5, 20)), table_of(("push", 20, 20), (EVIL, 18, 20))
-    write_run(root / "replay_generated", "replay", {"systems": {"vag": generated}})
-    write_run(root / "replay_recorded", "replay", {"systems": {"recorded": recorded}})
+    write_run(root / "replay_generated", "replay", ReplayResult(systems={"vag": generated}))
+    write_run(root / "replay_recorded", "replay", ReplayResult(systems={"recorded": recorded}))
     names = ["collect", "train_generator", "synthesize", "replay_generated", "replay_recorded"]
-    policies = []
+    policies: list[Any] = []
     outcomes = {
         "pi05_compact": {"real_few": (4, 4), "pretrain_finetune": (13, 11)},
         "diffusion": {"real_few": (7, 4), "pretrain_finetune": (9, 6)},
     }
     for seed, (policy, arms) in enumerate(outcomes.items()):
-        training = {"policy": policy, "steps": 300, "loss": 0.0712, "parameters": 1_234_567}
+        training = replace(example(PretrainResult), policy=policy, steps=300, loss=0.0712, parameters=1_234_567)
         for command, name, fraction in (
             ("pretrain", f"real_few_{policy}", 0.0),
             ("pretrain", f"pretrain_{policy}", 1.0),
             ("finetune", f"finetune_{policy}", 0.0),
         ):
-            run = write_run(root / name, command, {**training, "synthetic_fraction": fraction})
+            run = write_run(root / name, command, replace(training, synthetic_fraction=fraction))
             write_curves(run / "tensorboard", seed)
             names.append(name)
         for arm, (first, second) in arms.items():
             suite = table_of(("push", first, 30), (EVIL, second, 30))
             name = f"evaluate_{policy}_{arm}"
-            result = {
-                "policy": policy,
-                "arm": arm,
-                "suites": {"unseen": suite},
-                "media": ["media/unseen.mp4"],
-            }
+            films, suites = [Media(path="media/unseen.mp4")], {"unseen": suite}
+            result = replace(example(RolloutResult), policy=policy, arm=arm, suites=suites, media=films)
             run = write_run(root / name, "evaluate", result)
             media.write_video(run / "media/unseen.mp4", media.grid([frames(i) for i in range(6)], 6), 20)
             names.append(name)
-            policies.append({"policy": policy, "arm": arm} | {k: v for k, v in suite.items() if k != "tasks"})
-    success = {k: v for k, v in generated.items() if k != "tasks"}
-    systems = [{"system": "vag", **metrics, "replay_success": success}]
-    stages = [{"name": name, "seconds": 12.5 + 7 * i} for i, name in enumerate(names)]
-    result = {"stages": stages, "generator": {"systems": systems}, "policies": policies, "runs": names}
+            policies.append(PolicyRate(policy=policy, arm=arm, **vars(suite.alone)))
+    systems = [GeneratedSystem(system="vag", metrics=metrics, replay_success=generated.alone)]
+    stages = [StageTime(name=name, seconds=12.5 + 7 * i) for i, name in enumerate(names)]
+    told = DemoResult(stages=stages, generator=GeneratedSystems(systems=systems), policies=policies, runs=names)
     (root / "run.json").write_text((root / "collect/run.json").read_text())
     record = json.loads((root / "run.json").read_text())
-    record |= {"command": "demo", "status": "running", "result": result, "wall_seconds": 612.0}
+    record |= {"command": "demo", "status": "running", "result": to_json(told), "wall_seconds": 612.0}
     (root / "run.json").write_text(json.dumps(record))
     return root
 
@@ -203,8 +216,8 @@ def page_of(*runs: Path) -> Page:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_demo(tmp_path_factory.mktemp("runs") / "demo")
+def demo(tmp_path_factory: pytest.TempPathFactory, example: Callable[..., Any]) -> Path:
+    return write_demo(tmp_path_factory.mktemp("runs") / "demo", example)
 
 
 @pytest.fixture(scope="module")
@@ -264,16 +277,16 @@ def test_says_which_intervals_overlap(page: Page) -> None:
 def test_rows_of_the_same_scenes_are_compared_by_scene() -> None:
     """30 of 60 and 20 of 60, intervals overlapping: every scene that the first solves the second solves too."""
 
-    def row(arm: str, successes: int, first_seed: int = 0) -> dict[str, Any]:
-        outcomes = [["push", first_seed + i, i < successes] for i in range(60)]
-        return {"arm": arm, **success_table(["push"] * 60, [o[2] for o in outcomes]), "outcomes": outcomes}
+    def row(arm: str, successes: int, first_seed: int = 0) -> RateRow:
+        return RateRow({"arm": arm}, rollout_rates([("push", first_seed + i, i < successes) for i in range(60)]))
 
     assert "b [37.7, 62.3] is above a [22.7, 45.9]: 16.7 [" in re.sub(
-        "<.*?>", "", verdicts([row("a", 20), row("b", 30)], ("arm",))
+        "<.*?>", "", verdicts([row("a", 20), row("b", 30)])
     )
-    assert "not told apart: 1.7 [" in verdicts([row("a", 20), row("b", 21)], ("arm",))
-    for other in (row("b", 30, first_seed=9), {**row("b", 30), "outcomes": [["push", 0], 7]}):
-        assert "their intervals overlap" in verdicts([row("a", 20), other], ("arm",))
+    assert "not told apart: 1.7 [" in verdicts([row("a", 20), row("b", 21)])
+    alone = RateRow({"arm": "b"}, table_of(("push", 30, 60)).alone)
+    for other in (row("b", 30, first_seed=9), alone):
+        assert "their intervals overlap" in verdicts([row("a", 20), other])
 
 
 def test_text_of_records_is_escaped(page: Page) -> None:
@@ -297,11 +310,11 @@ def test_holds_its_videos_pictures_and_curves(page: Page) -> None:
     assert {"tokenizer loss", "streams loss", "streams loss video", "diffusion loss"} <= set(labels)
 
 
-def test_bad_run_directories_are_named_and_leave_no_page(tmp_path: Path) -> None:
+def test_bad_run_directories_are_named_and_leave_no_page(tmp_path: Path, example: Callable[..., Any]) -> None:
     good = write_run(tmp_path / "good", "collect", {})
     damaged = write_run(tmp_path / "damaged", "collect", {})
     (damaged / "run.json").write_text('{"command": "coll')
-    demo = write_run(tmp_path / "demo", "demo", {"runs": ["gone"]})
+    demo = write_run(tmp_path / "demo", "demo", replace(example(DemoResult), runs=["gone"]))
     for runs, name in (
         ([good, tmp_path / "none"], "none/run.json"),
         ([damaged], "damaged/run.json"),
@@ -312,13 +325,14 @@ def test_bad_run_directories_are_named_and_leave_no_page(tmp_path: Path) -> None
     assert not (tmp_path / "page.html").exists()
 
 
-def test_odd_records_still_give_a_page(tmp_path: Path) -> None:
-    strange = {"media": ["../secret.png", "media/none.mp4", {"caption": 3}, "media/bad.png"], "loss": float("nan")}
+def test_odd_records_still_give_a_page(tmp_path: Path, example: Callable[..., Any]) -> None:
     (tmp_path / "secret.png").write_bytes(b"")
+    listed = [Media(path=path) for path in ("../secret.png", "media/none.mp4", "media/bad.png")]
+    odd = {"systems": {"one": {**to_json(example(RolloutRates)), "rate": "?"}}}
     runs = [
-        write_run(tmp_path / "a/x", "pretrain", strange, data=None, config=[1], wall_seconds=None, versions="?"),
+        write_run(tmp_path / "a/x", "synthesize", replace(example(SynthesizeResult), media=listed), data=None),
         write_run(tmp_path / "b/x", "polish <b>", {"policies": 3, "systems": {"s": None}, "list": [{"k": "<i>"}]}),
-        write_run(tmp_path / "e", "evaluate", {"suites": {"unseen": {"n": 4, "successes": 1}, "far": {"rate": "?"}}}),
+        write_run(tmp_path / "e", "replay", odd, config=[1], wall_seconds=None, versions="?"),
         write_run(tmp_path / "f", "demo", {"policies": [7], "stages": [None], "generator": []}),
         write_run(tmp_path / "g", "collect", {}, status="failed", error="disk <full>"),
     ]
@@ -329,32 +343,37 @@ def test_odd_records_still_give_a_page(tmp_path: Path) -> None:
     (tmp_path / "a/x/tensorboard/events.out.tfevents.0").write_bytes(b"not events")
     page = page_of(*runs, runs[0])
     assert next(section["id"] for section in page.of("section")) == "demo"
-    assert page.words.count("is not a video or picture in this run") == 3
-    for words in ("is damaged", "a/x", "b/x", "1/4", "disk <full>", "failed"):
+    assert page.words.count("is not a video or picture in this run") == 2
+    assert "left out of its record: 'config' is [1], expected a mapping" in page.words
+    assert "'result.systems.one.rate' is '?', expected a finite number" in page.words
+    for words in ("is damaged", "a/x", "b/x", "disk <full>", "failed"):
         assert words in page.words
+    assert page.words.count("left out of its record") == 3  # one that has failed says so anyway
     assert not page.of("i")
 
 
-def test_generators_side_by_side(tmp_path: Path) -> None:
-    def row(system: str, suite: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
-        return {"system": system, "suite": suite, "metric": metric, "value": value, "n": 150, **more}
+def row(system: str, suite: str, metric: str, value: float, **more: Any) -> Row:
+    return Row(**{"system": system, "suite": suite, "metric": metric, "value": value, "n": 150, **more})
 
+
+def test_generators_side_by_side(tmp_path: Path, example: Callable[..., Any]) -> None:
     bounds = {"low": 0.7, "high": 0.83}
     rows = [row("vag", s, "replay_success", v, **bounds) for s, v in (("dense", 0.78), ("coarse", 0.76))]
     rows += [row("two_stage_temporal", "dense", "replay_success", 0.62, low=0.54, high=0.69)]
-    rows += [row("vag", "dense", "frechet_clip_distance", 3.217), {"system": "vag"}, 7]
-    corrupted = {"corruption": "freeze", "unit": "frames", "strengths": [1, 4], "distances": [2, 3], "monotone": True}
-    result = {
-        "rows": rows,
-        "comparisons": [{"a": "vag", "b": "two_stage_temporal", "suite": "dense", "difference": 0.1601, "p": 0.0123}],
-        "validity_cards": {"dense": {"floor": 1.0, "rows": [corrupted]}},
-    }
-    table = table_of(("push", 3, 4), ("sweep-into", 1, 4))
-    scored = {
-        "replay": {"successes": 4, "n": 8, "rate": 0.5, "low": 0.2152, "high": 0.7848, "tasks": table["tasks"]},
-        "metrics": {"psnr": 21.43},
-        "success_curve": {"thresholds": [0.1, 0.2], "success": [0.0, 1.0]},
-    }
+    rows += [row("vag", "dense", "frechet_clip_distance", 3.217, low=3, high=4)]
+    corruption = Corruption(corruption="freeze", unit="frames", strengths=[1, 4], distances=[2, 3], monotone=True)
+    pair: Any = {"a": "vag", "b": "two_stage_temporal", "suite": "dense", "metric": "replay_success", "paired": True}
+    result = BenchmarkGeneratorsResult(
+        rows=rows,
+        comparisons=[Difference(**pair, difference=0.1601, low=0.1, high=0.2, p=0.0123)],
+        validity_cards={"dense": ValidityCard(encoder_id="x", n=3, floor=1.0, rows=[corruption])},
+    )
+    scored = replace(
+        example(EvaluateGeneratorResult),
+        replay=success_table(["push"] * 4 + ["sweep-into"] * 4, [True] * 3 + [False] + [True] + [False] * 3),
+        metrics={"psnr": 21.43},
+        success_curve=SuccessCurve(thresholds=[0.1, 0.2], success=[0.0, 1.0]),
+    )
     page = page_of(
         write_run(tmp_path / "bench", "benchmark generators", result),
         write_run(tmp_path / "scores", "evaluate-generator", scored),
@@ -366,11 +385,11 @@ def test_generators_side_by_side(tmp_path: Path) -> None:
     assert {link["href"] for link in page.of("a")} >= {"#benchmark-generators", "#evaluate-generator"}
 
 
-def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path) -> None:
-    axes = {"policy": "diffusion", "feed": "paper", "few": 5, "suite": "unseen"}
-    rate = {**axes, "metric": "success", "n": 80, "low": 0.39, "high": 0.61}
+def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path, example: Callable[..., Any]) -> None:
+    axes = {"policy": "diffusion", "feed": "paper", "few": 5}
+    rate = {**axes, "n": 80, "low": 0.39, "high": 0.61}
     rows = [
-        {**rate, "system": arm, "arm": arm, "synthetic_fraction": fraction, "value": value, "synthetic_per_task": count}
+        row(arm, "unseen", "success", value, **rate, arm=arm, synthetic_fraction=fraction, synthetic_per_task=count)
         for arm, fraction, value, count in (
             ("real_few", 0.5, 0.2, 200),
             ("cotrain", 0.25, 0.5, 200),
@@ -379,20 +398,21 @@ def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path) -> None:
             ("real_all", 0.5, 0.8, 200),
         )
     ]
-    result = {
-        "cells": [{**axes, "arm": "cotrain", "status": "failed", "error": "train: disk <full>"}],
-        "rows": rows,
-        "comparisons": [{"a": "cotrain", "b": "real_few", "suite": "unseen", "difference": 0.3012, "p": 0.001}],
-        "failed": ["cotrain-diffusion-2"],
-        "notes": {"generator of feed=paper": "has seen <50>"},
-    }
-    result["rows"] += [{**rows[0], "metric": "gap_closed", "value": 0.71}, {**rows[0], "metric": "x", "low": None}]
+    pair: Any = {"a": "cotrain", "b": "real_few", "suite": "unseen", "metric": "success", "paired": True}
+    failed = {"axes": {**axes, "arm": "cotrain"}, "status": "failed", "error": "train: disk <full>"}
+    result = AblateResult(
+        cells=[replace(example(CellRow), **failed)],
+        rows=[*rows, replace(rows[0], metric="gap_closed", value=0.71)],
+        comparisons=[Difference(**pair, difference=0.3012, low=0.1, high=0.5, p=0.001)],
+        failed=["cotrain-diffusion-2"],
+        notes={"generator of feed=paper": "has seen <50>"},
+    )
     lines = fraction_points(rows)
-    points = {name: [(p["fraction"], p["rate"]) for p in line.points] for name, line in lines.items()}
+    points = {name: [(fraction, rate.rate) for fraction, rate in line.points] for name, line in lines.items()}
     assert {line.all_real for line in lines.values()} == {0.8}
     assert points["diffusion, synthetic per task 200"] == [(0, 0.2), (0.25, 0.5), (1, 0.3)]
     assert points["diffusion, synthetic per task 800"] == [(0, 0.2), (0.25, 0.4)]
-    file = plots.figure_file(fraction_figures([*rows, *({**row, "suite": "position"} for row in rows)]))
+    file = plots.figure_file(fraction_figures([*rows, *(replace(row, suite="position") for row in rows)]))
     assert [part.tag.rpartition("}")[2] for part in ElementTree.fromstring(file)] == ["rect", "svg", "svg"]
     assert "var(" not in file
     page = page_of(write_run(tmp_path / "study", "ablate", result))
@@ -402,13 +422,12 @@ def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path) -> None:
 
 
 def test_a_leaderboard_is_shown_with_the_differences_behind_its_ranks(tmp_path: Path) -> None:
-    rate = {"n": 80, "seeds": 2, "low": 0.39, "high": 0.61}
-    board = [
-        {"rank": 1, "system": "mine", "successes": 40, "rate": 0.5, "not_distinguishable_from": None, **rate},
-        {"rank": 1, "system": "<yours>", "successes": 38, "rate": 0.475, "not_distinguishable_from": "mine", **rate},
-    ]
-    compared = [{"a": "mine", "b": "<yours>", "suite": suite, "difference": 0.0253} for suite in ("unseen", "visual")]
-    result = {"leaderboards": {"unseen": board}, "comparisons": compared}
+    rate: Any = {"n": 80, "seeds": 2, "low": 0.39, "high": 0.61}
+    first = Ranked(rank=1, system="mine", successes=40, rate=0.5, not_distinguishable_from=None, **rate)
+    second = replace(first, system="<yours>", successes=38, rate=0.475, not_distinguishable_from="mine")
+    pair: Any = {"a": "mine", "b": "<yours>", "metric": "success", "paired": True, "low": 0, "high": 1}
+    compared = [Difference(**pair, suite=suite, difference=0.0253) for suite in ("unseen", "visual")]
+    result = BenchmarkPoliciesResult(rows=[], comparisons=compared, leaderboards={"unseen": [first, second]}, notes={})
     page = page_of(write_run(tmp_path / "board", "benchmark policies", result))
     for words in (
         "Policies side by side",
@@ -437,7 +456,8 @@ def test_damaged_and_cut_event_files_give_what_they_hold(tmp_path: Path) -> None
 
 def test_figures_keep_any_name_as_text() -> None:
     names = ["$\\frac{", "<b>&", "任务", "x" * 200]
-    rows = [{"group": "g", "label": n, "successes": 1, "n": 3, "rate": 1 / 3, "low": 0.06, "high": 0.79} for n in names]
+    rate = Rate(successes=1, n=3, rate=1 / 3, low=0.06, high=0.79)
+    rows = [plots.Bar(name, rate, "g") for name in names]
     figures = [
         plots.success_bars(rows, "<title>"),
         plots.duration_bars([(name, 61.0) for name in names]),
@@ -457,17 +477,18 @@ def test_figures_keep_any_name_as_text() -> None:
 
 
 def test_validity_figure_draws_every_corruption_from_the_floor() -> None:
-    row = {"unit": "px", "strengths": [0.5, 2], "distances": [3.0, 9.0], "monotone": True}
-    rows = [{**row, "corruption": "<b>&"}, {**row, "corruption": "blur", "distances": [3.0, 2.0], "monotone": False}]
-    figure = plots.validity_lines({"floor": 1.5, "rows": rows}, "<title>")
+    first = Corruption(corruption="<b>&", unit="px", strengths=[0.5, 2], distances=[3.0, 9.0], monotone=True)
+    rows = [first, replace(first, corruption="blur", distances=[3.0, 2.0], monotone=False)]
+    card = ValidityCard(encoder_id="x", n=4, floor=1.5, rows=rows)
+    figure = plots.validity_lines(card, "<title>")
     words = Page(figure).words
     assert "<b>&, 0.5–2 px" in words
     assert "blur, 0.5–2 px, not monotone" in words
     assert "stroke-dasharray" in figure
     assert "mathdefault" not in figure + plots.curves({"loss": ([1, 2], [0.01, 10])}, "logarithmic")
     assert "http" not in figure
-    assert plots.validity_lines({"floor": -0.1, "rows": rows}).startswith("<svg viewBox")  # unbiased: may be negative
-    assert plots.validity_lines({"floor": 1.0, "rows": []}).startswith("<svg viewBox")
+    for odd in (replace(card, floor=-0.1), replace(card, rows=[])):  # unbiased: may be negative
+        assert plots.validity_lines(odd).startswith("<svg viewBox")
 
 
 def test_running_mean_keeps_a_line_and_both_ends() -> None:
@@ -494,7 +515,7 @@ def test_videos_decode_sharp_and_whole(tmp_path: Path, size: tuple[int, int], ex
         assert np.abs(film[-1, int(row * expected[0]), expected[1] // 2] - np.array(colour, int)).max() <= 3
 
 
-def test_grids_and_strips() -> None:
+def test_grids() -> None:
     long, short = frames(0, 6), frames(1, 3)
     tiled = media.grid([long, short, long], columns=2)
     assert tiled.shape == (6, 65, 65, 3)
@@ -502,9 +523,6 @@ def test_grids_and_strips() -> None:
     assert np.array_equal(tiled[4, 33:, :32], long[4])
     assert np.unique(tiled[:, 33:, 33:]).size == 1
     assert media.grid([long], columns=6, gap=0).shape == long.shape
-    strip = media.filmstrip(long, 3)
-    assert strip.shape == (32, 96, 3)
-    assert np.array_equal(strip[:, 64:], long[-1])
     pair = media.side_by_side({"recorded": long, "generated by a long name": short})
     assert pair.shape == (6, 46, 66, 3)
     assert np.array_equal(pair[3, 14:, :32], long[3])
@@ -513,7 +531,7 @@ def test_grids_and_strips() -> None:
         with pytest.raises(ValueError, match="one picture size"):
             wrong()
     with pytest.raises(ValueError, match="uint8"):
-        media.filmstrip(long.astype(float), 2)
+        media.grid([long.astype(float)], 2)
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

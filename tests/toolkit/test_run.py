@@ -34,7 +34,7 @@ def fail(run: Run, *names: str, error: BaseException | None = None) -> None:
 def finish(out: Path, *names: str, text: str = "made", **options: Any) -> None:
     with start(out, **options) as run:
         make(run, *names, text=text)
-        run.result["text"] = text
+        run.note_result({"text": text})
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -65,7 +65,7 @@ def test_finished_and_unfinished_runs_are_protected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unfinished run; use resume=true"), start(out):
         pass
     with start(out, resume=True) as run:
-        run.result["number"] = 3
+        run.note_result({"number": 3})
     record = read_record(out)
     assert (record["status"], record["result"]) == ("finished", {"number": 3})
     assert record["versions"]["torch"]
@@ -380,7 +380,7 @@ def test_a_kill_at_any_change_of_the_disk_loses_nothing(tmp_path: Path, monkeypa
         with start(out, **options) as run:
             if not run.complete:
                 make(run, "a", "new/b", "checkpoints/c", text="new")
-                run.result["text"] = "new"
+                run.note_result({"text": "new"})
                 run.remove_when_finished(run.directory / "checkpoints")
 
     count, reached = 0, True

@@ -1,15 +1,17 @@
 """Intervals and tests against textbook values."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from toolkit.evaluation.statistics import (
-    clopper_pearson,
     compare_systems,
     design_power,
     hierarchical_bootstrap,
     mcnemar,
     paired_bootstrap,
+    rollout_rates,
     success_interval,
     success_table,
     table_rate,
@@ -26,17 +28,10 @@ def test_wilson_known_answers() -> None:
     assert wilson_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
 
 
-def test_clopper_pearson_known_answers() -> None:
-    assert clopper_pearson(81, 263) == pytest.approx((0.2527, 0.3676), abs=5e-5)  # Newcombe 1998, method 5
-    assert clopper_pearson(0, 10)[1] == pytest.approx(1 - 0.025 ** (1 / 10))
-    assert clopper_pearson(10, 10)[0] == pytest.approx(0.025 ** (1 / 10))
-
-
-@pytest.mark.parametrize("interval", [wilson_interval, clopper_pearson])
-def test_intervals_refuse_what_is_no_rate(interval) -> None:
+def test_an_interval_of_what_is_no_rate_is_refused() -> None:
     for successes, n in ((3, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match=r".+"):
-            interval(successes, n)
+            wilson_interval(successes, n)
 
 
 def test_mcnemar_is_the_exact_test() -> None:
@@ -111,13 +106,15 @@ def test_success_interval_is_as_wide_as_the_doubt_about_scenes_and_training_seed
     assert low < wilson[0] - 0.1
     assert high > wilson[1] + 0.1
     counts = {"successes": int(apart.sum()), "n": 600, "rate": apart.mean()}
-    assert table_rate(apart) == {**counts, "low": low, "high": high}
+    assert vars(table_rate(apart)) == {**counts, "low": low, "high": high}
 
 
 def test_success_table_counts_by_task() -> None:
     table = success_table(["push", "push", "reach"], [True, False, True])
-    assert (table["successes"], table["n"]) == (2, 3)
-    assert {task: (row["successes"], row["n"]) for task, row in table["tasks"].items()} == {
-        "push": (1, 2),
-        "reach": (1, 1),
-    }
+    assert (table.successes, table.n) == (2, 3)
+    assert {task: (rate.successes, rate.n) for task, rate in table.tasks.items()} == {"push": (1, 2), "reach": (1, 1)}
+    rolled = rollout_rates([("push", 3, True), ("reach", 4, False)])
+    assert (rolled.successes, rolled.outcomes) == (1, [("push", 3, True), ("reach", 4, False)])
+    for numbers in ({"successes": 3}, {"n": 0}, {"rate": 1.5}):
+        with pytest.raises(ValueError, match="are no rate"):
+            replace(table.tasks["push"], **numbers)

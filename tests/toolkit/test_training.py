@@ -1,5 +1,6 @@
 """The loop: schedules, averages, and a resume that changes nothing."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -361,6 +362,34 @@ def test_the_next_batch_is_begun_before_one_is_used() -> None:
         assert [next(batches) for _ in range(3)] == [10, 20, 30]
         with pytest.raises(UserError, match="cannot be read"):
             next(batches)
+
+
+def test_scalars_go_to_the_tracker_and_a_resumed_training_goes_on_in_it(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Cut(Numbers):
+        def batch(self, step: int) -> dict[str, Any]:
+            if step == 6:
+                raise KeyboardInterrupt
+            return super().batch(step)
+
+    config = OptimConfig(steps=8, log_every=1, checkpoint_every=4, warmup_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(Regression(), Cut(), config, CPU, tmp_path, "test")
+    train(Regression(), Numbers(), config, CPU, tmp_path, "test")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))  # 5 and 6 once
+    assert {"learning_rate", "gradient_norm", "samples_per_second"} <= set(events.Tags()["scalars"])
+
+
+def test_a_tracker_that_is_not_there_is_named() -> None:
+    for name in ("wandb", "mlflow"):
+        if importlib.util.find_spec(name) is None:
+            with pytest.raises(UserError, match=f"runtime.tracker = {name}: its package is not installed"):
+                make_accelerator(RuntimeConfig(device="cpu", tracker=name))
+    with pytest.raises(UserError, match="runtime.tracker = 'paper': expected one of tensorboard, wandb"):
+        make_accelerator(RuntimeConfig(device="cpu", tracker="paper"))
 
 
 def test_peak_of_large_products_is_measured() -> None:

@@ -10,6 +10,11 @@ class UserError(Exception):
     """A mistake in the input, not in the code. The command line prints it as one line and exits with 2."""
 
 
+def one_line(text: str) -> str:
+    """A message as one line of letters that a terminal shows."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split()))
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Sentence that names the closest valid name, or lists them all when none is close."""
     names = sorted(valid)

@@ -115,9 +115,15 @@ def check_replaceable(path: Path, may_go: Callable[[Path], bool] | None = None) 
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON whole: after a kill or a power cut the file holds the old value or the new one."""
-    with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    """Write JSON whole: after a kill or a power cut the file holds the old value or the new one.
+
+    Raises UserError for a number that is not finite, which JSON does not have.
+    """
+    try:
+        text = json.dumps(value, indent=2, default=str, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path}: would hold a number that is not finite; it was not written") from error
+    write_text(path, text + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -18,13 +18,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from toolkit.base import files, manifest
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, one_line
 from toolkit.base.files import write_json
 from toolkit.base.provenance import git_sha, hardware, versions
 from toolkit.base.reading import read_json
+from toolkit.base.typed_json import MisfitError, read_as, to_json
 
 # The run is the same whatever they are.
-NOT_COMPARED = ("out", "overwrite", "resume", "strict", "runtime.threads", "workers")
+NOT_COMPARED = ("out", "overwrite", "resume", "strict", "runtime.threads", "runtime.tracker", "workers")
 RECORD = "run.json"
 REPLACED = ".vag-replaced"  # folder inside of `out`: the run that is overwritten, until the new one is complete
 OWN = {RECORD, manifest.MANIFEST, manifest.LOCK, REPLACED, f".{RECORD}{manifest.PARTIAL}"}
@@ -108,6 +109,8 @@ class Run:
 
     def _begin(self) -> None:
         path = self.directory / RECORD
+        if (self.directory / REPLACED).is_symlink():
+            raise UserError(f"{self.directory / REPLACED}: is a link; expected a folder that vag wrote")
         self._undo_replacement()
         earlier = read_record(self.directory) if path.exists() else None
         if earlier is None and (others := [p.name for p in self.directory.iterdir() if p.name not in OWN]):
@@ -171,7 +174,7 @@ class Run:
             text = f"out={self.directory}: was begun with other code ({listed})"
             if self.strict:
                 raise UserError(f"{text}; strict=true refuses that. Use that code, or overwrite=true")
-            print(f"vag: warning: {text}; it goes on with the code of now", file=sys.stderr, flush=True)
+            print(one_line(f"vag: warning: {text}; it goes on with the code of now"), file=sys.stderr, flush=True)
 
     def _go_on(self, earlier: dict[str, Any]) -> None:
         """Keep what the record of an unfinished run says."""
@@ -322,9 +325,19 @@ class Run:
         """A run is set aside, and this one takes its place once it is finished."""
         return (self.directory / REPLACED / RECORD).exists()
 
-    @property
-    def result(self) -> dict[str, Any]:
-        return self.record["result"]
+    def note_result(self, result: Any) -> None:
+        """Put what the command found, whole or as far as it is, into the record; `write` brings it to the disk.
+
+        Raises UserError if a number that must be one is not finite, as damaged weights make them.
+        """
+        made = to_json(result)
+        try:
+            read_as(type(result), made, "result")
+        except MisfitError as error:
+            raise UserError(
+                f"out={self.directory}: {error}: is a checkpoint or dataset damaged that it read?"
+            ) from error
+        self.record["result"] = made
 
 
 def check_inputs(out: Path, config: dict[str, Any]) -> None:

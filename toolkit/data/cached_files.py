@@ -1,13 +1,12 @@
 """A directory of files that can be made again: each is built once, and the least recently used ones go first.
 
 `$VAG_CACHE` names the directory, `$VAG_CACHE_GB` (default 50) its size. Nothing but files with the cache's own names
-is ever deleted. A file is built under a temporary name, locked by its builder, and renamed when it is complete: who
-finds the name finds the whole file. Deleting a file that someone has mapped leaves the map valid.
+is ever deleted. A file is built under a temporary name by who holds the lock of its name, and renamed when it is
+complete: who finds the name finds the whole file. Deleting a file that someone has mapped leaves the map valid.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -16,13 +15,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from toolkit.base import files, manifest, reading
 from toolkit.base.errors import UserError
 from toolkit.data.formats.lerobot_layout import data_files
 from toolkit.data.formats.lerobot_read import dataset_id
 
 OWN_FILE = re.compile(r"[0-9a-f]{16}-.+\.(h5|npy)")
-OWN_PARTIAL = re.compile(r"\.[0-9a-f]{16}[-.].+\.(vag-)?partial")  # ".partial" is what earlier versions wrote
+OWN_PARTIAL = re.compile(r"\.([0-9a-f]{16}[-.].+)\.(?:vag-)?partial")  # ".partial" is what earlier versions wrote
+LOCKS = "locks"  # folder of empty files; they stay, since a lock that is removed could be held twice
 GIGABYTE = 1_000_000_000
 SETTLED_SECONDS = 2.0  # a file changed later than this before it was hashed could change again unnoticed
 
@@ -44,10 +46,9 @@ def cached_file(name: str, build: Callable[[Path], None]) -> Path:
     path, limit = cache_directory() / name, _limit()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _builder(path) as temporary:
-            if temporary is not None:
-                build(temporary)
-                files.publish(temporary, path)
+        with _locked(path):
+            if not path.exists():
+                _build(path, build)
         _sweep(path.parent)
         _evict(path.parent, keep=path, limit=limit)
     with suppress(OSError):  # a cache that one may only read is of use too
@@ -85,70 +86,43 @@ def fingerprint(directory: Path) -> tuple[str, float]:
 
 
 @contextmanager
-def _builder(path: Path) -> Iterator[Path | None]:
-    """A locked temporary name for `path`, or None once another process has built it."""
-    temporary = manifest.partial_name(path)
-    while True:
-        if path.exists():
-            yield None
-            return
-        try:
-            handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-            created = True
-        except FileExistsError:
-            try:
-                handle = os.open(temporary, os.O_RDWR)
-            except FileNotFoundError:  # just finished or given up
-                continue
-            created = False
-        try:
-            _lock(handle, temporary, wait=True)  # until its builder has finished, given up or died
-            if not _is_file(handle, temporary):
-                continue
-            if not created:  # its builder died
-                temporary.unlink()
-                continue
-            try:
-                yield temporary
-            finally:
-                if _is_file(handle, temporary):
-                    temporary.unlink()
-            return
-        finally:
-            os.close(handle)
-
-
-def _lock(handle: int, path: Path, wait: bool) -> bool:
+def _locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """The lock of a name in the cache. Raises Timeout if not to `wait` for it, UserError where there are no locks."""
+    locks = path.parent / LOCKS
+    locks.mkdir(exist_ok=True)
+    lock = FileLock(locks / path.name, blocking=wait, fallback_to_soft=False)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
+        lock.acquire()
+    except Timeout:
+        raise
+    except (NotImplementedError, OSError) as error:
         raise UserError(
             f"{path}: its file system cannot lock files ({error}); set VAG_CACHE to a local disk"
         ) from error
-    return True
-
-
-def _is_file(handle: int, path: Path) -> bool:
-    """True if `path` names the open file."""
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
+        yield
+    finally:
+        lock.release()
+
+
+def _build(path: Path, build: Callable[[Path], None]) -> None:
+    temporary = manifest.partial_name(path)
+    temporary.unlink(missing_ok=True)  # its builder died
+    try:
+        temporary.touch()
+        build(temporary)
+        files.publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sweep(directory: Path) -> None:
     """Remove what dead processes left half-written, and notes on datasets that are gone."""
     for path in directory.iterdir():
         with suppress(OSError, ValueError, KeyError, TypeError, UserError):
-            if OWN_PARTIAL.fullmatch(path.name):
-                handle = os.open(path, os.O_RDWR)
-                try:
-                    if _lock(handle, path, wait=False) and _is_file(handle, path):
-                        path.unlink()
-                finally:
-                    os.close(handle)
+            if built := OWN_PARTIAL.fullmatch(path.name):
+                with _locked(path.with_name(built[1]), wait=False):  # else its builder is at work
+                    path.unlink()
             elif path.suffix == ".id" and not Path(reading.read_json(path)["directory"]).is_dir():
                 path.unlink()
 

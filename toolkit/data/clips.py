@@ -68,7 +68,7 @@ class ClipStore:
         if not path.is_file():
             raise UserError(f"{path}: clip file not found")
         try:
-            # Unlocked: the file is complete when it has its name, and who built it may still hold a lock on it.
+            # Unlocked: the file is complete when it has its name, and some file systems know no locks.
             with h5py.File(path, "r", locking=False) as file:
                 arrays: Any = {name: _mapped(path, file, name) for name in ARRAYS}
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
@@ -193,7 +193,8 @@ def _mapped(path: Path, file: h5py.File, name: str) -> np.ndarray:
     if not isinstance(file.get(name, getlink=True) if name in file else None, h5py.HardLink):
         raise UserError(f"{path}: no array '{name}'; expected a clip file with {', '.join(ARRAYS)}; build it again")
     data = file[name]
-    if not isinstance(data, h5py.Dataset) or data.ndim != dimensions or data.dtype.kind not in kinds:
+    fits = isinstance(data, h5py.Dataset) and data.ndim == dimensions and data.dtype.kind in kinds
+    if not fits or not data.dtype.isnative:
         raise UserError(f"{path}: '{name}' is not an array of {dimensions} dimensions; build the clip file again")
     offset = data.id.get_offset()
     if offset is None or data.size == 0:

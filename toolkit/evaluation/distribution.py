@@ -35,25 +35,6 @@ def frechet_distance(first: np.ndarray, second: np.ndarray, shrink: bool = True)
     return float(max(0.0, shift + np.trace(a) + np.trace(b) - 2 * overlap))
 
 
-def kernel_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3.
-
-    This is the distance of KID (Binkowski et al. 2018, arXiv 1801.01401, section 4). Its mean is 0 for two
-    samples of one distribution, so it may be negative. first: (N, D), second: (M, D).
-    Raises ValueError as `frechet_distance`.
-    """
-    first, second = _checked(first, second)
-
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    def within(a: np.ndarray) -> float:
-        values = kernel(a, a)
-        return float((values.sum() - np.trace(values)) / (len(a) * (len(a) - 1)))
-
-    return within(first) + within(second) - 2 * float(kernel(first, second).mean())
-
-
 def split_distance(
     real: np.ndarray,
     generated: np.ndarray,
@@ -111,20 +92,8 @@ def frechet_clip_distance(
     real: (N, F, H, W, 3) uint8, generated: (M, F', H', W', 3) uint8. Values of other encoders or another n are not
     comparable. Raises ValueError as `split_distance` and `encode_clips`.
     """
-    return _clip_distance(encoder, real, generated, frechet_distance, splits, seed, paired)
-
-
-def kernel_clip_distance(
-    encoder: ClipEncoder,
-    real: np.ndarray,
-    generated: np.ndarray,
-    *,
-    splits: int = 50,
-    seed: int = 0,
-    paired: bool = False,
-) -> dict[str, Any]:
-    """As `frechet_clip_distance`, by `kernel_distance`."""
-    return _clip_distance(encoder, real, generated, kernel_distance, splits, seed, paired)
+    features = encode_clips(encoder, real), encode_clips(encoder, generated)
+    return {**split_distance(*features, splits=splits, seed=seed, paired=paired), "encoder_id": encoder.encoder_id}
 
 
 def i3d_fvd(path: str | Path, real: np.ndarray, generated: np.ndarray, batch_size: int = 8) -> dict[str, Any]:
@@ -165,20 +134,6 @@ def i3d_features(path: str | Path, clips: np.ndarray, batch_size: int = 8) -> tu
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"{path}: cannot encode clips {clips.shape} ({reason})") from error
     return torch.cat(parts).numpy(), weights
-
-
-def _clip_distance(
-    encoder: ClipEncoder,
-    real: np.ndarray,
-    generated: np.ndarray,
-    distance: Distance,
-    splits: int,
-    seed: int,
-    paired: bool,
-) -> dict[str, Any]:
-    features = encode_clips(encoder, real), encode_clips(encoder, generated)
-    found = split_distance(*features, distance, splits=splits, seed=seed, paired=paired)
-    return {**found, "encoder_id": encoder.encoder_id}
 
 
 def _checked(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

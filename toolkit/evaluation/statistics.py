@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from toolkit.evaluation.rates import Outcome, Rate, RolloutRates, TaskRates
+
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a success rate (Wilson 1927). Raises ValueError unless 0 <= successes <= n, n > 0."""
-    return _interval(successes, n, confidence, "wilson")
-
-
-def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact (conservative) interval of a success rate (Clopper and Pearson 1934). Raises like `wilson_interval`."""
-    return _interval(successes, n, confidence, "exact")
+    if n <= 0 or not 0 <= successes <= n:  # scipy answers NaN
+        raise ValueError(f"no success rate: {successes} of {n}")
+    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
@@ -138,13 +139,6 @@ def design_power(
     return float(stats.norm.sf(critical - shift) + stats.norm.cdf(-critical - shift))
 
 
-def _interval(successes: int, n: int, confidence: float, method: str) -> tuple[float, float]:
-    if n <= 0 or not 0 <= successes <= n:  # scipy answers NaN
-        raise ValueError(f"no success rate: {successes} of {n}")
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method=method)
-    return float(interval.low), float(interval.high)
-
-
 def _effect_size(p: float, q: float) -> float:
     return float(2 * (np.arcsin(np.sqrt(p)) - np.arcsin(np.sqrt(q))))
 
@@ -154,35 +148,34 @@ def _difference(value: float, means: Sequence[float], confidence: float) -> dict
     return {"difference": found.pop("value"), **found}
 
 
-def success_rate(outcomes: Sequence[bool]) -> dict[str, Any]:
-    """`counted_rate` of outcomes."""
-    return counted_rate(sum(map(bool, outcomes)), len(outcomes))
-
-
-def counted_rate(successes: int, n: int) -> dict[str, Any]:
-    """successes, n, rate and the bounds low, high of the 95 % Wilson interval."""
+def counted_rate(successes: int, n: int) -> Rate:
+    """The rate with its 95 % Wilson interval."""
     low, high = wilson_interval(successes, n)
-    return {"successes": successes, "n": n, "rate": successes / n, "low": low, "high": high}
+    return Rate(successes=successes, n=n, rate=successes / n, low=low, high=high)
 
 
-def table_rate(table: np.ndarray) -> dict[str, Any]:
+def table_rate(table: np.ndarray) -> Rate:
     """`counted_rate` of outcomes (training seeds, scenes), with the bounds of `success_interval`."""
     low, high = success_interval(table)
-    return {**counted_rate(int(table.sum()), table.size), "low": low, "high": high}
+    return replace(counted_rate(int(table.sum()), table.size), low=low, high=high)
 
 
 def measured_success(table: np.ndarray) -> dict[str, Any]:
     """The same as a row of a record has it: value, low, high, n and the number of training seeds."""
-    rate = table_rate(table)
-    return {"value": rate["rate"], **{key: rate[key] for key in ("low", "high", "n")}, "seeds": len(table)}
+    found = table_rate(table)
+    return {"value": found.rate, "low": found.low, "high": found.high, "n": found.n, "seeds": len(table)}
 
 
-def success_table(tasks: Sequence[str], outcomes: Sequence[bool]) -> dict[str, Any]:
-    """`success_rate` of all outcomes and, under "tasks", of each task."""
+def success_table(tasks: Sequence[str], outcomes: Sequence[bool]) -> TaskRates:
+    """`counted_rate` of all outcomes and of those of each task."""
     by_task: dict[str, list[bool]] = {}
     for task, outcome in zip(tasks, outcomes, strict=True):
         by_task.setdefault(task, []).append(bool(outcome))
-    return {
-        **success_rate(outcomes),
-        "tasks": {task: success_rate(part) for task, part in sorted(by_task.items())},
-    }
+    rates = {task: counted_rate(sum(part), len(part)) for task, part in sorted(by_task.items())}
+    return TaskRates(**vars(counted_rate(sum(map(bool, outcomes)), len(outcomes))), tasks=rates)
+
+
+def rollout_rates(outcomes: Sequence[Outcome]) -> RolloutRates:
+    """`success_table` of rollouts, with the outcomes themselves."""
+    table = success_table([task for task, _, _ in outcomes], [success for _, _, success in outcomes])
+    return RolloutRates(**vars(table), outcomes=list(outcomes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 from toolkit.base.files import write_json, write_text
 from toolkit.base.provenance import git_sha, hardware, versions
 from toolkit.base.run import read_record
+from toolkit.base.typed_json import to_json
+from toolkit.reporting.benchmark_results import BenchmarkRecord, Difference, Ranked, Ratio, Row
 
+Line = Row | Difference | Ratio
 COLUMNS = 6
 BESIDE = ("p", "floor", "shuffled", "real", "mean")  # what a value is read beside, where a row has it
 
@@ -19,19 +23,17 @@ def write_record(
     directory: Path,
     benchmark: str,
     command: str,
-    rows: list[dict[str, Any]],
-    comparisons: list[dict[str, Any]],
+    rows: Sequence[Row],
+    comparisons: Sequence[Difference | Ratio],
     notes: dict[str, str],
-    leaderboards: dict[str, list[dict[str, Any]]] | None = None,
-) -> dict[str, Any]:
+    leaderboards: dict[str, list[Ranked]] | None = None,
+) -> BenchmarkRecord:
     """Write `record.json` and `record.md` into `directory` and return the record.
 
     If other commits, machines or versions of packages made runs below the directory, the notes name them.
 
-    rows: system, suite, metric, value, low, high, n, and policy where that is another thing. comparisons: a, b, suite,
-    metric, then difference (a minus b) or, for metric `speed_ratio`, value (a over b, larger is better), low, high.
-    notes: what low and high are, and whatever else a reader needs to judge the numbers. leaderboards: of each suite
-    rank, system, rate, low, high, n and not_distinguishable_from, from the best to the worst.
+    notes: what low and high are, and whatever else a reader needs to judge the numbers. leaderboards: of each suite,
+    from the best to the worst.
     """
     stages = [read_record(path.parent) for path in directory.glob("*/**/run.json")]
     for note, by, key, here in (
@@ -40,61 +42,61 @@ def write_record(
     ):
         if (found := {str(stage.get(key)) for stage in stages}) - {here}:
             notes = {**notes, note: f"trainings and evaluations {by} {', '.join(sorted(found))}"}
-    known = [stage.get("versions") for stage in stages]
-    packages = {(name, str(version)) for some in known if isinstance(some, dict) for name, version in some.items()}
+    packages = {(name, str(version)) for stage in stages for name, version in stage["versions"].items()}
     if other := sorted(packages - versions().items()):
         notes = {**notes, "other_versions": ", ".join(f"{name} {version}" for name, version in other) + " made stages"}
-    record = {
-        "benchmark": benchmark,
-        "command": command,
-        "git_sha": git_sha(),
-        "hardware": hardware(),
-        "date": datetime.now().date().isoformat(),
-        "versions": versions(),
-        "notes": notes,
-        "rows": rows,
-        "comparisons": comparisons,
-        **({"leaderboards": leaderboards} if leaderboards else {}),
-    }
-    write_json(directory / "record.json", record)
+    record = BenchmarkRecord(
+        benchmark=benchmark,
+        command=command,
+        git_sha=git_sha(),
+        hardware=hardware(),
+        date=datetime.now().date().isoformat(),
+        versions=versions(),
+        notes=notes,
+        rows=list(rows),
+        comparisons=list(comparisons),
+        leaderboards=leaderboards,
+    )
+    write_json(directory / "record.json", to_json(record))
     write_text(directory / "record.md", record_page(record))
     return record
 
 
-def record_page(record: dict[str, Any]) -> str:
+def record_page(record: BenchmarkRecord) -> str:
     """A record as one page of Markdown: values with their intervals."""
-    where = "written on" if "machines" in record["notes"] else "on"
+    where = "written on" if "machines" in record.notes else "on"
+    boards = record.leaderboards or {}
     lines = [
-        f"# Benchmark: {record['benchmark']}",
+        f"# Benchmark: {record.benchmark}",
         "",
-        f"`{record['command']}` {where} {record['hardware']}, {record['date']}, commit `{record['git_sha']}`.",
+        f"`{record.command}` {where} {record.hardware}, {record.date}, commit `{record.git_sha}`.",
         "",
-        *(f"- {name.replace('_', ' ')}: {text}" for name, text in record["notes"].items()),
-        f"- versions: {', '.join(f'{name} {version}' for name, version in record['versions'].items())}",
-        *(line for suite, board in record.get("leaderboards", {}).items() for line in leaderboard_table(suite, board)),
-        *tables(record["rows"], "System"),
-        *tables(record["comparisons"], "Compared"),
+        *(f"- {name.replace('_', ' ')}: {text}" for name, text in record.notes.items()),
+        f"- versions: {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
+        *(line for suite, board in boards.items() for line in leaderboard_table(suite, board)),
+        *tables(record.rows, "System"),
+        *tables(record.comparisons, "Compared"),
     ]
     return "\n".join(lines) + "\n"
 
 
-def leaderboard_table(suite: str, board: list[dict[str, Any]]) -> list[str]:
+def leaderboard_table(suite: str, board: list[Ranked]) -> list[str]:
     lines = ["", f"| Rank, `{suite}` | system | success | not distinguishable from |", "| ---: | --- | ---: | --- |"]
     for row in board:
-        success = cell_text({**row, "value": row["rate"]}, None)
-        lines.append(f"| {row['rank']} | {row['system']} | {success} | {row['not_distinguishable_from'] or ''} |")
+        success = f"{interval_text(row.rate, row.low, row.high)}, n = {row.n:,}"
+        lines.append(f"| {row.rank} | {row.system} | {success} | {row.not_distinguishable_from or ''} |")
     return lines
 
 
-def tables(rows: list[dict[str, Any]], title: str) -> list[str]:
+def tables(rows: Sequence[Line], title: str) -> list[str]:
     """Lines of tables for each suite: a row for each system, a column for each metric, COLUMNS of them beside."""
     lines: list[str] = []
-    for suite in dict.fromkeys(row["suite"] for row in rows):
-        found = {(system_name(row), row["metric"]): row for row in rows if row["suite"] == suite}
+    for suite in dict.fromkeys(row.suite for row in rows):
+        found = {(system_name(row), row.metric): row for row in rows if row.suite == suite}
         metrics = list(dict.fromkeys(metric for _, metric in found))
         for first in range(0, len(metrics), COLUMNS):
             some = metrics[first : first + COLUMNS]
-            counts = {m: Counter(row.get("n") for (_, other), row in found.items() if other == m) for m in some}
+            counts = {m: Counter(trials(row) for (_, other), row in found.items() if other == m) for m in some}
             usual = {m: count.most_common(1)[0][0] for m, count in counts.items()}
             heads = [m.replace("_", " ") + (f" (n = {usual[m]:,})" if usual[m] else "") for m in some]
             lines += ["", f"| {title}, `{suite}` | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(some)}"]
@@ -104,19 +106,27 @@ def tables(rows: list[dict[str, Any]], title: str) -> list[str]:
     return lines
 
 
-def cell_text(row: dict[str, Any], usual: int | None) -> str:
+def trials(row: Line) -> int | None:
+    return row.n if isinstance(row, Row) else None
+
+
+def cell_text(row: Line, usual: int | None) -> str:
     """A value or difference with its interval and what it is read beside; n too unless it is the usual one."""
-    value = row["value"] if "value" in row else row["difference"]
-    text = f"{_number(value)} [{_number(row['low'])}, {_number(row['high'])}]"
-    text += "".join(f", {key} {_number(row[key])}" for key in BESIDE if key in row)
-    text += ", one bound at the end of the curve" if row.get("at_end_of_curve") else ""
-    return text if row.get("n") == usual else f"{text}, n = {row['n']:,}"
+    text = interval_text(row.difference if isinstance(row, Difference) else row.value, row.low, row.high)
+    beside: dict[str, Any] = {"p": row.p} if isinstance(row, Difference) else row.more if isinstance(row, Row) else {}
+    text += "".join(f", {key} {_number(beside[key])}" for key in BESIDE if beside.get(key) is not None)
+    text += ", one bound at the end of the curve" if beside.get("at_end_of_curve") else ""
+    return text if trials(row) in (usual, None) else f"{text}, n = {trials(row):,}"
 
 
-def system_name(row: dict[str, Any]) -> str:
+def interval_text(value: float, low: float, high: float) -> str:
+    return f"{_number(value)} [{_number(low)}, {_number(high)}]"
+
+
+def system_name(row: Line) -> str:
     """A system with its policy, or the two that are compared."""
-    name = row["system"] if "system" in row else f"{row['a']} {'/' if 'value' in row else '-'} {row['b']}"
-    return f"{row['policy']}: {name}" if "policy" in row else str(name)
+    name = row.system if isinstance(row, Row) else f"{row.a} {'/' if isinstance(row, Ratio) else '-'} {row.b}"
+    return f"{row.policy}: {name}" if row.policy is not None else name
 
 
 def _number(value: float) -> str:

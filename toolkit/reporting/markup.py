@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import html
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from toolkit.evaluation.rates import Rate
 from toolkit.reporting import plots
 
 
@@ -22,7 +22,7 @@ def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Any rows as a table: numbers to the right, columns in order of appearance."""
     flat = [dict(flatten(row)) for row in rows]
     keys = distinct(key for row in flat for key in row)
-    kinds = {k: ' class="number"' if any(finite(row.get(k)) is not None for row in flat) else "" for k in keys}
+    kinds = {k: ' class="number"' if any(is_number(row.get(k)) for row in flat) else "" for k in keys}
     head = "".join(f"<th{kinds[key]}>{escaped(spaced(key))}</th>" for key in keys)
     body = "".join(f"<tr>{''.join(f'<td{kinds[k]}>{shown(row.get(k))}</td>' for k in keys)}</tr>" for row in flat)
     return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
@@ -49,22 +49,20 @@ def tile(value: str, label: str, small: str) -> str:
     return f"<div><dt>{escaped(label)}</dt><dd>{escaped(value)}<small>{escaped(small)}</small></dd></div>"
 
 
-def trials(row: Mapping[str, Any]) -> str:
-    return " ".join(filter(None, (fraction(row), interval(row))))
+def trials(rate: Rate) -> str:
+    return f"{fraction(rate)} {interval(rate)}"
 
 
-def told_rate(row: Mapping[str, Any]) -> str:
-    return f"<b>{plots.percent(row['rate'])} %</b> ({trials(row)})"
+def rate_text(rate: Rate) -> str:
+    return f"<b>{plots.percent(rate.rate)} %</b> ({trials(rate)})"
 
 
-def fraction(row: Mapping[str, Any]) -> str:
-    successes, n = row.get("successes"), row.get("n")
-    return f"{shown(successes)}/{shown(n)}" if n is not None else "–"
+def fraction(rate: Rate) -> str:
+    return f"{shown(rate.successes)}/{shown(rate.n)}"
 
 
-def interval(row: Mapping[str, Any]) -> str:
-    low, high = finite(row.get("low")), finite(row.get("high"))
-    return f"[{plots.percent(low)}, {plots.percent(high)}]" if low is not None and high is not None else ""
+def interval(rate: Rate) -> str:
+    return f"[{plots.percent(rate.low)}, {plots.percent(rate.high)}]"
 
 
 def shown(value: Any) -> str:
@@ -82,25 +80,6 @@ def shown(value: Any) -> str:
     return escaped(value if not isinstance(value, dict) else "–")
 
 
-def inspection(name: str, result: Mapping[str, Any]) -> list[str]:
-    """What `vag inspect` found in one dataset: lists of lines, then its features."""
-    titles = {
-        "found": "Problems before the repair",
-        "fixed": "Repair",
-        "problems": "Problems",
-        "warnings": "Warnings",
-    }
-    parts = []
-    for key, title in titles.items():
-        lines = "".join(f"<li>{escaped(line)}</li>" for line in as_list(result.get(key)))
-        if lines or key == "problems":
-            body = f"<ul>{lines}</ul>" if lines else '<p class="note">none</p>'
-            parts.append(f"<h3>{title}: <code>{escaped(name)}</code></h3>{body}")
-    if features := [as_dict(row) for row in as_list(result.get("features"))]:
-        parts.append(f"<h3>Features: <code>{escaped(name)}</code></h3>{rows_table(features)}")
-    return parts
-
-
 def escaped(value: Any) -> str:
     return html.escape(str(value))
 
@@ -109,17 +88,8 @@ def spaced(key: str) -> str:
     return key.replace("_", " ").replace("/", " ").strip()
 
 
-def finite(value: Any) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if number and -sys.float_info.max <= value <= sys.float_info.max else None
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:

@@ -96,15 +96,6 @@ def grid(videos: Sequence[np.ndarray], columns: int, gap: int = 1) -> np.ndarray
     return canvas
 
 
-def filmstrip(frames: np.ndarray, count: int) -> np.ndarray:
-    """`count` frames of (T, H, W, 3), evenly spaced from the first to the last: (H, count * W, 3)."""
-    _check(frames)
-    if count < 1:
-        raise ValueError(f"count is {count}; expected at least 1")
-    indices = np.linspace(0, len(frames) - 1, count).round().astype(int)
-    return np.concatenate(list(frames[indices]), axis=1)
-
-
 def side_by_side(videos: Mapping[str, np.ndarray], gap: int = 2) -> np.ndarray:
     """Videos of one picture size (T_i, H, W, 3) in a row, each under its name: (max T_i, H + band, ..., 3)."""
     font = ImageFont.load_default(10)

@@ -24,6 +24,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from toolkit.evaluation.rates import Rate
+from toolkit.reporting.benchmark_results import ValidityCard
+
 INK, MUTED, LINE = "#1c1f23", "#626a75", "#dcdfe3"
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
@@ -59,31 +62,25 @@ SETTINGS: Any = {
 Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
 
 
-def success_bars(rows: Sequence[Mapping[str, Any]], title: str = "Success rate") -> str:
-    """Bars with asymmetric intervals, one row each, in groups.
+@dataclass(frozen=True)
+class Bar:
+    """A rate with its name, in a group of others where that has one."""
 
-    rows: `label`, `rate` in [0, 1], optionally `group`, `successes`, `n`, `low`, `high`. A label has the same
-    colour in every group. Returns SVG.
-    """
-    labels = list(dict.fromkeys(str(row["label"]) for row in rows))
+    label: str
+    rate: Rate
+    group: str = ""
+
+
+def success_bars(bars: Sequence[Bar], title: str = "Success rate") -> str:
+    """Bars with asymmetric intervals, in groups. A label has the same colour in every group. Returns SVG."""
+    labels = list(dict.fromkeys(bar.label for bar in bars))
     with _style():
-        items = [
-            (
-                str(row.get("group", "")),
-                str(row["label"]),
-                _rate_text(row),
-                labels.index(str(row["label"])),
-                row,
-            )
-            for row in rows
-        ]
-        figure, axes, places = _rows([(group, label, text) for group, label, text, _, _ in items])
-        for y, (_, _, _, colour, row) in zip(places, items, strict=True):
-            rate, low, high = row["rate"], row.get("low"), row.get("high")
-            axes.barh(y, rate, height=0.13, color=PALETTE[colour % len(PALETTE)], linewidth=0)
-            if low is not None and high is not None:
-                error = [[max(0.0, rate - low)], [max(0.0, high - rate)]]
-                axes.errorbar(rate, y, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3.5, capthick=1.2)
+        figure, axes, places = _rows([(bar.group, bar.label, _rate_text(bar.rate)) for bar in bars])
+        for y, bar in zip(places, bars, strict=True):
+            rate, low, high = bar.rate.rate, bar.rate.low, bar.rate.high
+            axes.barh(y, rate, height=0.13, color=PALETTE[labels.index(bar.label) % len(PALETTE)], linewidth=0)
+            error = [[max(0.0, rate - low)], [max(0.0, high - rate)]]
+            axes.errorbar(rate, y, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3.5, capthick=1.2)
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
         ends = axes.get_xticklabels()
@@ -144,9 +141,9 @@ def curves(lines: Mapping[str, Curve], title: str, unit: str = "", xlabel: str =
 
 @dataclass
 class FractionLine:
-    """Points of `fraction`, `rate`, `low` and `high`, all in [0, 1], and the rate that all real episodes reach."""
+    """Pairs of a synthetic fraction and its rate, and the rate that all real episodes reach."""
 
-    points: list[dict[str, float]]
+    points: list[tuple[float, Rate]]
     all_real: float | None = None
 
 
@@ -164,12 +161,12 @@ def fraction_lines(lines: Mapping[str, FractionLine], title: str) -> str:
         figure = Figure(figsize=(WIDTH, 3.2))
         axes = figure.add_axes((0.105, 0.145, 0.875, 0.74 - 0.07 * max(1, _legend_rows(names))))
         for index, (name, line) in enumerate(lines.items()):
-            ordered = sorted(line.points, key=lambda point: point["fraction"])
-            x = [point["fraction"] + 0.006 * (index - (len(lines) - 1) / 2) for point in ordered]  # side by side
-            y = [point["rate"] for point in ordered]
+            ordered = sorted(line.points, key=lambda point: point[0])
+            x = [fraction + 0.006 * (index - (len(lines) - 1) / 2) for fraction, _ in ordered]  # side by side
+            y = [rate.rate for _, rate in ordered]
             error = [
-                [max(0.0, p["rate"] - p["low"]) for p in ordered],
-                [max(0.0, p["high"] - p["rate"]) for p in ordered],
+                [max(0.0, rate.rate - rate.low) for _, rate in ordered],
+                [max(0.0, rate.high - rate.rate) for _, rate in ordered],
             ]
             style: Any = {"linewidth": 1.8, "elinewidth": 1.2, "capsize": 3.5, "marker": "o", "markersize": 4}
             colour = PALETTE[index % len(PALETTE)]
@@ -188,23 +185,22 @@ def fraction_lines(lines: Mapping[str, FractionLine], title: str) -> str:
         return _svg(figure, title)
 
 
-def validity_lines(card: Mapping[str, Any], title: str = "Validity of the clip distance") -> str:
+def validity_lines(card: ValidityCard, title: str = "Validity of the clip distance") -> str:
     """Distance against the strength of each corruption, from weakest to strongest. Returns SVG.
 
-    card: `floor`, the distance of uncorrupted clips, and `rows` of `corruption`, `unit`, `strengths`, `distances`
-    and `monotone`. The floor is the dashed line and the left end of all others; one that falls anywhere says so.
+    The floor is the dashed line and the left end of all others; one that falls anywhere says so.
     """
     lines = {}
-    for row in card["rows"]:
-        first, last = (f"{row['strengths'][end]:g}" for end in (0, -1))
-        falls = "" if row["monotone"] else ", not monotone"
-        lines[f"{row['corruption']}, {first}–{last} {row['unit']}{falls}"] = [card["floor"], *row["distances"]]
+    for row in card.rows:
+        first, last = (f"{row.strengths[end]:g}" for end in (0, -1))
+        falls = "" if row.monotone else ", not monotone"
+        lines[f"{row.corruption}, {first}–{last} {row.unit}{falls}"] = [card.floor, *row.distances]
     with _style():
         figure = Figure(figsize=(WIDTH, 2.9))
         axes = figure.add_axes((0.105, 0.155, 0.875, 0.72 - 0.075 * _legend_rows(lines)))
-        if min([card["floor"], *(value for line in lines.values() for value in line)]) > 0:
+        if min([card.floor, *(value for line in lines.values() for value in line)]) > 0:
             _log_scale(axes)
-        axes.axhline(card["floor"], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.axhline(card.floor, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
         for index, (name, line) in enumerate(lines.items()):
             axes.plot(line, color=PALETTE[index % len(PALETTE)], linewidth=1.8, marker="o", markersize=4, label=name)
         steps = range(1, max(map(len, lines.values()), default=1))
@@ -262,13 +258,9 @@ def percent(rate: float) -> str:
     return f"{100 * rate:.1f}".removesuffix(".0")
 
 
-def _rate_text(row: Mapping[str, Any]) -> str:
-    text = f"{percent(row['rate'])} %"
-    if row.get("n") is not None:
-        text += f"  ·  {row['successes']}/{row['n']}" if row.get("successes") is not None else f"  ·  n = {row['n']}"
-    if row.get("low") is not None and row.get("high") is not None:
-        text += f"  ·  [{percent(row['low'])}, {percent(row['high'])}]"
-    return text
+def _rate_text(rate: Rate) -> str:
+    bounds = f"[{percent(rate.low)}, {percent(rate.high)}]"
+    return f"{percent(rate.rate)} %  ·  {rate.successes}/{rate.n}  ·  {bounds}"
 
 
 def figure_file(figures: Sequence[str]) -> str:

@@ -17,25 +17,22 @@ from toolkit.base.reading import read_bytes
 from toolkit.data.images import picture_size
 from toolkit.reporting import media, plots
 from toolkit.reporting.markup import (
-    as_dict,
-    as_list,
     distinct,
     escaped,
-    finite,
     flatten,
     framed,
     key_values,
+    rate_text,
     rows_table,
     shown,
     side_by_side,
     spaced,
     tile,
-    told_rate,
     trials,
 )
-from toolkit.reporting.parts import PARTS, RunPage, suites, systems
+from toolkit.reporting.parts import PARTS, RunPage
+from toolkit.reporting.results import CollectResult, ReplayResult, RolloutResult, SynthesizeResult
 from toolkit.reporting.story import PAPER, SHOWN, STORY
-from toolkit.reporting.success import only_rates
 
 MAX_PAGE_BYTES = 512 * 2**20  # of media, together
 
@@ -84,10 +81,8 @@ def _find(run_dirs: Iterable[str | Path]) -> list[RunPage]:
         run = RunPage.read(path)
         found[path.resolve()] = run
         if run.command == "demo":
-            parts = run.result.get("runs")
-            if not isinstance(parts, list):  # an unfinished demo: whatever is there
-                parts = sorted(child.parent.name for child in path.glob("*/run.json"))
-            for name in map(str, parts):
+            there = sorted(child.parent.name for child in path.glob("*/run.json"))  # of an unfinished demo
+            for name in run.result.runs if run.result is not None else there:
                 if _inside(path, name):
                     add(path / name)
                 else:
@@ -133,27 +128,17 @@ class _Room:
 
 
 def _of_sound(runs: list[RunPage], build: Callable[[list[RunPage]], list[str]], what: str) -> list[str]:
-    """Parts about all runs; about the others where some have values that no part can be made of, with a line on each.
+    """Parts about all runs; of each run alone where some values make no figure together, with a line on those alone.
 
-    Records come from anywhere, and every value in them may be of any type: what is wrong with one must not cost the
-    page, nor the parts about other runs.
+    Records come from anywhere: a number that no figure can show must not cost the page, nor the parts of other runs.
     """
     try:
         return build(runs)
     except Exception as error:
-        if len(runs) == 1:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-            return [_note(runs[0], f"{what} left out, for its record holds values that cannot be shown ({reason}).")]
-    good, lines = [], []
-    for run in runs:
-        try:
-            build([run])
-            good.append(run)
-        except Exception:
-            lines += _of_sound([run], build, what)
-    if len(good) == len(runs):
-        return [_note(run, f"{what} left out, for its record does not go with the others.") for run in runs]
-    return (_of_sound(good, build, what) if good else []) + lines
+        if len(runs) > 1:
+            return [part for run in runs for part in _of_sound([run], build, what)]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        return [_note(runs[0], f"{what} left out, for its record holds values that cannot be shown ({reason}).")]
 
 
 def _note(run: RunPage, text: str) -> str:
@@ -169,20 +154,20 @@ def _header(runs: Sequence[RunPage]) -> str:
     ]
     facts += [f"seed {escaped(value)}" for value in distinct(record.get("seed") for record in records)]
     facts += [escaped(str(min(map(str, distinct(r.get("started") for r in records)), default="")).replace("T", " "))]
-    seconds = sum(value for run in top if (value := finite(run.record.get("wall_seconds"))) is not None)
+    seconds = sum(run.record.get("wall_seconds", 0) for run in top)
     tiles = [tile(plots.duration(seconds), "wall time", "")]
-    for command, label in (("collect", "episodes recorded"), ("synthesize", "episodes generated")):
-        counts = [run.result.get("episodes") for run in runs if run.command == command]
-        if counts := [count for count in counts if finite(count) is not None]:
+    results = [run.result for run in runs]
+    for kind, label in ((CollectResult, "episodes recorded"), (SynthesizeResult, "episodes generated")):
+        if counts := [result.episodes for result in results if isinstance(result, kind)]:
             tiles.append(tile(shown(sum(counts)), label, f"in {len(counts)} datasets" if len(counts) > 1 else ""))
-    replayed = [row for run in runs if run.command == "replay" for row in systems(run)]
-    for row in only_rates(replayed)[:2]:
-        tiles.append(tile(f"{plots.percent(row['rate'])} %", f"replay success, {row['system']}", trials(row)))
-    tested = only_rates(row for run in runs if run.command == "evaluate" for row in suites(run))
-    if tested:
-        best = max(tested, key=lambda row: row["rate"])
-        name = f"highest policy success: {best['policy']}, {best['arm']}"
-        tiles.append(tile(f"{plots.percent(best['rate'])} %", name, trials(best)))
+    systems = [item for result in results if isinstance(result, ReplayResult) for item in result.systems.items()]
+    for name, rate in systems[:2]:
+        tiles.append(tile(f"{plots.percent(rate.rate)} %", f"replay success, {name}", trials(rate)))
+    evaluated = [result for result in results if isinstance(result, RolloutResult)]
+    if tested := [(rate, result) for result in evaluated for rate in result.suites.values()]:
+        rate, result = max(tested, key=lambda item: item[0].rate)
+        name = f"highest policy success: {result.policy}, {result.arm}"
+        tiles.append(tile(f"{plots.percent(rate.rate)} %", name, trials(rate)))
     return (
         f'<p class="lead">One model imagines a robot episode from a picture and an instruction, as video and actions '
         f"together; the imagined episodes then train robot policies. The method is {PAPER}.</p>\n"
@@ -196,8 +181,9 @@ def _section(command: str, runs: list[RunPage], has_demo: bool, room: _Room) -> 
     told = [part for run in runs for part in _of_sound([run], lambda one: [_sentence(one[0], clauses)], "key numbers")]
     parts.append(f'<ul class="runs">{"".join(told)}</ul>')
     parts += [_note(run, f"left out of its record: {', '.join(run.left_out)}.") for run in runs if run.left_out]
-    results = PARTS.get(command, lambda runs, has_demo: [])
-    parts += _of_sound(runs, lambda found: results(found, has_demo), "results")
+    if (results := PARTS.get(command)) is not None and (found := [run for run in runs if run.result is not None]):
+        build = results
+        parts += _of_sound(found, lambda some: build([(run.name, run.result) for run in some], has_demo), "results")
     pictures: list[str] = []
     for run in runs:
         pictures += _of_sound([run], lambda one: [_media(one[0], *item, room) for item in _media_of(one[0])], "media")
@@ -210,33 +196,29 @@ def _section(command: str, runs: list[RunPage], has_demo: bool, room: _Room) -> 
 
 def _sentence(run: RunPage, clauses: Sequence[str]) -> str:
     """One run in one line: name, key numbers, wall time, and its status unless it finished."""
-    flat = dict(flatten(run.result))
+    flat = dict(flatten(run.raw))
     told = []
     for clause in clauses:
         key = re.findall(r"\{(.+?)\}", clause)[0]
         if key in flat:
             told.append(clause.replace(f"{{{key}}}", f"<b>{shown(flat[key])}</b>"))
-    if run.command == "replay":
-        told = [f"{escaped(row['system'])} {told_rate(row)}" for row in only_rates(systems(run))]
-    if run.command == "evaluate":
-        told += [f"{escaped(row['suite'])} {told_rate(row)}" for row in only_rates(suites(run))]
+    result = run.result
+    named = result.systems if isinstance(result, ReplayResult) else getattr(result, "suites", {})
+    told += [f"{escaped(name)} {rate_text(rate)}" for name, rate in named.items()]
     status = run.record["status"]
     # The demo writes its page as its last act, so its own record still says "running" then.
-    unfinished = status != "finished" and not (run.command == "demo" and "policies" in run.result)
+    unfinished = status != "finished" and not (run.command == "demo" and result is not None)
     badge = (
         f' <span class="badge">{escaped(status)}</span> {escaped(run.record.get("error", ""))}' if unfinished else ""
     )
-    seconds = finite(run.record.get("wall_seconds"))
+    seconds = run.record.get("wall_seconds")
     time = f" <time>{plots.duration(seconds)}</time>" if seconds is not None else ""
     return f"<li><code>{escaped(run.name)}</code>{': ' if told else ''}{', '.join(told)}.{time}{badge}</li>\n"
 
 
 def _media_of(run: RunPage) -> list[tuple[str, str]]:
     """(path, caption) of the listed media, then of what else lies in `media/`."""
-    listed = {}
-    for item in as_list(run.result.get("media")):
-        entry = as_dict(item) or {"path": item}
-        listed[str(entry.get("path"))] = str(entry.get("caption", ""))
+    listed = {one.path: one.caption for one in getattr(run.result, "media", [])}
     for path in sorted(run.path.glob("media/*")):
         if path.suffix.lower() in media.MIME and not path.name.startswith("."):
             listed.setdefault(f"media/{path.name}", "")
@@ -283,7 +265,7 @@ def _training_curves(runs: list[RunPage]) -> list[str]:
             if any((run.path.joinpath(*below[: i + 1]) / "run.json").exists() for i in range(len(below))):
                 continue  # belongs to another run, whose directory lies in this one
             part = " ".join(name for name in below if name != "tensorboard")
-            group = part or str(run.result.get("policy", ""))
+            group = part or getattr(run.result, "policy", "")
             for tag, curve in plots.read_scalars(directory).items():
                 groups.setdefault(group, {}).setdefault(tag, {})[run.name] = curve
     first: list[str] = []
@@ -307,19 +289,19 @@ def _provenance(run: RunPage) -> str:
     """Everything else in the record, folded away: other results, provenance, configuration."""
     record = run.record
     sentence = " ".join(STORY.get(run.command, ("", "", ()))[2])
-    other = {k: v for k, v in run.result.items() if k not in SHOWN and f"{{{k}}}" not in sentence}
+    other = {k: v for k, v in run.raw.items() if k not in SHOWN and f"{{{k}}}" not in sentence}
     where: dict[str, Any] = {
         **{key: record[key] for key in ("status", "git_sha", "hardware", "seed", "started") if key in record},
-        "wall time": plots.duration(finite(record.get("wall_seconds")) or 0),
-        "versions": ", ".join(f"{name} {version}" for name, version in as_dict(record.get("versions")).items()),
+        "wall time": plots.duration(record.get("wall_seconds", 0)),
+        "versions": ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items()),
         "directory": str(run.path),
     }
     parts = [f"<h3>More results</h3>{key_values(other)}" if other else "", f"<h3>Provenance</h3>{key_values(where)}"]
-    if data := [as_dict(entry) for entry in as_list(record.get("data"))]:
+    if data := record.get("data"):
         parts.append(f"<h3>Data</h3>{rows_table(data)}")
-    if config := as_dict(record.get("config")):
+    if config := record.get("config"):
         parts.append(f"<h3>Configuration</h3>{key_values(config)}")
-    raw = escaped(json.dumps(run.result, ensure_ascii=False))
+    raw = escaped(json.dumps(run.raw, ensure_ascii=False))
     parts.append(f"<h3>Result as recorded</h3><pre>{raw}</pre>")
     name = f"<code>{escaped(run.name)}</code>"
     return f"<details><summary>{name}: configuration and provenance</summary>{''.join(parts)}</details>\n"

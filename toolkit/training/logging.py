@@ -1,11 +1,13 @@
-"""Progress bars with an ETA and TensorBoard scalars."""
+"""Scalars and videos of a training, through the trackers of accelerate."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from PIL import Image
 
 from toolkit.base.manifest import check_inside, note
@@ -14,26 +16,32 @@ EVENTS = "events.out.tfevents.*"
 
 
 class ScalarLog:
-    """TensorBoard writer that starts again at `first_step` after a resume."""
+    """The tracker of a training: scalars, and videos in TensorBoard. One process writes.
 
-    def __init__(self, directory: Path, first_step: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    After a resume TensorBoard forgets what came after `first_step`; its files are in `directory/tensorboard`.
+    """
 
-        check_inside(directory / EVENTS)
-        before = set(directory.glob(EVENTS))
-        self.writer = SummaryWriter(str(directory), purge_step=first_step or None)
-        for path in set(directory.glob(EVENTS)) - before:
+    def __init__(self, accelerator: Accelerator, directory: Path, first_step: int = 0) -> None:
+        self.accelerator, folder = accelerator, directory / "tensorboard"
+        own = {"wandb": {"name": directory.parent.name, "group": directory.name, "dir": str(directory)}}
+        options: dict[str, Any] = {"tensorboard": {"purge_step": first_step + 1 if first_step else None}, **own}
+        check_inside(folder / EVENTS)
+        before = set(folder.glob(EVENTS))
+        accelerator.init_trackers("tensorboard" if _board(accelerator) else "vag", init_kwargs=options)
+        for path in set(folder.glob(EVENTS)) - before:
             note(path)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        self.accelerator.log(values, step=step)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """Sample videos side by side as an animated GIF. frames: (B, F, H, W, 3) uint8.
 
-        Written as TensorBoard's own image summary, since torch's `add_video` needs an old moviepy.
+        Written as TensorBoard's own image summary, since torch's `add_video` needs an old moviepy. Other trackers get
+        none.
         """
+        if not _board(self.accelerator):
+            return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         pictures = [Image.fromarray(row) for row in np.concatenate(list(frames), axis=2)]  # F x (H, B * W, 3)
@@ -45,7 +53,13 @@ class ScalarLog:
             colorspace=3,
             encoded_image_string=file.getvalue(),
         )
-        self.writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
+        writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def close(self) -> None:
-        self.writer.close()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
+
+def _board(accelerator: Accelerator) -> bool:
+    return "tensorboard" in map(str, accelerator.log_with)

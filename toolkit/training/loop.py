@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,7 +62,7 @@ def train(
     (started by `accelerate launch`) each takes every P-th batch; the first one writes.
     Raises UserError when the loss, a gradient, a weight or an average is not finite: no such number is ever saved.
     """
-    accelerator = make_accelerator(runtime)
+    accelerator = make_accelerator(runtime, directory)
     objective.train()
     trained = LossModule(objective).to(accelerator.device)
     optimizer = torch.optim.AdamW(
@@ -73,18 +74,10 @@ def train(
     average = ExponentialMovingAverage(objective, config.ema_decay)
     checkpoints = directory / "checkpoints"
     first, metrics = load_checkpoint(checkpoints, objective, optimizer, average, config.steps)
-    model, prepared = accelerator.prepare(trained, optimizer)
-    blocks = repeated_blocks(objective) if runtime.compile else []
-    compiled = [(block, torch.compile(block.forward)) for block in blocks]
-    peak = bf16_peak(accelerator.device) if accelerator.device.type == "cuda" else None
-    throughput = {key: metrics[key] for key in THROUGHPUT if key in metrics}  # of a run that was killed at its end
-    log = ScalarLog(directory / "tensorboard", first) if accelerator.is_main_process else None
-    started, seen, warm, flop = time.perf_counter(), 0, False, metrics.get("flop_per_sample", 0.0)
-    first_seed, several = torch.initial_seed(), accelerator.num_processes > 1
-    bar = progress(description=description, total=config.steps, initial=first, unit="step")
-    parts = range(first * config.gradient_accumulation, config.steps * config.gradient_accumulation)
-    places = (index * accelerator.num_processes + accelerator.process_index for index in parts)
-    batches = on_device(data, places, accelerator.device)
+    advance = GradientSteps(accelerator, trained, optimizer, config, runtime.compile)
+    speed = Throughput(accelerator.device, metrics)
+    log = ScalarLog(accelerator, directory, first)
+    batches = on_device(data, advance.batches_from(first), accelerator.device)
 
     def save(step: int) -> None:
         try:
@@ -92,62 +85,109 @@ def train(
         except UserError as error:
             raise diverged(description, str(error), step, checkpoints) from error
 
-    for step in range(first, config.steps):
-        rate = config.learning_rate * warmup_cosine(step, config.steps, config.warmup_steps)
-        for group in prepared.param_groups:
-            group["lr"] = rate
-        if several:  # noise of its own for every process, the same again after a resume
-            torch.manual_seed(first_seed + (step * accelerator.num_processes + accelerator.process_index) * 1_000_003)
-        for part in range(config.gradient_accumulation):
-            index = step * config.gradient_accumulation + part
-            batch = next(batches)
-            # Counting changes the last bit of sums: never at a step that depends on when training was interrupted.
-            with count_flop() if index == 0 else nullcontext() as counter:
-                # Counting would switch compilation off for good.
-                with accelerator.autocast(), forwards(compiled if counter is None else []):
-                    loss, values = model(batch)
-                accelerator.backward(loss / config.gradient_accumulation)
-            if counter is not None:
-                flop = counter.get_total_flops() / config.batch_size
-        norm = accelerator.clip_grad_norm_(objective.parameters(), config.gradient_clip)
-        prepared.step()
-        prepared.zero_grad(set_to_none=True)
-        average.update(objective, step)
-        seen += config.batch_size * config.gradient_accumulation * accelerator.num_processes
+    bar = progress(description=description, total=config.steps, initial=first, unit="step")
+    for done in range(first + 1, config.steps + 1):
+        loss, values, norm = advance(done - 1, batches, speed)
+        average.update(objective, done - 1)
+        speed.count(config.batch_size * config.gradient_accumulation * accelerator.num_processes)
         bar.update()
-        done = step + 1
         saving = done % config.checkpoint_every == 0 and done < config.steps
         if done % config.log_every == 0 or done == config.steps or saving:
-            metrics = {"loss": loss.item(), "flop_per_sample": flop, **{k: float(v) for k, v in values.items()}}
+            metrics = {"loss": loss.item(), "flop_per_sample": speed.flop, **{k: float(v) for k, v in values.items()}}
             for name, number in (("loss", metrics["loss"]), ("gradient norm", float(norm))):
-                scaled = name == "gradient norm" and runtime.mixed_precision == "fp16"  # whose scaler skips such steps
-                if not math.isfinite(number) and not scaled:
+                if not math.isfinite(number):
                     raise diverged(description, f"the {name} is {number}", done, checkpoints)
             bar.set_postfix(loss=f"{metrics['loss']:.4f}")
-            speed = seen / (time.perf_counter() - started)
-            throughput = {"samples_per_second": speed, "flop_per_second": speed * flop}
-            if peak is not None:
-                throughput["bf16_peak_share"] = speed * flop / peak
-            more = {"learning_rate": rate, "gradient_norm": float(norm), **throughput}
-            throughput["flop_per_sample"] = flop
-            metrics |= throughput
-            if not warm:
-                started, seen, warm = time.perf_counter(), 0, True
-            if log is not None:
-                log.scalars(done, {**metrics, **more})
-            if log is not None and on_log is not None:
+            metrics |= speed.measure()
+            rate = advance.learning_rate(done - 1)
+            log.scalars(done, {**metrics, "learning_rate": rate, "gradient_norm": float(norm)})
+            if on_log is not None and accelerator.is_main_process:
                 on_log(log, done)
         if saving and accelerator.is_main_process:
             save(done)
     bar.close()
     batches.close()
-    if log is not None:
-        log.close()
+    log.close()
     if first < config.steps and accelerator.is_main_process:
         save(config.steps)
     objective.load_state_dict(average.shadow)
     objective.to("cpu").eval()
-    return {key: value for key, value in metrics.items() if key not in THROUGHPUT}, throughput
+    return {key: value for key, value in metrics.items() if key not in THROUGHPUT}, speed.values
+
+
+class GradientSteps:
+    """Call it for one step of the optimiser, on as many batches as are accumulated."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        trained: LossModule,
+        optimizer: torch.optim.Optimizer,
+        config: OptimConfig,
+        compiles: bool,
+    ) -> None:
+        self.accelerator, self.objective, self.config = accelerator, trained.objective, config
+        self.model, self.optimizer = accelerator.prepare(trained, optimizer)
+        blocks = repeated_blocks(trained.objective) if compiles else []
+        self.compiled = [(block, torch.compile(block.forward)) for block in blocks]
+        self.first_seed = torch.initial_seed()
+
+    def batches_from(self, step: int) -> Iterator[int]:
+        """Numbers of the batches of this process, from a step to the last one."""
+        config, accelerator = self.config, self.accelerator
+        for part in range(step * config.gradient_accumulation, config.steps * config.gradient_accumulation):
+            yield part * accelerator.num_processes + accelerator.process_index
+
+    def learning_rate(self, step: int) -> float:
+        return self.config.learning_rate * warmup_cosine(step, self.config.steps, self.config.warmup_steps)
+
+    def __call__(
+        self, step: int, batches: Iterator[dict[str, Any]], speed: Throughput
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Loss and metrics of the last batch, and the norm of the gradient before it was clipped."""
+        accelerator, parts = self.accelerator, self.config.gradient_accumulation
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        if accelerator.num_processes > 1:  # noise of its own for every process, the same again after a resume
+            index = step * accelerator.num_processes + accelerator.process_index
+            torch.manual_seed(self.first_seed + index * 1_000_003)
+        for part in range(parts):
+            batch = next(batches)
+            # Counting changes the last bit of sums: never at a step that depends on when training was interrupted.
+            with count_flop() if step == part == 0 else nullcontext() as counter:
+                # Counting would switch compilation off for good.
+                with accelerator.autocast(), forwards(self.compiled if counter is None else []):
+                    loss, values = self.model(batch)
+                accelerator.backward(loss / parts)
+            if counter is not None:
+                speed.flop = counter.get_total_flops() / self.config.batch_size
+        norm = accelerator.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, values, norm
+
+
+class Throughput:
+    """Samples and operations a second, without the steps up to the first measurement where there are more."""
+
+    def __init__(self, device: torch.device, before: dict[str, float]) -> None:
+        self.values = {key: before[key] for key in THROUGHPUT if key in before}  # of a run that was killed at its end
+        self.flop = before.get("flop_per_sample", 0.0)
+        self.peak = bf16_peak(device) if device.type == "cuda" else None
+        self._started, self._samples, self._warm = time.perf_counter(), 0, False
+
+    def count(self, samples: int) -> None:
+        self._samples += samples
+
+    def measure(self) -> dict[str, float]:
+        """The numbers of `THROUGHPUT` as they are now."""
+        rate = self._samples / (time.perf_counter() - self._started)
+        self.values = {"samples_per_second": rate, "flop_per_second": rate * self.flop, "flop_per_sample": self.flop}
+        if self.peak is not None:
+            self.values["bf16_peak_share"] = rate * self.flop / self.peak
+        if not self._warm:
+            self._started, self._samples, self._warm = time.perf_counter(), 0, True
+        return self.values
 
 
 def diverged(description: str, reason: str, step: int, checkpoints: Path) -> UserError:

@@ -6,16 +6,18 @@ import ctypes
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from torch import nn
 from torch.utils.benchmark import Timer
 
 from toolkit.base.errors import UserError
-from toolkit.training.config import DEVICES, MOST_THREADS, PRECISIONS
+from toolkit.training.config import DEVICES, MOST_THREADS, PRECISIONS, TRACKERS
 from toolkit.training.config import RuntimeConfig as RuntimeConfig
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -26,20 +28,29 @@ def check_runtime(config: RuntimeConfig) -> None:
     if config.device not in DEVICES:
         raise UserError(f"runtime.device = '{config.device}': expected auto, cpu or cuda")
     if config.mixed_precision not in PRECISIONS:
-        raise UserError(f"runtime.mixed_precision = '{config.mixed_precision}': expected no, bf16 or fp16")
+        raise UserError(f"runtime.mixed_precision = '{config.mixed_precision}': expected no or bf16")
     if not 0 <= config.threads <= MOST_THREADS:
         raise UserError(f"runtime.threads = {config.threads}: expected at least 0 and at most {MOST_THREADS}")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.device = cuda: no CUDA device here; use runtime.device=cpu")
-    if config.mixed_precision == "fp16" and (config.device == "cpu" or not torch.cuda.is_available()):
-        raise UserError("runtime.mixed_precision = fp16: for CUDA only; use no or bf16")
+    if config.tracker not in TRACKERS:
+        raise UserError(f"runtime.tracker = '{config.tracker}': expected one of {', '.join(TRACKERS)}")
+    if config.tracker != "tensorboard" and config.tracker not in map(str, get_available_trackers()):
+        raise UserError(
+            f"runtime.tracker = {config.tracker}: its package is not installed; install it, or leave it out"
+        )
 
 
-def make_accelerator(config: RuntimeConfig) -> Accelerator:
-    """An Accelerator on the device asked for. Raises UserError as `check_runtime`."""
+def make_accelerator(config: RuntimeConfig, directory: Path | None = None) -> Accelerator:
+    """An Accelerator on the device asked for, whose tracker writes into `directory`. Raises UserError."""
     check_runtime(config)
     set_threads(config)
-    return Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision)
+    return Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=config.mixed_precision,
+        log_with=config.tracker if directory else None,
+        project_dir=directory,
+    )
 
 
 def bf16_peak(device: torch.device | str, side: int = 8192) -> float:

@@ -35,9 +35,9 @@ OWN_NOTES = f"meta/{FILE}"
 
 
 def provenance(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the episode table without LeRobot's own bookkeeping; version 0.1 put its notes there."""
+    """A row of the episode table, where version 0.1 put its notes, without LeRobot's bookkeeping and without arrays."""
     own = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
-    return {key: value for key, value in row.items() if not key.startswith(own)}
+    return {k: value for k, value in row.items() if not k.startswith(own) and not isinstance(value, np.ndarray | list)}
 
 
 @dataclass

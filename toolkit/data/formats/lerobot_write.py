@@ -78,24 +78,24 @@ class EpisodeWriter:
         Raises UserError if a number is not finite in float32, a shape differs from the first, or the instruction is
         too long.
         """
-        number = len(self.metadata)
+        name = f"{self.directory}: episode {len(self.metadata)}"
         with np.errstate(over="ignore"):  # infinity is complained about below
             vectors = {STATE: episode.states.astype(np.float32), ACTION: episode.actions.astype(np.float32)}
         for key, values in vectors.items():
             if not np.isfinite(values).all():
-                raise UserError(f"episode {number}: '{key}' holds NaN or infinity; it was not written")
-        check_row(episode.metadata, f"episode {number}")
-        check_instruction(episode.task, f"episode {number}")
+                raise UserError(f"{name}: '{key}' holds NaN or infinity; it was not written")
+        check_row(episode.metadata, name)
+        check_instruction(episode.task, name)
         cameras = {IMAGE: episode.images, **episode.cameras}
         rows: dict[str, np.ndarray] = {**cameras, **vectors}
         lengths = {key: len(part) for key, part in rows.items()}
         if set(lengths.values()) != {len(episode)} or not len(episode):
-            raise UserError(f"episode {len(self.metadata)}: lengths differ or are zero: {lengths}")
+            raise UserError(f"{name}: lengths differ or are zero: {lengths}")
         shapes = {key: part.shape[1:] for key, part in rows.items()}
         if self._dataset is None:
             self._dataset, self._shapes = self._create({key: shapes[key] for key in cameras}), shapes
         if shapes != self._shapes:
-            raise UserError(f"episode {len(self.metadata)}: shapes {shapes}; the first episode has {self._shapes}")
+            raise UserError(f"{name}: shapes {shapes}; the first episode has {self._shapes}")
         with two_shortcuts(), temporary_files_in(self.temporary):
             for step in range(len(episode)):
                 self._dataset.add_frame({**{key: part[step] for key, part in rows.items()}, "task": episode.task})
