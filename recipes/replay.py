@@ -13,7 +13,6 @@ from toolkit.base.run import Run
 from toolkit.data.episode_notes import FILE, add_notes, check_used, write_notes
 from toolkit.data.formats.lerobot_read import dataset_id, read_table
 from toolkit.data.seen_scenes import is_hole, scene_of
-from toolkit.envs.metaworld import instructions
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.statistics import rollout_rates
 from toolkit.reporting.results import ReplayResult
@@ -36,14 +35,15 @@ def run(config: ReplayConfig, run: Run) -> ReplayResult:
                 "episodes of `vag collect` and `vag synthesize` can be replayed. If another tool made this dataset of "
                 "theirs, give these too: notes=[DATASET]"
             )
-        if scene[0] not in instructions():
-            raise UserError(f"{dataset}: episode {index}: unknown Meta-World task {scene[0]!r:.100}")
         scenes.append(scene)
     check_used(notes)
     run.add_data(dataset, dataset_id(dataset), len(scenes))
     episodes = np.split(recorded.actions, np.cumsum(recorded.lengths)[:-1])
     items = [(*scene, actions[: config.max_steps]) for scene, actions in zip(scenes, episodes, strict=True)]
-    outcomes = [result["success"] for result in replay_episodes(items, workers=config.workers)]
+    try:
+        outcomes = [result["success"] for result in replay_episodes(items, workers=config.workers)]
+    except UserError as error:  # a task that does not exist, actions of another width
+        raise UserError(f"{dataset}: {error}") from error
     write_notes(run.directory / FILE, recorded.ids, [{"replay_success": success} for success in outcomes])
     replayed = [(task, seed, success) for (task, seed, _), success in zip(items, outcomes, strict=True)]
     return ReplayResult(systems={config.system: rollout_rates(replayed)})
