@@ -87,7 +87,7 @@ EXAMPLES = {
         "vag replay dataset=outputs/real/dataset system=recorded",
     ),
     "pretrain": (
-        "vag pretrain synthetic=[outputs/synthetic/dataset] out=outputs/pretrained",
+        "vag pretrain synthetic=[outputs/synthetic/dataset] notes=[outputs/score] weight_by=score_nearest",
         "vag pretrain policy=diffusion real=[outputs/real/dataset] synthetic=[outputs/synthetic/dataset] "
         "synthetic_fraction=0.5",
     ),

@@ -210,13 +210,15 @@ def generator_stages(config: AblateConfig, root: Path, feed: str, seed: int, epi
     make = [*config.synthesize, *config.feed_synthesize.get(feed, [])]
     stages: list[Stage] = []
     earlier: list[str] = []
+    replays: list[str] = []
     for turn in range(1, config.rounds.get(feed, 1) + 1):
         name = generator_name(config, feed, seed, turn)
         generator, synthetic = str(root / f"generator_{name}/generator"), str(root / f"synthetic_{name}/dataset")
         further: dict[str, Any] = {}
         if earlier:
             first = root / f"generator_{generator_name(config, feed, seed, 1)}/generator"
-            further = {"synthetic": list(earlier), "select": config.round_select, "tokenizer_from": str(first)}
+            further = {"synthetic": list(earlier), "notes": list(replays), "select": config.round_select}
+            further["tokenizer_from"] = str(first)
         learn = {"dataset": fed_datasets(root, config, feed)}
         scenes = {
             "checkpoint": generator,
@@ -231,6 +233,7 @@ def generator_stages(config: AblateConfig, root: Path, feed: str, seed: int, epi
             make_stage(f"replay_{name}", "replay", replay),
         ]
         earlier.append(synthetic)
+        replays.append(str(root / f"replay_{name}"))
     score = {"dataset": synthetic, "checkpoint": generator, "real": fed_datasets(root, config, feed), **single}
     return in_turn([*stages, make_stage(f"score_{name}", "score", score)])
 
@@ -279,8 +282,11 @@ def training(config: AblateConfig, cell: Cell, steps: int) -> tuple[list[str], d
 
 def generated_data(config: AblateConfig, root: Path, cell: Cell) -> dict[str, Any]:
     """The synthetic episodes of a cell."""
-    synthetic = root / f"synthetic_{generator_name(config, cell.feed, generator_seed(config, cell))}/dataset"
+    name = generator_name(config, cell.feed, generator_seed(config, cell))
+    synthetic = root / f"synthetic_{name}/dataset"
     found: dict[str, Any] = {"synthetic": [str(synthetic)], "synthetic_per_task": cell.synthetic_per_task}
+    if ARMS[cell.arm].filtered or cell.weight_by != "none":
+        found["notes"] = [str(path) for path in outcome_runs(root, name)]
     if ARMS[cell.arm].filtered:
         found["select"] = config.filters[cell.filter]
     if cell.weight_by != "none":
@@ -288,6 +294,11 @@ def generated_data(config: AblateConfig, root: Path, cell: Cell) -> dict[str, An
     if ARMS[cell.arm].shuffled:
         found["shuffle_actions"] = True
     return found
+
+
+def outcome_runs(root: Path, name: str) -> list[Path]:
+    """Directories of what is noted of a generator's episodes."""
+    return [root / f"replay_{name}", root / f"score_{name}"]
 
 
 def tuning_steps(config: AblateConfig, cell: Cell) -> int:

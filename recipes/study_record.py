@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from recipes.common import episode_table
 from recipes.schema import AblateConfig
 from recipes.stages import entry, finished_result, is_finished
-from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed
+from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, outcome_runs
+from toolkit.data.formats.lerobot_read import noted_episodes
 from toolkit.data.selection import HIGHER_IS_BETTER, column
 from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.exchange import exchange_rate
@@ -213,15 +213,15 @@ def filter_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list
     rows = []
     for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
         name = generator_name(config, feed, seed)
-        if not (is_finished(root / f"score_{name}") and is_finished(root / f"replay_{name}")):
+        if not all(map(is_finished, outcome_runs(root, name))):
             continue
-        dataset = str(root / f"synthetic_{name}/dataset")
-        episodes = episode_table(dataset)
+        dataset = root / f"synthetic_{name}/dataset"
+        episodes = noted_episodes(dataset, outcome_runs(root, name))
         tasks = np.unique([row["task_name"] for row in episodes], return_inverse=True)[1]
         solved = np.array([row["replay_success"] for row in episodes], dtype=float)
         chance = np.random.default_rng(seed).random(len(episodes))
         for score in sorted(key for key in episodes[0] if key.startswith("score_")):
-            values = column(score, episodes, dataset) * (-1 if score in HIGHER_IS_BETTER else 1)
+            values = column(score, episodes, str(dataset)) * (-1 if score in HIGHER_IS_BETTER else 1)
             parts = [np.flatnonzero(tasks == task) for task in np.unique(tasks)]
             ranked = [part[np.lexsort((chance[part], values[part]))] for part in parts]
             where: Any = {"system": score, "policy": "replay", "suite": f"filters, feed={feed} generator={seed}"}

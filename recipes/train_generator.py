@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from recipes.common import (
-    episode_table,
     instruction_encoder,
     load_clips,
     load_generator,
+    load_notes,
+    seen_behind,
     speed,
     user_errors,
     weights_id,
@@ -28,6 +28,7 @@ from toolkit.data.batches import GeneratorClips, LatentClips, TokenizerClips, to
 from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import IMAGE
+from toolkit.data.episode_notes import Notes, check_used
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
 from toolkit.data.seen_scenes import merge, scenes_of, told_scenes, write_scenes
 from toolkit.data.selection import select, subset
@@ -49,8 +50,10 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
         raise UserError("train-generator: dataset=[] is empty; name at least one")
     if config.select and not config.synthetic:
         raise UserError(f"train-generator: select={list(config.select)} needs synthetic=[DATASET] to select from")
-    stores = [load_clips(run, s, config.generator.image_size, config.image_key) for s in sources]
-    stores += [selected(config, run, path) for path in config.synthetic]
+    notes = load_notes(run, config.notes)
+    stores = [load_clips(run, s, config.generator.image_size, config.image_key, notes) for s in sources]
+    stores += [selected(config, run, path, notes) for path in config.synthetic]
+    check_used(notes)
     shares, store = episode_shares(stores, config.dataset_shares), open_merged(stores)
     config.generator.state_dim, config.generator.action_dim = store.states.shape[1], store.actions.shape[1]
     if max(store.episode_lengths) < 2:
@@ -141,11 +144,11 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     if throughput and (tokens := generator.tokens_of(config.optim.batch_size)):
         rate = tokens / config.optim.batch_size
         throughput["tokens_per_second"] = rate * throughput["samples_per_second"]
-    known = [Path(taken)] if taken else []
-    known += [Path(path) / "meta" for path in config.synthetic]
+    behind = [seen_behind(store) for store in stores[len(sources) :]]
+    behind += [told_scenes(taken)] if taken else []
     with atomic_directory(run.directory / "generator") as temporary, user_errors():
         generator.save_pretrained(temporary)
-        write_scenes(temporary, merge(scenes_of(store.metadata), *map(told_scenes, known)))
+        write_scenes(temporary, merge(scenes_of(store.metadata), *behind))
     for stage in ("tokenizer", "streams"):  # the optimiser state has served
         run.remove_when_finished(run.directory / stage / "checkpoints")
     losses = {k: round(v, 4) for k, v in metrics.items()}
@@ -163,12 +166,12 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     )
 
 
-def selected(config: TrainGeneratorConfig, run: Run, path: str) -> ClipStore:
+def selected(config: TrainGeneratorConfig, run: Run, path: str, notes: Sequence[Notes]) -> ClipStore:
     """The episodes of a synthetic dataset that are learned from. Raises UserError if that is none."""
-    store = load_clips(run, path, config.generator.image_size, IMAGE)  # as synthesize names it
+    store = load_clips(run, path, config.generator.image_size, IMAGE, notes)  # as synthesize names it
     if not config.select:
         return store
-    kept = select(config.select, episode_table(path), store.episode_tasks, path, config.seed, every_task=False)
+    kept = select(config.select, store.metadata, store.episode_tasks, path, config.seed, every_task=False)
     return subset(store, np.flatnonzero(kept))
 
 

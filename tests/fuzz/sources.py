@@ -193,6 +193,7 @@ def write_runs(folder: Path) -> None:
     dataset, generator = folder / "dataset", folder / "generator"
     commands = {
         "exported": ["export", f"dataset={dataset}"],
+        "scored": ["score", f"dataset={dataset}", f"real=[{dataset}]", "image_size=32"],
         "inspected": ["inspect", f"dataset={dataset}"],
         "pretrained": PRETRAIN.format(sources=folder).split(),
         "evaluated": ["evaluate", f"checkpoint={folder / 'pi05_compact'}", f"dataset={dataset}", "image_size=32"],

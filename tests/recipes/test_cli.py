@@ -121,6 +121,7 @@ def test_data_that_does_not_fit_is_named(dataset: Path, tmp_path: Path, capsys: 
     )
     assert "no feature 'observation.wrist'" in line
     line = complaint(capsys, "replay", f"dataset={dataset}", out, "overwrite=true")
+    assert f"{dataset}: " in line
     assert "an action is 4 finite numbers" in line
 
 

@@ -83,6 +83,7 @@ def test_every_arm_takes_the_same_steps_and_commands_that_compose(
     assert all(c.seed == 3 for c in composed)
     assert composed[0].augment == ("augmented" in arm)
     assert bool(composed[0].select) == ("filtered" in arm)
+    assert [Path(run).name.partition("_")[0] for run in composed[0].notes] == ["replay", "score"] * ("filtered" in arm)
     assert composed[0].shuffle_actions == ("shuffled" in arm)
     assert {c.optim.batch_size for c in composed[:-1]} == {7}
     if "finetune" in arm:
@@ -111,6 +112,7 @@ def test_generators_learn_in_rounds_and_policies_get_the_last(
     for turn, suffix in enumerate(suffixes):
         learned, generated = stages[f"generator_{suffix}"], stages[f"synthetic_{suffix}"]
         assert learned.synthetic == synthetic[:turn]
+        assert learned.notes == [str(tmp_path / f"replay_{earlier}") for earlier in suffixes[:turn]]
         assert learned.select == ["replay_success==1"] * bool(turn)
         assert (learned.tokenizer_from is None) == (turn == 0)
         assert (generated.first_seed, generated.draws) == (study.synthetic_seed + 20 * turn, 4)

@@ -210,7 +210,7 @@ def test_filters_are_told_by_how_many_of_what_they_keep_succeed(
         for task in ("push", "sweep")
         for i in range(20)
     ]
-    monkeypatch.setattr(study_record, "episode_table", lambda path: episodes)
+    monkeypatch.setattr(study_record, "noted_episodes", lambda dataset, runs: episodes)
     study = config("generator_seeds=[0,1]", "grid=['arm=cotrain seed=0,1']")  # of the second one nothing is finished
     rows = study_record.filter_rows(tmp_path, parse_grid(study), study)
     assert {row.suite for row in rows} == {"filters, feed=paper generator=0"}
