@@ -159,7 +159,7 @@ def compare(
         if given != "actions" and generator.config.state_dim >= 3:
             places = made["states"][i, 1 : steps + 1], real["states"][i, 1 : steps + 1]
             row["end_effector_error_cm"] = float(end_effector_error_cm(*places).mean())
-        if given != "video" and generator.config.makes_video:
+        if given != "video" and generator.config.action.makes_video:
             for metric in (psnr, ssim, gmsd):
                 row[metric.__name__] = metric(made["frames"][i, shown], real["frames"][i, shown])
         for name, value in row.items():

@@ -195,7 +195,9 @@ class TrainGeneratorConfig(CommonConfig):
     labelled_fraction: float = option(
         1.0, "of the episodes of each instruction keep their actions; the rest is video alone", above=0, most=1
     )
-    generator: GeneratorConfig = part(GeneratorConfig, "the network; see the group `generator`")
+    generator: GeneratorConfig = part(
+        lambda: GeneratorConfig(action=MISSING), "the network; see the groups `generator` and `generator/action`"
+    )
     tokenizer_from: str | None = option(None, "generator directory whose tokenizer is taken as it is")
     video_from: str | None = option(None, "the same for the tokenizer and the whole video branch")
     instruction_encoder: str | None = option(None, "directory of a sentence-transformer or T5; null = learned on bytes")

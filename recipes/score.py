@@ -78,7 +78,7 @@ def cycle_errors(config: ScoreConfig, checkpoint: str, store: ClipStore) -> list
     """Distance of each episode's actions to those that the generator infers from its video (inverse dynamics)."""
     generator = load_generator(checkpoint, pick_device(config.runtime), config.max_parameters)
     encode, shape = instruction_encoder(config.instruction_encoder, config.max_parameters), generator.config
-    if not shape.makes_video:
+    if not shape.action.makes_video:
         raise UserError(f"{checkpoint}: it makes no video, so it infers no actions from one; use another generator")
     for name, width in (("states", shape.state_dim), ("actions", shape.action_dim)):
         if (found := getattr(store, name).shape[1]) != width:

@@ -64,7 +64,7 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
     identity = weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
     sampler = config.sampler
-    if not generator.config.makes_video:
+    if not generator.config.action.makes_video:
         raise UserError(f"{config.checkpoint}: it makes actions alone, which is no dataset; use another generator")
     stride = generator.config.frame_stride
     description = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}"

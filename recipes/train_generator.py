@@ -37,7 +37,9 @@ from toolkit.training.logging import ScalarLog
 from toolkit.training.loop import train
 from toolkit.training.runtime import seed_everything, set_threads
 from vag_core import Generator
-from vag_core.video_tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
+from vag_core.clocks import clocks_of
+from vag_core.config import FramewiseConfig
+from vag_core.tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
 
 
 def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
@@ -61,7 +63,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     taken = config.video_from or config.tokenizer_from
     if taken is not None:
         run.add_data(taken, weights_id(taken))
-    if config.generator.action.plan_share > 0 and config.optim.batch_size == 1:
+    if clocks_of(config.generator.action).plan_share > 0 and config.optim.batch_size == 1:
         raise UserError("optim.batch_size=1 leaves nothing to plan; take more, or generator.action.plan_share=0")
     encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
     if config.instruction_encoder is not None:
@@ -72,11 +74,12 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     seed_everything(config.seed)
     with user_errors():
         generator = Generator(config.generator)
-        generator.video_instruction(encode(store.tasks))  # one that is too long is told now, not after minutes
+        generator.check_instruction(encode(store.tasks))  # one that is too long is told now, not after minutes
     labelled = labelled_episodes(store, config.labelled_fraction)
     rows = store.rows_of(np.arange(store.num_episodes) if labelled is None else np.flatnonzero(labelled))
     statistics = [describe(store.actions[rows], ACTION_FLOOR), describe(store.states[rows], STATE_FLOOR)]
-    generator.set_statistics(*(np.concatenate([s[key] for s in statistics]) for key in ("mean", "std", "min", "max")))
+    ranges = (np.concatenate([s[key] for s in statistics]) for key in ("mean", "std", "min", "max"))
+    generator.trajectory.set_statistics(*ranges)
 
     def clips(batch_size: int, random_start: bool = config.random_start) -> GeneratorClips:
         shape = config.generator
@@ -93,7 +96,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     elif config.tokenizer_from is not None:
         with user_errors():
             generator.take_tokenizer(load_generator(config.tokenizer_from, "cpu", config.max_parameters))
-    elif config.generator.makes_video:
+    elif config.generator.action.makes_video:
         data = TokenizerClips(
             clips(config.tokenizer_optim.batch_size),
             config.generator.tokenizer.temporal_stride,
@@ -103,26 +106,25 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
         tokenizer.calibrate(whole)
         tokenizer.requires_grad_(False)
     tokenized = None
-    if config.generator.makes_video:
+    if config.generator.action.makes_video:
         trained = 0 if taken else config.tokenizer_optim.steps
         tokenized = TokenizerTraining(steps=trained, psnr=round(reconstruction_psnr(generator, whole[:8]), 2))
         run.note_result({"tokenizer": tokenized})
         run.write()
 
     source: Any = clips(config.optim.batch_size)
-    if config.generator.makes_video and not config.random_start:  # one window per episode: encode each once
-        reads_frames = config.generator.action.kind == "resnet"
+    if config.generator.action.makes_video and not config.random_start:  # one window per episode: encode each once
+        reads_frames = isinstance(config.generator.action, FramewiseConfig)
         source = LatentClips(source, _latents(starts, tokenizer), with_frames=reads_frames)
     if config.instruction_encoder is not None:
         source = EncodedInstructions(source, encode)
 
     def log_samples(log: ScalarLog, step: int) -> None:
         due = step % config.optim.checkpoint_every == 0 or step == config.optim.steps
-        if due and config.generator.makes_video:
+        if due and config.generator.action.makes_video:
             batch = to_tensors(starts.window(np.arange(min(2, store.num_episodes))))
-            device = generator.mean.device
-            follows = config.generator.action.clocks == "given"
-            given = {key: batch[key].to(device) for key in ("actions", "states")} if follows else {}
+            device = generator.device
+            given = {key: batch[key].to(device) for key in ("actions", "states")} if generator.action is None else {}
             generator.eval()
             with torch.random.fork_rng():
                 torch.manual_seed(0)

@@ -36,9 +36,10 @@ NETWORK = (
 )
 BENCHMARKED = (
     "['generator.tokenizer.width=32','generator.tokenizer.depth=1','generator.scene.width=16','generator.scene.depth=1',"
-    "'generator.video.width=48','generator.video.depth=1','generator.action.width=48','generator.action.depth=1',"
+    "'generator.video.width=48','generator.video.depth=1',"
     "'tokenizer_optim.steps=2','tokenizer_optim.batch_size=2','optim.steps=2','optim.batch_size=2']"
 )
+ACTION = "['generator.action.width=48','generator.action.depth=1']"
 # Command and the file or folder that it is for.
 COMMANDS = {
     "collect": ("collect tasks=[plate-slide] episodes_per_task=4 num_steps=60 workers=1", "dataset"),
@@ -71,6 +72,7 @@ if LONG:
         "benchmark-generators": (
             f"benchmark generators {TASK} scenes_per_task=4 suites=[coarse] seeds=[0] encoder_steps=2 "
             f"systems=[vag,two_stage_temporal,action_only] train={BENCHMARKED} "
+            f"system_train={{{{vag:{ACTION},two_stage_temporal:{ACTION},action_only:{ACTION}}}}} "
             "evaluate=['sampler.num_inference_steps=2']",
             "record.json",
         ),

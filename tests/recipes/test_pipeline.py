@@ -279,7 +279,6 @@ TRAIN = [
     "generator.tokenizer.width=32",
     "generator.video.width=32",
     "generator.video.depth=1",
-    "generator.action.channels=[32,64]",
     "tokenizer_optim.steps=30",
     "tokenizer_optim.batch_size=2",
     "tokenizer_optim.checkpoint_every=5",
