@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from toolkit.evaluation.video_metrics import psnr, ssim
 from toolkit.reporting.media import grid, write_video
 from toolkit.reporting.results import Media, SynthesizeResult
 from toolkit.training.runtime import set_threads
-from vag_core import Generator
+from vag_core import GeneratedBatch, Generator
 
 PLANS = "plans.npz"
 
@@ -63,88 +64,26 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
     encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
     identity = weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
-    sampler = config.sampler
     if not generator.config.action.makes_video:
         raise UserError(f"{config.checkpoint}: it makes actions alone, which is no dataset; use another generator")
-    stride = generator.config.frame_stride
-    description = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}"
-    order = sampler.order or generator.order
-    description += f"-{order}"
+    order = config.sampler.order or generator.order
     if config.draws > 1:
         check_draws(config, order if generator.order == "actions_first" else generator.order)
-        description += f"-draws-{config.draws}-shift-{config.draw_shift}"
-    scenes, layout = (
-        simulated_scenes(config, generator) if config.scenes_from is None else recorded_scenes(config, run, generator)
-    )
-    from_scenes = scenes_of(scene.metadata for scene in scenes)
     recorded = config.scenes_from is not None
+    scenes, layout = recorded_scenes(config, run, generator) if recorded else simulated_scenes(config, generator)
+    from_scenes = scenes_of(scene.metadata for scene in scenes)
     seen = check_unseen("synthesize", config.checkpoint, from_scenes, config.allow_seen or recorded)
-    began = time.perf_counter()
-    plans = (
-        solved_plans(config, run.directory / PLANS, generator, encode, scenes, identity) if config.draws > 1 else None
-    )
+    began, plans = time.perf_counter(), None
+    if config.draws > 1:
+        plans = solved_plans(config, run.directory / PLANS, generator, encode, scenes, identity)
     planning = time.perf_counter() - began
-    metrics: dict[str, list[float]] = {}
-    shown: list[np.ndarray] = []
-    seconds = 0.0
-    target = run.directory / "dataset"
-    with EpisodeWriter(target, **layout) as writer:
-        bar = progress(description="synthesize", total=len(scenes), unit="ep")
-        for start in range(0, len(scenes), config.batch_size):
-            part = scenes[start : start + config.batch_size]
-            known = {} if plans is None else plans.given(slice(start, start + config.batch_size))
-            began = time.perf_counter()
-            rng = [torch.Generator().manual_seed(config.seed * 1_000_003 + start + i) for i in range(len(part))]
-            with user_errors():
-                sample = generator.sample(
-                    torch.from_numpy(np.stack([scene.image for scene in part])),
-                    torch.from_numpy(np.stack([scene.state for scene in part])),
-                    encode([scene.instruction for scene in part]),
-                    num_inference_steps=sampler.num_inference_steps,
-                    guidance_scale=sampler.guidance_scale,
-                    method=sampler.method,
-                    order=order,
-                    rng=rng,
-                    score=True,
-                    **known,
-                )
-            seconds += time.perf_counter() - began
-            assert sample.loss is not None
-            frames, actions, states, loss = (
-                x.cpu().numpy() for x in (sample.frames, sample.actions, sample.states, sample.loss)
-            )
-            for i, scene in enumerate(part):
-                writer.add(
-                    Episode(
-                        images=frames[i, :-1].repeat(stride, axis=0),  # a camera slower than the robot
-                        states=states[i, :-1],
-                        actions=actions[i],
-                        task=scene.instruction,
-                        metadata={
-                            **scene.metadata,
-                            "source": "synthetic",
-                            "generator_id": identity,
-                            "sampler": description,
-                            "sample_seed": config.seed,
-                            PICTURE_EVERY: stride,
-                            "score_flow_loss": float(loss[i]),
-                            **({} if plans is None else plans.metadata(start + i)),
-                        },
-                    )
-                )
-                shown_frames = frames[i]
-                if scene.reference is not None:
-                    for name, value in compare(actions[i], frames[i], scene.reference).items():
-                        metrics.setdefault(name, []).append(value)
-                    shown_frames = np.concatenate([_fit(scene.reference["frames"], len(frames[i])), frames[i]], axis=1)
-                if len(shown) < 12:
-                    shown.append(shown_frames)
-            bar.update(len(part))
-        bar.close()
+    with EpisodeWriter(run.directory / "dataset", **layout) as writer:
+        made = Samples(config, generator, encode, identity, order, plans)
+        made.write(writer, scenes)
         if (learned := read_scenes(config.checkpoint)) is not None:  # who trains on this data has seen them too
             write_scenes(writer.temporary / "meta", learned)
     caption = "recorded (above) and generated (below), same first frame" if recorded else "generated"
-    write_video(run.directory / "media/generated.mp4", grid(shown, columns=6), fps=20)
+    write_video(run.directory / "media/generated.mp4", grid(made.shown, columns=6), fps=20)
     solved_by_draw, planning_seconds = None, None
     if plans is not None:
         first = np.where(plans.solved, plans.draw, config.draws)
@@ -153,15 +92,15 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
         discard(run.directory / PLANS)
     return SynthesizeResult(
         episodes=len(scenes),
-        seconds_per_episode=round(seconds / len(scenes), 3),
-        function_evaluations=sample.function_evaluations,
+        seconds_per_episode=round(made.seconds / len(scenes), 3),
+        function_evaluations=made.function_evaluations,
         generator_id=identity,
         seen_scenes=seen,
         dataset="dataset",
         media=[Media(path="media/generated.mp4", caption=caption)],
         solved_by_draw=solved_by_draw,
         planning_seconds=planning_seconds,
-        metrics={name: round(float(np.mean(values)), 4) for name, values in metrics.items()} or None,
+        metrics={name: round(float(np.mean(values)), 4) for name, values in made.metrics.items()} or None,
     )
 
 
@@ -181,6 +120,89 @@ class Plans:
     def given(self, part: slice) -> dict[str, torch.Tensor]:
         """What the generator is given for some of the scenes."""
         return {"actions": torch.from_numpy(self.actions[part]), "states": torch.from_numpy(self.states[part])}
+
+
+class Samples:
+    """Pairs of all scenes, batch by batch, as episodes. Afterwards: metrics of those that have a reference, the first
+    videos to look at, seconds of sampling, and passes through the generator for one pair."""
+
+    def __init__(
+        self,
+        config: SynthesizeConfig,
+        generator: Generator,
+        encode: Any,
+        identity: str,
+        order: str,
+        plans: Plans | None,
+    ) -> None:
+        self.config, self.generator, self.encode, self.plans = config, generator, encode, plans
+        self.order, self.stride = order, generator.config.frame_stride
+        sampler = config.sampler
+        name = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}-{order}"
+        name += f"-draws-{config.draws}-shift-{config.draw_shift}" if config.draws > 1 else ""
+        self.origin: dict[str, Any] = {
+            "source": "synthetic",
+            "generator_id": identity,
+            "sampler": name,
+            "sample_seed": config.seed,
+        }
+        self.metrics: dict[str, list[float]] = {}
+        self.shown: list[np.ndarray] = []
+        self.seconds, self.function_evaluations = 0.0, 0
+
+    def write(self, writer: EpisodeWriter, scenes: Sequence[Scene]) -> None:
+        bar = progress(description="synthesize", total=len(scenes), unit="ep")
+        for start in range(0, len(scenes), self.config.batch_size):
+            part = scenes[start : start + self.config.batch_size]
+            sample = self.sample(part, start)
+            assert sample.loss is not None
+            arrays = (x.cpu().numpy() for x in (sample.frames, sample.actions, sample.states, sample.loss))
+            for index, (scene, frames, actions, states, loss) in enumerate(zip(part, *arrays, strict=True), start):
+                planned = {} if self.plans is None else self.plans.metadata(index)
+                own = {PICTURE_EVERY: self.stride, "score_flow_loss": float(loss), **planned}
+                writer.add(
+                    Episode(
+                        images=frames[:-1].repeat(self.stride, axis=0),  # a camera slower than the robot
+                        states=states[:-1],
+                        actions=actions,
+                        task=scene.instruction,
+                        metadata={**scene.metadata, **self.origin, **own},
+                    )
+                )
+                self.look_at(scene, frames, actions)
+            bar.update(len(part))
+        bar.close()
+
+    def sample(self, scenes: Sequence[Scene], start: int) -> GeneratedBatch:
+        """Pairs of the scenes from number `start` on; each has noise of its own."""
+        seeds = [self.config.seed * 1_000_003 + start + i for i in range(len(scenes))]
+        given = {} if self.plans is None else self.plans.given(slice(start, start + self.config.batch_size))
+        began = time.perf_counter()
+        with user_errors():
+            sample = self.generator.sample(
+                torch.from_numpy(np.stack([scene.image for scene in scenes])),
+                torch.from_numpy(np.stack([scene.state for scene in scenes])),
+                self.encode([scene.instruction for scene in scenes]),
+                num_inference_steps=self.config.sampler.num_inference_steps,
+                guidance_scale=self.config.sampler.guidance_scale,
+                method=self.config.sampler.method,
+                order=self.order,
+                rng=[torch.Generator().manual_seed(seed) for seed in seeds],
+                score=True,
+                **given,
+            )
+        self.seconds += time.perf_counter() - began
+        self.function_evaluations = sample.function_evaluations
+        return sample
+
+    def look_at(self, scene: Scene, frames: np.ndarray, actions: np.ndarray) -> None:
+        """Compare a pair with its reference, and keep the first dozen to show."""
+        if scene.reference is not None:
+            for name, value in compare(actions, frames, scene.reference).items():
+                self.metrics.setdefault(name, []).append(value)
+            frames = np.concatenate([_fit(scene.reference["frames"], len(frames)), frames], axis=1)
+        if len(self.shown) < 12:
+            self.shown.append(frames)
 
 
 def check_draws(config: SynthesizeConfig, order: str) -> None:
