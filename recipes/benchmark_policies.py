@@ -67,6 +67,27 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> BenchmarkPoliciesResult:
         for (a, b), difference in compared.items():
             comparisons.append(Difference(a=a, b=b, suite=suite, metric="success", paired=True, **difference))
         boards[suite] = leaderboard(tables, compared)
+    notes = notes_of(config, root, checkpoints, whole, failed)
+    command = " ".join(["vag benchmark policies", *command_words("benchmark policies", run.record["config"])])
+    record = write_record(root, "policies", command, rows, comparisons, notes, boards)
+    for suite, board in boards.items():
+        print(board_text(suite, board), flush=True)
+    if failed:
+        print(f"\ncould not be rolled out: {', '.join(failed)}", flush=True)
+    print(json.dumps(to_json(record)), flush=True)
+    return BenchmarkPoliciesResult(
+        rows=rows, comparisons=comparisons, leaderboards=boards, notes=record.notes, failed=failed
+    )
+
+
+def notes_of(
+    config: BenchmarkPoliciesConfig,
+    root: Path,
+    checkpoints: dict[str, list[str]],
+    whole: dict[str, int],
+    failed: list[str],
+) -> dict[str, str]:
+    """What a reader needs to judge the numbers; whole: name -> checkpoints of those that were all rolled out."""
     notes = {
         "scenes": scenes_text(config.suites, config.episodes_per_task, config.tasks, config.new_tasks)
         + f"; all from seed {config.first_seed} on, the same for all policies",
@@ -79,16 +100,7 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> BenchmarkPoliciesResult:
         notes["training scenes"] = f"not told by all checkpoints of {', '.join(unknown)}: they may have seen these"
     if failed:
         notes["failed"] = ", ".join(failed)
-    command = " ".join(["vag benchmark policies", *command_words("benchmark policies", run.record["config"])])
-    record = write_record(root, "policies", command, rows, comparisons, notes, boards)
-    for suite, board in boards.items():
-        print(board_text(suite, board), flush=True)
-    if failed:
-        print(f"\ncould not be rolled out: {', '.join(failed)}", flush=True)
-    print(json.dumps(to_json(record)), flush=True)
-    return BenchmarkPoliciesResult(
-        rows=rows, comparisons=comparisons, leaderboards=boards, notes=record.notes, failed=failed
-    )
+    return notes
 
 
 def checkpoints_of(config: BenchmarkPoliciesConfig) -> dict[str, list[str]]:

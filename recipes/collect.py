@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from recipes.common import distinct_tasks
 from recipes.schema import CollectConfig
@@ -41,21 +42,9 @@ def run(config: CollectConfig, run: Run) -> CollectResult:
                 f"collect: '{task}' succeeded {len(successes[task])} times in {attempts[task] - pending[task]} "
                 f"attempts of {config.num_steps} steps; raise num_steps, lower noise_scale or drop the task"
             )
-        seed = next(seeds[task])
         attempts[task] += 1
         pending[task] += 1
-        path = spool / f"{task}-{seed}.npz"
-        return Attempt(
-            task,
-            seed,
-            config.num_steps,
-            config.image_size,
-            config.noise_scale,
-            path,
-            operator=config.seed,
-            render_every=config.render_every,
-            hide_robot=config.hide_robot,
-        )
+        return attempt_of(config, task, next(seeds[task]), spool)
 
     # Tasks in turn, so that any prefix is balanced; the order does not depend on who finishes first.
     order = iter([(task, k) for k in range(wanted) for task in tasks])
@@ -83,6 +72,20 @@ def run(config: CollectConfig, run: Run) -> CollectResult:
         episodes_per_minute=round(60 * episodes / (time.perf_counter() - started), 1),
         tasks={task: Collected(episodes=wanted, attempts=attempts[task]) for task in tasks},
         dataset="dataset",
+    )
+
+
+def attempt_of(config: CollectConfig, task: str, seed: int, spool: Path) -> Attempt:
+    return Attempt(
+        task,
+        seed,
+        config.num_steps,
+        config.image_size,
+        config.noise_scale,
+        spool / f"{task}-{seed}.npz",
+        operator=config.seed,
+        render_every=config.render_every,
+        hide_robot=config.hide_robot,
     )
 
 

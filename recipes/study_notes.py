@@ -83,15 +83,8 @@ def notes(
     config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str], metrics: Container[str]
 ) -> dict[str, str]:
     """What a reader needs to judge the numbers, of the `metrics` that the rows have."""
-    everything, others = [*config.tasks, *config.new_tasks], [*config.new_tasks, *config.other_tasks]
-    episodes = {"paper": f"{config.real_per_task} real episodes of each of {', '.join(everything)}"}
-    episodes["fair"] = f"{config.fed_few} real episodes of each of {', '.join(config.tasks)}"
-    if others:
-        episodes["fair"] += f", {config.real_per_task} of each of {', '.join(others)}"
     feeds = dict.fromkeys(cell.feed for cell in cells if cell.needs_generator)
     measured = [cell for cell in cells if cell.name not in failed]
-    curve = {cell.few for cell in measured if cell.arm == "real_few"}
-    curve |= {config.real_per_task for cell in measured if (cell.arm, cell.feed) == ("real_all", "paper")}
     default, used = Cell("cotrain"), sorted({cell.filter for cell in cells} - {"none"})
     found = {
         "arms": f"where their names say nothing else, with few={default.few} real episodes a task, "
@@ -118,16 +111,7 @@ def notes(
     if "gap_closed" in metrics:
         found["gap_closed"] = "(system - real_few) / (real_all - real_few), told where that gap is surely above 0"
     if "real_per_synthetic" in metrics:
-        found["exchange"] = (
-            "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; it is also "
-            "the break-even cost: a synthetic one, generated and chosen, pays off if it costs less than so many real "
-            "ones; no upper bound is known where at_end_of_curve. All that were generated are counted, those that a "
-            "filter drops too. net_real_episodes: what all synthetic ones of a task are worth, less what the generator "
-            f"has seen of it beyond the policy's own. Read off a curve through {' and '.join(map(str, sorted(curve)))} "
-            "real episodes a task, straight in the logarithm of their number, which no interval covers; where these "
-            "are all, their objects stand anywhere. It ends there, so with feed=paper no more than "
-            f"{max(curve) - config.real_per_task} net_real_episodes can be found"
-        )
+        found["exchange"] = exchange_note(config, measured)
     if config.new_tasks:
         found["new tasks"] = (
             f"of {', '.join(config.new_tasks)} the policies get no real episode, but in real_all, which holds all "
@@ -139,17 +123,42 @@ def notes(
         found["filters"] = "; ".join(f"{name}: {' and '.join(config.filters[name])}" for name in used)
     if config.evaluate:
         found["rollouts"] = " ".join(config.evaluate)
-    for feed in feeds:
-        seen = f"has seen {episodes[feed]}"
-        if (rounds := config.rounds.get(feed, 1)) > 1:
-            chosen = f" with {' and '.join(config.round_select)}" if config.round_select else ""
-            seen += (
-                f"; after round 1 also its earlier episodes{chosen}, in {rounds} rounds. Each round generates from new "
-                "scenes; policies get episodes of the last"
-            )
-        if make := [*config.synthesize, *config.feed_synthesize.get(feed, [])]:
-            seen += f". Generates with {' '.join(make)}"
-        found[f"generator of feed={feed}"] = seen
+    found |= {f"generator of feed={feed}": generator_note(config, feed) for feed in feeds}
     if failed:
         found["failed"] = ", ".join(failed)
     return found
+
+
+def exchange_note(config: AblateConfig, measured: Sequence[Cell]) -> str:
+    """How to read `real_per_synthetic` and `net_real_episodes`."""
+    curve = {cell.few for cell in measured if cell.arm == "real_few"}
+    curve |= {config.real_per_task for cell in measured if (cell.arm, cell.feed) == ("real_all", "paper")}
+    return (
+        "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; it is also "
+        "the break-even cost: a synthetic one, generated and chosen, pays off if it costs less than so many real "
+        "ones; no upper bound is known where at_end_of_curve. All that were generated are counted, those that a "
+        "filter drops too. net_real_episodes: what all synthetic ones of a task are worth, less what the generator "
+        f"has seen of it beyond the policy's own. Read off a curve through {' and '.join(map(str, sorted(curve)))} "
+        "real episodes a task, straight in the logarithm of their number, which no interval covers; where these "
+        "are all, their objects stand anywhere. It ends there, so with feed=paper no more than "
+        f"{max(curve) - config.real_per_task} net_real_episodes can be found"
+    )
+
+
+def generator_note(config: AblateConfig, feed: str) -> str:
+    """What the generator of a feed has seen, and how it generates."""
+    everything, others = [*config.tasks, *config.new_tasks], [*config.new_tasks, *config.other_tasks]
+    episodes = {"paper": f"{config.real_per_task} real episodes of each of {', '.join(everything)}"}
+    episodes["fair"] = f"{config.fed_few} real episodes of each of {', '.join(config.tasks)}"
+    if others:
+        episodes["fair"] += f", {config.real_per_task} of each of {', '.join(others)}"
+    seen = f"has seen {episodes[feed]}"
+    if (rounds := config.rounds.get(feed, 1)) > 1:
+        chosen = f" with {' and '.join(config.round_select)}" if config.round_select else ""
+        seen += (
+            f"; after round 1 also its earlier episodes{chosen}, in {rounds} rounds. Each round generates from new "
+            "scenes; policies get episodes of the last"
+        )
+    if make := [*config.synthesize, *config.feed_synthesize.get(feed, [])]:
+        seen += f". Generates with {' '.join(make)}"
+    return seen
