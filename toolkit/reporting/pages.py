@@ -17,8 +17,10 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-FILTERS = ("flatten", "fraction", "interval", "percent", "shown", "spaced", "tabulate")
-TEMPLATES.filters |= {name: getattr(values, name) for name in FILTERS}
+TEMPLATES.filters |= {
+    name: getattr(values, name)
+    for name in ("flatten", "fraction", "interval", "percent", "shown", "spaced", "tabulate")
+}
 
 
 def page(template: str, **content: Any) -> str:
@@ -28,4 +30,4 @@ def page(template: str, **content: Any) -> str:
 
 def piece(macro: str, **content: Any) -> Markup:
     """A piece of the report, as a macro of `pieces.html.j2` lays it out: other pieces and the page take it as it is."""
-    return Markup(getattr(TEMPLATES.get_template("pieces.html.j2").module, macro)(**content))
+    return getattr(TEMPLATES.get_template("pieces.html.j2").module, macro)(**content)

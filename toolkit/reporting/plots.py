@@ -139,10 +139,8 @@ def fraction_lines(lines: Mapping[str, FractionLine], title: str) -> Markup:
 
     Where several lines share such a bar it is grey.
     """
-    bars: dict[float, list[int]] = {}
-    for index, line in enumerate(lines.values()):
-        if line.all_real is not None:
-            bars.setdefault(line.all_real, []).append(index)
+    rates = [line.all_real for line in lines.values()]
+    bars = {rate: [i for i, other in enumerate(rates) if other == rate] for rate in rates if rate is not None}
     names = [*lines, *(["all real episodes"] if bars else [])]
     figure, axes = _lines_figure(title, "synthetic fraction of the training clips", names, height=3.2)
     for index, (name, line) in enumerate(lines.items()):

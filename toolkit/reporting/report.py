@@ -42,8 +42,7 @@ def write_report(run_dirs: Iterable[str | Path], output_html: str | Path) -> Non
         if command in commands
     ]
     header = _sound_pieces(runs, lambda some: [_header(some)], "key numbers")
-    content = page("page.html.j2", header=header, sections=sections, has_demo="demo" in commands)
-    write_text(output_html, content)
+    write_text(output_html, page("page.html.j2", header=header, sections=sections, has_demo="demo" in commands))
 
 
 @dataclass
@@ -68,8 +67,8 @@ def _sound_pieces(runs: list[RunPage], build: Callable[[list[RunPage]], list[Mar
     except Exception as error:
         if len(runs) > 1:
             return [piece for run in runs for piece in _sound_pieces([run], build, what)]
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        text = f"{what} left out, for its record holds values that cannot be shown ({reason})."
+        reason = f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+        text = f"{what} left out, for its record holds values that cannot be shown {reason}."
         return [piece("note", name=runs[0].name, text=text)]
 
 
@@ -106,8 +105,11 @@ def _section(command: str, runs: list[RunPage], has_demo: bool, budget: _MediaBu
         return SECTIONS[command]([(run.name, run.result) for run in some], has_demo)
 
     title, purpose, clauses = STORY.get(command, (command.capitalize(), "", ()))
-    left_out = {run.name: f"left out of its record: {', '.join(run.left_out)}." for run in runs if run.left_out}
-    notes = [piece("note", name=name, text=text) for name, text in left_out.items()]
+    notes = [
+        piece("note", name=run.name, text=f"left out of its record: {', '.join(run.left_out)}.")
+        for run in runs
+        if run.left_out
+    ]
     complete = [run for run in runs if run.result is not None and command in SECTIONS]
     return {
         "id": command.replace(" ", "-"),
@@ -170,14 +172,13 @@ def _embedded(run: RunPage, name: str, budget: _MediaBudget) -> dict[str, Any]:
     if not budget.take(path.stat().st_size):
         raise UserError("is left out; the page would be too large.")
     data = read_bytes(path, media.MAX_BYTES)
-    address = media.data_uri(path, data)
-    if address.startswith("data:video"):
-        return {"video": address}
+    if path.suffix.lower() == ".mp4":
+        return {"video": media.data_uri(path, data)}
     try:
         height, width = picture_size(data)
     except ValueError as error:
         raise UserError("is damaged.") from error
-    return {"picture": address, "width": width, "height": height}
+    return {"picture": media.data_uri(path, data), "width": width, "height": height}
 
 
 def _training_curves(runs: list[RunPage]) -> Markup:
@@ -190,8 +191,7 @@ def _training_curves(runs: list[RunPage]) -> Markup:
             below = directory.relative_to(run.path).parts
             if any((run.path.joinpath(*below[: i + 1]) / "run.json").exists() for i in range(len(below))):
                 continue  # belongs to another run, whose directory lies in this one
-            part = " ".join(name for name in below if name != "tensorboard")
-            group = part or getattr(run.result, "policy", "")
+            group = " ".join(name for name in below if name != "tensorboard") or getattr(run.result, "policy", "")
             for tag, curve in plots.read_scalars(directory).items():
                 groups.setdefault(group, {}).setdefault(tag, {})[run.name] = curve
     first: list[Markup] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.base.errors import UserError
 from toolkit.base.reading import read_json
-from toolkit.base.typed_json import MOST, MisfitError, read_as
+from toolkit.base.typed_json import MisfitError, read_as
 from toolkit.reporting.results import RESULTS, DataEntry
 
 # What a record is made of. What is of another kind is left out, which the page says.
@@ -54,7 +54,7 @@ class RunPage:
         for key, value in found.items():
             try:
                 read_as(KINDS.get(key, Any), value, key)
-                record[key] = sound(value)
+                record[key] = value
             except MisfitError as error:
                 left_out.append(str(error))
         if not 0 <= record.get("wall_seconds", 0) < LONGEST_RUN:
@@ -76,17 +76,6 @@ class RunPage:
         """The result as it is recorded: of an unfinished run what there is, of another program whatever it wrote."""
         found = self.record.get("result")
         return found if isinstance(found, dict) else {}
-
-
-def sound(value: Any) -> Any:
-    """JSON in which every number is finite and fits a float; others become null, which the page shows as a dash."""
-    if isinstance(value, dict):
-        return {key: sound(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [sound(inner) for inner in value]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value if -MOST < value < MOST else None
-    return value
 
 
 def find_runs(run_dirs: Iterable[str | Path]) -> list[RunPage]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from toolkit.evaluation.rates import Outcome, Rate, TaskRates
+from toolkit.evaluation.rates import Rate
 from toolkit.evaluation.statistics import compare_systems
 from toolkit.reporting import plots
 from toolkit.reporting.benchmark_results import Row
@@ -34,14 +34,6 @@ class RateRow:
     def group(self) -> str:
         return next(iter(self.names.values())) if len(self.names) > 1 else ""
 
-    @property
-    def tasks(self) -> dict[str, Rate]:
-        return self.rate.tasks if isinstance(self.rate, TaskRates) else {}
-
-    @property
-    def outcomes(self) -> list[Outcome]:
-        return getattr(self.rate, "outcomes", [])
-
 
 def rates_pieces(rows: Sequence[RateRow], title: str, has_figure: bool = True) -> list[Markup]:
     """Figure, table with every task, and what the intervals allow to say."""
@@ -62,14 +54,11 @@ def rates_table(rows: Sequence[RateRow]) -> Table:
     keys, more = list(rows[0].names), distinct(key for row in rows for key in row.numbers)
     lines = []
     for row in rows:
-        tasks = [RateRow({keys[0]: task}, rate) for task, rate in row.tasks.items()]
+        tasks = [RateRow({keys[0]: task}, rate) for task, rate in getattr(row.rate, "tasks", {}).items()]
         for line, style in [(row, "total" if tasks else ""), *((task, "part") for task in tasks)]:
+            rate = line.rate and [fraction(line.rate), f"{percent(line.rate.rate)} %", interval(line.rate)]
             cells = [line.names.get(key, "") for key in keys] + [shown(line.numbers.get(key)) for key in more]
-            if line.rate is None:
-                cells += ["–"] * 3
-            else:
-                cells += [fraction(line.rate), f"{percent(line.rate.rate)} %", interval(line.rate)]
-            lines.append((style, cells))
+            lines.append((style, cells + (rate or ["–"] * 3)))
     names, numbers = [(spaced(key), False) for key in keys], [(spaced(key), True) for key in more]
     return Table([*names, *numbers, ("success", True), ("rate", True), ("95 % interval", True)], lines)
 
@@ -88,10 +77,10 @@ def verdicts(rows: Sequence[RateRow]) -> list[Verdict]:
     """Which pairs can be told apart, by scene where that is known; pairs are formed in a group, with its first row."""
     found = []
     for group in dict.fromkeys(row.group for row in rows):
-        members = [(row.label, row.rate, row.outcomes) for row in rows if row.group == group and row.rate is not None]
+        members = [(row.label, row.rate) for row in rows if row.group == group and row.rate is not None]
         for other in members[1:]:
-            (low, least, scenes), (high, most, others) = sorted((members[0], other), key=lambda row: row[1].rate)
-            if paired := on_the_same_scenes(others, scenes):
+            (low, least), (high, most) = sorted((members[0], other), key=lambda member: member[1].rate)
+            if paired := on_the_same_scenes(most, least):
                 is_clear = paired["low"] > 0
                 points = [percent(paired[key]) for key in ("difference", "low", "high")]
                 reason = f"{points[0]} [{points[1]}, {points[2]}] points, paired by scene"
@@ -104,9 +93,10 @@ def verdicts(rows: Sequence[RateRow]) -> list[Verdict]:
     return found
 
 
-def on_the_same_scenes(first: list[Outcome], second: list[Outcome]) -> dict[str, float] | None:
-    """First minus second, scene by scene, where both are outcomes of the same scenes; else None."""
-    tables = [{(task, seed): success for task, seed, success in outcomes} for outcomes in (first, second)]
+def on_the_same_scenes(first: Rate, second: Rate) -> dict[str, float] | None:
+    """First minus second, scene by scene, where both have the outcomes of the same scenes; else None."""
+    outcomes = [getattr(rate, "outcomes", []) for rate in (first, second)]
+    tables = [{(task, seed): success for task, seed, success in some} for some in outcomes]
     if not tables[0] or tables[0].keys() != tables[1].keys():
         return None
     return compare_systems(*(np.array([[table[scene] for scene in tables[0]]], dtype=float) for table in tables))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.base.typed_json import MOST
 from toolkit.evaluation.rates import Rate
 
 
@@ -56,8 +56,8 @@ def duration(seconds: float) -> str:
 
 
 def shown(value: Any) -> str:
-    """Four significant digits, thousands set apart, lists with commas."""
-    if value is None or isinstance(value, dict) or (isinstance(value, float) and not math.isfinite(value)):
+    """Four significant digits, thousands set apart, lists with commas; a dash for numbers that none can have meant."""
+    if value is None or isinstance(value, dict) or (isinstance(value, int | float) and not -MOST < value < MOST):
         return "–"
     if isinstance(value, bool):
         return str(value).lower()
