@@ -298,17 +298,11 @@ def build_policy(
             options = {"resize_shape": (SMALLEST_DIFFUSION_PICTURE,) * 2, **options}
     elif text_encoder is not None:
         raise UserError(f"{policy_type} reads the words themselves; a text encoder is for the diffusion policies")
+    outputs = {ACTION: PolicyFeature(FeatureType.ACTION, (action_dim,))}
+    features: dict[str, Any] = {"input_features": inputs, "output_features": outputs}
+    local = {"device": "cpu", "push_to_hub": False}
     try:
-        config = config_class(
-            **{
-                "device": "cpu",
-                "push_to_hub": False,
-                **DEFAULTS[policy_type],
-                **options,
-                "input_features": inputs,
-                "output_features": {ACTION: PolicyFeature(FeatureType.ACTION, (action_dim,))},
-            }
-        )
+        config = config_class(**{**local, **DEFAULTS[policy_type], **options, **features})
         if config.n_obs_steps != 1:
             raise ValueError(f"n_obs_steps is {config.n_obs_steps}; batches hold one observation")
         check_sizes(policy_type, config)  # what could not be loaded again is not trained

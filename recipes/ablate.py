@@ -7,47 +7,42 @@ on with `resume=true` and takes finished cells as they are. A cell that fails is
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from recipes.compose import command_words, listed
-from recipes.lanes import Lane, check_begun, check_stage, check_stages, entry, run_lanes, stage
+from recipes.compose import command_words
 from recipes.schema import AblateConfig
+from recipes.stages import Stage, check_begun, entry, finished_result, run_stage, run_stages
 from recipes.study import (
     ARMS,
     FEEDS,
     POLICIES,
     Cell,
-    cell_lane,
-    few_dataset,
-    generator_lane,
+    cell_stages,
+    collect_stages,
     generator_seed,
+    generator_stages,
     parse_grid,
-    pretraining_lane,
+    pretraining_stage,
 )
+from recipes.study_notes import FILTER_NOTE, notes, power_sentence, told_commits, told_draws
 from recipes.study_record import (
-    FILTER_NOTE,
     exchange_rows,
     filter_rows,
     gather,
     generator_rows,
-    measured_suites,
-    notes,
-    power_sentence,
     rollout_table,
     system_comparisons,
     system_rows,
     task_rows,
-    told_commits,
-    told_draws,
 )
 from recipes.synthesize import check_draws
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import atomic_file, discard, write_text
-from toolkit.base.run import Run, read_record
+from toolkit.base.run import RECORD, Run, read_record
 from toolkit.base.typed_json import to_json
 from toolkit.data.formats.lerobot_read import read_actions
 from toolkit.data.selection import parse_rule
@@ -56,7 +51,7 @@ from toolkit.envs.shifts import SUITES
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.benchmark_results import AblateResult, CellRow
 from toolkit.reporting.plots import figure_file
-from toolkit.reporting.results import CollectResult
+from toolkit.reporting.results import CollectResult, RolloutResult
 from toolkit.reporting.success import arm_figures, fraction_figures
 
 NO_RATE = dict.fromkeys(("successes", "n", "rate", "low", "high"))
@@ -75,27 +70,14 @@ def run(config: AblateConfig, run: Run) -> AblateResult:
     check(config, cells)
     root = run.directory
     print(f"ablate: {len(cells)} cells; {power_sentence(config, cells)}", flush=True)
-    lanes: dict[str, Lane] = {}
-    after: dict[str, str] = {}
-    for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
-        episodes = max(c.synthetic_per_task for c in cells if c.needs_generator)
-        lanes[f"generator_{feed}_{seed}"] = generator_lane(config, root, feed, seed, episodes)
-    for cell in cells:
-        first_lane = cell.name
-        if ARMS[cell.arm].finetuned:
-            first_lane = after[cell.name] = cell.pretraining
-            lanes.setdefault(first_lane, pretraining_lane(config, root, cell))
-        if cell.needs_generator:
-            after[first_lane] = f"generator_{cell.feed}_{generator_seed(config, cell)}"
-        lanes[cell.name] = cell_lane(config, root, cell)
-    first = {cell.group: cell.name for cell in reversed(cells)}  # the others differ in their seeds alone
-    check_stages([("collect", [f"tasks={listed(config.tasks)}", *config.collect])])
-    check_lanes(root, lanes, {*first.values(), *after.values()})
-    collect(config, cells, root)
+    collected, stages = collect_stages(config, root, cells), study_stages(config, root, cells)
+    check_stages(root, [*collected, *stages])
+    for stage in collected:
+        run_stage(root, stage, CollectResult)
     check_nested(root)
-    stopped = run_lanes(root, lanes, config.lanes, after, keep_going=True)
-    failed = [cell.name for cell in cells if cell.name in stopped]
-    table = cell_rows(config, root, cells, failed)
+    stopped = run_stages(root, stages, config.lanes, keep_going=True)
+    failed = [cell.name for cell in cells if f"{cell.name}/evaluate" in stopped]
+    table = cell_rows(config, root, cells, failed, stages)
     measured = [cell for cell in cells if cell.name not in failed]
     for name, content in (("cells", pd.DataFrame(to_json(table))), ("rollouts", rollout_table(root, measured))):
         with atomic_file(root / f"{name}.parquet") as temporary:
@@ -218,60 +200,55 @@ def check_nested(root: Path) -> None:
             )
 
 
-def check_lanes(root: Path, lanes: Mapping[str, Lane], composed: Container[str]) -> None:
-    """Raise UserError, before hours of work, for a stage that was begun otherwise or, of some lanes, does not compose.
-
-    composed: names of lanes that stand for all that are alike but for their seeds.
-    """
-    for lane_name, lane in lanes.items():
-        for name, command, overrides in lane:
-            if (root / name / "run.json").exists():
-                check_begun(root / name, command, overrides)
-            elif lane_name in composed:
-                config = check_stage(command, overrides)
-                if command == "synthesize" and config.draws > 1:
-                    check_draws(config, config.sampler.order or "actions_first")
-
-
-def collect(config: AblateConfig, cells: Sequence[Cell], root: Path) -> None:
-    """Record what the policies and generators learn from; the few are among all."""
-    seed = [f"first_seed={config.first_seed}", f"seed={config.seed}", *config.collect]
-
-    def record(name: str, tasks: Sequence[str], episodes: int, *more: str) -> None:
-        words = [f"tasks={listed(tasks)}", f"episodes_per_task={episodes}", *more, *seed]
-        stage(root / name, "collect", words, CollectResult)
-
-    feeds = {cell.feed for cell in cells if cell.needs_generator or ARMS[cell.arm].real == "all"}
-    counts = {max(cell.few, config.fed_few) for cell in cells if ARMS[cell.arm].real == "few"}
-    for few in sorted(counts | ({config.fed_few} if "fair" in feeds else set())):
-        record(few_dataset(config, few), config.tasks, few, "positions=inner")
-    if "paper" in feeds:
-        record("real_all", [*config.tasks, *config.new_tasks], config.real_per_task)
-    if "fair" in feeds:
-        record("real_others", [*config.new_tasks, *config.other_tasks], config.real_per_task)
-
-
-def cell_rows(config: AblateConfig, root: Path, cells: Sequence[Cell], failed: Sequence[str]) -> list[CellRow]:
-    """One row for each cell and suite: axes, successes, interval, status and, where it failed, the message."""
-    rows = []
+def study_stages(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> list[Stage]:
+    """The generators, then the cells, each pretraining before the first cell that goes on from it."""
+    stages: list[Stage] = []
+    for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
+        episodes = max(c.synthetic_per_task for c in cells if c.needs_generator)
+        stages += generator_stages(config, root, feed, seed, episodes)
+    pretrained: set[str] = set()
     for cell in cells:
-        suites = {} if cell.name in failed else measured_suites(root, cell)
-        error = None if suites else first_error(config, root, cell)
+        if ARMS[cell.arm].finetuned and cell.pretraining not in pretrained:
+            stages.append(pretraining_stage(config, root, cell))
+            pretrained.add(cell.pretraining)
+        stages += cell_stages(config, root, cell)
+    return stages
+
+
+def check_stages(root: Path, stages: Sequence[Stage]) -> None:
+    """Raise UserError, before hours of work, for a stage that was begun otherwise, and for draws that cannot be."""
+    for stage in stages:
+        if (root / stage.name / RECORD).exists():
+            check_begun(root, stage)
+        elif stage.command == "synthesize" and stage.config.draws > 1:
+            check_draws(stage.config, stage.config.sampler.order or "actions_first")
+
+
+def cell_rows(
+    config: AblateConfig, root: Path, cells: Sequence[Cell], failed: Sequence[str], stages: Sequence[Stage]
+) -> list[CellRow]:
+    """One row for each cell and suite: axes, successes, interval, status and, where it failed, the message."""
+    rows, named = [], {stage.name: stage for stage in stages}
+    for cell in cells:
+        directory = root / cell.name / "evaluate"
+        result = None if cell.name in failed else finished_result(directory, RolloutResult)
+        status: Any = {"status": "finished", "error": None}
+        if result is None:
+            status = {"status": "failed", "error": first_error(root, named, f"{cell.name}/evaluate") or "did not run"}
         for suite in config.suites:
-            rate = vars(entry(root / cell.name / "evaluate", "suites", suites, suite).alone) if suites else NO_RATE
-            status = "finished" if suites else "failed"
-            rows.append(CellRow(axes=asdict(cell), suite=suite, **rate, status=status, error=error))
+            rate = NO_RATE if result is None else vars(entry(directory, "suites", result.suites, suite).alone)
+            rows.append(CellRow(axes=asdict(cell), suite=suite, **rate, **status))
     return rows
 
 
-def first_error(config: AblateConfig, root: Path, cell: Cell) -> str:
-    """What the first stage that failed for a cell said."""
-    before = generator_lane(config, root, cell.feed, generator_seed(config, cell), 1) if cell.needs_generator else []
-    before += pretraining_lane(config, root, cell) if ARMS[cell.arm].finetuned else []
-    for name, _, _ in [*before, *cell_lane(config, root, cell)]:
-        if (root / name / "run.json").exists() and (record := read_record(root / name))["status"] != "finished":
-            return f"{name}: {record.get('error', 'ended without a message, as when killed or out of memory')}"
-    return "did not run"
+def first_error(root: Path, stages: Mapping[str, Stage], name: str) -> str | None:
+    """What the first stage that failed said, of those that a stage needs and itself; None if none has."""
+    for need in stages[name].needs:
+        if (error := first_error(root, stages, need)) is not None:
+            return error
+    if (root / name / RECORD).exists() and (record := read_record(root / name))["status"] != "finished":
+        return f"{name}: {record.get('error', 'ended without a message, as when killed or out of memory')}"
+    return None
 
 
 def summary(result: AblateResult) -> str:

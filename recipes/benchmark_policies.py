@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from recipes.common import scenes_text
-from recipes.compose import command_words, listed, typed
-from recipes.lanes import Lane, check_stages, entry, needed_result, run_lanes
+from recipes.compose import command_words
 from recipes.schema import BenchmarkPoliciesConfig
+from recipes.stages import entry, make_stage, needed_result, run_stages
 from toolkit.base.errors import UserError
 from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
@@ -33,16 +33,21 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> BenchmarkPoliciesResult:
     if not config.suites:
         raise UserError(f"benchmark policies: suites=[] is empty; choose from {', '.join(SUITES)}")
     root = run.directory
-    tasks = [f"tasks={listed(config.tasks)}", f"new_tasks={listed(config.new_tasks)}"]
-    scenes = [f"suites={listed(config.suites)}", f"episodes_per_task={config.episodes_per_task}"]
-    common = [*tasks, *scenes, f"first_seed={config.first_seed}", f"seed={config.seed}", *config.evaluate]
-    lanes: dict[str, Lane] = {}
-    for name, paths in checkpoints.items():
-        for k, path in enumerate(paths):
-            words = [f"checkpoint={typed(path)}", f"arm={typed(name)}", f"runtime.threads={config.threads}", *common]
-            lanes[f"{name}_{k}"] = [(f"{name}_{k}", "evaluate", words)]
-    check_stages((command, overrides) for lane in lanes.values() for _, command, overrides in lane)
-    failed = run_lanes(root, lanes, config.lanes, keep_going=True)
+    common = {
+        "runtime.threads": config.threads,
+        "tasks": config.tasks,
+        "new_tasks": config.new_tasks,
+        "suites": config.suites,
+        "episodes_per_task": config.episodes_per_task,
+        "first_seed": config.first_seed,
+        "seed": config.seed,
+    }
+    stages = [
+        make_stage(f"{name}_{k}", "evaluate", {"checkpoint": path, "arm": name, **common}, config.evaluate)
+        for name, paths in checkpoints.items()
+        for k, path in enumerate(paths)
+    ]
+    failed = run_stages(root, stages, config.lanes, keep_going=True)
     whole = {
         name: len(paths)
         for name, paths in checkpoints.items()

@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from types import FrameType
 from typing import Any, TextIO
 
@@ -86,7 +87,7 @@ EXAMPLES = {
         "vag replay dataset=outputs/real/dataset system=recorded",
     ),
     "pretrain": (
-        "vag pretrain synthetic=[outputs/synthetic/dataset] out=outputs/pretrained",
+        "vag pretrain synthetic=[outputs/synthetic/dataset] notes=[outputs/score] weight_by=score_nearest",
         "vag pretrain policy=diffusion real=[outputs/real/dataset] synthetic=[outputs/synthetic/dataset] "
         "synthetic_fraction=0.5",
     ),
@@ -373,28 +374,33 @@ def _is_bare(command: str, word: str) -> bool:
     return "/" in key if sign else not word.startswith("-")
 
 
-def execute(command: str, overrides: list[str], stage: bool = False) -> Any:
-    """Compose the config of a command, run its recipe in a run directory and return the result, of RESULTS[command].
-
-    stage: it is part of another command, which reads its record, also where it failed.
-    """
+def execute(command: str, overrides: list[str]) -> Any:
+    """Compose the config of a command, then `run_recipe`."""
     from omegaconf import OmegaConf
 
-    from recipes.compose import checked_config, file_name
+    from recipes.compose import checked_config
+
+    return run_recipe(command, OmegaConf.to_object(checked_config(command, overrides)))
+
+
+def run_recipe(command: str, config: Any, stage: bool = False) -> Any:
+    """Run the recipe of a command in a run directory and return the result, of RESULTS[command].
+
+    config: of the command's schema; recipes may change it. stage: it is part of another command, which reads its
+    record, also where it failed.
+    """
+    from recipes.compose import file_name
     from toolkit.base.run import RECORD, Run
     from toolkit.base.typed_json import from_json
     from toolkit.reporting.results import RESULTS
 
-    config = checked_config(command, overrides)
-    typed: Any = OmegaConf.to_object(config)
-    plain: Any = OmegaConf.to_container(config, resolve=True)
     module = importlib.import_module(f"recipes.{MODULES.get(command, file_name(command))}")
     extendable = getattr(module, "EXTENDABLE", False)
-    again = {key: bool(config[key]) for key in ("overwrite", "resume", "strict")}
-    with Run(command, config.out, plain, extendable=extendable, stage=stage, **again) as run:
+    again = {key: getattr(config, key) for key in ("overwrite", "resume", "strict")}
+    with Run(command, config.out, asdict(config), extendable=extendable, stage=stage, **again) as run:
         try:
             if not run.complete:
-                result = module.run(typed, run)
+                result = module.run(config, run)
                 run.note_result(result)
         except BaseException as error:
             error.add_note(f"out={run.directory} resume=true{', without overwrite=true' * config.overwrite}")

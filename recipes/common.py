@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +14,11 @@ from torch import Tensor
 from toolkit.base.errors import UserError
 from toolkit.base.run import Run
 from toolkit.data.cache import open_clips
+from toolkit.data.cached_files import remembered_id
 from toolkit.data.clips import ClipStore
-from toolkit.data.seen_scenes import UNKNOWN, Scenes, read_scenes
+from toolkit.data.episode_notes import Notes, add_notes
+from toolkit.data.formats.lerobot_read import open_notes
+from toolkit.data.seen_scenes import UNKNOWN, Scenes, merge, read_scenes
 from toolkit.reporting.results import Throughput
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
@@ -32,20 +34,32 @@ def user_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def load_clips(run: Run, source: str | Path, image_size: int, image_key: str) -> ClipStore:
-    """Clips of a dataset, noted in the run record."""
+def load_clips(run: Run, source: str | Path, image_size: int, image_key: str, notes: Sequence[Notes] = ()) -> ClipStore:
+    """Clips of a dataset with what is noted of its episodes, entered in the run record."""
     store = open_clips(source, image_size, image_key)
     run.add_data(source, store.source_id, store.num_episodes)
-    return replace(store, source=str(source))
+    ids = store.episode_ids if notes else []
+    scenes = [read_scenes(Path(source) / "meta"), *(note.seen_scenes for note in notes if note.of(ids) is not None)]
+    told = [part for part in scenes if part is not None]
+    return replace(
+        store,
+        source=str(source),
+        metadata=add_notes(store.metadata, ids, notes),
+        seen_scenes=merge(*told) if told else None,
+    )
 
 
-def episode_table(path: str) -> list[dict[str, Any]]:
-    """The scores of a dataset's episodes as they are now: cached clips may be older. Raises UserError for a file."""
-    if not Path(path).is_dir():
-        raise UserError(f"{path}: select and weight_by read scores from the episode table of a dataset directory")
-    from toolkit.data.formats.lerobot_read import read_actions
+def seen_behind(store: ClipStore) -> Scenes:
+    """What the generator of synthetic episodes has seen, UNKNOWN where nobody says."""
+    return {UNKNOWN: []} if store.seen_scenes is None else store.seen_scenes
 
-    return [row for row, _ in read_actions(Path(path))]
+
+def load_notes(run: Run, paths: Sequence[str]) -> list[Notes]:
+    """What replays, scores or other datasets note of episodes, entered in the run record."""
+    notes = [open_notes(path) for path in paths]
+    for note in notes:
+        run.add_data(note.path, remembered_id(note.path) if note.path.is_dir() else file_id(note.path))
+    return notes
 
 
 def weights_id(directory: str | Path) -> str:
@@ -53,6 +67,11 @@ def weights_id(directory: str | Path) -> str:
     path = Path(directory) / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{path}: not found; expected a checkpoint directory")
+    return file_id(path)
+
+
+def file_id(path: Path) -> str:
+    """SHA-256 of a file, first 16 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

@@ -27,6 +27,7 @@ from recipes.kinds import kind_of
 from recipes.ranges import check_letters, check_ranges, shortened
 from recipes.schema import SCHEMAS
 from toolkit.base.errors import UserError, nearest
+from vag_core.config import ACTIONS
 
 MOST_WORD = 32_768  # characters of a word; Hydra reads a few thousand a second
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -53,9 +54,15 @@ def compose_config(command: str, overrides: list[str]) -> DictConfig:
     overrides = [_as_meant(command, word) for word in overrides]
     with initialize_config_module("recipes.configs", version_base="1.3"):
         primary = file_name(command)
-        for word in overrides:
-            _check_key(command, _parse(command, word), *_keys_and_groups(primary))
+        parsed = [_parse(command, word) for word in overrides]
+        groups = _keys_and_groups(primary)[1]
+        chosen = [one for one in parsed if one.key_or_group in groups]
+        for override in chosen:
+            _check_key(command, override, [], groups)
         try:
+            keys, _ = _keys_and_groups(primary, *(str(one.input_line) for one in chosen))
+            for override in parsed:
+                _check_key(command, override, keys, groups)
             return compose(primary, overrides)
         except UNREADABLE as error:
             raise UserError(f"{command}: {_first_line(error)}") from error
@@ -66,11 +73,17 @@ def _store_schemas() -> None:
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(f"{file_name(name)}_schema", node=schema)
+    for kind, action in ACTIONS.items():
+        store.store(kind, group="action_schema", node=action)
 
 
 def checked_config(command: str, overrides: list[str]) -> DictConfig:
     """As `compose_config`; also raises UserError for a value that is missing, out of range, or can not be meant."""
-    config = compose_config(command, overrides)
+    return check_config(command, compose_config(command, overrides))
+
+
+def check_config(command: str, config: DictConfig) -> DictConfig:
+    """The same config. Raises UserError for a value that is missing, out of range, or can not be meant."""
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"{command}: {missing[0]}=... is required; see vag {command} --help")
     plain: Any = OmegaConf.to_container(config)
@@ -197,9 +210,9 @@ def _parse(command: str, word: str) -> Override:
 
 
 @cache
-def _keys_and_groups(primary: str) -> tuple[list[str], list[str]]:
-    """Dotted keys of a command's config, and its config groups. Needs Hydra to be initialised."""
-    config: Any = compose(primary, return_hydra_config=True)
+def _keys_and_groups(primary: str, *chosen: str) -> tuple[list[str], list[str]]:
+    """Dotted keys of a command's config with these choices, and its groups. Needs Hydra to be initialised."""
+    config: Any = compose(primary, [*chosen], return_hydra_config=True)
     groups = [name for name in config.hydra.runtime.choices if not name.startswith("hydra")]
     values: Any = OmegaConf.to_container(config)
     keys = _keys({name: value for name, value in values.items() if name != "hydra"})

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
-from recipes.compose import listed, options_of, typed
-from recipes.lanes import Lane, check_stages, entry, needed_result, run_lanes, stage
+from recipes.compose import options_of
 from recipes.schema import DemoConfig
+from recipes.stages import Stage, entry, in_turn, make_stage, needed_result, run_stage, run_stages
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import write_json
 from toolkit.base.run import Run, read_record
@@ -32,7 +33,6 @@ from toolkit.reporting.results import (
     RolloutResult,
     StageTime,
     SynthesizeResult,
-    TrainGeneratorResult,
 )
 
 
@@ -41,38 +41,20 @@ def run(config: DemoConfig, run: Run) -> DemoResult:
     if not config.policies or not (config.tasks or config.source):
         raise UserError("demo: policies, and tasks or a source, must each name at least one")
     root = run.directory
-    check_overrides(config)
-    tasks = f"tasks={listed(config.tasks)}"
-    done: list[str] = []
-
-    def execute[Result](name: str, command: str, overrides: list[str], kind: type[Result]) -> Result:
-        done.append(name)
-        return stage(root / name, command, [*overrides, f"seed={config.seed}"], kind)
-
-    command, origin = ("import", f"source={typed(config.source)}") if config.source else ("collect", tasks)
-    execute(command, command, [origin, *config.collect], RESULTS[command])
-    execute(f"{command}_held_out", command, [origin, *config.collect_held_out], RESULTS[command])
-    real, held_out = root / command / "dataset", root / f"{command}_held_out/dataset"
-    execute("train_generator", "train-generator", [f"dataset={real}", *config.train_generator], TrainGeneratorResult)
-    generator = f"checkpoint={root / 'train_generator/generator'}"
-    scenes = f"scenes_from={real}" if config.source else tasks
-    execute("synthesize", "synthesize", [generator, scenes, *config.synthesize], SynthesizeResult)
-    made = execute("synthesize_held_out", "synthesize", [generator, f"scenes_from={held_out}"], SynthesizeResult)
-    systems = [GeneratedSystem(system="vag", metrics=made.metrics or {})]
-    if not config.source:
-        horizon = f"max_steps={read_table(root / 'synthesize_held_out/dataset').lengths.min()}"  # as long as generated
+    data, trained = data_stages(config, root), policy_stages(config, root)
+    for stage in data:
+        run_stage(root, stage, RESULTS[stage.command])
+    made, systems = needed_result(root / data[-1].name, SynthesizeResult), list[GeneratedSystem]()
+    entry(root / data[-1].name, "metrics", made.metrics or {}, "action_distance")
+    systems.append(GeneratedSystem(system="vag", metrics=made.metrics or {}))
+    replays = {} if config.source else replay_stages(config, root)
+    if replays:
         systems.append(GeneratedSystem(system="recorded", metrics={"action_distance": 0.0}))
-        datasets = {"generated": root / "synthesize_held_out/dataset", "recorded": held_out}
-        for i, (name, dataset) in enumerate(datasets.items()):
-            words = [f"dataset={dataset}", f"system={systems[i].system}", horizon]
-            replays = execute(f"replay_{name}", "replay", words, ReplayResult).systems
-            rate = entry(root / f"replay_{name}", "systems", replays, systems[i].system).alone
-            systems[i] = replace(systems[i], replay_success=rate)
-
-    test = f"dataset={held_out}" if config.source else tasks
-    lanes = {policy: policy_lane(config, root, policy, real, test) for policy in config.policies}
-    run_lanes(root, lanes)
-    done += [name for lane in lanes.values() for name, _, _ in lane]
+    for i, (system, stage) in enumerate(replays.items()):
+        rates = run_stage(root, stage, ReplayResult).systems
+        systems[i] = replace(systems[i], replay_success=entry(root / stage.name, "systems", rates, system).alone)
+    run_stages(root, trained)
+    done = [stage.name for stage in [*data, *replays.values(), *trained]]
 
     policies: list[PolicyRate | PolicyDistance] = []
     for policy in config.policies:
@@ -95,20 +77,38 @@ def run(config: DemoConfig, run: Run) -> DemoResult:
     return result
 
 
-def check_overrides(config: DemoConfig) -> None:
-    """A mistake in what is handed to a later stage, a policy or task that is none, is told now, not after minutes."""
-    for policy in config.policies:
-        if policy not in (known := options_of("policy")):
-            raise UserError(f"demo: policies: unknown policy '{policy}'. {nearest(policy, known)}")
-    tasks = f"tasks={listed(config.tasks)}"
-    command, origin = ("import", f"source={typed(config.source)}") if config.source else ("collect", tasks)
-    stages = [(command, [origin, *config.collect]), (command, [origin, *config.collect_held_out])]
-    stages.append(("train-generator", ["dataset=x", *config.train_generator]))
-    stages.append(("synthesize", ["checkpoint=x", "scenes_from=x" if config.source else tasks, *config.synthesize]))
-    for policy in config.policies:
-        lane = policy_lane(config, Path("x"), policy, Path("x"), "dataset=x" if config.source else tasks)
-        stages += [(command, overrides) for _, command, overrides in lane]
-    check_stages(stages)
+def first_stage(config: DemoConfig) -> tuple[str, dict[str, Any]]:
+    """The command that episodes come from, and what it is asked for."""
+    return ("import", {"source": config.source}) if config.source else ("collect", {"tasks": config.tasks})
+
+
+def data_stages(config: DemoConfig, root: Path) -> list[Stage]:
+    """From the first episode to what a generator makes of the scenes that it has not seen."""
+    first, origin = first_stage(config)
+    seed, (real, held_out) = (
+        {"seed": config.seed},
+        (str(root / f"{name}/dataset") for name in (first, f"{first}_held_out")),
+    )
+    generator = {"checkpoint": str(root / "train_generator/generator")}
+    scenes = {"scenes_from": real} if config.source else {"tasks": config.tasks}
+    return [
+        make_stage(first, first, origin, config.collect, seed),
+        make_stage(f"{first}_held_out", first, origin, config.collect_held_out, seed),
+        make_stage("train_generator", "train-generator", {"dataset": real}, config.train_generator, seed),
+        make_stage("synthesize", "synthesize", {**generator, **scenes}, config.synthesize, seed),
+        make_stage("synthesize_held_out", "synthesize", {**generator, "scenes_from": held_out, **seed}),
+    ]
+
+
+def replay_stages(config: DemoConfig, root: Path) -> dict[str, Stage]:
+    """By system: the generated episodes of held-out scenes, and the recorded ones as far as those go."""
+    generated = root / "synthesize_held_out/dataset"
+    common = {"max_steps": int(read_table(generated).lengths.min()), "seed": config.seed}
+    what = {"vag": ("generated", generated), "recorded": ("recorded", root / "collect_held_out/dataset")}
+    return {
+        system: make_stage(f"replay_{name}", "replay", {"dataset": str(dataset), "system": system, **common})
+        for system, (name, dataset) in what.items()
+    }
 
 
 def real_arm(config: DemoConfig) -> str:
@@ -116,29 +116,32 @@ def real_arm(config: DemoConfig) -> str:
     return "real_all" if config.few is None else "real_few"
 
 
-def policy_lane(config: DemoConfig, root: Path, policy: str, dataset: Path, test: str) -> Lane:
-    """Stages of one policy: real only, pretrained on synthetic then fine-tuned, and both evaluated on `test`."""
-    real = [f"real={listed([dataset])}"] + ([] if config.few is None else [f"episodes_per_task={config.few}"])
-    synthetic = [f"synthetic={listed([root / 'synthesize/dataset'])}", "synthetic_fraction=1.0"]
-    single = [f"seed={config.seed}", "runtime.threads=1"]
-    few = real_arm(config)
-    names = {arm: f"{arm}_{policy}" for arm in (few, "pretrain", "finetune")}
-    lane = [
-        (names[few], "pretrain", [f"policy={policy}", *real, *config.real_only, *single]),
-        (names["pretrain"], "pretrain", [f"policy={policy}", *synthetic, *config.pretrain, *single]),
-    ]
-    checkpoint = f"checkpoint={root / names['pretrain'] / 'pretrained_model'}"
-    lane.append((names["finetune"], "finetune", [checkpoint, *real, *config.finetune, *single]))
-    for arm, name in ((few, names[few]), ("pretrain_finetune", names["finetune"])):
-        checkpoint = f"checkpoint={root / name / 'pretrained_model'}"
-        lane.append(
-            (
-                f"evaluate_{policy}_{arm}",
-                "evaluate",
-                [checkpoint, f"arm={arm}", test, *config.evaluate, *single],
-            )
-        )
-    return lane
+def policy_stages(config: DemoConfig, root: Path) -> list[Stage]:
+    """For each policy, in turn: real only, pretrained on synthetic then fine-tuned, and both evaluated."""
+    first, origin = first_stage(config)
+    test = {"dataset": str(root / f"{first}_held_out/dataset")} if config.source else origin
+    real: dict[str, Any] = {"real": [str(root / first / "dataset")]}
+    real |= {} if config.few is None else {"episodes_per_task": config.few}
+    synthetic = {"synthetic": [str(root / "synthesize/dataset")], "synthetic_fraction": 1.0}
+    single, few, stages = {"seed": config.seed, "runtime.threads": 1}, real_arm(config), []
+    for policy in config.policies:
+        if policy not in (known := options_of("policy")):
+            raise UserError(f"demo: policies: unknown policy '{policy}'. {nearest(policy, known)}")
+        checkpoints = {
+            name: {"checkpoint": str(root / f"{name}_{policy}" / "pretrained_model")}
+            for name in (few, "pretrain", "finetune")
+        }
+        chosen = f"policy={policy}"
+        lane = [
+            make_stage(f"{few}_{policy}", "pretrain", real, [chosen, *config.real_only], single),
+            make_stage(f"pretrain_{policy}", "pretrain", synthetic, [chosen, *config.pretrain], single),
+            make_stage(f"finetune_{policy}", "finetune", {**checkpoints["pretrain"], **real}, config.finetune, single),
+        ]
+        for arm, name in ((few, few), ("pretrain_finetune", "finetune")):
+            defaults = {**checkpoints[name], "arm": arm, **test}
+            lane.append(make_stage(f"evaluate_{policy}_{arm}", "evaluate", defaults, config.evaluate, single))
+        stages += in_turn(lane)
+    return stages
 
 
 def table(result: DemoResult, root: Path) -> str:

@@ -13,6 +13,7 @@ from recipes.common import (
     instruction_encoder,
     load_clips,
     load_generator,
+    load_notes,
     pick_device,
     user_errors,
     weights_id,
@@ -23,6 +24,7 @@ from toolkit.base.files import atomic_file
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.batches import GeneratorClips, to_tensors
+from toolkit.data.episode_notes import check_used
 from toolkit.data.seen_scenes import scenes_of
 from toolkit.evaluation.action_metrics import (
     action_distance,
@@ -51,7 +53,9 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
     generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
     shape, identity = generator.config, weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
-    store = load_clips(run, config.dataset, shape.image_size, config.image_key)
+    notes = load_notes(run, config.notes)
+    store = load_clips(run, config.dataset, shape.image_size, config.image_key, notes)
+    check_used(notes)
     for name, found, wanted in (
         ("states", store.states.shape[1], shape.state_dim),
         ("actions", store.actions.shape[1], shape.action_dim),
@@ -155,7 +159,7 @@ def compare(
         if given != "actions" and generator.config.state_dim >= 3:
             places = made["states"][i, 1 : steps + 1], real["states"][i, 1 : steps + 1]
             row["end_effector_error_cm"] = float(end_effector_error_cm(*places).mean())
-        if given != "video" and generator.config.makes_video:
+        if given != "video" and generator.config.action.makes_video:
             for metric in (psnr, ssim, gmsd):
                 row[metric.__name__] = metric(made["frames"][i, shown], real["frames"][i, shown])
         for name, value in row.items():

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from recipes.compose import choices_of, compose_config, groups_of, typed
-from recipes.kinds import Kind, members
+from recipes.kinds import Kind, parts_of
 from recipes.ranges import range_text
 from recipes.schema import SCHEMAS
 
@@ -29,17 +29,17 @@ def help_text(command: str, line: str, examples: Sequence[str], bare: str | None
         for group, choice in groups.items():
             page += _entry(f"{group}={choice or 'null'}", f"one of {', '.join(choices_of(command, group))}")
     page += ["", "Options, with what they are if they are not given:"]
-    for key, value, kind in _options(SCHEMAS[command], config):
+    for key, value, kind in _options(Kind(SCHEMAS[command], {}, False), config):
         page += _entry(f"{key}={_shown(value)}", _told(kind, required=value == "???"))
     return "\n".join([*page, "", "Examples:", *(f"  {example}" for example in examples)])
 
 
-def _options(schema: Any, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Kind]]:
-    """Dotted key, default and kind of every option."""
-    for name, kind in members(schema).items():
-        if is_dataclass(kind.type):
-            yield from _options(kind.type, values[name], f"{prefix}{name}.")
-        else:
+def _options(whole: Kind, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Kind]]:
+    """Dotted key, default and kind of every option that `values` has."""
+    for name, kind in parts_of(whole).items():
+        if name in values and is_dataclass(kind.type):
+            yield from _options(kind, values[name], f"{prefix}{name}.")
+        elif name in values:
             yield prefix + name, values[name], kind
 
 

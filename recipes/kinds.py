@@ -35,11 +35,16 @@ def kind_of(command: str, key: str) -> Kind | None:
 
 def _inside(kind: Kind, name: str) -> Kind | None:
     if is_dataclass(kind.type):
-        known = members(kind.type)
+        known = parts_of(kind)
         return Kind(known[name].type, known[name].told, kind.open) if name in known else None
     if get_origin(kind.type) is dict:
         return Kind(without_none(get_args(kind.type)[1]), kind.told, True)
     return Kind(Any, {}, True) if kind.open and kind.type is Any else None
+
+
+def parts_of(kind: Kind) -> dict[str, Kind]:
+    """The fields of the dataclass that a key holds; where it may hold one of several, those of all."""
+    return {name: one for schema in kind.told.get("kinds", [kind.type]) for name, one in members(schema).items()}
 
 
 def members(schema: Any) -> dict[str, Kind]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from policies.factory import PolicyObjective, build_policy
-from recipes.common import episode_table, load_clips, speed
+from recipes.common import load_clips, load_notes, seen_behind, speed
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_directory
@@ -17,8 +16,9 @@ from toolkit.data.batches import Augmented, BatchSource, Mixture, Source, make_s
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
 from toolkit.data.episode import IMAGE
+from toolkit.data.episode_notes import check_used
 from toolkit.data.normalizer import compute_statistics
-from toolkit.data.seen_scenes import Scenes, merge, read_scenes, scenes_of, told_scenes, write_scenes
+from toolkit.data.seen_scenes import Scenes, merge, scenes_of, write_scenes
 from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
 from toolkit.reporting.results import PretrainResult, Throughput
 from toolkit.training.loop import train
@@ -55,13 +55,15 @@ def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[
         raise UserError(f"synthetic_fraction={fraction} needs synthetic=[DATASET]")
     if fraction is not None and fraction < 1 and not config.real:
         raise UserError(f"synthetic_fraction={fraction} needs real=[DATASET]")
-    real = [load_clips(run, path, config.image_size, config.image_key) for path in config.real]
+    notes = load_notes(run, config.notes)
+    real = [load_clips(run, path, config.image_size, config.image_key, notes) for path in config.real]
     if config.episodes_per_task is not None:
         real = [subset(store, first_of_each(store, config.episodes_per_task)) for store in real]
     chosen = [
-        chosen_synthetic(config, path, load_clips(run, path, config.image_size, IMAGE))  # as synthesize names it
+        chosen_synthetic(config, load_clips(run, path, config.image_size, IMAGE, notes))  # as synthesize names it
         for path in config.synthetic
     ]
+    check_used(notes)
     synthetic = [store for store, _ in chosen]
     weights = [float(store.episode_lengths.sum()) for store in [*real, *synthetic]]
     if config.real_shares is not None:
@@ -88,19 +90,19 @@ def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[
     return sources
 
 
-def chosen_synthetic(config: PolicyTrainingConfig, path: str, store: ClipStore) -> tuple[ClipStore, np.ndarray | None]:
+def chosen_synthetic(config: PolicyTrainingConfig, store: ClipStore) -> tuple[ClipStore, np.ndarray | None]:
     """The episodes of a synthetic dataset that take part, and their weights if they are not drawn alike."""
     weights, episodes = None, np.arange(store.num_episodes)
     if config.synthetic_per_task is not None:
         episodes = first_of_each(store, config.synthetic_per_task)
     if config.select or config.weight_by:
-        rows = episode_table(path)
-        kept = select(config.select, [rows[i] for i in episodes], store.episode_tasks[episodes], path, config.seed)
+        rows, tasks = [store.metadata[i] for i in episodes], store.episode_tasks[episodes]
+        kept = select(config.select, rows, tasks, store.name, config.seed)
         episodes = episodes[kept]
         weights = balanced(store.episode_tasks[episodes])  # a rule that few episodes of a task meet starves no task
         if config.weight_by:
-            metadata = [rows[i] for i in episodes]
-            weights *= weights_by(config.weight_by, metadata, store.episode_tasks[episodes], path)
+            metadata = [store.metadata[i] for i in episodes]
+            weights *= weights_by(config.weight_by, metadata, store.episode_tasks[episodes], store.name)
     store = subset(store, episodes)
     if config.shuffle_actions:
         store = with_shuffled_actions(store, config.seed)
@@ -127,11 +129,10 @@ def train_policy(
     metrics, throughput = train(objective, data, config.optim, config.runtime, run.directory, description)
     trained_on = [source.store for source in sources if source.weight]
     starts = [scenes_of(store.metadata) for store in trained_on]
-    generators = [read_scenes(Path(path) / "meta") or {} for path in config.real]
-    generators += [told_scenes(Path(path) / "meta") for path in config.synthetic]
+    behind = [seen_behind(source.store) if source.synthetic else source.store.seen_scenes or {} for source in sources]
     with atomic_directory(run.directory / "pretrained_model") as temporary:
         objective.save_pretrained(temporary)
-        write_scenes(temporary, merge(seen_before or {}, *starts, *generators))
+        write_scenes(temporary, merge(seen_before or {}, *starts, *behind))
         Conventions.shared([*([before] if before else []), *trained_on]).write(temporary)
     run.remove_when_finished(run.directory / "checkpoints")
     realised = mixture.fractions(config.optim.steps * config.optim.gradient_accumulation)

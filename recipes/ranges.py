@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
-from recipes.kinds import Kind, members, without_none
+from recipes.kinds import Kind, members, parts_of, without_none
 from recipes.schema import SCHEMAS
 from toolkit.base.errors import UserError
 
@@ -53,7 +53,7 @@ def _check(command: str, key: str, around: str, value: Any, kind: Kind) -> None:
         if kind.type is Any and around == "{}" and value is None:
             raise UserError(f"{command}: {shown}: expected a path, or a list of paths")
     elif is_dataclass(kind.type):
-        for name, inner in members(kind.type).items():
+        for name, inner in parts_of(kind).items():
             if name in value:
                 _check(command, f"{key}.{name}", "{}", value[name], inner)
     elif origin is dict:

@@ -40,6 +40,9 @@ class CommonConfig:
     seed: int = option(0, "of all randomness that is not a scene; scenes have first_seed", least=0, most=MOST_SEED)
 
 
+NOTES = "run directories of replay and score, or datasets, that say more of these episodes; the last counts"
+
+
 def max_parameters() -> Any:
     """The option that lifts the limit on the sizes of checkpoints."""
     return option(MOST_PARAMETERS, "numbers that a file of weights may hold", least=1, most=10**15)
@@ -182,6 +185,7 @@ class TokenizerTraining(OptimConfig):
 class TrainGeneratorConfig(CommonConfig):
     dataset: Any = option(MISSING, "LeRobotDataset v3 directory or clip file, or several: [a,b]", paths=True)
     synthetic: list[str] = option([], "episodes of an earlier generator beside them")
+    notes: list[str] = option([], NOTES)
     select: list[str] = option([], "of these by score: replay_success==1, or score_flow_loss<=50%")
     dataset_shares: list[float] | None = option(
         None, "of the clips, for each of all these; null = by number of episodes", least=0, most=1_000_000_000
@@ -191,7 +195,9 @@ class TrainGeneratorConfig(CommonConfig):
     labelled_fraction: float = option(
         1.0, "of the episodes of each instruction keep their actions; the rest is video alone", above=0, most=1
     )
-    generator: GeneratorConfig = part(GeneratorConfig, "the network; see the group `generator`")
+    generator: GeneratorConfig = part(
+        lambda: GeneratorConfig(action=MISSING), "the network; see the groups `generator` and `generator/action`"
+    )
     tokenizer_from: str | None = option(None, "generator directory whose tokenizer is taken as it is")
     video_from: str | None = option(None, "the same for the tokenizer and the whole video branch")
     instruction_encoder: str | None = option(None, "directory of a sentence-transformer or T5; null = learned on bytes")
@@ -217,6 +223,7 @@ class SynthesizeConfig(CommonConfig):
     first_seed: int = option(100_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
     allow_seen: bool = option(False, "generate from scenes that the generator was trained on")
     scenes_from: str | None = option(None, "take first pictures from this dataset instead of the simulator")
+    notes: list[str] = option([], NOTES)
     image_key: str = option("observation.image", "camera, by its key in the dataset")
     instruction_encoder: str | None = option(
         None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
@@ -244,6 +251,7 @@ class SynthesizeConfig(CommonConfig):
 class EvaluateGeneratorConfig(CommonConfig):
     checkpoint: str = option(MISSING, "generator directory written by train-generator")
     dataset: str = option(MISSING, "held-out episodes: LeRobotDataset v3 directory or clip file")
+    notes: list[str] = option([], NOTES)
     given: str = option("nothing", "nothing, or video (inverse dynamics), or actions (forward dynamics)", choices=GIVEN)
     replay: bool = option(True, "execute the actions where the episodes name a scene of the simulator")
     keep_samples: bool = option(False, "write the pairs to samples.npz")
@@ -261,7 +269,7 @@ class EvaluateGeneratorConfig(CommonConfig):
 
 @dataclass
 class ScoreConfig(CommonConfig):
-    dataset: str = option(MISSING, "LeRobotDataset directory written by synthesize")
+    dataset: str = option(MISSING, "episodes written by synthesize: LeRobotDataset v3 directory or clip file")
     checkpoint: str | None = option(None, "generator, for score_cycle_error")
     real: list[str] = option([], "what the generator learned from, for limits and copies")
     image_key: str = option("observation.image", "camera, by its key in the dataset")
@@ -277,6 +285,7 @@ class ScoreConfig(CommonConfig):
 @dataclass
 class ReplayConfig(CommonConfig):
     dataset: str = option(MISSING, "LeRobotDataset directory")
+    notes: list[str] = option([], NOTES)
     system: str = option("vag", "the name in tables")
     max_steps: int | None = option(None, "actions executed of each episode; null = all", least=1, most=MOST_LENGTH)
     workers: int = option(2, "processes side by side", least=1, most=MOST_PROCESSES)
@@ -292,6 +301,7 @@ class PolicyConfig:
 class PolicyTrainingConfig(CommonConfig):
     real: list[str] = option([], "recorded datasets")
     synthetic: list[str] = option([], "datasets written by synthesize")
+    notes: list[str] = option([], NOTES)
     synthetic_fraction: float | None = option(
         None, "of all sampled clips; null = in proportion to the frames", least=0, most=1
     )

@@ -1,8 +1,6 @@
-"""`vag score`: note in the episode table of a synthetic dataset how far each episode can be trusted."""
+"""`vag score`: note how far each episode of a synthetic dataset can be trusted."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +12,7 @@ from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.batches import GeneratorClips, to_tensors
 from toolkit.data.clips import ClipStore
-from toolkit.data.formats.lerobot_write import add_episode_columns
+from toolkit.data.episode_notes import FILE, write_notes
 from toolkit.data.normalizer import STATE_FLOOR, describe
 from toolkit.evaluation.action_metrics import action_distance
 from toolkit.evaluation.episode_scores import Limits, limit_excess, nearest_distance
@@ -23,14 +21,14 @@ from toolkit.training.runtime import set_threads
 
 
 def run(config: ScoreConfig, run: Run) -> ScoreResult:
-    """Add the columns score_cycle_error (with a checkpoint), score_limit_excess and score_nearest (with real data)."""
+    """Note score_cycle_error (with a checkpoint), score_limit_excess and score_nearest (with real data).
+
+    The table is `vag_episodes.parquet` in the run directory.
+    """
     if config.checkpoint is None and not config.real:
         raise UserError("score: give checkpoint=GENERATOR for the cycle error, real=[DATASET] for the others, or both")
     set_threads(config.runtime)
-    dataset = Path(config.dataset)
-    if not dataset.is_dir():
-        raise UserError(f"{dataset}: expected a LeRobotDataset directory, whose episode table takes the scores")
-    store = load_clips(run, dataset, config.image_size, config.image_key)
+    store = load_clips(run, config.dataset, config.image_size, config.image_key)
     scores: dict[str, list[float]] = {}
     if config.real:
         real = [load_clips(run, path, config.image_size, config.image_key) for path in config.real]
@@ -40,7 +38,8 @@ def run(config: ScoreConfig, run: Run) -> ScoreResult:
         identity = weights_id(config.checkpoint)
         run.add_data(config.checkpoint, identity)
         scores["score_cycle_error"] = cycle_errors(config, config.checkpoint, store)
-    add_episode_columns(dataset, scores)
+    rows = [dict(zip(scores, values, strict=True)) for values in zip(*scores.values(), strict=True)]
+    write_notes(run.directory / FILE, store.episode_ids, rows)
     spreads = {name: np.quantile(values, (0, 0.5, 1)).tolist() for name, values in scores.items()}
     return ScoreResult(
         checkpoint_id=identity,
@@ -79,7 +78,7 @@ def cycle_errors(config: ScoreConfig, checkpoint: str, store: ClipStore) -> list
     """Distance of each episode's actions to those that the generator infers from its video (inverse dynamics)."""
     generator = load_generator(checkpoint, pick_device(config.runtime), config.max_parameters)
     encode, shape = instruction_encoder(config.instruction_encoder, config.max_parameters), generator.config
-    if not shape.makes_video:
+    if not shape.action.makes_video:
         raise UserError(f"{checkpoint}: it makes no video, so it infers no actions from one; use another generator")
     for name, width in (("states", shape.state_dim), ("actions", shape.action_dim)):
         if (found := getattr(store, name).shape[1]) != width:

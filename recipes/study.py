@@ -12,9 +12,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from recipes.compose import listed
-from recipes.lanes import Lane
 from recipes.schema import AblateConfig
+from recipes.stages import Stage, in_turn, make_stage
 from toolkit.base.errors import UserError, nearest
 
 FEEDS = ("paper", "fair")
@@ -201,44 +200,54 @@ def generator_name(config: AblateConfig, feed: str, seed: int, turn: int | None 
     return f"{feed}_{seed}" + (f"_round_{turn}" if turn > 1 else "")
 
 
-def generator_lane(config: AblateConfig, root: Path, feed: str, seed: int, episodes: int) -> Lane:
+def generator_stages(config: AblateConfig, root: Path, feed: str, seed: int, episodes: int) -> list[Stage]:
     """Train a generator on what the feed gives it, let it generate, and score what it made.
 
     In further rounds another one is trained on that and on what was selected of the episodes so far (expert iteration,
     arXiv 1705.08439), and generates from scenes that are new to it.
     """
-    fed = fed_datasets(root, config, feed)
-    tasks = f"tasks={listed([*config.tasks, *config.new_tasks])}"
-    single = [f"seed={seed}", f"runtime.threads={config.threads}"]
-    make, workers = [*config.synthesize, *config.feed_synthesize.get(feed, [])], f"workers={config.workers}"
-    lane: Lane = []
+    single = {"seed": seed, "runtime.threads": config.threads}
+    make = [*config.synthesize, *config.feed_synthesize.get(feed, [])]
+    stages: list[Stage] = []
     earlier: list[str] = []
+    replays: list[str] = []
     for turn in range(1, config.rounds.get(feed, 1) + 1):
         name = generator_name(config, feed, seed, turn)
-        generator, synthetic = root / f"generator_{name}/generator", root / f"synthetic_{name}/dataset"
-        learn = [f"dataset={fed}", *config.train_generator, *single]
+        generator, synthetic = str(root / f"generator_{name}/generator"), str(root / f"synthetic_{name}/dataset")
+        further: dict[str, Any] = {}
         if earlier:
             first = root / f"generator_{generator_name(config, feed, seed, 1)}/generator"
-            learn += [
-                f"synthetic={listed(earlier)}",
-                f"select={listed(config.round_select)}",
-                f"tokenizer_from={first}",
-            ]
-        scenes = [tasks, f"episodes_per_task={episodes}", f"first_seed={config.synthetic_seed + (turn - 1) * episodes}"]
-        lane += [
-            (f"generator_{name}", "train-generator", learn),
-            (f"synthetic_{name}", "synthesize", [f"checkpoint={generator}", *scenes, *make, *single, workers]),
-            (f"replay_{name}", "replay", [f"dataset={synthetic}", workers, f"seed={seed}"]),
+            further = {"synthetic": list(earlier), "notes": list(replays), "select": config.round_select}
+            further["tokenizer_from"] = str(first)
+        learn = {"dataset": fed_datasets(root, config, feed)}
+        scenes = {
+            "checkpoint": generator,
+            "tasks": [*config.tasks, *config.new_tasks],
+            "episodes_per_task": episodes,
+            "first_seed": config.synthetic_seed + (turn - 1) * episodes,
+        }
+        workers, replay = {"workers": config.workers}, {"dataset": synthetic, "workers": config.workers, "seed": seed}
+        stages += [
+            make_stage(f"generator_{name}", "train-generator", learn, config.train_generator, {**single, **further}),
+            make_stage(f"synthetic_{name}", "synthesize", scenes, make, {**single, **workers}),
+            make_stage(f"replay_{name}", "replay", replay),
         ]
-        earlier.append(str(synthetic))
-    score = [f"dataset={synthetic}", f"checkpoint={generator}", f"real={fed}", *single]
-    return [*lane, (f"score_{name}", "score", score)]
+        earlier.append(synthetic)
+        replays.append(str(root / f"replay_{name}"))
+    score = {"dataset": synthetic, "checkpoint": generator, "real": fed_datasets(root, config, feed), **single}
+    return in_turn([*stages, make_stage(f"score_{name}", "score", score)])
 
 
-def fed_datasets(root: Path, config: AblateConfig, feed: str) -> str:
-    """Datasets that the generator of a feed is trained on, as a list in Hydra's grammar."""
+def scored(config: AblateConfig, cell: Cell) -> tuple[str, ...]:
+    """The stage after which the episodes of a cell's generator are complete; none where it has none."""
+    name = generator_name(config, cell.feed, generator_seed(config, cell))
+    return (f"score_{name}",) if cell.needs_generator else ()
+
+
+def fed_datasets(root: Path, config: AblateConfig, feed: str) -> list[str]:
+    """Datasets that the generator of a feed is trained on."""
     names = ["real_all"] if feed == "paper" else [few_dataset(config, config.fed_few), "real_others"]
-    return listed(root / name / "dataset" for name in names)
+    return [str(root / name / "dataset") for name in names]
 
 
 def few_dataset(config: AblateConfig, few: int) -> str:
@@ -246,24 +255,50 @@ def few_dataset(config: AblateConfig, few: int) -> str:
     return "real_few" if few <= config.fed_few else f"real_few_{few}"
 
 
-def training(config: AblateConfig, cell: Cell) -> list[str]:
-    """How the policy of a cell is trained from scratch, whatever on."""
+def collect_stages(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> list[Stage]:
+    """Record what the policies and generators learn from; the few are among all."""
+    feeds = {cell.feed for cell in cells if cell.needs_generator or ARMS[cell.arm].real == "all"}
+    counts = {max(cell.few, config.fed_few) for cell in cells if ARMS[cell.arm].real == "few"}
+    wanted: list[tuple[str, dict[str, Any]]] = []
+    for few in sorted(counts | ({config.fed_few} if "fair" in feeds else set())):
+        inner = {"tasks": config.tasks, "episodes_per_task": few, "positions": "inner"}
+        wanted.append((few_dataset(config, few), inner))
+    for feed, name, tasks in (
+        ("paper", "real_all", [*config.tasks, *config.new_tasks]),
+        ("fair", "real_others", [*config.new_tasks, *config.other_tasks]),
+    ):
+        if feed in feeds:
+            wanted.append((name, {"tasks": tasks, "episodes_per_task": config.real_per_task}))
+    seeds = {"first_seed": config.first_seed, "seed": config.seed}
+    return [make_stage(name, "collect", {**what, **seeds}, config.collect) for name, what in wanted]
+
+
+def training(config: AblateConfig, cell: Cell, steps: int) -> tuple[list[str], dict[str, Any]]:
+    """How the policy of a cell is trained from scratch, whatever on: words, and values that they may not change."""
     words = [f"policy={cell.policy}", *config.train, *config.policy_train.get(cell.policy, [])]
-    augment = ["augment=true"] if ARMS[cell.arm].augmented else []
-    return [*words, f"seed={cell.seed}", f"runtime.threads={config.threads}", *augment]
+    augment = {"augment": True} if ARMS[cell.arm].augmented else {}
+    return words, {"seed": cell.seed, "runtime.threads": config.threads, "optim.steps": steps, **augment}
 
 
-def generated_data(config: AblateConfig, root: Path, cell: Cell) -> list[str]:
+def generated_data(config: AblateConfig, root: Path, cell: Cell) -> dict[str, Any]:
     """The synthetic episodes of a cell."""
-    synthetic = root / f"synthetic_{generator_name(config, cell.feed, generator_seed(config, cell))}/dataset"
-    words = [f"synthetic={listed([synthetic])}", f"synthetic_per_task={cell.synthetic_per_task}"]
+    name = generator_name(config, cell.feed, generator_seed(config, cell))
+    synthetic = root / f"synthetic_{name}/dataset"
+    found: dict[str, Any] = {"synthetic": [str(synthetic)], "synthetic_per_task": cell.synthetic_per_task}
+    if ARMS[cell.arm].filtered or cell.weight_by != "none":
+        found["notes"] = [str(path) for path in outcome_runs(root, name)]
     if ARMS[cell.arm].filtered:
-        words.append(f"select={listed(config.filters[cell.filter])}")
+        found["select"] = config.filters[cell.filter]
     if cell.weight_by != "none":
-        words.append(f"weight_by={cell.weight_by}")
+        found["weight_by"] = cell.weight_by
     if ARMS[cell.arm].shuffled:
-        words.append("shuffle_actions=true")
-    return words
+        found["shuffle_actions"] = True
+    return found
+
+
+def outcome_runs(root: Path, name: str) -> list[Path]:
+    """Directories of what is noted of a generator's episodes."""
+    return [root / f"replay_{name}", root / f"score_{name}"]
 
 
 def tuning_steps(config: AblateConfig, cell: Cell) -> int:
@@ -271,41 +306,58 @@ def tuning_steps(config: AblateConfig, cell: Cell) -> int:
     return round(cell.finetune_share * total_steps(config, cell.policy))
 
 
-def pretraining_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
+def pretraining_stage(config: AblateConfig, root: Path, cell: Cell) -> Stage:
     """Train on synthetic episodes alone, for every way to fine-tune that a grid names."""
-    steps = f"optim.steps={total_steps(config, cell.policy) - tuning_steps(config, cell)}"
-    words = [*training(config, cell), *generated_data(config, root, cell), "synthetic_fraction=1", steps]
-    return [(cell.pretraining, "pretrain", words)]
+    words, values = training(config, cell, total_steps(config, cell.policy) - tuning_steps(config, cell))
+    values |= {**generated_data(config, root, cell), "synthetic_fraction": 1}
+    return make_stage(cell.pretraining, "pretrain", {}, words, values, scored(config, cell))
 
 
-def cell_lane(config: AblateConfig, root: Path, cell: Cell) -> Lane:
+def cell_stages(config: AblateConfig, root: Path, cell: Cell) -> list[Stage]:
     """Train the policy of a cell, from scratch or from its pretraining, and evaluate it."""
-    arm, generated = ARMS[cell.arm], generated_data(config, root, cell)
-    single = [f"seed={cell.seed}", f"runtime.threads={config.threads}"]
-    few = [f"real={listed([root / few_dataset(config, cell.few) / 'dataset'])}", f"episodes_per_task={cell.few}"]
-    lane: Lane = []
-    last = f"{cell.name}/train"
-    if arm.finetuned:
-        checkpoint = f"checkpoint={root / cell.pretraining / 'pretrained_model'}"
-        tune = [*config.finetune, *config.policy_finetune.get(cell.policy, [])]
-        tune += [*config.finetunes.get(cell.finetune, []), f"optim.steps={tuning_steps(config, cell)}"]
-        if cell.finetune_fraction:
-            tune += [*generated, f"synthetic_fraction={cell.finetune_fraction}"]
-        last = f"{cell.name}/finetune"
-        lane.append((last, "finetune", [checkpoint, *few, *tune, *single]))
-    else:
-        data = few if arm.real == "few" else []
-        if arm.real == "all":
-            data = [f"real={fed_datasets(root, config, cell.feed)}"]
-            if cell.feed == "fair":  # the few get the share that they get beside synthetic episodes
-                data.append(f"real_shares=[{1 - cell.synthetic_fraction},{cell.synthetic_fraction}]")
-        if arm.synthetic:
-            data = [*data, *generated, f"synthetic_fraction={cell.synthetic_fraction if arm.real else 1}"]
-        words = [*training(config, cell), *data, f"optim.steps={total_steps(config, cell.policy)}"]
-        lane.append((last, "pretrain", words))
-    where = [f"tasks={listed(config.tasks)}", f"new_tasks={listed(config.new_tasks)}"]
-    where += [f"suites={listed(config.suites)}", f"episodes_per_task={config.scenes_per_task}"]
-    where += ["positions=inner", f"first_seed={config.held_out_seed}", f"arm='{cell.arm}'", *config.evaluate]
-    checkpoint = f"checkpoint={root / last / 'pretrained_model'}"
-    lane.append((f"{cell.name}/evaluate", "evaluate", [checkpoint, *where, *single]))
-    return lane
+    trained = (finetuning_stage if ARMS[cell.arm].finetuned else training_stage)(config, root, cell)
+    single = {"seed": cell.seed, "runtime.threads": config.threads}
+    where = {
+        "checkpoint": str(root / trained.name / "pretrained_model"),
+        "tasks": config.tasks,
+        "new_tasks": config.new_tasks,
+        "suites": config.suites,
+        "episodes_per_task": config.scenes_per_task,
+        "positions": "inner",
+        "first_seed": config.held_out_seed,
+        "arm": cell.arm,
+    }
+    name = f"{cell.name}/evaluate"
+    return [trained, make_stage(name, "evaluate", where, config.evaluate, single, [trained.name])]
+
+
+def few_data(config: AblateConfig, root: Path, cell: Cell) -> dict[str, Any]:
+    """The few real episodes of a cell."""
+    return {"real": [str(root / few_dataset(config, cell.few) / "dataset")], "episodes_per_task": cell.few}
+
+
+def finetuning_stage(config: AblateConfig, root: Path, cell: Cell) -> Stage:
+    """Go on from the pretraining of a cell."""
+    defaults = {"checkpoint": str(root / cell.pretraining / "pretrained_model"), **few_data(config, root, cell)}
+    words = [*config.finetune, *config.policy_finetune.get(cell.policy, []), *config.finetunes.get(cell.finetune, [])]
+    values: dict[str, Any] = {"optim.steps": tuning_steps(config, cell), "seed": cell.seed}
+    values["runtime.threads"] = config.threads
+    if cell.finetune_fraction:
+        values |= {**generated_data(config, root, cell), "synthetic_fraction": cell.finetune_fraction}
+    return make_stage(f"{cell.name}/finetune", "finetune", defaults, words, values, [cell.pretraining])
+
+
+def training_stage(config: AblateConfig, root: Path, cell: Cell) -> Stage:
+    """Train the policy of a cell from scratch."""
+    arm = ARMS[cell.arm]
+    words, values = training(config, cell, total_steps(config, cell.policy))
+    if arm.real == "few":
+        values |= few_data(config, root, cell)
+    if arm.real == "all":
+        values["real"] = fed_datasets(root, config, cell.feed)
+        if cell.feed == "fair":  # the few get the share that they get beside synthetic episodes
+            values["real_shares"] = [1 - cell.synthetic_fraction, cell.synthetic_fraction]
+    if arm.synthetic:
+        values |= generated_data(config, root, cell)
+        values["synthetic_fraction"] = cell.synthetic_fraction if arm.real else 1
+    return make_stage(f"{cell.name}/train", "pretrain", {}, words, values, scored(config, cell))

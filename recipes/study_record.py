@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipes.common import episode_table, scenes_text
-from recipes.lanes import entry, finished_result, is_finished
 from recipes.schema import AblateConfig
-from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, total_steps
-from toolkit.base.run import read_record
+from recipes.stages import entry, finished_result, is_finished
+from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, outcome_runs
+from toolkit.data.formats.lerobot_read import noted_episodes
 from toolkit.data.selection import HIGHER_IS_BETTER, column
 from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.exchange import exchange_rate
@@ -23,21 +21,13 @@ from toolkit.evaluation.rates import RolloutRates
 from toolkit.evaluation.statistics import (
     bootstrap_means,
     compare_systems,
-    design_power,
     measured_success,
     percentile_interval,
-    two_proportion_sample_size,
 )
 from toolkit.reporting.benchmark_results import Difference, Row
-from toolkit.reporting.results import ReplayResult, RolloutResult, SynthesizeResult
+from toolkit.reporting.results import ReplayResult, RolloutResult
 
 SHARES = (10, 25, 50, 75, 100)  # per cent of the episodes of a task that a filter keeps
-FILTER_NOTE = (
-    "how many of the synthetic episodes succeed when replayed, of the given share of each task with the best of a "
-    "score: the least, or for score_nearest the farthest from any real episode, since that filter is there against "
-    "copies. The kept ones are nested parts of one set, so overlapping intervals are no test. Where several plans were "
-    "tried in the simulator, it has chosen before"
-)
 ROW_AXES = ("arm", "policy", "feed", "few", "synthetic_fraction", "synthetic_per_task", "weight_by")
 Outcomes = dict[tuple[Cell, str], dict[int, list[bool]]]  # (cell with seed 0, suite): training seed: scenes
 
@@ -223,15 +213,15 @@ def filter_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list
     rows = []
     for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
         name = generator_name(config, feed, seed)
-        if not (is_finished(root / f"score_{name}") and is_finished(root / f"replay_{name}")):
+        if not all(map(is_finished, outcome_runs(root, name))):
             continue
-        dataset = str(root / f"synthetic_{name}/dataset")
-        episodes = episode_table(dataset)
+        dataset = root / f"synthetic_{name}/dataset"
+        episodes = noted_episodes(dataset, outcome_runs(root, name))
         tasks = np.unique([row["task_name"] for row in episodes], return_inverse=True)[1]
         solved = np.array([row["replay_success"] for row in episodes], dtype=float)
         chance = np.random.default_rng(seed).random(len(episodes))
         for score in sorted(key for key in episodes[0] if key.startswith("score_")):
-            values = column(score, episodes, dataset) * (-1 if score in HIGHER_IS_BETTER else 1)
+            values = column(score, episodes, str(dataset)) * (-1 if score in HIGHER_IS_BETTER else 1)
             parts = [np.flatnonzero(tasks == task) for task in np.unique(tasks)]
             ranked = [part[np.lexsort((chance[part], values[part]))] for part in parts]
             where: Any = {"system": score, "policy": "replay", "suite": f"filters, feed={feed} generator={seed}"}
@@ -281,132 +271,3 @@ def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[Row]:
         counts: Any = {"n": table.size, "seeds": len(seeds)}
         rows += [Row(**where, metric=metric, **interval, **counts, more=axes) for metric, interval in worth.items()]
     return rows
-
-
-def power_sentence(config: AblateConfig, cells: Sequence[Cell]) -> str:
-    few, many = config.gap
-    needed = two_proportion_sample_size(few, many, config.power)
-    tasks = min(len(config.new_tasks if SUITES[suite].new_tasks else config.tasks) for suite in config.suites)
-    scenes = config.scenes_per_task * tasks  # of the suite that has the fewest
-    seeds = min(Counter(cell.group for cell in cells).values())  # of the arm that has the fewest
-    found = design_power(few, many, scenes, seeds, config.seed_deviation)
-    return (
-        f"to tell {few} from {many} apart with power {config.power} takes {needed} independent rollouts an arm; "
-        f"{scenes} scenes x {seeds} training seeds have power {found:.2f} if the rate differs by "
-        f"{config.seed_deviation} from seed to seed"
-    )
-
-
-def told_training(config: AblateConfig, policy: str) -> str:
-    """Overrides of a policy's training; of those for the same key the last one, which counts."""
-    words = [f"optim.steps={total_steps(config, policy)}", *config.train, *config.policy_train.get(policy, [])]
-    return " ".join([policy, *{word.partition("=")[0]: word for word in words}.values()])
-
-
-def told_commits(root: Path, cells: Sequence[Cell]) -> str:
-    """Which commit trained the policies: of each kind, and of which arms where they differ."""
-    commits: dict[str, dict[str, dict[str, None]]] = {}  # policy: commit: systems
-    for cell in cells:
-        stages = [cell.pretraining, f"{cell.name}/finetune"] if ARMS[cell.arm].finetuned else [f"{cell.name}/train"]
-        for trained in (root / stage for stage in stages):
-            if (trained / "run.json").exists():
-                sha = read_record(trained)["git_sha"]
-                commits.setdefault(cell.policy, {}).setdefault(sha, {})[cell.system] = None
-    return "; ".join(
-        f"{policy} trained by commit {sha}" + (f": {', '.join(systems)}" if len(found) > 1 else "")
-        for policy, found in commits.items()
-        for sha, systems in found.items()
-    )
-
-
-def told_draws(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> str:
-    """How many scenes the first plan of each generator solves and how many all of its draws; empty without draws."""
-    found = []
-    for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
-        for turn in range(1, config.rounds.get(feed, 1) + 1):
-            directory = root / f"synthetic_{generator_name(config, feed, seed, turn)}"
-            result = finished_result(directory, SynthesizeResult)
-            if result is not None and (solved := result.solved_by_draw):
-                tries = sum(result.episodes - done for done in [0, *solved[:-1]])
-                which = f"feed={feed} generator={seed}" + (f" round={turn}" if config.rounds.get(feed, 1) > 1 else "")
-                found.append(
-                    f"{which}: {solved[0]} of {result.episodes} scenes by the first, {solved[-1]} by one of "
-                    f"{len(solved)}, {tries:,} tries"
-                )
-    return "; ".join(found)
-
-
-def notes(
-    config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str], metrics: Container[str]
-) -> dict[str, str]:
-    """What a reader needs to judge the numbers, of the `metrics` that the rows have."""
-    everything, others = [*config.tasks, *config.new_tasks], [*config.new_tasks, *config.other_tasks]
-    episodes = {"paper": f"{config.real_per_task} real episodes of each of {', '.join(everything)}"}
-    episodes["fair"] = f"{config.fed_few} real episodes of each of {', '.join(config.tasks)}"
-    if others:
-        episodes["fair"] += f", {config.real_per_task} of each of {', '.join(others)}"
-    feeds = dict.fromkeys(cell.feed for cell in cells if cell.needs_generator)
-    measured = [cell for cell in cells if cell.name not in failed]
-    curve = {cell.few for cell in measured if cell.arm == "real_few"}
-    curve |= {config.real_per_task for cell in measured if (cell.arm, cell.feed) == ("real_all", "paper")}
-    default, used = Cell("cotrain"), sorted({cell.filter for cell in cells} - {"none"})
-    found = {
-        "arms": f"where their names say nothing else, with few={default.few} real episodes a task, "
-        f"synthetic_per_task={default.synthetic_per_task} synthetic ones, synthetic_fraction="
-        f"{default.synthetic_fraction} of the clips while both take part",
-        "scenes": scenes_text(config.suites, config.scenes_per_task, config.tasks, config.new_tasks)
-        + f"; all from seed {config.held_out_seed} on, the same for all cells. Objects stand where those of the few "
-        "real episodes may, in `position` where they may not",
-        "intervals": "95 %, over training seeds (for synthetic scenes those of the generators) and scenes: the outer "
-        "bounds of Wilson's interval and a bootstrap for success, a bootstrap for all else. p is McNemar's exact test "
-        "for the training seed where it is largest, not corrected for the number of comparisons",
-        "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
-        + "; ".join(told_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
-        "power": power_sentence(config, cells),
-    }
-    if any(ARMS[cell.arm].real == "few" for cell in cells):
-        found["real episodes"] = "the few are the same for all seeds: what other ones would give, no interval knows"
-    if feeds:
-        found["generators"] = (
-            f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of the "
-            "policies; intervals know the policies' seeds alone, so where a generator is shared they are rather too "
-            "narrow"
-        )
-    if "gap_closed" in metrics:
-        found["gap_closed"] = "(system - real_few) / (real_all - real_few), told where that gap is surely above 0"
-    if "real_per_synthetic" in metrics:
-        found["exchange"] = (
-            "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; it is also "
-            "the break-even cost: a synthetic one, generated and chosen, pays off if it costs less than so many real "
-            "ones; no upper bound is known where at_end_of_curve. All that were generated are counted, those that a "
-            "filter drops too. net_real_episodes: what all synthetic ones of a task are worth, less what the generator "
-            f"has seen of it beyond the policy's own. Read off a curve through {' and '.join(map(str, sorted(curve)))} "
-            "real episodes a task, straight in the logarithm of their number, which no interval covers; where these "
-            "are all, their objects stand anywhere. It ends there, so with feed=paper no more than "
-            f"{max(curve) - config.real_per_task} net_real_episodes can be found"
-        )
-    if config.new_tasks:
-        found["new tasks"] = (
-            f"of {', '.join(config.new_tasks)} the policies get no real episode, but in real_all, which holds all "
-            "that the generator has seen; synthetic ones as of the others"
-        )
-    if any(ARMS[cell.arm].finetuned for cell in cells):
-        found["fine-tuning"] = " ".join(config.finetune)
-    if used:
-        found["filters"] = "; ".join(f"{name}: {' and '.join(config.filters[name])}" for name in used)
-    if config.evaluate:
-        found["rollouts"] = " ".join(config.evaluate)
-    for feed in feeds:
-        seen = f"has seen {episodes[feed]}"
-        if (rounds := config.rounds.get(feed, 1)) > 1:
-            chosen = f" with {' and '.join(config.round_select)}" if config.round_select else ""
-            seen += (
-                f"; after round 1 also its earlier episodes{chosen}, in {rounds} rounds. Each round generates from new "
-                "scenes; policies get episodes of the last"
-            )
-        if make := [*config.synthesize, *config.feed_synthesize.get(feed, [])]:
-            seen += f". Generates with {' '.join(make)}"
-        found[f"generator of feed={feed}"] = seen
-    if failed:
-        found["failed"] = ", ".join(failed)
-    return found

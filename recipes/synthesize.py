@@ -16,6 +16,7 @@ from recipes.common import (
     instruction_encoder,
     load_clips,
     load_generator,
+    load_notes,
     pick_device,
     user_errors,
     weights_id,
@@ -26,6 +27,7 @@ from toolkit.base.files import atomic_file, discard
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.episode import ACTION, PICTURE_EVERY, STATE, Episode
+from toolkit.data.episode_notes import check_used
 from toolkit.data.formats.lerobot_layout import feature_names, read_info
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.images import moved
@@ -53,14 +55,16 @@ class Scene:
 
 
 def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
-    """Generate one episode per scene and write `dataset`, with provenance in the episode table."""
+    """Generate one episode per scene and write `dataset`, with a note of where each comes from."""
     set_threads(config.runtime)
+    if config.notes and config.scenes_from is None:
+        raise UserError("synthesize: notes are about recorded episodes; give scenes_from=DATASET too, or no notes")
     generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
     encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
     identity = weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
     sampler = config.sampler
-    if not generator.config.makes_video:
+    if not generator.config.action.makes_video:
         raise UserError(f"{config.checkpoint}: it makes actions alone, which is no dataset; use another generator")
     stride = generator.config.frame_stride
     description = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}"
@@ -171,7 +175,7 @@ class Plans:
     solved: np.ndarray  # (E,) bool
 
     def metadata(self, index: int) -> dict[str, int | bool]:
-        """Columns of the episode table."""
+        """What is noted of an episode."""
         return {"draw": int(self.draw[index]), "replay_success": bool(self.solved[index])}
 
     def given(self, part: slice) -> dict[str, torch.Tensor]:
@@ -275,7 +279,9 @@ def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple
     """First pictures, states and instructions of a dataset; its recorded actions become the reference."""
     assert config.scenes_from is not None
     shape = generator.config
-    store = load_clips(run, config.scenes_from, shape.image_size, config.image_key)
+    notes = load_notes(run, config.notes)
+    store = load_clips(run, config.scenes_from, shape.image_size, config.image_key, notes)
+    check_used(notes)
     for name, values, expected in (
         ("state", store.states, shape.state_dim),
         ("action", store.actions, shape.action_dim),

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from recipes.common import (
-    episode_table,
     instruction_encoder,
     load_clips,
     load_generator,
+    load_notes,
+    seen_behind,
     speed,
     user_errors,
     weights_id,
@@ -28,6 +28,7 @@ from toolkit.data.batches import GeneratorClips, LatentClips, TokenizerClips, to
 from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import IMAGE
+from toolkit.data.episode_notes import Notes, check_used
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
 from toolkit.data.seen_scenes import merge, scenes_of, told_scenes, write_scenes
 from toolkit.data.selection import select, subset
@@ -36,7 +37,9 @@ from toolkit.training.logging import ScalarLog
 from toolkit.training.loop import train
 from toolkit.training.runtime import seed_everything, set_threads
 from vag_core import Generator
-from vag_core.video_tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
+from vag_core.clocks import clocks_of
+from vag_core.config import FramewiseConfig
+from vag_core.tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
 
 
 def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
@@ -47,8 +50,10 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
         raise UserError("train-generator: dataset=[] is empty; name at least one")
     if config.select and not config.synthetic:
         raise UserError(f"train-generator: select={list(config.select)} needs synthetic=[DATASET] to select from")
-    stores = [load_clips(run, s, config.generator.image_size, config.image_key) for s in sources]
-    stores += [selected(config, run, path) for path in config.synthetic]
+    notes = load_notes(run, config.notes)
+    stores = [load_clips(run, s, config.generator.image_size, config.image_key, notes) for s in sources]
+    stores += [selected(config, run, path, notes) for path in config.synthetic]
+    check_used(notes)
     shares, store = episode_shares(stores, config.dataset_shares), open_merged(stores)
     config.generator.state_dim, config.generator.action_dim = store.states.shape[1], store.actions.shape[1]
     if max(store.episode_lengths) < 2:
@@ -58,7 +63,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     taken = config.video_from or config.tokenizer_from
     if taken is not None:
         run.add_data(taken, weights_id(taken))
-    if config.generator.action.plan_share > 0 and config.optim.batch_size == 1:
+    if clocks_of(config.generator.action).plan_share > 0 and config.optim.batch_size == 1:
         raise UserError("optim.batch_size=1 leaves nothing to plan; take more, or generator.action.plan_share=0")
     encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
     if config.instruction_encoder is not None:
@@ -69,11 +74,12 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     seed_everything(config.seed)
     with user_errors():
         generator = Generator(config.generator)
-        generator.video_instruction(encode(store.tasks))  # one that is too long is told now, not after minutes
+        generator.check_instruction(encode(store.tasks))  # one that is too long is told now, not after minutes
     labelled = labelled_episodes(store, config.labelled_fraction)
     rows = store.rows_of(np.arange(store.num_episodes) if labelled is None else np.flatnonzero(labelled))
     statistics = [describe(store.actions[rows], ACTION_FLOOR), describe(store.states[rows], STATE_FLOOR)]
-    generator.set_statistics(*(np.concatenate([s[key] for s in statistics]) for key in ("mean", "std", "min", "max")))
+    ranges = (np.concatenate([s[key] for s in statistics]) for key in ("mean", "std", "min", "max"))
+    generator.trajectory.set_statistics(*ranges)
 
     def clips(batch_size: int, random_start: bool = config.random_start) -> GeneratorClips:
         shape = config.generator
@@ -90,7 +96,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     elif config.tokenizer_from is not None:
         with user_errors():
             generator.take_tokenizer(load_generator(config.tokenizer_from, "cpu", config.max_parameters))
-    elif config.generator.makes_video:
+    elif config.generator.action.makes_video:
         data = TokenizerClips(
             clips(config.tokenizer_optim.batch_size),
             config.generator.tokenizer.temporal_stride,
@@ -100,26 +106,25 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
         tokenizer.calibrate(whole)
         tokenizer.requires_grad_(False)
     tokenized = None
-    if config.generator.makes_video:
+    if config.generator.action.makes_video:
         trained = 0 if taken else config.tokenizer_optim.steps
         tokenized = TokenizerTraining(steps=trained, psnr=round(reconstruction_psnr(generator, whole[:8]), 2))
         run.note_result({"tokenizer": tokenized})
         run.write()
 
     source: Any = clips(config.optim.batch_size)
-    if config.generator.makes_video and not config.random_start:  # one window per episode: encode each once
-        reads_frames = config.generator.action.kind == "resnet"
+    if config.generator.action.makes_video and not config.random_start:  # one window per episode: encode each once
+        reads_frames = isinstance(config.generator.action, FramewiseConfig)
         source = LatentClips(source, _latents(starts, tokenizer), with_frames=reads_frames)
     if config.instruction_encoder is not None:
         source = EncodedInstructions(source, encode)
 
     def log_samples(log: ScalarLog, step: int) -> None:
         due = step % config.optim.checkpoint_every == 0 or step == config.optim.steps
-        if due and config.generator.makes_video:
+        if due and config.generator.action.makes_video:
             batch = to_tensors(starts.window(np.arange(min(2, store.num_episodes))))
-            device = generator.mean.device
-            follows = config.generator.action.clocks == "given"
-            given = {key: batch[key].to(device) for key in ("actions", "states")} if follows else {}
+            device = generator.device
+            given = {key: batch[key].to(device) for key in ("actions", "states")} if generator.action is None else {}
             generator.eval()
             with torch.random.fork_rng():
                 torch.manual_seed(0)
@@ -139,11 +144,11 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     if throughput and (tokens := generator.tokens_of(config.optim.batch_size)):
         rate = tokens / config.optim.batch_size
         throughput["tokens_per_second"] = rate * throughput["samples_per_second"]
-    known = [Path(taken)] if taken else []
-    known += [Path(path) / "meta" for path in config.synthetic]
+    behind = [seen_behind(store) for store in stores[len(sources) :]]
+    behind += [told_scenes(taken)] if taken else []
     with atomic_directory(run.directory / "generator") as temporary, user_errors():
         generator.save_pretrained(temporary)
-        write_scenes(temporary, merge(scenes_of(store.metadata), *map(told_scenes, known)))
+        write_scenes(temporary, merge(scenes_of(store.metadata), *behind))
     for stage in ("tokenizer", "streams"):  # the optimiser state has served
         run.remove_when_finished(run.directory / stage / "checkpoints")
     losses = {k: round(v, 4) for k, v in metrics.items()}
@@ -161,12 +166,12 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     )
 
 
-def selected(config: TrainGeneratorConfig, run: Run, path: str) -> ClipStore:
+def selected(config: TrainGeneratorConfig, run: Run, path: str, notes: Sequence[Notes]) -> ClipStore:
     """The episodes of a synthetic dataset that are learned from. Raises UserError if that is none."""
-    store = load_clips(run, path, config.generator.image_size, IMAGE)  # as synthesize names it
+    store = load_clips(run, path, config.generator.image_size, IMAGE, notes)  # as synthesize names it
     if not config.select:
         return store
-    kept = select(config.select, episode_table(path), store.episode_tasks, path, config.seed, every_task=False)
+    kept = select(config.select, store.metadata, store.episode_tasks, path, config.seed, every_task=False)
     return subset(store, np.flatnonzero(kept))
 
 

@@ -13,6 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests at a time, and their 
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
+
+# Shapes are checked in tests alone. Not in the modules whose errors on wrong types are tested.
+CHECKED = (
+    *("actions", "branches", "clocks", "flow_matching", "generator", "layers", "objective", "sampling"),
+    *("scene_encoder", "trajectory", "video_branch", "video_dit", "tokenizer"),
+)
+install_import_hook([f"vag_core.{module}" for module in CHECKED], "beartype.beartype")
 
 from toolkit.data.clips import ClipStore, write_clips
 from toolkit.data.episode import Episode

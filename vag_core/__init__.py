@@ -1,4 +1,7 @@
-"""The dual-stream video-action generator (VAG, arXiv 2604.09330) in pure PyTorch.
+"""The dual-stream video-action generator in pure PyTorch.
+
+By default it plans actions from the first picture and makes a video that follows them. The joint sampler of both
+streams is the published mode (VAG, arXiv 2604.09330).
 
 from vag_core import Generator
 generator = Generator.from_pretrained("outputs/train-generator/run/generator")

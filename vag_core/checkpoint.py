@@ -81,16 +81,21 @@ def read_shapes(path: str | Path, max_parameters: int = MOST_PARAMETERS) -> Shap
 
 
 def load_network[Network: nn.Module](
-    build: Callable[[], Network], path: str | Path, max_parameters: int = MOST_PARAMETERS, what: str = "network"
+    build: Callable[[], Network],
+    path: str | Path,
+    max_parameters: int = MOST_PARAMETERS,
+    what: str = "network",
+    rename: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Network:
     """The network that `build` makes, with the weights of a safetensors file, and nothing missing or left over.
 
-    build: called twice, first on the `meta` device. what: names it in errors. Raises ValueError if the file is
+    build: called twice, first on the `meta` device. what: names it in errors. rename: from what an older version wrote,
+    by name, to what is built; given shapes and then tensors. Raises ValueError if the file is
     damaged or too large, if a weight is missing, unexpected, of another shape or not finite, or if the network would
     be larger than the file; what `build` raises by itself comes through.
     """
     path = Path(path)
-    shapes = read_shapes(path, max_parameters)
+    shapes = rename(read_shapes(path, max_parameters))
     try:
         plan = plan_network(build, shapes, f"{path}: ", what)
     except TooLargeError:
@@ -101,7 +106,7 @@ def load_network[Network: nn.Module](
     else:
         _check_names(plan, shapes, path, what)
         network = build()
-    weights = load_file(path)
+    weights = rename(load_file(path))
     check_finite(weights, f"{path}: ")
     # What is tied has one name in the file and several in the network.
     network.load_state_dict(weights, strict=False)
@@ -139,9 +144,9 @@ def first_line(error: BaseException) -> str:
 
 def _check_names(plan: nn.Module, shapes: Shapes, path: Path, what: str) -> None:
     own = plan.state_dict(keep_vars=True)
-    given = {id(own[name]) for name in own.keys() & shapes.keys()}
+    loaded = {id(own[name]) for name in own.keys() & shapes.keys()}
     for how, names in (
-        ("missing", {name for name in own.keys() - shapes.keys() if id(own[name]) not in given}),
+        ("missing", {name for name in own.keys() - shapes.keys() if id(own[name]) not in loaded}),
         ("unexpected", shapes.keys() - own.keys()),
         ("of another shape", {n for n in own.keys() & shapes.keys() if tuple(own[n].shape) != shapes[n]}),
     ):
@@ -166,7 +171,7 @@ def _counted_build[Network: nn.Module](build: Callable[[], Network], shapes: Sha
     """What `build` makes, stopped where its modules register more than the file holds and may be dropped."""
     most_tensors, most_numbers = MOST_TIMES * len(shapes) + SPARE_TENSORS, _most_numbers(shapes)
     refused = f"{where}its config asks for a larger {what} than the file holds ({numbers(shapes)} numbers)"
-    parts = tensors = total = 0
+    modules = tensors = total = 0
 
     def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         nonlocal tensors, total
@@ -175,16 +180,16 @@ def _counted_build[Network: nn.Module](build: Callable[[], Network], shapes: Sha
             if tensors > most_tensors or total > most_numbers:
                 raise TooLargeError(refused)
 
-    def count_part(module: nn.Module, name: str, part: nn.Module | None) -> None:
-        nonlocal parts
-        parts += 1
-        if parts > most_tensors:
+    def count_module(module: nn.Module, name: str, part: nn.Module | None) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > most_tensors:
             raise TooLargeError(refused)
 
     hooks = [
         register_module_parameter_registration_hook(count),
         register_module_buffer_registration_hook(count),
-        register_module_module_registration_hook(count_part),
+        register_module_module_registration_hook(count_module),
     ]
     try:
         return build()

@@ -1,5 +1,8 @@
 """Typed configuration of the generator and its parts; one dataclass per module, no behaviour.
 
+The default is a planner from the first picture and a video that follows its actions (TransformerConfig). The joint
+sampler of both streams is the published mode (UNetConfig).
+
 The same dataclasses are the schema of the command line and the content of `config.json`.
 """
 
@@ -8,14 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 ATTENTIONS = ("full", "factorised")
 INSTRUCTIONS = ("bytes", "embedding")
-ACTIONS = ("unet", "transformer", "temporal", "resnet")
-READS = ("hidden", "nothing")
-PREDICTIONS = ("velocity", "sample")
-CLOCKS = ("shared", "independent", "given")
 
 
 def _option(default: Any, help: str, *, choices: Sequence[str] = (), **bounds: float) -> Any:
@@ -31,8 +30,8 @@ def _option(default: Any, help: str, *, choices: Sequence[str] = (), **bounds: f
     return field(default=default, metadata=metadata)
 
 
-def _part(kind: type, help: str) -> Any:
-    return field(default_factory=kind, metadata={"help": help})
+def _part(kind: type, help: str, **metadata: Any) -> Any:
+    return field(default_factory=kind, metadata={"help": help, **metadata})
 
 
 WIDTHS: dict[str, Any] = {"least": 1, "most": 16_384}
@@ -68,7 +67,7 @@ class SceneConfig:
     width: int = _option(96, "channels of the map", **WIDTHS)
     depth: int = _option(3, "residual blocks", **DEPTHS)
     stride: int = _option(4, "pixels per cell of the map", least=1, most=256)
-    keypoints: int = _option(64, "places that spatial softmax reads off", least=1, most=4096)
+    keypoints: int = _option(64, "positions that spatial softmax reads off", least=1, most=4096)
 
 
 @dataclass
@@ -83,9 +82,6 @@ class VideoConfig:
     attention: str = _option(
         "full", "full: all space-time tokens at once; factorised: space and time in turn", choices=ATTENTIONS
     )
-    hears_actions: bool = _option(
-        False, "noisy actions of the same time enter the video tokens: the bridge in both ways"
-    )
 
 
 @dataclass
@@ -97,41 +93,111 @@ class BridgeConfig:
     width: int = _option(256, "of the condition", **WIDTHS)
 
 
+def _kind(name: str) -> Any:
+    return _option(name, "what the system is; chosen by the group generator/action")
+
+
 @dataclass
 class ActionConfig:
-    """The action branch.
+    """What all action branches have. The type of the branch says what the system is; ACTIONS holds one for each kind.
 
-    unet: the conditional 1D U-Net of Diffusion Policy (arXiv 2303.04137) behind the pooling bridge.
-    transformer: one token per latent frame, which holds the actions that lead to it.
-    temporal, resnet: inverse dynamics of two-stage systems; no noise, read from the finished video.
+    makes_video: there is a video branch. video_follows_actions: it takes the noisy trajectory in. two_stage: actions
+    are inferred from the finished video, not denoised beside it.
     """
 
-    kind: str = _option("transformer", "the network; temporal and resnet read the finished video", choices=ACTIONS)
-    reads: str = _option(
-        "hidden", "what a transformer reads of its frame: hidden (tokens of the video branch) | nothing", choices=READS
-    )
-    detach: bool = _option(False, "no gradient from the action loss into the video branch")
-    prediction: str = _option(
-        "sample", "the network gives: velocity | sample (the clean trajectory)", choices=PREDICTIONS
-    )
-    clocks: str = _option(
-        "independent", "shared: t_action = t_video, as published | independent | given: t_action = 0", choices=CLOCKS
-    )
-    plan_share: float = _option(
-        0.0,
-        "of a training batch: actions from the scene alone, at a tenth of the cost of a video",
-        least=0,
-        below=1,
-    )
+    kind: str = _kind("")
     loss_weight: float = _option(1.0, "of the action loss beside that of the video", least=0, most=1_000_000)
-    width: int = _option(256, "of the transformers", **WIDTHS)
-    depth: int = _option(4, "blocks of the transformers", **DEPTHS)
-    heads: int = _option(4, "of their attention", least=1, most=1024)
-    dropout: float = _option(0.1, "of the transformers", least=0, below=1)
-    channels: list[int] = _option([64, 128, 256], "of the U-Net", **WIDTHS)
-    kernel_size: int = _option(5, "action steps that a convolution of the U-Net sees", least=1, most=255)
-    groups: int = _option(8, "of the U-Net's normalisation", least=1, most=1024)
-    backbone: str = _option("resnet18", "timm model of the frame-wise inverse dynamics")
+
+    makes_video: ClassVar[bool] = True
+    video_follows_actions: ClassVar[bool] = False
+    two_stage: ClassVar[bool] = False
+
+
+@dataclass
+class _TransformerSizes(ActionConfig):
+    width: int = _option(256, "of the tokens", **WIDTHS)
+    depth: int = _option(4, "blocks", **DEPTHS)
+    heads: int = _option(4, "of the attention", least=1, most=1024)
+    dropout: float = _option(0.1, "in the blocks", least=0, below=1)
+
+
+def _plan_share() -> Any:
+    return _option(
+        0.8, "of a training batch: actions from the scene alone, at a tenth of the cost of a video", least=0, below=1
+    )
+
+
+@dataclass
+class TransformerConfig(_TransformerSizes):
+    """Plans from the first picture, and a video that follows them: one token per latent frame, two clocks.
+
+    With plan_share = 0 there are no plans: samples begin with the video, or make both streams together.
+    """
+
+    kind: str = _kind("transformer")
+    plan_share: float = _plan_share()
+    detach: bool = _option(False, "no gradient from the action loss into the video branch")
+
+    video_follows_actions: ClassVar[bool] = True
+
+
+@dataclass
+class UNetConfig(ActionConfig):
+    """As published: the conditional 1D U-Net of Diffusion Policy (arXiv 2303.04137) behind the pooling bridge."""
+
+    kind: str = _kind("unet")
+    channels: list[int] = _option([64, 128, 256], "of the levels", **WIDTHS)
+    kernel_size: int = _option(5, "action steps that a convolution sees", least=1, most=255)
+    groups: int = _option(8, "of the normalisation", least=1, most=1024)
+    bridge: BridgeConfig = _part(BridgeConfig, "from the video to the U-Net")
+
+
+@dataclass
+class TemporalConfig(_TransformerSizes):
+    """Two stages: inverse dynamics on all latents of the finished video at once."""
+
+    kind: str = _kind("temporal")
+
+    two_stage: ClassVar[bool] = True
+
+
+@dataclass
+class FramewiseConfig(ActionConfig):
+    """Two stages: inverse dynamics on two frames of the finished video at a time."""
+
+    kind: str = _kind("framewise")
+    backbone: str = _option("resnet18", "timm model that reads the frames")
+
+    two_stage: ClassVar[bool] = True
+
+
+@dataclass
+class ActionOnlyConfig(_TransformerSizes):
+    """No video: actions from the first picture, the state and the instruction."""
+
+    kind: str = _kind("action_only")
+    plan_share: float = _plan_share()
+
+    makes_video: ClassVar[bool] = False
+
+
+@dataclass
+class ForwardDynamicsConfig(ActionConfig):
+    """No action branch: a video that follows given actions."""
+
+    kind: str = _kind("forward_dynamics")
+
+    video_follows_actions: ClassVar[bool] = True
+
+
+ACTIONS: dict[str, type[ActionConfig]] = {
+    "transformer": TransformerConfig,
+    "unet": UNetConfig,
+    "temporal": TemporalConfig,
+    "framewise": FramewiseConfig,
+    "action_only": ActionOnlyConfig,
+    "forward_dynamics": ForwardDynamicsConfig,
+}
 
 
 @dataclass
@@ -155,12 +221,10 @@ class GeneratorConfig:
     frame_stride: int = _option(1, "actions from one frame to the next", least=1, most=10_000)
     state_dim: int = _option(4, "numbers of a state; train-generator takes it from the data", **DIMENSIONS)
     action_dim: int = _option(4, "numbers of an action; train-generator takes it from the data", **DIMENSIONS)
-    makes_video: bool = _option(True, "False: actions alone")
     tokenizer: TokenizerConfig = _part(TokenizerConfig, "video tokenizer")
     scene: SceneConfig = _part(SceneConfig, "encoder of the first frame")
     video: VideoConfig = _part(VideoConfig, "video branch")
-    bridge: BridgeConfig = _part(BridgeConfig, "from the video to a U-Net of actions")
-    action: ActionConfig = _part(ActionConfig, "action branch")
+    action: ActionConfig = _part(TransformerConfig, "action branch", kinds=tuple(ACTIONS.values()))
     instruction: InstructionConfig = _part(InstructionConfig, "how the instruction enters")
 
     @property
@@ -176,14 +240,9 @@ class GeneratorConfig:
         return self.tokenizer.latent_channels, frames, size, size
 
     @property
-    def chunk(self) -> int:
+    def group_width(self) -> int:
         """Numbers of the trajectory that belong to one latent frame."""
         return self.action_horizon // (self.latent_shape[1] - 1) * (self.action_dim + self.state_dim)
-
-    @property
-    def two_stage(self) -> bool:
-        """Actions are inferred from the finished video, not denoised beside it."""
-        return self.action.kind in ("temporal", "resnet")
 
     def validate(self) -> None:
         """Raise ValueError that names the field whose value no network can have, or does not fit the others."""
@@ -208,38 +267,36 @@ class GeneratorConfig:
                 f"scene.stride = {self.scene.stride}: expected a map of image_size = {self.image_size} whose side "
                 f"is even and a multiple of {size // self.video.patch_size}, the video's patches a side"
             )
-        halvings = 2 ** (len(self.action.channels) - 1)
-        if self.action.kind == "unet" and self.action_horizon % halvings:
-            raise ValueError(
-                f"num_frames = {self.num_frames}: expected (num_frames - 1) x frame_stride to be a multiple of "
-                f"{halvings}, since action.channels = {list(self.action.channels)} halves the time axis"
-            )
-        for name, part in (("video", self.video), ("action", self.action)):
-            if part.width % (2 * part.heads):
-                raise ValueError(f"{name}.width = {part.width}: expected a multiple of 2 x {name}.heads")
-        for field_name, value, known in (
+        for field_name, value, choices in (
             ("video.attention", self.video.attention, ATTENTIONS),
             ("instruction.kind", self.instruction.kind, INSTRUCTIONS),
-            ("action.kind", self.action.kind, ACTIONS),
-            ("action.reads", self.action.reads, READS),
-            ("action.prediction", self.action.prediction, PREDICTIONS),
-            ("action.clocks", self.action.clocks, CLOCKS),
         ):
-            if value not in known:
-                raise ValueError(f"{field_name} = {value!r}: expected one of {', '.join(known)}")
-        if not self.makes_video and (self.action.kind, self.action.reads) != ("transformer", "nothing"):
-            raise ValueError("makes_video = False: expected action.kind = transformer with action.reads = nothing")
-        if not 0 <= self.action.plan_share < 1 or (
-            self.action.plan_share and (self.action.kind, self.action.clocks) != ("transformer", "independent")
-        ):
+            if value not in choices:
+                raise ValueError(f"{field_name} = {value!r}: expected one of {', '.join(choices)}")
+        _check_heads("video", self.video.width, self.video.heads)
+        self._check_action()
+
+    def _check_action(self) -> None:
+        action = self.action
+        if ACTIONS.get(action.kind) is not type(action):
+            own = type(action)().kind
             raise ValueError(
-                f"action.plan_share = {self.action.plan_share}: expected at least 0 and less than 1, and more than 0 "
-                "for action.kind = transformer with action.clocks = independent alone"
+                f"action.kind = {_shown(action.kind)}: the other fields are those of {own}; see generator/action"
             )
-        if self.action.clocks == "given" and not (self.makes_video and self.video.hears_actions):
-            raise ValueError("action.clocks = given: expected makes_video = True and video.hears_actions = True")
-        if len(self.bridge.grid) != 3 or min(self.bridge.grid) < 1:
-            raise ValueError(f"bridge.grid = {self.bridge.grid}: expected three positive numbers (t, h, w)")
+        if isinstance(action, _TransformerSizes):
+            _check_heads("action", action.width, action.heads)
+        share = getattr(action, "plan_share", 0.0)
+        if not 0 <= share < 1:
+            raise ValueError(f"action.plan_share = {share}: expected at least 0 and less than 1")
+        if isinstance(action, UNetConfig):
+            halvings, grid = 2 ** (len(action.channels) - 1), action.bridge.grid
+            if self.action_horizon % halvings:
+                raise ValueError(
+                    f"num_frames = {self.num_frames}: expected (num_frames - 1) x frame_stride to be a multiple of "
+                    f"{halvings}, since action.channels = {list(action.channels)} halves the time axis"
+                )
+            if len(grid) != 3 or min(grid) < 1:
+                raise ValueError(f"action.bridge.grid = {grid}: expected three positive numbers (t, h, w)")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, as stored in `config.json`."""
@@ -251,18 +308,28 @@ class GeneratorConfig:
         return _build(cls, values, "generator")
 
 
-def _build(cls: type, values: Any, where: str) -> Any:
+def _check_heads(name: str, width: int, heads: int) -> None:
+    if width % (2 * heads):
+        raise ValueError(f"{name}.width = {width}: expected a multiple of 2 x {name}.heads")
+
+
+def _build(cls: Any, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"{where} = {_shown(values)}: expected a mapping")
+    if issubclass(cls, ActionConfig):
+        kind = values.get("kind", cls().kind)
+        if kind not in tuple(ACTIONS):
+            raise ValueError(f"{where}.kind = {_shown(kind)}: expected one of {', '.join(ACTIONS)}")
+        cls = ACTIONS[kind]
     unknown = sorted(set(map(str, values)) - {f.name for f in fields(cls)})
     if unknown:
         raise ValueError(f"{where}: unknown key '{unknown[0][:80]}'")
     default = cls()
-    parts = {}
+    converted = {}
     for name, value in values.items():
         current = getattr(default, name)
-        parts[name] = _build(type(current), value, f"{where}.{name}") if is_dataclass(current) else value
-    result = cls(**parts)
+        converted[name] = _build(type(current), value, f"{where}.{name}") if is_dataclass(current) else value
+    result = cls(**converted)
     _check_fields(result, f"{where}.")
     return result
 

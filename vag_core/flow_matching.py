@@ -9,32 +9,45 @@ which is the convention of LeRobot and openpi. Shapes: x (B, ...), t (B,).
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
+
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
+Streams = tuple[Tensor, ...]
+Times = tuple[float, ...]  # one per stream
+VelocityFunction = Callable[[Streams, Times], Streams]
+METHODS = ("euler", "heun", "adams_bashforth")
 
-def expand_time(t: Tensor, x: Tensor) -> Tensor:
+
+def expand_time(t: Shaped[Tensor, " b"], x: Shaped[Tensor, " b *d"]) -> Shaped[Tensor, " b *ones"]:
     """t (B,) with trailing axes so that it multiplies x (B, ...)."""
     return t.view(-1, *[1] * (x.ndim - 1))
 
 
-def interpolate(x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+def interpolate(
+    x_0: Float[Tensor, " b *d"], noise: Float[Tensor, " b *d"], t: Float[Tensor, " b"]
+) -> Float[Tensor, " b *d"]:
     """Point x_t on the straight path from data to noise."""
     t = expand_time(t, x_0)
     return (1 - t) * x_0 + t * noise
 
 
-def velocity(x_0: Tensor, noise: Tensor) -> Tensor:
+def velocity(x_0: Float[Tensor, " b *d"], noise: Float[Tensor, " b *d"]) -> Float[Tensor, " b *d"]:
     """Target of the regression: the constant velocity of the path."""
     return noise - x_0
 
 
-def predict_clean(x_t: Tensor, predicted_velocity: Tensor, t: Tensor) -> Tensor:
+def predict_clean(
+    x_t: Float[Tensor, " b *d"], predicted_velocity: Float[Tensor, " b *d"], t: Float[Tensor, " b"]
+) -> Float[Tensor, " b *d"]:
     """Data implied by a velocity prediction at time t: x_0 = x_t - t * velocity."""
     return x_t - expand_time(t, x_t) * predicted_velocity
 
 
-def sample_time(batch_size: int, device: torch.device | str, start: float = 0.25) -> Tensor:
+def sample_time(batch_size: int, device: torch.device | str, start: float = 0.25) -> Float[Tensor, " {batch_size}"]:
     """Training times in (0, 1], (B,): a share `start` at t = 1, the rest logit-normal.
 
     The logit-normal puts weight on the middle of the path (arXiv 2403.03206, eq. 19) and hardly ever comes near its
@@ -42,3 +55,36 @@ def sample_time(batch_size: int, device: torch.device | str, start: float = 0.25
     """
     t = torch.sigmoid(torch.randn(batch_size, device=device))
     return torch.where(torch.rand(batch_size, device=device) < start, torch.ones_like(t), t)
+
+
+def integrate(
+    velocity: VelocityFunction, noise: Sequence[Tensor], times: Sequence[Times], method: str = "euler"
+) -> Streams:
+    """Solve dx/dt = velocity(x, t) along `times`, every stream by its own clock.
+
+    velocity: maps the streams, each (B, ...), and their times to one velocity per stream.
+    noise:    the streams at the first of the times.
+    method:   'euler' (1 evaluation a step, order 1), 'heun' (2 a step, the last is an Euler step; order 2) or
+              'adams_bashforth' (1 a step, order 2 from the slope before, for equal steps; the first is Euler's).
+    Raises ValueError for an unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"sampler method {method!r}: expected one of {', '.join(METHODS)}")
+    streams: Streams = tuple(noise)
+    before: Streams | None = None
+    moved_before: tuple[float, ...] = ()
+    for now, then in itertools.pairwise(times):
+        steps = tuple(b - a for a, b in zip(now, then, strict=True))
+        slope = velocity(streams, now)
+        used = slope
+        if method == "heun" and min(t for t, step in zip(then, steps, strict=True) if step) > 0:
+            ahead = tuple(x + step * v for x, v, step in zip(streams, slope, steps, strict=True))
+            used = tuple((v + w) / 2 for v, w in zip(slope, velocity(ahead, then), strict=True))
+        elif method == "adams_bashforth" and before is not None:
+            used = tuple(
+                1.5 * v - 0.5 * w if step and earlier else v
+                for v, w, step, earlier in zip(slope, before, steps, moved_before, strict=True)
+            )
+        before, moved_before = slope, steps
+        streams = tuple(x + step * v if step else x for x, v, step in zip(streams, used, steps, strict=True))
+    return streams

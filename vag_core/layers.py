@@ -8,10 +8,13 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 
-def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+def sinusoidal_embedding(
+    t: Shaped[Tensor, "*b"], width: int, max_period: float = 10_000.0
+) -> Float[Tensor, "*b {width}"]:
     """Sine-cosine features of scalar positions or times. t: (...,) -> (..., width)."""
     frequencies = torch.exp(-math.log(max_period) * torch.arange(width // 2, device=t.device) / (width // 2))
     angles = t[..., None].float() * frequencies
@@ -26,7 +29,7 @@ class TimeEmbedding(nn.Module):
         self.width = width
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
         return self.mlp(sinusoidal_embedding(1000.0 * t, self.width))
 
 
@@ -46,8 +49,17 @@ class InstructionEncoder(nn.Module):
             self.convolution = nn.Conv1d(width, width, 5, padding=2)
         self.out = nn.Linear(width if kind == "bytes" else embedding_width, width)
 
-    def forward(self, instruction: list[str] | Tensor) -> Tensor:
-        """Strings, or (B, embedding_width) in `embedding` mode -> (B, width). Raises ValueError on a mismatch."""
+    def forward(
+        self, instruction: list[str] | Tensor, keep: Shaped[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Strings, or (B, embedding_width) in `embedding` mode -> (B, width). Raises ValueError on a mismatch.
+
+        keep: (B,), 0 puts `null` in the instruction's place.
+        """
+        encoded = self._encode(instruction)
+        return encoded if keep is None else torch.where(keep[:, None].bool(), encoded, self.null)
+
+    def _encode(self, instruction: list[str] | Tensor) -> Tensor:
         device = self.null.device
         if isinstance(instruction, Tensor) != (self.kind == "embedding"):
             expected = "strings" if self.kind == "bytes" else f"a (B, {self.embedding_width}) tensor"
@@ -70,11 +82,9 @@ class InstructionEncoder(nn.Module):
         return vectors[torch.tensor([rows[text] for text in instruction]).to(device, non_blocking=True)]
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale[:, None]) + shift[:, None]
-
-
 class Attention(nn.Module):
+    """Self-attention with normalised queries and keys. (B, N, D) -> (B, N, D)."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -83,10 +93,80 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(width // heads)
         self.k_norm = nn.RMSNorm(width // heads)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         return self.out(rearrange(x, "b h n d -> b n (h d)"))
+
+
+def modulate(
+    x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
+) -> Float[Tensor, "b n d"]:
+    """x: (B, N, D), shift and scale: (B, D) -> (B, N, D)."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class Modulation(nn.Sequential):
+    """Condition (B, D) -> shifts, scales and gates (B, n * D), all zero at the start."""
+
+    def __init__(self, width: int, n: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(width, n * width))
+        self.reset()
+
+    def reset(self) -> None:
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+
+class ModulatedNorm(nn.Module):
+    """Layer normalisation whose shift and scale follow a condition: x (B, N, D), condition (B, D) -> (B, N, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = Modulation(width, 2)
+
+    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
+        shift, scale = self.modulation(condition).chunk(2, dim=-1)
+        return modulate(self.norm(x), shift, scale)
+
+
+class AdaLNBlock(nn.Module):
+    """adaLN-Zero block (arXiv 2212.09748): attention, then an MLP, both gated; the identity at the start.
+
+    Attention goes over all tokens, or of the tokens of several frames over `space` (`b (t s)` -> `(b t) s`) or `time`.
+    """
+
+    def __init__(self, width: int, heads: int, axis: str = "full", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.axis = axis
+        self.norm_1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm_2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width),
+            nn.GELU(approximate="tanh"),
+            nn.Dropout(dropout),
+            nn.Linear(4 * width, width),
+        )
+        self.modulation = Modulation(width, 6)
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"], frames: int = 1
+    ) -> Float[Tensor, "b n d"]:
+        """x: (B, N, D), condition: (B, D), frames: of which the N tokens are -> (B, N, D)."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)
+        h = modulate(self.norm_1(x), shift_1, scale_1)
+        if self.axis == "space":
+            h = rearrange(h, "b (t s) d -> (b t) s d", t=frames)
+            h = rearrange(self.attention(h), "(b t) s d -> b (t s) d", t=frames)
+        elif self.axis == "time":
+            h = rearrange(h, "b (t s) d -> (b s) t d", t=frames)
+            h = rearrange(self.attention(h), "(b s) t d -> b (t s) d", b=x.shape[0])
+        else:
+            h = self.attention(h)
+        x = x + gate_1[:, None] * h
+        return x + gate_2[:, None] * self.mlp(modulate(self.norm_2(x), shift_2, scale_2))
 
 
 class ResidualBlock(nn.Module):
@@ -104,5 +184,5 @@ class ResidualBlock(nn.Module):
         )
         nn.init.zeros_(cast(nn.Conv2d, self.layers[-1]).weight)  # the block starts as the identity
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return x + self.layers(x)

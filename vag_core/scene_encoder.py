@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vag_core.config import SceneConfig
@@ -35,20 +36,22 @@ class SceneEncoder(nn.Module):
         )
         self.token = nn.Linear(config.width * (cells // side) ** 2, width) if side else None
 
-    def forward(self, image: Tensor) -> tuple[Tensor | None, Tensor]:
+    def forward(
+        self, image: Float[Tensor, "b 3 height width"]
+    ) -> tuple[Float[Tensor, "b s d"] | None, Float[Tensor, "b d"]]:
         """image: (B, 3, H, W) in [0, 1] -> tokens (B, side * side, D), summary (B, D)."""
         features = self.embed(F.pixel_unshuffle(2 * image - 1, self.stride))
         features = F.silu(self.norm(self.blocks(features)))  # (B, c, H / s, W / s)
         tokens = None
         if self.token is not None:
             tokens = self.token(rearrange(features, "b c (h p) (w q) -> b (h w) (c p q)", h=self.side, w=self.side))
-        places = self.places(self.keypoints(features)).flatten(1)  # (B, 2 * keypoints)
+        positions = self.positions(self.keypoints(features)).flatten(1)  # (B, 2 * keypoints)
         coarse = F.silu(self.reduce(F.avg_pool2d(features, 2))).flatten(1)
-        return tokens, self.summary(torch.cat([places, coarse], dim=-1))
+        return tokens, self.summary(torch.cat([positions, coarse], dim=-1))
 
     @staticmethod
-    def places(heat: Tensor) -> Tensor:
-        """Mean place under each softmax of a heat map, in [-1, 1]. (B, k, h, w) -> (B, k, 2) as (x, y)."""
+    def positions(heat: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k 2"]:
+        """Mean position under each softmax of a heat map, in [-1, 1]. (B, k, h, w) -> (B, k, 2) as (x, y)."""
         weights = heat.flatten(2).softmax(-1).unflatten(2, heat.shape[2:])
         x, y = (torch.linspace(-1, 1, n, device=heat.device) for n in (heat.shape[3], heat.shape[2]))
         return torch.stack([(weights.sum(2) * x).sum(-1), (weights.sum(3) * y).sum(-1)], dim=-1)

@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from torch import Tensor
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
 
 from vag_core.config import GeneratorConfig
+from vag_core.layers import InstructionEncoder
+from vag_core.scene_encoder import SceneEncoder
+from vag_core.tokenizer import VideoTokenizer
 from vag_core.video_dit import VideoDiT
-from vag_core.video_tokenizer import VideoTokenizer
 
 
 class Tokenizer(Protocol):
@@ -48,15 +51,15 @@ class Backbone(Protocol):
         t: Tensor,
         scene: Tensor,
         condition: Tensor,
-        chunks: Tensor,
+        grouped: Tensor,
         t_action: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """noisy: (B, C, T-1, h, w) at times t (B,), first: (B, C, 1, h, w) clean.
 
         scene: (B, S, D) tokens of the first frame and condition: (B, D) of instruction and state, where D =
-        `video.width` and S = (h / `video.patch_size`) squared. chunks: (B, T-1, n) noisy trajectory at times t_action
-        (B,), to be left alone unless `video.hears_actions`. Returns the velocity, as noisy, and the hidden tokens
-        (B, T-1, S, D) of the same frames, which the action branch reads.
+        `video.width` and S = (h / `video.patch_size`) squared. grouped: (B, T-1, n) noisy trajectory at times t_action
+        (B,), to be left alone unless `action.video_follows_actions`. Returns the velocity, as noisy, and the hidden
+        tokens (B, T-1, S, D) of the same frames, which the action branch reads.
         """
 
 
@@ -64,16 +67,47 @@ TOKENIZERS: dict[str, Callable[[GeneratorConfig], Any]] = {
     "conv": lambda config: VideoTokenizer(config.tokenizer),
 }
 BACKBONES: dict[str, Callable[[GeneratorConfig], Any]] = {
-    "dit": lambda config: VideoDiT(config.video, config.latent_shape[0], config.chunk),
+    "dit": lambda config: VideoDiT(
+        config.video, config.latent_shape[0], config.group_width if config.action.video_follows_actions else 0
+    ),
 }
 
 
-def build_video_branch(config: GeneratorConfig) -> tuple[Any, Any]:
-    """Tokenizer and backbone. Raises ValueError for a kind that is in no table."""
-    for name, kind, known in (
+class VideoBranch(nn.Module):
+    """A backbone, and the encoders of what it is conditioned on."""
+
+    def __init__(self, config: GeneratorConfig, backbone: Any) -> None:
+        super().__init__()
+        text, width = config.instruction, config.video.width
+        self.backbone = backbone
+        self.scene = SceneEncoder(
+            config.scene, config.image_size, config.latent_shape[2] // config.video.patch_size, width
+        )
+        self.instruction = InstructionEncoder(text.kind, width, text.length, text.embedding_width)
+        self.state = nn.Linear(config.state_dim, width)
+
+    def encode(
+        self,
+        image: Float[Tensor, "b 3 height width"],
+        state: Float[Tensor, "b s"],
+        instruction: list[str] | Tensor,
+        keep: Shaped[Tensor, " b"] | None = None,
+    ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b d"]]:
+        """image (B, 3, H, W) in [0, 1], normalised state (B, S), B instructions -> tokens (B, S, D), condition (B, D).
+
+        keep: (B,), 0 drops the instruction.
+        """
+        tokens, summary = self.scene(image)
+        return tokens, summary + self.instruction(instruction, keep) + self.state(state)
+
+
+def build_video_branch(config: GeneratorConfig) -> tuple[Any, VideoBranch]:
+    """Tokenizer and video branch. Raises ValueError for a kind that is in no table."""
+    for name, kind, table in (
         ("tokenizer.kind", config.tokenizer.kind, TOKENIZERS),
         ("video.kind", config.video.kind, BACKBONES),
     ):
-        if kind not in known:
-            raise ValueError(f"{name} = {kind!r}: expected one of {', '.join(known)}")
-    return TOKENIZERS[config.tokenizer.kind](config), BACKBONES[config.video.kind](config)
+        if kind not in table:
+            raise ValueError(f"{name} = {kind!r}: expected one of {', '.join(table)}")
+    tokenizer = TOKENIZERS[config.tokenizer.kind](config)
+    return tokenizer, VideoBranch(config, BACKBONES[config.video.kind](config))

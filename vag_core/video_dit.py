@@ -4,67 +4,38 @@ A DiT with adaLN-Zero (arXiv 2212.09748) over space-time patches. The clean firs
 the sequence; the velocity of the frames after it is predicted.
 
 Shapes: latents (B, C, T, h, w); tokens (B, N, D) with N = T * S, S = (h / p) * (w / p); condition (B, D);
-chunks (B, T - 1, n), the n numbers of the trajectory that belong to each latent frame.
+grouped (B, T - 1, n), the n numbers of the trajectory that belong to each latent frame.
 """
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vag_core.config import VideoConfig
-from vag_core.layers import Attention, TimeEmbedding, modulate, sinusoidal_embedding
-
-
-class Block(nn.Module):
-    """Attention over all tokens, over space (`b (t s)` -> `(b t) s`) or over time, then an MLP; both gated."""
-
-    def __init__(self, width: int, heads: int, axis: str) -> None:
-        super().__init__()
-        self.axis = axis
-        self.norm_1 = nn.LayerNorm(width, elementwise_affine=False)
-        self.norm_2 = nn.LayerNorm(width, elementwise_affine=False)
-        self.attention = Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-
-    def forward(self, x: Tensor, condition: Tensor, frames: int) -> Tensor:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)
-        h = modulate(self.norm_1(x), shift_1, scale_1)
-        if self.axis == "space":
-            h = rearrange(h, "b (t s) d -> (b t) s d", t=frames)
-            h = rearrange(self.attention(h), "(b t) s d -> b (t s) d", t=frames)
-        elif self.axis == "time":
-            h = rearrange(h, "b (t s) d -> (b s) t d", t=frames)
-            h = rearrange(self.attention(h), "(b s) t d -> b (t s) d", b=x.shape[0])
-        else:
-            h = self.attention(h)
-        x = x + gate_1[:, None] * h
-        return x + gate_2[:, None] * self.mlp(modulate(self.norm_2(x), shift_2, scale_2))
+from vag_core.layers import AdaLNBlock, ModulatedNorm, Modulation, TimeEmbedding, sinusoidal_embedding
 
 
 class VideoDiT(nn.Module):
     """Velocity of the noisy latent frames, given the clean first frame, a condition vector and perhaps actions."""
 
-    def __init__(self, config: VideoConfig, latent_channels: int, chunk: int) -> None:
-        """chunk: numbers of the trajectory that belong to one latent frame."""
+    def __init__(self, config: VideoConfig, latent_channels: int, group_width: int) -> None:
+        """group_width: numbers of the trajectory that belong to one latent frame; 0 = no actions are taken in."""
         super().__init__()
         self.config = config
         width, patch = config.width, latent_channels * config.patch_size**2
         self.time = TimeEmbedding(width)
         self.embed_first = nn.Linear(patch, width)  # its own embedding tells the clean prefix from noisy frames
         self.embed = nn.Linear(patch, width)
-        self.embed_actions = nn.Linear(chunk, width) if config.hears_actions else None
-        self.action_time = TimeEmbedding(width) if config.hears_actions else None
+        self.embed_actions = nn.Linear(group_width, width) if group_width else None
+        self.action_time = TimeEmbedding(width) if group_width else None
         axes = ["full"] * config.depth
         if config.attention == "factorised":
             axes = [("space", "time")[i % 2] for i in range(config.depth)]
-        self.blocks = nn.ModuleList(Block(width, config.heads, axis) for axis in axes)
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.blocks = nn.ModuleList(AdaLNBlock(width, config.heads, axis) for axis in axes)
+        self.norm = ModulatedNorm(width)
         self.out = nn.Linear(width, patch)
         self.initialise()
 
@@ -74,23 +45,24 @@ class VideoDiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for modulation in [self.modulation, *(cast(Block, block).modulation for block in self.blocks)]:
-            nn.init.zeros_(cast(nn.Linear, modulation[-1]).weight)
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                module.reset()
         nn.init.zeros_(self.out.weight)
 
     def forward(
         self,
-        noisy: Tensor,
-        first: Tensor,
-        t: Tensor,
-        scene: Tensor,
-        condition: Tensor,
-        chunks: Tensor | None = None,
-        t_action: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        noisy: Float[Tensor, "b c k h w"],
+        first: Float[Tensor, "b c 1 h w"],
+        t: Float[Tensor, " b"],
+        scene: Float[Tensor, "b s d"],
+        condition: Float[Tensor, "b d"],
+        grouped: Float[Tensor, "b k n"] | None = None,
+        t_action: Float[Tensor, " b"] | None = None,
+    ) -> tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b k s d"]]:
         """noisy: (B, C, T-1, h, w), first: (B, C, 1, h, w), t: (B,), scene: (B, S, D), condition: (B, D).
 
-        chunks, t_action: the noisy trajectory and its clock, for a branch that hears actions.
+        grouped (B, T-1, n), t_action (B,): the noisy trajectory and its clock, for a branch that takes actions in.
         Returns the velocity (B, C, T-1, h, w) and the hidden tokens of the same frames (B, T-1, S, D).
         """
         p = self.config.patch_size
@@ -100,22 +72,23 @@ class VideoDiT(nn.Module):
         x = self.embed(rearrange(noisy, patches, p=p, q=p))
         c = self.time(t) + condition
         if self.embed_actions is not None and self.action_time is not None:
-            assert chunks is not None
+            assert grouped is not None
             assert t_action is not None
-            x = x + self.embed_actions(chunks).repeat_interleave(height * width, dim=1)
+            x = x + self.embed_actions(grouped).repeat_interleave(height * width, dim=1)
             c = c + self.action_time(t_action)
         x = torch.cat([prefix, x], dim=1)  # (B, N, D)
         x = x + positions(frames, height, width, x.shape[-1], x.device).to(x.dtype)
         for block in self.blocks:
             x = block(x, c, frames)
-        shift, scale = self.modulation(c).chunk(2, dim=-1)
-        x = modulate(self.norm(x[:, prefix.shape[1] :]), shift, scale)  # (B, N', D)
+        x = self.norm(x[:, prefix.shape[1] :], c)  # (B, N', D)
         hidden = x.unflatten(1, (frames - 1, -1))
         x = self.out(x)  # (B, N', C * p * p)
         return rearrange(x, "b (t h w) (c p q) -> b c t (h p) (w q)", h=height, w=width, p=p, q=p), hidden
 
 
-def positions(frames: int, height: int, width: int, channels: int, device: torch.device) -> Tensor:
+def positions(
+    frames: int, height: int, width: int, channels: int, device: torch.device
+) -> Float[Tensor, "n {channels}"]:
     """Fixed sine-cosine code of (t, y, x), so that other lengths and sizes need no new weights. (N, channels)"""
     part = channels // 3 // 2 * 2
     sizes = (channels - 2 * part, part, part)

@@ -23,11 +23,11 @@ from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.training import loop
 from vag_core import Generator
 from vag_core.config import (
-    ActionConfig,
     GeneratorConfig,
     InstructionConfig,
     SceneConfig,
     TokenizerConfig,
+    TransformerConfig,
     VideoConfig,
 )
 
@@ -177,7 +177,7 @@ def write_generator(path: Path) -> None:
         tokenizer=TokenizerConfig(latent_channels=4, width=16, depth=1),
         scene=SceneConfig(width=16, depth=1, keypoints=8),
         video=VideoConfig(width=32, depth=2, heads=2),
-        action=ActionConfig(width=32, depth=1, heads=2),
+        action=TransformerConfig(width=32, depth=1, heads=2),
         instruction=InstructionConfig(length=16),
     )
     Generator(config).save_pretrained(path)
@@ -193,6 +193,7 @@ def write_runs(folder: Path) -> None:
     dataset, generator = folder / "dataset", folder / "generator"
     commands = {
         "exported": ["export", f"dataset={dataset}"],
+        "scored": ["score", f"dataset={dataset}", f"real=[{dataset}]", "image_size=32"],
         "inspected": ["inspect", f"dataset={dataset}"],
         "pretrained": PRETRAIN.format(sources=folder).split(),
         "evaluated": ["evaluate", f"checkpoint={folder / 'pi05_compact'}", f"dataset={dataset}", "image_size=32"],

@@ -33,6 +33,10 @@ NOTES = (
     "replay dataset={given} max_steps=1 workers=1",
     "score dataset={given} real=[{sources}/dataset] checkpoint={sources}/generator image_size=32",
 )
+SELECT = (
+    f"pretrain synthetic=[{{sources}}/dataset] notes=[{{given}}] weight_by=score_nearest {TRAIN} {SMALL_POLICY}",
+    "replay dataset={sources}/dataset notes=[{given}] max_steps=1 workers=1",
+)
 CLIPS = (
     "evaluate checkpoint={sources}/pi05_compact dataset={given} image_size=32",
     f"evaluate-generator checkpoint={{sources}}/generator dataset={{given}} replay=false {SAMPLE}",
@@ -73,6 +77,7 @@ TARGETS = (
     Target("generator", (EVALUATE_GENERATOR, SYNTHESIZE), ("*.json",)),
     Target("finished", (REPORT_ALL,), ("*/run.json",)),
     Target("dataset", NOTES, ("meta/*", "data/*")),
+    Target("finished/scored", SELECT, ("vag_episodes.parquet",)),
     Target("act", (ROLLOUT,), POLICY),
     Target("libero.hdf5", IMPORT),
     Target("clips.h5", CLIPS),

@@ -117,7 +117,7 @@ class Worker:
         faulthandler.dump_traceback_later(SECONDS - 2, file=self.say_errors())
         signal.alarm(SECONDS)
         text, code = "", None
-        with self.watch.watching(out, self.cache, self.temporary, *self.noted(words)) as events:
+        with self.watch.watching(out, self.cache, self.temporary) as events:
             try:
                 code = cli.main(words)
             except BaseException:
@@ -135,7 +135,7 @@ class Worker:
         if outcome["megabytes"] > MORE_MEGABYTES:
             faults.append(f"held {outcome['megabytes']} MB more than any before")
         faults += [f"event: {event}" for event in dict.fromkeys(events)]
-        faults += self.changes(before, self.snapshot(out), words, code)
+        faults += self.changes(before, self.snapshot(out))
         faults += sorted(set(self.leftovers(out)) - lay_there)
         return outcome
 
@@ -185,10 +185,6 @@ class Worker:
 
     # --------------------------------------------------------------------------------------------- what lies around
 
-    def noted(self, words: list[str]) -> list[Path]:
-        """Folders in which score and replay note columns."""
-        return [self.given / "meta/episodes"] if words[0] in ("score", "replay") else []
-
     def snapshot(self, out: Path) -> dict[str, tuple[Any, ...]]:
         """What is where, but in `out`, the cache and the folder for temporary files."""
         found = {}
@@ -205,15 +201,12 @@ class Worker:
             found[str(notes)] = (notes.read_bytes(),)
         return found
 
-    def changes(self, before: dict[str, Any], after: dict[str, Any], words: list[str], code: int | None) -> list[str]:
+    def changes(self, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         found = []
         for path in sorted(before.keys() | after.keys()):
             if before.get(path) == after.get(path):
                 continue
             how = "new" if path not in before else "gone" if path not in after else "changed"
-            noted = any(Path(path).is_relative_to(place) for place in self.noted(words))
-            if noted and how == "changed" and code == 0:
-                continue
             found.append(f"{how}: {os.path.relpath(path, self.folder)}")
         return found
 

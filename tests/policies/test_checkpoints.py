@@ -257,6 +257,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         ),
         r"feature 'observation.image' has shape \[3, 8192, 8192\]",
     ),
+    "no side": (
+        config(output_features={"action": {"type": "ACTION", "shape": [None]}}),
+        r"feature 'action' has shape \[None\]; expected",
+    ),
     "no picture": (
         config(input_features={**FEATURES["input_features"], "observation.image": {"type": "VISUAL", "shape": [-1]}}),
         "has shape",

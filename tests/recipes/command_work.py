@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes import cli
-from recipes.lanes import Lane, run_lanes
+from recipes.stages import make_stage, run_stages
 from toolkit.base import files
 from toolkit.base.pool import die_with_parent
 
@@ -38,16 +38,16 @@ def counted(real: Callable[..., Any], counter: Path, last: int) -> Callable[...,
     return change
 
 
-def collect_in_lanes(root: Path, complaints: Path) -> None:
+def collect_side_by_side(root: Path, complaints: Path) -> None:
     """Two recordings side by side, each of which would take hours, as a command made of others runs them."""
     os.setsid()
     die_with_parent()  # should the tests be killed
     os.dup2(os.open(complaints, os.O_WRONLY | os.O_CREAT), 2)
     words = ["tasks=[plate-slide]", "episodes_per_task=10000", "num_steps=60", "workers=2"]
-    lanes: dict[str, Lane] = {name: [(name, "collect", words)] for name in ("a", "b")}
+    stages = [make_stage(name, "collect", {}, words) for name in ("a", "b")]
 
     def work() -> int:
-        run_lanes(root, lanes)
+        run_stages(root, stages)
         return 0
 
     with cli.terminable():

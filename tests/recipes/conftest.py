@@ -3,7 +3,8 @@
 import importlib
 import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,10 @@ def start() -> Callable[..., BaseProcess]:
 
 @pytest.fixture(scope="session")
 def write_stage() -> Callable[..., None]:
-    """write_stage(directory, command, result, words=()): the record of a stage that has finished with these words."""
+    """write_stage(directory, command, result, config=None): the record of a stage that has finished."""
 
-    def write(directory: Path, command: str, result: Any, words: Sequence[str] = ()) -> None:
-        made: Any = OmegaConf.to_container(compose_config(command, [*words, f"out={directory}"])) if words else {}
+    def write(directory: Path, command: str, result: Any, config: Any = None) -> None:
+        made = {} if config is None else {**asdict(config), "out": str(directory)}
         directory.mkdir(parents=True, exist_ok=True)
         record = {"command": command, "status": "finished", "config": made, "result": to_json(result)}
         record["git_sha"] = "beef"

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from recipes import ablate, cli, study_record
+from recipes import ablate, cli, study_notes
 from recipes.compose import command_words, compose_config
 from recipes.schema import AblateConfig
-from recipes.study import Cell, cell_lane, parse_grid
+from recipes.study import Cell, cell_stages, parse_grid
 from toolkit.base.errors import UserError
 from toolkit.reporting.results import RESULTS
 
@@ -76,23 +76,23 @@ def test_a_stage_that_was_finished_otherwise_or_cannot_be_composed_is_told_befor
 ) -> None:
     study = config("finetunes.mine=['optim.learning_rat=1']", "grid=['arm=pretrain_finetune finetune=mine']")
     with pytest.raises(UserError, match="learning_rat"):
-        ablate.check_lanes(tmp_path, {"mine": cell_lane(study, tmp_path, parse_grid(study)[0])}, {"mine"})
+        ablate.study_stages(study, tmp_path, parse_grid(study))
     study = config("grid=['arm=real_few']")
-    lane = cell_lane(study, tmp_path, parse_grid(study)[0])
-    for name, command, words in lane:
-        write_stage(tmp_path / name, command, example(RESULTS[command]), words)
-    ablate.check_lanes(tmp_path, {"mine": lane}, ())
-    told = study_record.told_commits(tmp_path, [*parse_grid(study), Cell("cotrain")])
+    stages = cell_stages(study, tmp_path, parse_grid(study)[0])
+    for stage in stages:
+        write_stage(tmp_path / stage.name, stage.command, example(RESULTS[stage.command]), stage.config)
+    ablate.check_stages(tmp_path, stages)
+    told = study_notes.told_commits(tmp_path, [*parse_grid(study), Cell("cotrain")])
     assert told == "pi05_compact trained by commit beef"
-    path = tmp_path / lane[0][0] / "run.json"
+    path = tmp_path / stages[0].name / "run.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "result": {**record["result"], "steps": "many"}}))
     with pytest.raises(UserError, match="run.json: 'result.steps' is 'many', expected a whole number; delete .*/train"):
-        ablate.check_lanes(tmp_path, {"mine": lane}, ())
+        ablate.check_stages(tmp_path, stages)
     path.write_text(json.dumps(record))
     study = config("grid=['arm=real_few']", "threads=2", "scenes_per_task=9")  # the number of threads does not matter
     with pytest.raises(UserError, match="begun with episodes_per_task=50; now it is 9"):
-        ablate.check_lanes(tmp_path, {"mine": cell_lane(study, tmp_path, parse_grid(study)[0])}, ())
+        ablate.check_stages(tmp_path, cell_stages(study, tmp_path, parse_grid(study)[0]))
 
 
 def test_the_few_must_be_among_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

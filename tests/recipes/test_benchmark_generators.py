@@ -13,6 +13,7 @@ from recipes import cli
 from recipes.benchmark_generators import check, variants_of
 from recipes.compose import compose_config
 
+ACTION = "'generator.action.width=48','generator.action.depth=1'"
 SMALL = [
     "tasks=[plate-slide]",
     "suites=[coarse]",
@@ -23,7 +24,7 @@ SMALL = [
     "encoder_steps=2",
     "lanes=0",
     "evaluation_lanes=1",
-    "system_train={vag:['optim.gradient_accumulation=2']}",
+    f"system_train={{vag:['optim.gradient_accumulation=2',{ACTION}],two_stage_temporal:[{ACTION}],action_only:[{ACTION}]}}",
     "evaluate=['sampler.num_inference_steps=2']",
 ]
 TRAIN = [
@@ -33,8 +34,6 @@ TRAIN = [
     "generator.scene.depth=1",
     "generator.video.width=48",
     "generator.video.depth=1",
-    "generator.action.width=48",
-    "generator.action.depth=1",
     "tokenizer_optim.steps=2",
     "tokenizer_optim.batch_size=2",
     "optim.steps=2",

@@ -121,6 +121,7 @@ def test_data_that_does_not_fit_is_named(dataset: Path, tmp_path: Path, capsys: 
     )
     assert "no feature 'observation.wrist'" in line
     line = complaint(capsys, "replay", f"dataset={dataset}", out, "overwrite=true")
+    assert f"{dataset}: " in line
     assert "an action is 4 finite numbers" in line
 
 
@@ -289,13 +290,17 @@ def test_a_result_that_vag_did_not_write_is_refused_in_one_line(
     for result, said in (
         ({}, "'result.problems' is missing"),
         ({**record["result"], "problems": 5}, "'result.problems' is 5, expected a list"),
-        ({**record["result"], "frames": float("nan")}, "'result.frames' is nan, expected a whole number"),
+        ({**record["result"], "frames": "many"}, "'result.frames' is 'many', expected a whole number"),
     ):
         path.write_text(json.dumps({**record, "status": "finishing", "result": result}))
         capsys.readouterr()
         assert cli.main([*words, "resume=true"]) == 2
         line = f"vag: error: {path}: {said}; delete {path.parent} to have it made again\n"
         assert capsys.readouterr().err == line
+    result = {**record["result"], "frames": float("nan")}
+    path.write_text(json.dumps({**record, "status": "finishing", "result": result}))
+    assert cli.main([*words, "resume=true"]) == 2
+    assert capsys.readouterr().err.startswith(f"vag: error: {path}: would hold a number that is not finite")
 
 
 def test_warnings_of_libraries_do_not_stand_beside_our_one_line(

@@ -16,14 +16,14 @@ from recipes import cli, kinds
 from recipes.compose import checked_config, command_words, compose_config, listed, typed
 from recipes.evaluate_generator import GIVEN
 from recipes.kinds import kind_of, members
-from recipes.lanes import check_stage
 from recipes.ranges import check_ranges
 from recipes.schema import SCHEMAS
+from recipes.stages import make_stage
 from toolkit.base.errors import UserError
 from toolkit.data.batches import make_sources
 from toolkit.envs import shifts
 from toolkit.training.runtime import RuntimeConfig, check_runtime
-from vag_core import sampler
+from vag_core import clocks, flow_matching
 
 CONFIGS = Path(cli.__file__).parent / "configs"
 ODD = [
@@ -43,7 +43,8 @@ def schemas() -> Iterator[tuple[str, type]]:
         seen.add(schema)
         yield schema.__name__, schema
         for kind in members(schema).values():
-            waiting += [part for part in (kind.type, *get_args(kind.type)) if dataclasses.is_dataclass(part)]
+            parts = (kind.type, *get_args(kind.type), *kind.told.get("kinds", ()))
+            waiting += [part for part in parts if dataclasses.is_dataclass(part)]
 
 
 def element(kind: Any) -> Any:
@@ -57,7 +58,7 @@ def element(kind: Any) -> Any:
 def test_every_option_has_help_and_every_number_a_range(name: str, schema: type) -> None:
     for key, kind in members(schema).items():
         assert kind.told.get("help", "").strip(), f"{name}.{key} has no help"
-        assert kind.told.keys() <= {"help", "least", "most", "above", "below", "choices", "paths"}
+        assert kind.told.keys() <= {"help", "least", "most", "above", "below", "choices", "paths", "kinds"}
         if element(kind.type) in (int, float):
             assert {"least", "above"} & kind.told.keys(), f"{name}.{key} has no lower bound"
             assert {"most", "below"} & kind.told.keys(), f"{name}.{key} has no upper bound"
@@ -122,8 +123,8 @@ def test_choices_are_those_of_the_code_that_reads_them() -> None:
 
     assert known("evaluate", "suites") == known("ablate", "suites") == tuple(shifts.SUITES)
     assert known("collect", "positions") == known("evaluate", "positions") == shifts.POSITIONS
-    assert known("synthesize", "sampler.method") == sampler.METHODS
-    assert known("synthesize", "sampler.order") == sampler.ORDERS
+    assert known("synthesize", "sampler.method") == flow_matching.METHODS
+    assert known("synthesize", "sampler.order") == clocks.ORDERS
     assert known("evaluate-generator", "given") == GIVEN
     nothing: Any = None
     with pytest.raises(UserError, match=f"expected {' or '.join(known('pretrain', 'normalization'))}"):
@@ -154,7 +155,11 @@ def test_choices_are_those_of_the_code_that_reads_them() -> None:
         ("synthesize", ["checkpoint=x", "sampler.guidance_scale=nan"], "sampler.guidance_scale=nan is not a finite"),
         ("synthesize", ["checkpoint=x", "sampler.order=any"], "sampler.order=any: expected one of synchronised"),
         ("train-generator", ["dataset=x", "dataset_shares=[nan]"], "dataset_shares=[nan] is not a finite number"),
-        ("train-generator", ["dataset=x", "generator.bridge.grid=[4,4,0]"], "generator.bridge.grid=[0]: expected at"),
+        (
+            "train-generator",
+            ["dataset=x", "generator=vag_grid", "generator.action.bridge.grid=[4,4,0]"],
+            "bridge.grid=[0]: expected at",
+        ),
         ("train-generator", ["dataset=x", "generator.video.depth=10000000"], "generator.video.depth=10000000: exp"),
         ("train-generator", ["dataset=x", "tokenizer_optim.groups=0"], "tokenizer_optim.groups=0: expected at least 1"),
         ("train-generator", ["dataset=[[a]]"], "dataset=[[a]]: expected a path, or a list of paths"),
@@ -274,14 +279,14 @@ def test_words_that_cannot_be_meant_are_one_line(
 
 
 def test_a_generator_that_cannot_be_built_is_told_before_the_stages_begin() -> None:
-    check_stage("train-generator", ["dataset=x"])
+    make_stage("x", "train-generator", {"dataset": "x"})
     for word, expected in (
         ("generator.video.kind=ditt", "generator.video.kind=ditt does not exist. Did you mean 'dit'?"),
         ("generator.tokenizer.kind=vae", "generator.tokenizer.kind=vae does not exist"),
         ("generator.num_frames=18", "num_frames = 18: expected 1 + a multiple of"),
     ):
         with pytest.raises(UserError, match=re.escape(expected)):
-            check_stage("train-generator", ["dataset=x", word])
+            make_stage("x", "train-generator", {"dataset": "x"}, [word])
 
 
 def test_threads_are_in_range_without_the_command_line_too() -> None:
@@ -291,15 +296,15 @@ def test_threads_are_in_range_without_the_command_line_too() -> None:
 
 
 def test_a_policy_type_that_is_none_is_told_before_the_stages_begin() -> None:
-    check_stage("pretrain", ["real=[x]", "policy=diffusion"])
+    make_stage("x", "pretrain", {"real": ["x"]}, ["policy=diffusion"])
     with pytest.raises(UserError, match="policy.type=difusion does not exist. Did you mean 'diffusion'"):
-        check_stage("pretrain", ["real=[x]", "policy.type=difusion"])
+        make_stage("x", "pretrain", {"real": ["x"]}, ["policy.type=difusion"])
 
 
 @pytest.mark.parametrize("text", ODD)
 def test_texts_need_no_quotes(text: str) -> None:
     """Whatever letters they hold, for every key that takes one, and when one command hands them to another."""
-    keys = ["out", "tokenizer_from", "generator.action.backbone", "image_key"]
+    keys = ["out", "tokenizer_from", "generator.tokenizer.kind", "image_key"]
     keys += [] if text.startswith("[") else ["dataset"]  # that would be a list
     words = [f"{key}={text}" for key in keys]
     config = checked_config("train-generator", ["dataset=x", *words, f"synthetic={listed([text, 'b'])}"])

@@ -10,7 +10,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 
 from recipes import cli
 from toolkit.base import manifest
+from toolkit.data.episode_notes import FILE
 from toolkit.data.formats.lerobot_read import dataset_id
 from vag_core import Generator
 from vag_core.config import GeneratorConfig
@@ -35,9 +36,10 @@ NETWORK = (
 )
 BENCHMARKED = (
     "['generator.tokenizer.width=32','generator.tokenizer.depth=1','generator.scene.width=16','generator.scene.depth=1',"
-    "'generator.video.width=48','generator.video.depth=1','generator.action.width=48','generator.action.depth=1',"
+    "'generator.video.width=48','generator.video.depth=1',"
     "'tokenizer_optim.steps=2','tokenizer_optim.batch_size=2','optim.steps=2','optim.batch_size=2']"
 )
+ACTION = "['generator.action.width=48','generator.action.depth=1']"
 # Command and the file or folder that it is for.
 COMMANDS = {
     "collect": ("collect tasks=[plate-slide] episodes_per_task=4 num_steps=60 workers=1", "dataset"),
@@ -54,11 +56,11 @@ COMMANDS = {
         "evaluate-generator checkpoint={generator} dataset={dataset} batch_size=1 replay=false keep_samples=true",
         "samples.npz",
     ),
-    "score": ("score dataset={copy} real=[{dataset}] checkpoint={generator} batch_size=1 image_size=32", "{copy}"),
+    "score": ("score dataset={dataset} real=[{dataset}] checkpoint={generator} batch_size=1 image_size=32", FILE),
     "pretrain": (f"pretrain policy.options.width=32 {POLICY}", "pretrained_model"),
     "finetune": (f"finetune checkpoint={{policy}} {POLICY}", "pretrained_model"),
     "evaluate": ("evaluate checkpoint={policy} dataset={dataset} image_size=32", "run.json"),
-    "replay": ("replay dataset={recorded} max_steps=5 workers=1", "{recorded}"),
+    "replay": ("replay dataset={recorded} max_steps=5 workers=1", FILE),
     "report": ("report {finished}", "report.html"),
 }
 if LONG:
@@ -70,6 +72,7 @@ if LONG:
         "benchmark-generators": (
             f"benchmark generators {TASK} scenes_per_task=4 suites=[coarse] seeds=[0] encoder_steps=2 "
             f"systems=[vag,two_stage_temporal,action_only] train={BENCHMARKED} "
+            f"system_train={{{{vag:{ACTION},two_stage_temporal:{ACTION},action_only:{ACTION}}}}} "
             "evaluate=['sampler.num_inference_steps=2']",
             "record.json",
         ),
@@ -87,13 +90,14 @@ WITHOUT_WINDOWS = ("evaluate", "rollout")  # they write their record alone
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[str, Path]:
+def inputs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Iterator[dict[str, Path]]:
+    """What the commands read. Nobody may write into the datasets, and no command has in the end."""
     folder = tmp_path_factory.mktemp("kills")
+    dataset = Path(shutil.copytree(dataset, folder / "given/dataset"))
     config = GeneratorConfig(image_size=32, num_frames=17, state_dim=2, action_dim=2)
     Generator(config).save_pretrained(folder / "generator")
     words = ["pretrain", *f"policy.options.width=32 {POLICY}".format(dataset=dataset).split()]
     assert cli.main([*words, "optim.steps=1", f"out={folder / 'finished'}"]) == 0
-    shutil.copytree(dataset, folder / "copy")
     recorded = folder / "recorded/dataset"
     words = ["collect", "tasks=[plate-slide]", "episodes_per_task=2", "num_steps=60", "workers=1"]
     assert cli.main([*words, f"out={recorded.parent}"]) == 0
@@ -102,8 +106,20 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[str,
         assert cli.main([*words, "optim.steps=1", f"seed={seed}", f"out={folder / name}"]) == 0
     policies = {name: folder / name / "pretrained_model" for name in ("actor", "critic")}
     policies["policy"] = folder / "finished/pretrained_model"
-    made = {name: folder / name for name in ("generator", "finished", "copy")}
-    return {"dataset": dataset, "recorded": recorded, **policies, **made}
+    made = {name: folder / name for name in ("generator", "finished")}
+    before = {path: content(path) for path in (dataset, recorded)}
+    for path in (dataset, recorded):
+        for inside in (path, *path.rglob("*")):
+            inside.chmod(0o555 if inside.is_dir() else 0o444)
+    yield {"dataset": dataset, "recorded": recorded, **policies, **made}
+    for path, wanted in before.items():
+        assert content(path) == wanted, path
+        for inside in (path, *path.rglob("*")):
+            inside.chmod(0o755)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def status(out: Path) -> str:
@@ -122,8 +138,8 @@ def identity(out: Path, artefact: str) -> tuple[Any, set[str]]:
         return dataset_id(path), found
     if (path / "model.safetensors").exists():
         return [(path / name).read_bytes() for name in ("config.json", "model.safetensors")], found
-    if path.is_dir():
-        return pd.concat(pd.read_parquet(p) for p in sorted(path.rglob("meta/episodes/**/*.parquet"))).to_json(), found
+    if path.name == FILE:
+        return pd.read_parquet(path).to_json(), found
     if path.name == "run.json":
         return json.loads(path.read_text())["result"], found
     if path.name in ("summary.json", "record.json"):

@@ -49,7 +49,7 @@ def test_a_strangers_generator_is_refused_in_one_line(
     for name, config, tensors, options, message in (
         ("wide", {"video": {**good["video"], "width": 200_000}}, {}, [], "larger generator than the file holds"),
         ("text", {"video": {**good["video"], "width": "32"}}, {}, [], "expected a whole number"),
-        ("nan", {}, {"std": torch.full_like(weights["std"], torch.nan)}, [], "not finite"),
+        ("nan", {}, {"trajectory.std": torch.full_like(weights["trajectory.std"], torch.nan)}, [], "not finite"),
         ("limit", {}, {}, ["max_parameters=9"], f"more with max_parameters={numbers}"),
     ):
         (generator / "config.json").write_text(json.dumps({**good, **config}))

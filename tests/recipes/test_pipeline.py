@@ -44,7 +44,7 @@ def test_demo_leaves_what_it_promises(demo: Path) -> None:
 
 @pytest.mark.slow
 def test_synthetic_episodes_carry_their_provenance(demo: Path) -> None:
-    from toolkit.data.formats.lerobot_read import read_actions
+    from toolkit.data.formats.lerobot_read import noted_episodes, read_actions
 
     episodes = read_actions(demo / "synthesize/dataset")
     assert len(episodes) == 2
@@ -55,8 +55,8 @@ def test_synthetic_episodes_carry_their_provenance(demo: Path) -> None:
         assert len(metadata["generator_id"]) == 16
         assert metadata["sampler"] == "euler-10-guidance-1.0-actions_first"
         assert metadata["score_flow_loss"] > 0
-    replayed = read_actions(demo / "synthesize_held_out/dataset")
-    assert all(isinstance(metadata["replay_success"], bool) for metadata, _ in replayed)
+    replayed = noted_episodes(demo / "synthesize_held_out/dataset", [demo / "replay_generated"])
+    assert all(isinstance(metadata["replay_success"], bool) for metadata in replayed)
 
 
 @pytest.mark.slow
@@ -91,33 +91,37 @@ def test_recorded_actions_replay_to_success(demo: Path) -> None:
 def test_scores_choose_the_synthetic_episodes_that_a_policy_trains_on(
     demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from toolkit.data.formats.lerobot_read import dataset_id, read_actions
+    from toolkit.data.formats.lerobot_read import dataset_id, noted_episodes
 
-    dataset = tmp_path / "dataset"
-    shutil.copytree(demo / "synthesize/dataset", dataset)
+    dataset = demo / "synthesize/dataset"
     before = dataset_id(dataset)
     generator, real = demo / "train_generator/generator", demo / "collect/dataset"
     words = ["score", f"dataset={dataset}", f"checkpoint={generator}", f"real=[{real}]", f"out={tmp_path / 'score'}"]
     assert cli.main(words) == 0
-    episodes = [metadata for metadata, _ in read_actions(dataset)]
+    episodes = noted_episodes(dataset, [tmp_path / "score"])
     for name in ("score_cycle_error", "score_limit_excess", "score_nearest"):
         assert all(metadata[name] >= 0 for metadata in episodes)
     assert episodes[0]["score_cycle_error"] != episodes[1]["score_cycle_error"] > 0
-    assert dataset_id(dataset) == before  # what was cached stays so
+    assert dataset_id(dataset) == before
     better = min(metadata["score_cycle_error"] for metadata in episodes)
     words = ["pretrain", f"synthetic=[{dataset}]", "optim.steps=1", "optim.batch_size=2"]
     kept = [f'select=["score_cycle_error<={better}"]', "weight_by=score_nearest", "augment=true"]
+    assert cli.main([*words, *kept, f"out={tmp_path / 'lost'}"]) == 2
+    assert "episode 0 has no number 'score_cycle_error'" in (told := capsys.readouterr().err)
+    assert "give those, notes=[RUN]" in told
+    noted = f"notes=[{tmp_path / 'score'}]"
+    kept.append(noted)
     assert cli.main([*words, *kept, f"out={tmp_path / 'kept'}"]) == 0
     assert json.loads((tmp_path / "kept/run.json").read_text())["result"]["episodes"] == [1]
     words = ["train-generator", f"dataset={real}", f"synthetic=[{dataset}]", f"tokenizer_from={generator}"]
     words += ["optim.steps=1", "optim.batch_size=2"]
-    assert cli.main([*words, *kept[:1], f"out={tmp_path / 'round'}"]) == 0
+    assert cli.main([*words, kept[0], noted, f"out={tmp_path / 'round'}"]) == 0
     seen = json.loads((tmp_path / "round/generator/seen_scenes.json").read_text())["plate-slide"]
     best = next(metadata["seed"] for metadata in episodes if metadata["score_cycle_error"] == better)
     assert [seed for seed in seen if seed >= 100_000] == [best]
-    words = ["pretrain", f"synthetic=[{dataset}]", "optim.steps=1"]
+    words = ["pretrain", f"synthetic=[{dataset}]", noted, "optim.steps=1"]
     assert cli.main([*words, 'select=["score_cycle<=1"]', f"out={tmp_path / 'unknown'}"]) == 2
-    assert "no number 'score_cycle' in the episode table" in capsys.readouterr().err
+    assert "no number 'score_cycle'. Did you mean 'score_cycle_error'?" in capsys.readouterr().err
     assert cli.main(["score", f"dataset={dataset}", f"out={tmp_path / 'nothing'}"]) == 2
     assert "give checkpoint=GENERATOR" in capsys.readouterr().err
 
@@ -275,7 +279,6 @@ TRAIN = [
     "generator.tokenizer.width=32",
     "generator.video.width=32",
     "generator.video.depth=1",
-    "generator.action.channels=[32,64]",
     "tokenizer_optim.steps=30",
     "tokenizer_optim.batch_size=2",
     "tokenizer_optim.checkpoint_every=5",

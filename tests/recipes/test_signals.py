@@ -80,7 +80,7 @@ def test_a_signal_ends_all_stages_of_a_command_made_of_others(
     tmp_path: Path, start: Callable[..., BaseProcess]
 ) -> None:
     sys.path.append(str(Path(__file__).parent))
-    work = importlib.import_module("command_work").collect_in_lanes
+    work = importlib.import_module("command_work").collect_side_by_side
     complaints = tmp_path / "complaints"
     process = multiprocessing.get_context("forkserver").Process(target=work, args=(tmp_path, complaints))
     process.start()

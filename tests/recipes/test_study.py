@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from policies.factory import CONFIGS
-from recipes import ablate, study_record
-from recipes.compose import compose_config, options_of
+from recipes import ablate, study_notes
+from recipes.compose import options_of
 from recipes.schema import AblateConfig
-from recipes.study import ARMS, POLICIES, Cell, cell_lane, generator_lane, parse_grid, pretraining_lane
+from recipes.study import ARMS, POLICIES, Cell, cell_stages, generator_stages, parse_grid, pretraining_stage
 from toolkit.base.errors import UserError
 
 
@@ -63,7 +63,7 @@ def test_every_policy_can_be_studied() -> None:
 
 def test_a_policy_may_have_steps_of_its_own(config: Callable[..., AblateConfig]) -> None:
     study = config("steps=11", "policy_steps={diffusion:7}", "grid=['arm=real_few policy=pi05_compact,diffusion']")
-    steps = [compose_config(*cell_lane(study, Path("root"), cell)[0][1:]).optim.steps for cell in parse_grid(study)]
+    steps = [cell_stages(study, Path("root"), cell)[0].config.optim.steps for cell in parse_grid(study)]
     assert steps == [11, 7]
     with pytest.raises(UserError, match="of steps=1: both stages"):
         parse_grid(config("policy_steps={diffusion:1}", "grid=['arm=pretrain_finetune policy=diffusion']"))
@@ -76,23 +76,25 @@ def test_every_arm_takes_the_same_steps_and_commands_that_compose(
     batch = "['optim.batch_size=7']"
     study = config("steps=11", f"policy_train={{pi05_compact:{batch}}}", f"finetune={batch}")
     (cell,) = parse_grid(config(f"grid=['arm={arm} seed=3 feed=fair finetune_share=0.3 finetune_fraction=0.25']"))
-    before = pretraining_lane(study, Path("root"), cell) if ARMS[arm].finetuned else []
-    lane = [*before, *cell_lane(study, Path("root"), cell)]
-    composed = [compose_config(command, words) for _, command, words in lane]
+    before = [pretraining_stage(study, Path("root"), cell)] if ARMS[arm].finetuned else []
+    stages = [*before, *cell_stages(study, Path("root"), cell)]
+    composed = [stage.config for stage in stages]
     assert sum(c.optim.steps for c in composed[:-1]) == 11
     assert all(c.seed == 3 for c in composed)
     assert composed[0].augment == ("augmented" in arm)
     assert bool(composed[0].select) == ("filtered" in arm)
+    assert [Path(run).name.partition("_")[0] for run in composed[0].notes] == ["replay", "score"] * ("filtered" in arm)
     assert composed[0].shuffle_actions == ("shuffled" in arm)
     assert {c.optim.batch_size for c in composed[:-1]} == {7}
     if "finetune" in arm:
         assert composed[1].synthetic_fraction == 0.25
-        assert composed[1].checkpoint.startswith(f"root/{lane[0][0]}")
+        assert composed[1].checkpoint.startswith(f"root/{stages[0].name}")
     if arm == "real_all":
         assert composed[0].real_shares == [0.5, 0.5]
-    assert composed[-1].checkpoint.startswith(f"root/{lane[-2][0]}")
-    for _, command, words in generator_lane(study, Path("root"), "fair", 1, 20):
-        compose_config(command, words)
+    assert composed[-1].checkpoint.startswith(f"root/{stages[-2].name}")
+    made = generator_stages(study, Path("root"), "fair", 0, 20)
+    assert [stage.needs for stage in stages[1:]] == [(stage.name,) for stage in stages[:-1]]
+    assert stages[0].needs == ((made[-1].name,) if cell.needs_generator else ())
 
 
 def test_generators_learn_in_rounds_and_policies_get_the_last(
@@ -101,28 +103,28 @@ def test_generators_learn_in_rounds_and_policies_get_the_last(
     study = config(
         "rounds={fair:3}", "feed_synthesize={fair:['draws=4']}", "grid=['arm=cotrain feed=paper,fair seed=1']"
     )
-    lanes = {feed: generator_lane(study, tmp_path, feed, 1, 20) for feed in ("paper", "fair")}
-    stages = {name: compose_config(command, words) for name, command, words in [*lanes["paper"], *lanes["fair"]]}
+    by_feed = {feed: generator_stages(study, tmp_path, feed, 1, 20) for feed in ("paper", "fair")}
+    stages = {stage.name: stage.config for feed in by_feed.values() for stage in feed}
     suffixes = ("fair_1", "fair_1_round_2", "fair_1_round_3")
     made = [f"{kind}_{suffix}" for suffix in suffixes for kind in ("generator", "synthetic", "replay")]
-    assert [name for name, _, _ in lanes["fair"]] == [*made, "score_fair_1_round_3"]
+    assert [stage.name for stage in by_feed["fair"]] == [*made, "score_fair_1_round_3"]
     synthetic = [str(tmp_path / f"synthetic_{suffix}/dataset") for suffix in suffixes]
     for turn, suffix in enumerate(suffixes):
         learned, generated = stages[f"generator_{suffix}"], stages[f"synthetic_{suffix}"]
         assert learned.synthetic == synthetic[:turn]
+        assert learned.notes == [str(tmp_path / f"replay_{earlier}") for earlier in suffixes[:turn]]
         assert learned.select == ["replay_success==1"] * bool(turn)
         assert (learned.tokenizer_from is None) == (turn == 0)
         assert (generated.first_seed, generated.draws) == (study.synthetic_seed + 20 * turn, 4)
     assert stages["synthetic_paper_1"].draws == 1
-    given = [compose_config(*cell_lane(study, tmp_path, cell)[0][1:]).synthetic for cell in parse_grid(study)]
+    given = [cell_stages(study, tmp_path, cell)[0].config.synthetic for cell in parse_grid(study)]
     assert given == [[str(tmp_path / "synthetic_paper_1/dataset")], synthetic[-1:]]
 
 
 def test_more_real_episodes_have_a_dataset_of_their_own(config: Callable[..., AblateConfig]) -> None:
     study = config("fed_few=5", "grid=['arm=real_few few=2,5,20']")
-    words = [cell_lane(study, Path("root"), cell)[0][2] for cell in parse_grid(study)]
-    named = [next(word for word in some if word.startswith("real=")) for some in words]
-    assert named == [f"real=[root/{name}/dataset]" for name in ("real_few", "real_few", "real_few_20")]
+    named = [cell_stages(study, Path("root"), cell)[0].config.real for cell in parse_grid(study)]
+    assert named == [[f"root/{name}/dataset"] for name in ("real_few", "real_few", "real_few_20")]
 
 
 def test_all_ways_to_fine_tune_go_on_from_one_pretraining(config: Callable[..., AblateConfig], tmp_path: Path) -> None:
@@ -138,8 +140,12 @@ def test_all_ways_to_fine_tune_go_on_from_one_pretraining(config: Callable[..., 
     trained.mkdir(parents=True)
     record: dict[str, Any] = {"command": "pretrain", "git_sha": "beef", "config": {}, "status": "failed", "error": "no"}
     (trained / "run.json").write_text(json.dumps(record))
-    assert "trained by commit beef" in study_record.told_commits(tmp_path, cells[-1:])
-    assert ablate.first_error(config(), tmp_path, cells[-1]) == f"{first.pretraining}: no"
+    assert "trained by commit beef" in study_notes.told_commits(tmp_path, cells[-1:])
+    study = config(f"grid=['{line}']")
+    stages = {stage.name: stage for stage in ablate.study_stages(study, tmp_path, cells)}
+    assert list(stages).count(first.pretraining) == 1
+    evaluation = f"{cells[-1].name}/evaluate"
+    assert ablate.first_error(tmp_path, stages, evaluation) == f"{first.pretraining}: no"
     del record["error"]  # it was killed
     (trained / "run.json").write_text(json.dumps({**record, "status": "running"}))
-    assert "ended without a message" in ablate.first_error(config(), tmp_path, cells[-1])
+    assert "ended without a message" in str(ablate.first_error(tmp_path, stages, evaluation))

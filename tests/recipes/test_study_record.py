@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recipes import ablate, study_record
+from recipes import ablate, study_notes, study_record
 from recipes.schema import AblateConfig
 from recipes.study import Cell, parse_grid
 from toolkit.base.errors import UserError
@@ -28,7 +28,7 @@ def test_the_record_tells_what_each_round_solved(
         replayed = rollout_rates([("push", i, i < values[-1]) for i in range(9)])
         write_stage(tmp_path / f"replay_{k}", "replay", ReplayResult(systems={"vag": replayed}))
     study = config("rounds={fair:2}", "generator_seeds=[0]", "grid=['arm=cotrain feed=fair']")
-    assert study_record.told_draws(study, tmp_path, parse_grid(study)) == (
+    assert study_notes.told_draws(study, tmp_path, parse_grid(study)) == (
         "feed=fair generator=0 round=1: 2 of 9 scenes by the first, 4 by one of 2, 16 tries; "
         "feed=fair generator=0 round=2: 3 of 9 scenes by the first, 6 by one of 2, 15 tries"
     )
@@ -37,7 +37,7 @@ def test_the_record_tells_what_each_round_solved(
         ("synthetic feed=fair round=1", 4 / 9),
         ("synthetic feed=fair", 6 / 9),
     ]
-    told = study_record.notes(study, parse_grid(study), [], ())["generator of feed=fair"]
+    told = study_notes.notes(study, parse_grid(study), [], ())["generator of feed=fair"]
     assert "after round 1 also its earlier episodes with replay_success==1, in 2 rounds" in told
 
 
@@ -210,7 +210,7 @@ def test_filters_are_told_by_how_many_of_what_they_keep_succeed(
         for task in ("push", "sweep")
         for i in range(20)
     ]
-    monkeypatch.setattr(study_record, "episode_table", lambda path: episodes)
+    monkeypatch.setattr(study_record, "noted_episodes", lambda dataset, runs: episodes)
     study = config("generator_seeds=[0,1]", "grid=['arm=cotrain seed=0,1']")  # of the second one nothing is finished
     rows = study_record.filter_rows(tmp_path, parse_grid(study), study)
     assert {row.suite for row in rows} == {"filters, feed=paper generator=0"}
@@ -226,16 +226,16 @@ def test_filters_are_told_by_how_many_of_what_they_keep_succeed(
 def test_notes_tell_the_training_settings_that_count(config: Callable[..., AblateConfig]) -> None:
     study = config("steps=11", "train=['optim.learning_rate=1','optim.batch_size=4']")
     study.policy_train = {"diffusion": ["optim.learning_rate=2"]}
-    assert study_record.told_training(study, "diffusion") == (
+    assert study_notes.told_training(study, "diffusion") == (
         "diffusion optim.steps=11 optim.learning_rate=2 optim.batch_size=4"
     )
-    assert "optim.learning_rate=1" in study_record.told_training(study, "pi05_compact")
+    assert "optim.learning_rate=1" in study_notes.told_training(study, "pi05_compact")
 
 
 def test_what_is_told_of_tasks_without_real_episodes(config: Callable[..., AblateConfig]) -> None:
     study = config("experiment=ablate_task", "grid=['arm=real_few,real_all,cotrain']")
     cells = parse_grid(study)
-    told = study_record.notes(study, cells, [], {"success"})
+    told = study_notes.notes(study, cells, [], {"success"})
     assert told["scenes"].startswith(
         "40 of each of push, pick-place, lever-pull in every suite but `task`; "
         "40 of each of window-open, sweep-into in `task`"
@@ -245,16 +245,16 @@ def test_what_is_told_of_tasks_without_real_episodes(config: Callable[..., Ablat
     assert {"generators", "real episodes"} <= told.keys()
     assert not {"exchange", "gap_closed"} & told.keys()
     lone = parse_grid(config("grid=['arm=real_all']"))
-    assert not {"generators", "real episodes", "exchange"} & study_record.notes(config(), lone, [], ()).keys()
-    alone = study_record.notes(config("experiment=ablate_task", "suites=[task]"), lone, [], {"gap_closed"})
+    assert not {"generators", "real episodes", "exchange"} & study_notes.notes(config(), lone, [], ()).keys()
+    alone = study_notes.notes(config("experiment=ablate_task", "suites=[task]"), lone, [], {"gap_closed"})
     assert alone["scenes"].startswith("40 of each of window-open, sweep-into in `task`; all from seed")
     assert "gap_closed" in alone
 
     cells = parse_grid(config("grid=['arm=real_few few=5,20','arm=real_all,cotrain']"))
-    told = study_record.notes(config(), cells, [], {"success", "real_per_synthetic"})["exchange"]
+    told = study_notes.notes(config(), cells, [], {"success", "real_per_synthetic"})["exchange"]
     assert "through 5 and 20 and 50 real episodes a task" in told
     assert "no more than 0 net_real_episodes" in told
-    told = study_record.notes(config(), cells, ["real_all-pi05_compact-0"], {"real_per_synthetic"})["exchange"]
+    told = study_notes.notes(config(), cells, ["real_all-pi05_compact-0"], {"real_per_synthetic"})["exchange"]
     assert "through 5 and 20 real episodes a task" in told
     assert "no more than -30 net_real_episodes" in told
     found = {(cell, suite): {0: [cell.arm != "real_few", True]} for cell in cells for suite in ("unseen", "task")}

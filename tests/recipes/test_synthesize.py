@@ -15,7 +15,7 @@ from toolkit.data.formats.lerobot_read import dataset_id, read_actions
 from toolkit.data.images import moved
 from toolkit.envs.metaworld import cached_env, record_episode
 from vag_core import Generator
-from vag_core.config import ActionConfig, GeneratorConfig, VideoConfig
+from vag_core.config import GeneratorConfig
 
 SEEDS = [100_000, 100_001, 100_002]
 
@@ -24,10 +24,7 @@ SEEDS = [100_000, 100_001, 100_002]
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One whose plans depend on where things are in the picture, though it has learned nothing."""
     torch.manual_seed(0)
-    action = ActionConfig(kind="transformer", reads="hidden", prediction="sample", clocks="independent", plan_share=0.8)
-    config = GeneratorConfig(
-        image_size=32, num_frames=9, state_dim=4, action_dim=4, action=action, video=VideoConfig(hears_actions=True)
-    )
+    config = GeneratorConfig(image_size=32, num_frames=9, state_dim=4, action_dim=4)
     model = Generator(config)
     for name, parameter in model.named_parameters():
         if name.startswith("action.") and not parameter.any():  # what starts at zero would hide the scene

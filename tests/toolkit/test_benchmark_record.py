@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.base.files import write_json
 from toolkit.base.provenance import hardware, versions
 from toolkit.base.reading import read_json
+from toolkit.base.run import write_json
 from toolkit.base.typed_json import from_json
 from toolkit.reporting.benchmark_record import record_page, write_record
 from toolkit.reporting.benchmark_results import BenchmarkRecord, Difference, Ranked, Ratio, Row

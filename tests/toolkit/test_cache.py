@@ -344,6 +344,13 @@ def test_clip_file_damage_is_named(store: ClipStore, tmp_path: Path) -> None:
         file["actions"] = values
     with pytest.raises(UserError, match=r"'actions' holds NaN or infinity \(episode 2\)"):
         ClipStore.open(path)
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as file:
+        values = file["actions"][()].astype(">f4")
+        del file["actions"]
+        file["actions"] = values
+    with pytest.raises(UserError, match="'actions' is not an array"):
+        ClipStore.open(path)
     (tmp_path / "other.h5").write_bytes(whole)
     path.write_bytes(whole)
     with h5py.File(path, "r+") as file:

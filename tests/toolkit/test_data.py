@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 
 from toolkit.base.errors import UserError
-from toolkit.base.manifest import PARTIAL
 from toolkit.data.batches import GeneratorClips, TokenizerClips
 from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
-from toolkit.data.formats import lerobot_read, lerobot_write
+from toolkit.data.formats import lerobot_read
 from toolkit.data.formats.lerobot_stats import level_statistics
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.normalizer import ACTION_FLOOR, compute_statistics, describe
@@ -63,17 +62,6 @@ def test_picture_statistics_are_exact(dataset: Path, moving_square: MakeEpisode)
     every = np.concatenate([moving_square(s).images.reshape(-1, 3) for s in range(4)]) / 255
     for name in ("mean", "min", "max"):
         np.testing.assert_allclose(np.ravel(saved[name]), getattr(np, name)(every, axis=0), atol=1e-6)
-
-
-def test_columns_are_added_in_place(dataset: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(dataset, copy)
-    lerobot_write.add_episode_columns(copy, {"replay_success": [True, False, True, False]})
-    assert [m["replay_success"] for m, _ in lerobot_read.read_actions(copy)] == [True, False, True, False]
-    assert not list(copy.rglob(f"*{PARTIAL}"))
-    assert lerobot_read.dataset_id(copy) == lerobot_read.dataset_id(dataset)  # an outcome does not make other data
-    lerobot_write.add_episode_columns(copy, {"seed": [7, 8, 9, 10]})
-    assert lerobot_read.dataset_id(copy) != lerobot_read.dataset_id(dataset)
 
 
 def test_writer_leaves_nothing_behind_after_an_error(tmp_path: Path, moving_square: MakeEpisode) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -28,10 +29,12 @@ from toolkit.data.cache import open_clips
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
 from toolkit.data.episode import STATE, Episode
-from toolkit.data.formats import hdf5_write, lerobot_read, lerobot_write, parquet
+from toolkit.data.episode_notes import write_notes
+from toolkit.data.formats import hdf5_write, lerobot_read, parquet
 from toolkit.data.formats.export import export_robomimic
 from toolkit.data.formats.hdf5 import HEAP, Hdf5File
 from toolkit.data.formats.importers import ImportOptions, open_source
+from toolkit.data.formats.lerobot_read import OWN_NOTES
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.images import decode_picture
 from toolkit.data.inspection.repair import repair_dataset
@@ -57,7 +60,7 @@ def readers(directory: Path, out: Path) -> dict[str, Callable[[], Any]]:
         "export": lambda: export_robomimic(directory, out / "x.hdf5", None, False),
         "inspect": lambda: inspect_dataset(directory),
         "replay": lambda: lerobot_read.read_actions(directory),
-        "score": lambda: lerobot_write.add_episode_columns(directory, {"score": [0.0] * 4}),
+        "notes": lambda: lerobot_read.open_notes(directory),
         "identity": lambda: lerobot_read.dataset_id(directory),
     }
 
@@ -117,13 +120,13 @@ def test_writer_refuses_what_must_not_be_saved(
     assert not list(tmp_path.iterdir())
 
 
-def test_scores_that_are_not_finite_are_refused(copy: Path) -> None:
-    before = lerobot_read.read_table(copy).episodes
+def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.parquet"
     for value in (float("nan"), np.float64(np.inf)):
-        assert "column 'score'" in refused(
-            lambda v=value: lerobot_write.add_episode_columns(copy, {"score": [0.0, v, 1, 2]})
+        assert "episode 1: 'score' is " in refused(
+            lambda v=value: write_notes(path, ["a", "b"], [{"score": 0.0}, {"score": v}])
         )
-    assert len(lerobot_read.read_table(copy).episodes[0]) == len(before[0])
+    assert not list(tmp_path.iterdir())
     rows = [{"score": 1.0}, {"score": float("nan")}]
     for use in (
         lambda: select(["score<=50%"], rows, np.zeros(2), "x"),
@@ -155,6 +158,7 @@ from pathlib import Path
 import numpy as np
 from recipes import cli
 from toolkit.data.clips import write_clips
+from toolkit.data.formats.lerobot_read import OWN_NOTES
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.episode import Episode
 from toolkit.reporting.media import write_video
@@ -331,11 +335,9 @@ def test_tables_that_announce_too_much_are_refused(
     repeated.to_parquet(path)
     monkeypatch.setattr(parquet, "FREE_ROWS", 500)
     for name, read in readers(copy, tmp_path).items():
-        if name == "identity" or (name == "score" and table != "meta/episodes"):
-            continue
         if name == "inspect":
             assert "far more than" in "".join(inspect_dataset(copy).problems) if table == "meta" else refused(read)
-        elif name != "score":
+        elif name != "identity":
             assert f"{path.name}: has {len(repeated)} rows, far more than meta/info.json announces" in refused(read)
 
 
@@ -423,14 +425,14 @@ def test_a_seed_that_is_none_is_named(seed: Any) -> None:
 def test_replay_names_the_episode_and_the_column(
     copy: Path, tmp_path: Path, seed: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = next((copy / "meta/episodes").rglob("*.parquet"))
+    path = copy / OWN_NOTES
     table = pd.read_parquet(path)
     table["seed"] = [0, 1, seed, 3] if isinstance(seed, int | float) else ["0", "1", seed, "3"]
     table.to_parquet(path)
     assert cli.main(["replay", f"dataset={copy}", f"out={tmp_path / 'run'}"]) == 2
     told = capsys.readouterr().err
-    assert "copy: episode " in told
-    assert ("has no 'seed' in" if seed != seed else "'seed' is ") in told
+    wanted = r"nothing notes the 'seed' of episode 2," if seed != seed else r"episode \d: 'seed' is "
+    assert re.search(f"copy: {wanted}", told)
     assert len(told.strip().splitlines()) == 1
 
 
@@ -462,7 +464,7 @@ def test_json_of_others_is_one_line(copy: Path, tmp_path: Path, text: str) -> No
     assert any("stats.json" in line for line in inspect_dataset(copy).problems)
     (copy / "meta/info.json").write_bytes(content)
     for name, read in readers(copy, tmp_path).items():
-        if name not in ("score", "identity"):
+        if name != "identity":
             assert "info.json" in refused(read)
 
 
@@ -478,6 +480,7 @@ def test_seen_scenes_hold_seeds_only(tmp_path: Path) -> None:
         "meta/info.json",
         "meta/tasks.parquet",
         "meta/seen_scenes.json",
+        OWN_NOTES,
         "data/*/*.parquet",
         "meta/episodes/*/*.parquet",
         "videos/*/*/*.mp4",
@@ -488,12 +491,10 @@ def test_pipes_hold_up_nothing(copy: Path, tmp_path: Path, name: str) -> None:
     path.unlink(missing_ok=True)
     os.mkfifo(path)
     for command, read in readers(copy, tmp_path).items():
-        if command in ("score", "identity", "replay") or (command == "train" and "seen" in name):
+        unread = "videos" if command in ("notes", "replay") else "seen" if command == "train" else "-"
+        if command == "identity" or (command == "replay" and "seen" in name) or unread in name:
             continue  # they do not read that file, or leave it out
         refused(read)
-    if "episodes" in name:
-        refused(lambda: lerobot_write.add_episode_columns(copy, {"score": [0.0] * 4}))
-        refused(lambda: lerobot_read.read_actions(copy))
 
 
 def test_pipes_as_source_or_beside_hold_up_nothing(tmp_path: Path) -> None:
@@ -517,7 +518,7 @@ def test_names_need_not_be_utf8(dataset: Path, tmp_path: Path, moving_square: Ma
     shutil.copytree(dataset, odd)
     (odd / os.fsdecode(b"notes\xff.txt")).write_text("x")
     for name, read in readers(odd, tmp_path).items():
-        assert read() is not None or name == "score"
+        assert read() is not None, name
     whole = export_robomimic(dataset, tmp_path / "x.hdf5", None, False)
     os.rename(tmp_path / "x.hdf5", odd / os.fsdecode(b"x\xff.hdf5"))
     shutil.rmtree(odd / "meta")

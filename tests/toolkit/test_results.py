@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from toolkit.base.errors import UserError
-from toolkit.base.typed_json import from_json, to_json
+from toolkit.base.typed_json import from_json, read_as, to_json
 from toolkit.reporting.benchmark_results import BenchmarkRecord
 from toolkit.reporting.results import (
     RESULTS,
@@ -46,6 +46,7 @@ def test_what_was_not_measured_is_left_out_and_what_is_unknown_is_null(example: 
     assert (result.metrics, result.seen_scenes) == (None, None)
     assert to_json(result) == text
     assert to_json(Throughput()) == {}
+    assert read_as(dict, {"tokenizer": 3}, "result") == {"tokenizer": 3}  # as far as a run is
     assert to_json({"ratio": float("nan"), "more": [float("inf")]}) == {"ratio": None, "more": [None]}
 
 

@@ -14,6 +14,7 @@ import pytest
 from toolkit.base import files, manifest, provenance
 from toolkit.base.errors import UserError
 from toolkit.base.run import REPLACED, Run, read_record
+from toolkit.reporting.results import ExportResult
 
 
 def start(out: Path, command: str = "collect", config: dict[str, Any] | None = None, **options: bool) -> Run:
@@ -200,6 +201,19 @@ def test_a_manifest_names_nothing_outside_of_its_run(tmp_path: Path) -> None:
     assert not (out / "a").exists()
 
 
+@pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}])
+def test_what_a_link_in_place_of_the_replaced_run_leads_to_is_left_alone(
+    tmp_path: Path, options: dict[str, bool]
+) -> None:
+    finish(tmp_path / "other", "a")
+    finish(tmp_path / "run", "a")
+    (tmp_path / "run" / REPLACED).symlink_to(tmp_path / "other")
+    before = tree(tmp_path / "other")
+    with pytest.raises(UserError, match="is a link; expected a folder"):
+        start(tmp_path / "run", **options).__enter__()
+    assert tree(tmp_path / "other") == before
+
+
 def test_a_half_line_of_a_manifest_spoils_no_other(tmp_path: Path) -> None:
     with pytest.raises(KeyError), start(tmp_path / "run") as run:
         fail(run, "a")
@@ -317,6 +331,26 @@ def test_data_and_code_are_in_the_record_before_anything_is_made(
     record = read_record(tmp_path)
     assert (record["git_sha"], record["data"][0]["id"]) == ("0123456789ab", "aaaa")
     assert record["code_before"][0]["git_sha"] == first["git_sha"]
+
+
+def test_what_a_record_says_of_its_code_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyError), start(tmp_path) as run:
+        fail(run, "half")
+    files.write_json(tmp_path / "run.json", {**read_record(tmp_path), "versions": {"torch": "a\nb\x1b[31m"}})
+    with start(tmp_path, resume=True):
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vag: warning: ")
+    assert r"torch a b\x1b[31m, now" in line
+
+
+def test_a_result_with_numbers_that_are_not_finite_is_refused(tmp_path: Path) -> None:
+    result = ExportResult(episodes=1, frames=2, fps=20, cameras={}, megabytes=float("nan"), file="dataset.hdf5")
+    with pytest.raises(UserError, match=r"'result.megabytes' is None, expected a finite number; is a checkpoint or"):
+        start(tmp_path / "run").note_result(result)
+    with pytest.raises(UserError, match="a.json: would hold a number that is not finite"):
+        files.write_json(tmp_path / "a.json", {"a": [float("inf")]})
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_process_holds_a_directory(tmp_path: Path) -> None:

@@ -88,20 +88,23 @@ def test_a_network_larger_than_its_file_is_not_built(directory: Path, part: str,
         ("video", {"width": True}, "whole number"),
         ("video", {"width": None}, "whole number"),
         ("video", {"heads": 0}, "expected a whole number from 1"),
-        ("video", {"hears_actions": 1}, "expected true or false"),
+        ("action", {"detach": 1}, "expected true or false"),
         ("video", {"attention": ["full"]}, "expected a word"),
         ("video", {"attention": "f" * 1000}, "expected a word"),
         ("tokenizer", {"kl_weight": float("nan")}, "not valid JSON"),
         ("tokenizer", {"kl_weight": "1e400"}, "expected a finite number"),
-        ("action", {"channels": []}, "expected a list of 1 to 16"),
-        ("action", {"channels": [64] * 100_000}, "expected a list of 1 to 16"),
-        ("action", {"channels": [64, [64]]}, "whole number"),
-        ("bridge", {"grid": {"t": 1}}, "expected a list"),
+        (None, {"action": {"kind": "unet", "channels": []}}, "expected a list of 1 to 16"),
+        (None, {"action": {"kind": "unet", "channels": [64] * 100_000}}, "expected a list of 1 to 16"),
+        (None, {"action": {"kind": "unet", "channels": [64, [64]]}}, "whole number"),
+        (None, {"action": {"kind": "unet", "bridge": {"grid": {"t": 1}}}}, "expected a list"),
+        (None, {"action": {"kind": "mlp"}}, r"generator\.action\.kind = 'mlp': expected one of transformer"),
+        (None, {"action": {"kind": ["unet"]}}, "expected one of transformer"),
+        (None, {"action": {"kind": "unet", "width": 32}}, r"generator\.action: unknown key 'width'"),
         (None, {"video": "dit"}, r"generator\.video = 'dit': expected a mapping"),
         (None, {"video": {"type": "evil"}}, "unknown key 'type'"),
         (None, {"frames": 3}, "unknown key 'frames'"),
-        ("action", {"kind": "resnet", "backbone": "hf-hub:evil/net"}, "action.backbone = 'hf-hub:evil/net'"),
-        ("action", {"kind": "resnet", "backbone": "local-dir:evil"}, "expected the name of a timm model"),
+        (None, {"action": {"kind": "framewise", "backbone": "hf-hub:evil/net"}}, "action.backbone = 'hf-hub:evil/net'"),
+        (None, {"action": {"kind": "framewise", "backbone": "local-dir:evil"}}, "expected the name of a timm model"),
     ],
 )
 def test_absurd_values_are_refused_in_one_line(
@@ -148,15 +151,15 @@ def test_what_could_not_be_loaded_is_not_trained(values: dict[str, Any]) -> None
 def test_weights_that_are_not_finite_are_neither_read_nor_written(directory: Path) -> None:
     weights = load_file(directory / "model.safetensors")
     for value in (np.nan, np.inf):
-        name = "video_state.weight"
+        name = "video.state.weight"
         save_file({**weights, name: torch.full_like(weights[name], value)}, directory / "model.safetensors")
-        with pytest.raises(ValueError, match="'video_state.weight' holds numbers that are not finite"):
+        with pytest.raises(ValueError, match="'video.state.weight' holds numbers that are not finite"):
             Generator.from_pretrained(directory)
     save_file(weights, directory / "model.safetensors")
     generator = Generator.from_pretrained(directory)
     with torch.no_grad():
-        generator.video_state.bias[0] = np.nan
-    with pytest.raises(ValueError, match=r"generator: not written, 'video_state\.bias'"):
+        generator.video.state.bias[0] = np.nan
+    with pytest.raises(ValueError, match=r"generator: not written, 'video\.state\.bias'"):
         generator.save_pretrained(directory)
     with pytest.raises(ValueError, match="not written"):
         generator.save_pretrained(directory.with_name("new"))

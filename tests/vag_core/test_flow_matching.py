@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from vag_core.flow_matching import interpolate, predict_clean, sample_time, velocity
-from vag_core.sampler import integrate, schedule
+from vag_core.clocks import schedule
+from vag_core.flow_matching import integrate, interpolate, predict_clean, sample_time, velocity
 
 
 def test_path_ends_at_data_and_noise() -> None:

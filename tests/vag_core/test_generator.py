@@ -10,7 +10,19 @@ import torch
 from toolkit.data.batches import GeneratorClips
 from toolkit.data.clips import ClipStore
 from vag_core import Generator, GeneratorConfig
-from vag_core.config import ActionConfig, BridgeConfig, SceneConfig, TokenizerConfig, VideoConfig
+from vag_core.config import (
+    ActionOnlyConfig,
+    BridgeConfig,
+    ForwardDynamicsConfig,
+    FramewiseConfig,
+    SceneConfig,
+    TemporalConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    UNetConfig,
+    VideoConfig,
+)
+from vag_core.objective import pair_loss
 from vag_core.video_branch import BACKBONES
 
 
@@ -22,29 +34,20 @@ def small(**changes: object) -> GeneratorConfig:
         action_dim=2,
         tokenizer=TokenizerConfig(latent_channels=8, temporal_stride=4, width=32, depth=1),
         scene=SceneConfig(width=16, depth=1, keypoints=8),
-        video=VideoConfig(width=48, depth=2, heads=4, hears_actions=True),
-        bridge=BridgeConfig(grid=[2, 2, 2], width=32),
-        action=ActionConfig(width=48, depth=2, channels=[32, 64]),
+        video=VideoConfig(width=48, depth=2, heads=4),
+        action=TransformerConfig(width=48, depth=2, plan_share=0.0),
     )
     return replace(config, **changes)
 
 
-ONE_WAY = VideoConfig(width=48, depth=2, heads=4)
-UNET = ActionConfig(kind="unet", prediction="velocity", clocks="shared", channels=[32, 64])
 SYSTEMS = {
-    "vag": {},
-    "vag_plan": {"action": ActionConfig(width=48, depth=2, plan_share=0.5)},
-    "vag_grid": {"video": ONE_WAY, "action": UNET},
-    "forward_dynamics": {"action": ActionConfig(clocks="given", width=48, depth=2)},
-    "two_stage_temporal": {
-        "video": ONE_WAY,
-        "action": ActionConfig(kind="temporal", width=48, depth=2),
-    },
-    "two_stage_resnet": {
-        "video": ONE_WAY,
-        "action": ActionConfig(kind="resnet", backbone="resnet10t"),
-    },
-    "action_only": {"makes_video": False, "video": ONE_WAY, "action": ActionConfig(reads="nothing", width=48, depth=2)},
+    "vag": TransformerConfig(width=48, depth=2, plan_share=0.0),
+    "vag_plan": TransformerConfig(width=48, depth=2, plan_share=0.5),
+    "vag_grid": UNetConfig(channels=[32, 64], bridge=BridgeConfig(grid=[2, 2, 2], width=32)),
+    "forward_dynamics": ForwardDynamicsConfig(),
+    "two_stage_temporal": TemporalConfig(width=48, depth=2),
+    "two_stage_resnet": FramewiseConfig(backbone="resnet10t"),
+    "action_only": ActionOnlyConfig(width=48, depth=2, plan_share=0.0),
 }
 
 
@@ -60,16 +63,16 @@ SYSTEMS = {
     ],
 )
 def test_tokens_of_a_batch(system: str, tokens: int) -> None:
-    generator = Generator(small(**SYSTEMS[system]))
+    generator = Generator(small(action=SYSTEMS[system]))
     assert generator.tokens_of(6) == tokens
     if system == "two_stage_resnet":
-        generator.video_is_given = True  # taken from another, it is not run
+        generator.video_is_taken = True  # taken from another, it is not run
         assert generator.tokens_of(6) == 0
 
 
 def build(system: str) -> Generator:
     torch.manual_seed(0)
-    generator = Generator(small(**SYSTEMS[system]))
+    generator = Generator(small(action=SYSTEMS[system]))
     # As after a few steps of training: at the start gates and outputs are zero, and hide what reaches where.
     for parameter in generator.parameters():
         if parameter.abs().max() == 0:
@@ -99,19 +102,19 @@ def pair_losses(
     """`pair_loss` of a batch, with latents of its own if it has none."""
     latents = batch.get("latents", torch.randn(6, *generator.config.latent_shape))
     image = batch["frames"][:, 0].permute(0, 3, 1, 2).float() / 255
-    scene = generator.see(image, latents[:, :, :1], batch["states"][:, 0], batch["instruction"], torch.ones(6))
-    trajectory = generator.pack(batch["actions"], batch["states"])
+    conditions = generator.encode_conditions(image, latents[:, :, :1], batch["states"][:, 0], batch["instruction"])
+    trajectory = generator.trajectory.pack(batch["actions"], batch["states"])
     times = torch.full((6,), t_video), torch.full((6,), t_action)
     frames = batch["frames"].permute(0, 4, 1, 2, 3).float() / 255
     valid = torch.ones(6, 16, dtype=torch.bool) if valid is None else valid
-    return generator.pair_loss(latents, trajectory, scene, *times, valid, frames=frames, **options)
+    return pair_loss(generator, latents, trajectory, conditions, *times, valid, frames=frames, **options)
 
 
 def test_video_branch_starts_at_zero_velocity_and_identity_blocks(generator: Generator) -> None:
     tokens, condition = torch.randn(2, 20, 48), torch.randn(2, 48)
-    for block in generator.video.blocks:
+    for block in generator.video.backbone.blocks:
         assert torch.equal(block(tokens, condition, 5), tokens)
-    velocity, hidden = generator.video(
+    velocity, hidden = generator.video.backbone(
         torch.randn(2, 8, 4, 4, 4),
         torch.randn(2, 8, 1, 4, 4),
         torch.rand(2),
@@ -133,11 +136,15 @@ def test_action_loss_reaches_the_video_branch_of_the_joint_system_alone(
     generator = build(system)
     _, action = pair_losses(generator, batch, 0.5, 0.5)
     action.mean().backward()
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in generator.video.parameters()) == reached
-    assert all(p.grad is None for p in generator.tokenizer.parameters())
+    if system == "action_only":
+        assert generator.video is generator.tokenizer is None
+    else:
+        video = generator.video.backbone.parameters()
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in video) == reached
+        assert all(p.grad is None for p in generator.tokenizer.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in generator.action.parameters())
     if system == "vag_grid":
-        assert generator.bridge.project.weight.grad.abs().sum() > 0
+        assert generator.action.bridge.project.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(("system", "heard"), [("vag", True), ("vag_grid", False)])
@@ -153,7 +160,7 @@ def test_actions_reach_the_video_where_it_hears_them(system: str, heard: bool, b
 
 def test_action_tokens_read_their_own_instant() -> None:
     """A change in the hidden tokens of one frame enters through that frame's token, before attention spreads it."""
-    action = build("vag").action
+    action = build("vag").action.network
     inputs = []
     action.transformer.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     hidden = torch.randn(1, 4, 4, 48)
@@ -175,9 +182,9 @@ def test_a_given_stream_has_no_loss(batch: dict) -> None:
 
 def test_clocks_are_shared_as_published_or_independent() -> None:
     torch.manual_seed(0)
-    t_video, t_action = build("vag_grid").draw_clocks(1000, torch.device("cpu"))
+    t_video, t_action = build("vag_grid").clocks.draw(1000, torch.device("cpu"))
     assert torch.equal(t_video, t_action)
-    t_video, t_action = build("vag").draw_clocks(10_000, torch.device("cpu"))
+    t_video, t_action = build("vag").clocks.draw(10_000, torch.device("cpu"))
     # A quarter of all video times is 1. Sampling passes where the video is under way and the actions are not known.
     assert (t_video == t_action).float().mean() == pytest.approx(0.6 * (0.5 + 0.5 * 0.25), abs=0.02)
     first_pass = (t_action == 1) & (t_video > 0) & (t_video < 1)
@@ -217,7 +224,7 @@ def test_videos_without_action_labels_teach_the_video_alone(batch: dict) -> None
 def test_a_share_of_the_batch_plans_from_the_scene_alone(batch: dict) -> None:
     generator = build("vag_plan").train()
     seen = []
-    generator.video.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    generator.video.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     batch = {**batch, "latents": torch.randn(6, 8, 5, 4, 4), "has_actions": torch.tensor([True] * 5 + [False])}
     torch.manual_seed(1)
     loss = generator.loss(batch)[0]
@@ -254,40 +261,41 @@ def test_actions_first_then_the_video_that_follows_them(batch: dict) -> None:
     assert draw(guidance_scale=2.0).function_evaluations == 5
     assert draw(order="synchronised").function_evaluations == 2
     for system in ("vag", "two_stage_temporal"):
-        with pytest.raises(ValueError, match="actions_first"):
+        with pytest.raises(ValueError, match="actions first: .*is never trained for it"):
             build(system).sample(batch["frames"][:, 0], batch["states"][:, 0], ["a"] * 6, order="actions_first")
-        with pytest.raises(ValueError, match="plan_share"):
+        with pytest.raises(ValueError, match=r"plan: a generator of action\.kind = .* is never trained for it"):
             build(system).plan_actions(batch["frames"][:, 0], batch["states"][:, 0], ["a"] * 6)
 
 
 @pytest.mark.parametrize(("time", "matters"), [(0.99, True), (1.0, False)])
 def test_actions_that_are_all_noise_are_not_looked_at(batch: dict, time: float, matters: bool) -> None:
-    generator = build("vag")
+    generator = build("vag_plan")
     trajectory, noisy = torch.randn(2, 6, 16, 4), torch.randn(6, 8, 4, 4, 4)
     t, t_action = torch.full((6,), 0.5), torch.full((6,), time)
     image = batch["frames"][:, 0].permute(0, 3, 1, 2).float() / 255
     first = torch.randn(6, 8, 1, 4, 4)
-    scene = generator.see(image, first, batch["states"][:, 0], batch["instruction"], torch.ones(6))
-    videos = [generator.video_step(noisy, t, scene, x, t_action)[0] for x in trajectory]
-    actions = [generator.action_step(x, t_action, scene.action, None, None, t) for x in trajectory]
+    conditions = generator.encode_conditions(image, first, batch["states"][:, 0], batch["instruction"])
+    videos = [generator.video_step(noisy, t, conditions, x, t_action)[0] for x in trajectory]
+    actions = [generator.action_step(x, t_action, conditions.action, None) for x in trajectory]
     for first, second in (videos, actions):
         assert torch.equal(first, second) != matters
 
 
 def test_published_bridge_has_no_layer_and_tiles_one_cell() -> None:
     generator = Generator(
-        small(video=ONE_WAY, action=UNET, bridge=BridgeConfig(grid=[1, 1, 1], first_frame=False, width=20))
+        small(action=UNetConfig(channels=[32, 64], bridge=BridgeConfig(grid=[1, 1, 1], first_frame=False, width=20)))
     )
-    assert sum(p.numel() for p in generator.bridge.parameters()) == 0
+    assert sum(p.numel() for p in generator.action.bridge.parameters()) == 0
     latents = torch.randn(3, 8, 5, 4, 4)
-    condition = generator.bridge(latents)
+    condition = generator.action.bridge(latents)
     assert condition.shape == (3, 20)
     torch.testing.assert_close(condition[:, :8], latents.mean(dim=(2, 3, 4)))
     assert torch.equal(condition[:, 8:16], condition[:, :8])
 
 
 def test_factorised_attention_runs_and_has_the_same_shapes() -> None:
-    video = Generator(small(video=replace(ONE_WAY, attention="factorised"), action=UNET)).video
+    config = small(video=replace(small().video, attention="factorised"), action=SYSTEMS["vag_grid"])
+    video = Generator(config).video.backbone
     noisy = torch.randn(2, 8, 4, 4, 4)
     velocity, _ = video(noisy, noisy[:, :, :1], torch.rand(2), torch.randn(2, 4, 48), torch.randn(2, 48))
     assert velocity.shape == noisy.shape
@@ -295,7 +303,7 @@ def test_factorised_attention_runs_and_has_the_same_shapes() -> None:
 
 def test_sample_shapes_seed_and_units(batch: dict) -> None:
     generator = build("vag")
-    generator.set_statistics([0.0, 0.0, 15.0, 15.0], [1.0, 1.0, 5.0, 5.0])
+    generator.trajectory.set_statistics([0.0, 0.0, 15.0, 15.0], [1.0, 1.0, 5.0, 5.0])
     image, state, instruction = batch["frames"][:, 0], batch["states"][:, 0], batch["instruction"]
 
     def draw(seed: int, **options: object):
@@ -319,11 +327,13 @@ def test_sample_shapes_seed_and_units(batch: dict) -> None:
     torch.testing.assert_close(alone.actions[0], together.actions[4], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(alone.loss[0], together.loss[4], rtol=1e-3, atol=1e-3)
     # A guidance scale of 1 is no guidance; another one changes the outcome once the instruction matters.
-    torch.nn.init.normal_(generator.action_instruction.null)
+    torch.nn.init.normal_(generator.action.instruction.null)
     assert torch.equal(draw(0, guidance_scale=1.0).actions, first.actions)
     assert not torch.equal(draw(0, guidance_scale=3.0).actions, first.actions)
     # What leaves the range of the training data is clipped, and nothing else changes.
-    generator.set_statistics([0.0, 0.0, 15.0, 15.0], [1.0, 1.0, 5.0, 5.0], [-0.5, -9, 14, 0], [0.25, 9, 16, 99])
+    generator.trajectory.set_statistics(
+        [0.0, 0.0, 15.0, 15.0], [1.0, 1.0, 5.0, 5.0], [-0.5, -9, 14, 0], [0.25, 9, 16, 99]
+    )
     clipped = draw(0)
     assert clipped.actions[..., 0].min() == -0.5
     assert clipped.actions[..., 0].max() == 0.25
@@ -355,23 +365,23 @@ def test_every_system_samples_pairs_and_keeps_what_is_given(system: str, batch: 
         "action_only": 1,
     }
     assert made.function_evaluations == evaluations[system]
-    if system == "action_only":
-        with pytest.raises(ValueError, match="the actions of this generator read no video"):
+    if system in ("action_only", "vag_grid"):
+        with pytest.raises(ValueError, match="inverse dynamics: .* is never trained for it"):
             draw(frames=batch["frames"])
     else:
         inverse = draw(frames=batch["frames"])  # inverse dynamics
         assert torch.equal(inverse.frames, batch["frames"])
         assert not torch.equal(inverse.actions, made.actions)
     known = {"actions": batch["actions"] + 9, "states": batch["states"]}
-    if not generator.config.video.hears_actions:
-        with pytest.raises(ValueError, match="the video of this generator hears none"):
+    if not generator.config.action.video_follows_actions:
+        with pytest.raises(ValueError, match="forward dynamics: .* is never trained for it"):
             draw(**known)
         return
-    generator.set_statistics([0.0] * 4, [1.0] * 4, [-1.0] * 4, [1.0] * 4)
+    generator.trajectory.set_statistics([0.0] * 4, [1.0] * 4, [-1.0] * 4, [1.0] * 4)
     forward = draw(**known)  # forward dynamics; what is given stays, beyond the range of the training data too
     assert torch.equal(forward.actions, known["actions"])
     assert torch.equal(forward.states, known["states"])
-    generator.set_statistics([0.0] * 4, [1.0] * 4)
+    generator.trajectory.set_statistics([0.0] * 4, [1.0] * 4)
     for wrong, message in (
         ({"actions": batch["actions"]}, "together"),
         ({**known, "states": batch["states"][:, 1:]}, "states: "),
@@ -389,10 +399,10 @@ def test_forward_dynamics_follows_actions_and_makes_none(batch: dict) -> None:
     loss, metrics = generator.loss(batch)
     loss.backward()
     assert metrics["action_loss"] == 0
-    assert generator.video.embed_actions.weight.grad.abs().max() > 0
+    assert generator.video.backbone.embed_actions.weight.grad.abs().max() > 0
     generator.eval()
     image, state = batch["frames"][:, 0], batch["states"][:, 0]
-    with pytest.raises(ValueError, match="actions that are given"):
+    with pytest.raises(ValueError, match="video first: .* is never trained for it; it can do: forward dynamics"):
         generator.sample(image, state, batch["instruction"])
     noise = lambda: [torch.Generator().manual_seed(i) for i in range(6)]  # noqa: E731
     made = [
@@ -407,7 +417,7 @@ def test_forward_dynamics_follows_actions_and_makes_none(batch: dict) -> None:
 
 def test_a_shared_video_branch_is_the_same_weight_for_weight_and_stays(batch: dict) -> None:
     torch.manual_seed(0)
-    video, two_stage = build("vag_grid"), Generator(small(**SYSTEMS["two_stage_temporal"]))
+    video, two_stage = build("vag_grid"), Generator(small(action=SYSTEMS["two_stage_temporal"]))
     two_stage.take_video_branch(video)
     before = {name: tensor.clone() for name, tensor in two_stage.state_dict().items()}
     trained = [p for p in two_stage.parameters() if p.requires_grad]
@@ -415,11 +425,10 @@ def test_a_shared_video_branch_is_the_same_weight_for_weight_and_stays(batch: di
     two_stage.loss(batch)[0].backward()
     optimizer.step()
     for name, tensor in two_stage.state_dict().items():
-        part = name.split(".")[0]
-        if part in ("tokenizer", "video", "video_scene", "video_instruction", "video_state"):
+        if name.startswith(("tokenizer.", "video.")):
             assert torch.equal(tensor, video.state_dict()[name]), name
     assert any(not torch.equal(tensor, before[name]) for name, tensor in two_stage.state_dict().items())
-    with pytest.raises(ValueError, match="hears actions"):
+    with pytest.raises(ValueError, match="follows actions"):
         two_stage.take_video_branch(build("vag"))
 
 
@@ -445,7 +454,7 @@ class Still(torch.nn.Module):
         self.width = config.video.width
         self.scale = torch.nn.Parameter(torch.ones(()))
 
-    def forward(self, noisy, first, t, scene, condition, chunks, t_action):
+    def forward(self, noisy, first, t, scene, condition, grouped, t_action):
         hidden = (scene + condition[:, None])[:, None].expand(-1, noisy.shape[2], -1, -1)
         return self.scale * (noisy - first) / t.clamp(min=0.05).view(-1, 1, 1, 1, 1), hidden
 
@@ -456,7 +465,7 @@ def test_another_backbone_takes_the_place_of_the_video_branch(
     monkeypatch.setitem(BACKBONES, "still", Still)
     generator = Generator(small(video=replace(small().video, kind="still")))
     generator.loss(batch)[0].backward()
-    assert generator.video.scale.grad.abs() > 0
+    assert generator.video.backbone.scale.grad.abs() > 0
     generator.save_pretrained(tmp_path)
     sample = Generator.from_pretrained(tmp_path).sample(batch["frames"][:, 0], batch["states"][:, 0], ["a"] * 6)
     assert sample.frames.shape == batch["frames"].shape
@@ -487,10 +496,12 @@ def test_checkpoint_round_trip_is_exact_and_strict(generator: Generator, tmp_pat
     [
         ({"num_frames": 16}, "num_frames"),
         ({"image_size": 30}, "image_size"),
-        ({"bridge": BridgeConfig(grid=[4, 4])}, "bridge.grid"),
+        ({"action": UNetConfig(bridge=BridgeConfig(grid=[4, 4]))}, "action.bridge.grid"),
         ({"video": VideoConfig(attention="sparse")}, "video.attention"),
-        ({"action": ActionConfig(kind="mlp")}, "action.kind"),
-        ({"makes_video": False}, "makes_video"),
+        ({"action": TransformerConfig(kind="unet")}, "action.kind"),
+        ({"action": TemporalConfig(width=30)}, "action.width"),
+        ({"action": UNetConfig(channels=[32] * 6)}, "num_frames"),
+        ({"action": ActionOnlyConfig(plan_share=1.0)}, "action.plan_share"),
         ({"frame_stride": 0}, "frame_stride"),
     ],
 )
@@ -501,7 +512,7 @@ def test_configs_that_do_not_fit_are_refused(changes: dict, field: str) -> None:
 
 def test_both_streams_learn_one_batch(generator: Generator, batch: dict) -> None:
     """Overfitting: both losses must fall far below the loss of predicting nothing."""
-    generator.set_statistics([0.0, 0.0, 15.0, 15.0], [0.6, 0.6, 4.0, 4.0])
+    generator.trajectory.set_statistics([0.0, 0.0, 15.0, 15.0], [0.6, 0.6, 4.0, 4.0])
     batch = {**batch, "latents": torch.randn(6, *generator.config.latent_shape)}
     optimizer = torch.optim.AdamW(generator.parameters(), lr=2e-3)
     losses = []

@@ -6,7 +6,7 @@ choices, paths. Where a field holds a list or a mapping they are those of each e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import field
 from typing import Any
@@ -35,6 +35,6 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-def part(kind: type, help: str) -> Any:
+def part(kind: Callable[[], Any], help: str) -> Any:
     """A dataclass field that is a config of its own."""
     return field(default_factory=kind, metadata={"help": help})

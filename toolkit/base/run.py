@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import is_dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -332,10 +333,10 @@ class Run:
         """
         made = to_json(result)
         try:
-            read_as(type(result), made, "result")
+            read_as(type(result) if is_dataclass(result) else Any, made, "result")
         except MisfitError as error:
             raise UserError(
-                f"out={self.directory}: {error}: is a checkpoint or dataset damaged that it read?"
+                f"out={self.directory}: {error}; is a checkpoint or dataset damaged that it read?"
             ) from error
         self.record["result"] = made
 

@@ -82,7 +82,7 @@ def read_as(kind: Any, value: Any, key: str) -> Any:
         return tuple(
             read_as(part, item, f"{key}[{i}]") for i, (part, item) in enumerate(zip(inner, value, strict=True))
         )
-    if kind is Any or (kind in (str, bool, NoneType) and type(value) is kind):
+    if kind is Any or (kind in (str, bool, NoneType, dict) and type(value) is kind):
         return value
     number = type(value) in (int, float) and -MOST < value < MOST
     if number and (kind is float or (kind is int and value == int(value))):

@@ -77,7 +77,7 @@ def picture_every(store: ClipStore) -> np.ndarray:
         if not number or not 1 <= value < 2**31 or value != int(value):
             raise UserError(
                 f"{store.name}: episode {episode}: '{PICTURE_EVERY}' is {value!r:.100}; expected a whole number of "
-                "steps, 1 or more, in the episode table"
+                "steps, 1 or more"
             )
         steps.append(int(value))
     return np.array(steps)

@@ -90,7 +90,9 @@ def open_merged(stores: Sequence[ClipStore]) -> ClipStore:
             raise UserError(f"{store.name}: {store.fps} fps; {first.name} has {first.fps}: they cannot be joined")
     check_dimensions(stores)
     key = hashlib.sha256(" ".join([str(FORMAT), *map(_clip_id, stores)]).encode()).hexdigest()[:16]
-    return _open_cached(f"{key}-joined-{first.image_size}.h5", partial(_join, stores, key), ClipStore.open)
+    joined = _open_cached(f"{key}-joined-{first.image_size}.h5", partial(_join, stores, key), ClipStore.open)
+    # Notes may have come since the file was made.
+    return replace(joined, metadata=[row for store in stores for row in store.metadata])
 
 
 def _join(stores: Sequence[ClipStore], source_id: str, path: Path) -> None:
@@ -169,7 +171,7 @@ def build_clips(
         table.actions,
         table.lengths,
         table.tasks,
-        [table.metadata(episode) for episode in range(len(table.lengths))],
+        table.metadata,
         info["fps"],
         source_id,
     )

@@ -74,7 +74,7 @@ def remembered_id(directory: Path) -> str:
 
 def fingerprint(directory: Path) -> tuple[str, float]:
     """SHA-256 over names, sizes and times of all files, and the latest of the times [s since 1970]."""
-    digest, newest = hashlib.sha256(), 0.0
+    digest, newest = hashlib.sha256(b"2"), 0.0  # another number when `dataset_id` is computed in another way
     for path in data_files(directory):
         status = path.stat()
         digest.update(

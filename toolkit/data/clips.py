@@ -19,7 +19,9 @@ from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
 from toolkit.base.reading import parse_json
 from toolkit.data.episode import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK, Episode
+from toolkit.data.episode_notes import episode_id
 from toolkit.data.formats.hdf5_write import new_hdf5
+from toolkit.data.seen_scenes import Scenes
 
 ARRAYS = {  # dimensions and kind of number
     "frames": (4, "u"),
@@ -52,6 +54,7 @@ class ClipStore:
     source: str = ""  # what the user calls it
     state_names: Sequence[str] = ()  # what the dimensions are, where the dataset says so
     action_names: Sequence[str] = ()
+    seen_scenes: Scenes | None = None  # by the generator behind the episodes, where the dataset says so
 
     @property
     def name(self) -> str:
@@ -106,6 +109,12 @@ class ClipStore:
     @property
     def image_size(self) -> int:
         return self.frames.shape[1]
+
+    @property
+    def episode_ids(self) -> list[str]:
+        """(E,), see `episode_id`."""
+        rows = [self.rows_of(np.array([episode])) for episode in range(self.num_episodes)]
+        return [episode_id(self.states[part], self.actions[part]) for part in rows]
 
     def instruction(self, episode: int) -> str:
         return self.tasks[int(self.episode_tasks[episode])]

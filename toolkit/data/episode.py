@@ -13,7 +13,7 @@ ACTION = "action"
 ACTION_IS_PAD = "action_is_pad"
 ACTION_DIM_IS_PAD = "action_dim_is_pad"  # dimensions that this robot does not have
 SYNTHETIC = "synthetic"
-PICTURE_EVERY = "picture_every"  # column of the episode table: steps from one camera picture to the next; 1 if absent
+PICTURE_EVERY = "picture_every"  # noted of an episode: steps from one camera picture to the next; 1 if absent
 TASK = "task"
 
 
@@ -25,7 +25,7 @@ class Episode:
     states:   (T, S) float32, the proprioceptive state at the same instant.
     actions:  (T, A) float32.
     task:     the instruction in natural language.
-    metadata: provenance, one scalar per key; stored as columns of the episode table.
+    metadata: provenance, one scalar per key; stored in a table beside the data, see `episode_notes`.
     cameras:  further pictures (T, H', W', 3) uint8 by feature key, e.g. observation.images.wrist.
     """
 

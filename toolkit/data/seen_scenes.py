@@ -32,12 +32,12 @@ def scenes_of(metadata: Iterable[dict[str, Any]], where: str = "dataset") -> Sce
 
 
 def scene_of(row: dict[str, Any], where: str) -> tuple[str, int] | None:
-    """(task, seed) of a row of the episode table, None if it lacks one. Raises UserError for what is no seed."""
+    """(task, seed) of what is noted of an episode, None if it lacks one. Raises UserError for what is no seed."""
     task, seed = row.get("task_name"), row.get("seed")
     if is_hole(task) or is_hole(seed):
         return None
     if not isinstance(task, str) or not task:
-        raise UserError(f"{where}: 'task_name' is {task!r:.100}; expected the name of a task in the episode table")
+        raise UserError(f"{where}: 'task_name' is {task!r:.100}; expected the name of a task")
     return task, seed_from(seed, f"{where}: 'seed'")
 
 

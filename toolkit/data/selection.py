@@ -51,9 +51,10 @@ def column(name: str, metadata: Sequence[dict[str, Any]], where: str) -> np.ndar
     if missing is None:
         return np.array([float(row[name]) for row in metadata])
     known = [key for key, value in metadata[missing].items() if _is_score(value)]
+    hint = f"{nearest(name, known)} " if known else ""
     raise UserError(
-        f"{where}: episode {missing} has no number '{name}' in the episode table. {nearest(name, known)} "
-        "`vag score` and `vag replay` write scores"
+        f"{where}: episode {missing} has no number '{name}'. {hint}`vag score` and `vag replay` write such into "
+        "their run directories: give those, notes=[RUN]"
     )
 
 

@@ -24,7 +24,7 @@ from toolkit.data.batches import BatchSource
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint, saved_steps
 from toolkit.training.config import OptimConfig as OptimConfig
 from toolkit.training.logging import ScalarLog
-from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
+from toolkit.training.optim import ExponentialMovingAverage, adamw, warmup_cosine
 from toolkit.training.runtime import RuntimeConfig, bf16_peak, forwards, make_accelerator, repeated_blocks
 
 THROUGHPUT = ("samples_per_second", "flop_per_second", "flop_per_sample", "bf16_peak_share")
@@ -52,25 +52,15 @@ def train(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train `objective` in place and leave its averaged weights in it.
 
-    Returns the last metrics, and the throughput: samples_per_second of this process, without the steps up to its first
-    log where there are more (code is compiled there), flop_per_sample of the first step (matrix products,
-    convolutions and attention, forwards and backwards), flop_per_second, and on a GPU bf16_peak_share of it in what
-    that GPU was measured to reach in large matrix products.
-
-    Continues from `directory/checkpoints` where one is found; the result is then bit for bit that of an
-    uninterrupted run, since batch k depends on the seed and k alone and the random state is restored. Of P processes
-    (started by `accelerate launch`) each takes every P-th batch; the first one writes.
+    Returns the last metrics, and the values of `Throughput`. Continues from `directory/checkpoints` where one is
+    found; the result is then bit for bit that of an uninterrupted run, since batch k depends on the seed and k alone
+    and the random state is restored. Of P processes each takes every P-th batch; the first one writes.
     Raises UserError when the loss, a gradient, a weight or an average is not finite: no such number is ever saved.
     """
     accelerator = make_accelerator(runtime, directory)
     objective.train()
     trained = LossModule(objective).to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(objective, config.weight_decay),
-        lr=config.learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    optimizer = adamw(objective, config)
     average = ExponentialMovingAverage(objective, config.ema_decay)
     checkpoints = directory / "checkpoints"
     first, metrics = load_checkpoint(checkpoints, objective, optimizer, average, config.steps)
@@ -81,7 +71,8 @@ def train(
 
     def save(step: int) -> None:
         try:
-            save_checkpoint(checkpoints, step, objective, optimizer, average, metrics)
+            if accelerator.is_main_process:
+                save_checkpoint(checkpoints, step, objective, optimizer, average, metrics)
         except UserError as error:
             raise diverged(description, str(error), step, checkpoints) from error
 
@@ -91,25 +82,22 @@ def train(
         average.update(objective, done - 1)
         speed.count(config.batch_size * config.gradient_accumulation * accelerator.num_processes)
         bar.update()
-        saving = done % config.checkpoint_every == 0 and done < config.steps
-        if done % config.log_every == 0 or done == config.steps or saving:
-            metrics = {"loss": loss.item(), "flop_per_sample": speed.flop, **{k: float(v) for k, v in values.items()}}
-            for name, number in (("loss", metrics["loss"]), ("gradient norm", float(norm))):
+        saving = done % config.checkpoint_every == 0 or done == config.steps
+        if done % config.log_every == 0 or saving:
+            metrics = {"loss": loss.item(), **{key: float(value) for key, value in values.items()}}
+            last = {"gradient_norm": float(norm), "learning_rate": advance.learning_rate(done - 1)}
+            for name, number in (("loss", metrics["loss"]), ("gradient norm", last["gradient_norm"])):
                 if not math.isfinite(number):
                     raise diverged(description, f"the {name} is {number}", done, checkpoints)
             bar.set_postfix(loss=f"{metrics['loss']:.4f}")
             metrics |= speed.measure()
-            rate = advance.learning_rate(done - 1)
-            log.scalars(done, {**metrics, "learning_rate": rate, "gradient_norm": float(norm)})
+            log.scalars(done, metrics | last)
             if on_log is not None and accelerator.is_main_process:
                 on_log(log, done)
-        if saving and accelerator.is_main_process:
+        if saving:
             save(done)
-    bar.close()
-    batches.close()
-    log.close()
-    if first < config.steps and accelerator.is_main_process:
-        save(config.steps)
+    for opened in (bar, batches, log):
+        opened.close()
     objective.load_state_dict(average.shadow)
     objective.to("cpu").eval()
     return {key: value for key, value in metrics.items() if key not in THROUGHPUT}, speed.values
@@ -168,7 +156,12 @@ class GradientSteps:
 
 
 class Throughput:
-    """Samples and operations a second, without the steps up to the first measurement where there are more."""
+    """Speed of this process, without the steps up to the first measurement if there are more: code is compiled there.
+
+    values: samples_per_second; flop_per_sample of the first step (matrix products, convolutions and attention, forwards
+    and backwards); flop_per_second; on a GPU bf16_peak_share of it in what that GPU was measured to reach in large
+    matrix products.
+    """
 
     def __init__(self, device: torch.device, before: dict[str, float]) -> None:
         self.values = {key: before[key] for key in THROUGHPUT if key in before}  # of a run that was killed at its end

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from toolkit.training.config import OptimConfig
+
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     """Matrices decay; biases, norms and other vectors do not."""
@@ -15,6 +17,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """The optimiser of every training."""
+    groups = parameter_groups(module, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: int, floor: float = 0.05) -> float:

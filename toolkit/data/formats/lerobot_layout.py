@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from string import Formatter
@@ -53,7 +54,7 @@ def data_files(directory: str | Path) -> list[Path]:
 
 
 def copy_files(directory: Path, target: Path, leave_out: Sequence[str] = ()) -> None:
-    """Copy a dataset into a folder, but for names that match `leave_out`.
+    """Copy a dataset, also one that may only be read, into a folder, but for names that match `leave_out`.
 
     Raises UserError as `check_links`, or if a copy fails.
     """
@@ -63,6 +64,8 @@ def copy_files(directory: Path, target: Path, leave_out: Sequence[str] = ()) -> 
     except shutil.Error as error:
         name, _, reason = error.args[0][0]
         raise UserError(f"{name}: cannot be copied ({reason})") from error
+    for path in (target, *target.rglob("*")):
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
 
 
 def read_info(directory: Path) -> dict[str, Any]:

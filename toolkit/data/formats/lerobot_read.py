@@ -1,4 +1,4 @@
-"""LeRobotDataset v3 on disk: write episodes atomically, read them back in order, add episode columns.
+"""LeRobotDataset v3 on disk: read back in order, with what is noted of its episodes.
 
 Writing goes through LeRobot itself. Reading a whole dataset goes through Parquet and one sequential video
 decode, which is far faster than LeRobot's random access and gives the same frames.
@@ -18,6 +18,7 @@ import numpy as np
 
 from toolkit.base.errors import UserError
 from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
+from toolkit.data.episode_notes import FILE, Notes, add_notes, episode_ids, filled, read_notes
 from toolkit.data.formats.lerobot_layout import (
     INFO,
     check_features,
@@ -26,12 +27,15 @@ from toolkit.data.formats.lerobot_layout import (
     data_files,
     read_info,
 )
-from toolkit.data.formats.parquet import plausible_rows, read_data_frame, read_parquet
+from toolkit.data.formats.parquet import plausible_rows, read_data_frame
 from toolkit.data.pictures import check_video_lengths, read_pictures
+from toolkit.data.seen_scenes import UNKNOWN, read_scenes
+
+OWN_NOTES = f"meta/{FILE}"
 
 
 def provenance(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the episode table without LeRobot's own bookkeeping, and without arrays."""
+    """A row of the episode table, where version 0.1 put its notes, without LeRobot's bookkeeping and without arrays."""
     own = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
     return {k: value for k, value in row.items() if not k.startswith(own) and not isinstance(value, np.ndarray | list)}
 
@@ -45,23 +49,23 @@ class Table:
     states: np.ndarray  # (N, S) float32
     actions: np.ndarray  # (N, A) float32
     tasks: list[str]  # (E,) instructions
-
-    def metadata(self, episode: int) -> dict[str, Any]:
-        """Provenance columns of one episode."""
-        return provenance(self.episodes[episode])
+    ids: list[str]  # (E,), see `episode_id`; none where other keys than `STATE` and `ACTION` were read
+    metadata: list[dict[str, Any]]  # (E,) what is noted of them in the dataset itself
 
 
 def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key: str = ACTION) -> Table:
-    """States (of several keys side by side), actions, tasks and episode columns.
+    """States (of several keys side by side), actions, tasks and what the dataset notes of its episodes.
 
     Raises UserError for missing keys, damaged files, tables that do not fit together, NaN.
     """
     directory = Path(directory)
     info = read_info(directory)
-    check_features(directory, info, None, (*state_keys, action_key))
+    noted = os.path.lexists(directory / OWN_NOTES)
+    vectors = dict.fromkeys([*state_keys, action_key, *((STATE, ACTION) if noted else ())])
+    check_features(directory, info, None, list(vectors))
     totals = {key: plausible_rows(info[f"total_{key}"]) for key in ("episodes", "frames")}
     episodes = _read_parquet(directory, "meta/episodes", ["episode_index", "length"], most_rows=totals["episodes"])
-    rows = ["index", "episode_index", "task_index", *state_keys, action_key]  # without pictures, where they lie there
+    rows = ["index", "episode_index", "task_index", *vectors]  # without pictures, where they lie there
     frames = _read_parquet(directory, "data", rows, only=True, most_rows=totals["frames"])
     tasks = _read_parquet(directory, "meta", ["task_index"], stem="tasks", most_rows=totals["frames"])
     try:
@@ -77,8 +81,8 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
             raise UserError(f"{directory}: 'episode_index' of the episode table does not count 0, 1, 2, ...")
         if not np.array_equal(frames["episode_index"], np.repeat(indices, lengths)):
             raise UserError(f"{directory}: 'episode_index' of the rows disagrees with the lengths of the episodes")
-        states = np.concatenate([_columns(directory, info, key, frames[key]) for key in state_keys], axis=1)
-        actions = _columns(directory, info, action_key, frames[action_key])
+        columns = {key: _columns(directory, info, key, frames[key]) for key in vectors}
+        states, actions = np.concatenate([columns[key] for key in state_keys], axis=1), columns[action_key]
         first = np.cumsum(lengths) - lengths
         instructions = [names.get(int(i)) for i in frames["task_index"].to_numpy()[first]]
     except UserError:
@@ -94,7 +98,45 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
             row = int(np.argmax(~np.isfinite(values).all(axis=1)))
             episode = int(np.searchsorted(first, row, side="right")) - 1
             raise UserError(f"{directory}: '{key}' holds NaN or infinity (episode {episode}); remove that episode")
-    return Table(episodes.to_dict("records"), lengths, states, actions, [str(name) for name in instructions])
+    records = episodes.to_dict("records")
+    metadata = [provenance(row) for row in records]
+    ids = episode_ids(columns[STATE], columns[ACTION], lengths) if {STATE, ACTION} <= columns.keys() else []
+    if noted:
+        metadata = add_notes(metadata, ids, [own_notes(directory, ids)])
+    return Table(records, lengths, states, actions, [str(name) for name in instructions], ids, metadata)
+
+
+def own_notes(directory: Path, ids: Sequence[str]) -> Notes:
+    """The notes that a dataset holds itself. Raises UserError if they are damaged or about none of its episodes."""
+    notes = read_notes(check_inside(directory, OWN_NOTES), plausible_rows(len(ids)))
+    if notes.of(ids) is None:
+        raise UserError(f"{directory / OWN_NOTES}: is about the episodes of another dataset; delete it")
+    return notes
+
+
+def open_notes(path: str | Path) -> Notes:
+    """What a run of `vag replay` or `vag score` noted of episodes, or what a dataset says of its own.
+
+    Raises UserError if there is neither, or it is damaged.
+    """
+    path = Path(path)
+    if os.path.lexists(path / FILE):
+        return read_notes(check_inside(path, FILE))
+    if not (path / INFO).is_file():
+        raise UserError(f"notes: {path}: no '{FILE}'; expected the run directory of a replay or score, or a dataset")
+    table, scenes = read_table(path), read_scenes(path / "meta")
+    if scenes is None and any(row.get("source") == "synthetic" for row in table.metadata):
+        scenes = {UNKNOWN: []}  # of their generator
+    notes = Notes(path, {}, scenes)
+    for name, row in zip(table.ids, table.metadata, strict=True):
+        notes.rows.setdefault(name, []).append(filled(row))
+    return notes
+
+
+def noted_episodes(directory: Path, runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """What a dataset, and runs of `vag replay` and `vag score`, note of each of its episodes."""
+    table = read_table(directory)
+    return add_notes(table.metadata, table.ids, map(open_notes, runs))
 
 
 def _columns(directory: Path, info: dict, key: str, cells: Any) -> np.ndarray:
@@ -110,7 +152,7 @@ def read_actions(directory: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
     """Metadata and actions (T, A) of each episode, without decoding a picture."""
     table = read_table(directory)
     parts = np.split(table.actions, np.cumsum(table.lengths)[:-1])
-    return [(table.metadata(i), part) for i, part in enumerate(parts)]
+    return list(zip(table.metadata, parts, strict=True))
 
 
 def read_episodes(
@@ -143,7 +185,7 @@ def read_episodes(
             table.states[start:stop],
             table.actions[start:stop],
             table.tasks[index],
-            table.metadata(index),
+            table.metadata[index],
             {key: images[key] for key in cameras},
         )
         start = stop
@@ -158,19 +200,14 @@ def _next_episode(parts: Iterator[np.ndarray], length: int) -> np.ndarray:
 
 
 def dataset_id(directory: Path) -> str:
-    """SHA-256 over names and contents of all files, first 16 hex digits; scores noted later do not count."""
+    """SHA-256 over names and contents of all files, first 16 hex digits."""
     digest = hashlib.sha256()
     for path in data_files(directory):
         name = str(path.relative_to(directory))
         check_inside(directory, name)
         digest.update(os.fsencode(name))
-        if name.startswith("meta/episodes/"):
-            table = read_parquet(path).replace_schema_metadata(None)
-            for column in sorted(c for c in table.column_names if not c.startswith(("replay_", "score_"))):
-                digest.update(f"{column}={table[column].to_pylist()}".encode())
-        else:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""LeRobotDataset v3 on disk: episodes are written atomically, through LeRobot itself; columns are added later."""
+"""LeRobotDataset v3 on disk: written atomically, through LeRobot itself, with notes on its episodes in a table."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 from toolkit.base import files, manifest, reading
 from toolkit.base.errors import UserError
 from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
-from toolkit.data.formats.lerobot_layout import check_inside, check_instruction
+from toolkit.data.episode_notes import FILE, check_row, episode_id, write_notes
+from toolkit.data.formats.lerobot_layout import check_instruction
 from toolkit.data.formats.lerobot_stats import two_shortcuts
-from toolkit.data.formats.parquet import read_parquet
 
 VIDEO_FILE_MB = 8
 
@@ -46,6 +46,7 @@ class EpisodeWriter:
         self.state_names, self.action_names, self.crf = state_names, action_names, crf
         self.temporary = manifest.partial_name(self.directory)
         self.metadata: list[dict[str, Any]] = []
+        self.ids: list[str] = []
         self._dataset: Any = None
         self._values: dict[str, list[np.ndarray]] = {STATE: [], ACTION: []}
 
@@ -83,9 +84,7 @@ class EpisodeWriter:
         for key, values in vectors.items():
             if not np.isfinite(values).all():
                 raise UserError(f"{name}: '{key}' holds NaN or infinity; it was not written")
-        for key, value in episode.metadata.items():
-            if isinstance(value, float | np.floating) and not math.isfinite(value):
-                raise UserError(f"{name}: '{key}' is {value}; expected a finite number. It was not written")
+        check_row(episode.metadata, name)
         check_instruction(episode.task, name)
         cameras = {IMAGE: episode.images, **episode.cameras}
         rows: dict[str, np.ndarray] = {**cameras, **vectors}
@@ -102,6 +101,7 @@ class EpisodeWriter:
                 self._dataset.add_frame({**{key: part[step] for key, part in rows.items()}, "task": episode.task})
             self._dataset.save_episode()
         self.metadata.append(episode.metadata)
+        self.ids.append(episode_id(vectors[STATE], vectors[ACTION]))
         self._values[STATE].append(episode.states)
         self._values[ACTION].append(episode.actions)
 
@@ -113,8 +113,8 @@ class EpisodeWriter:
     def _complete(self) -> None:
         if self._dataset is None:
             raise UserError(f"{self.directory}: no episode to write; the dataset would be empty")
-        keys = sorted({key for row in self.metadata for key in row})
-        add_episode_columns(self.temporary, {key: [row.get(key) for row in self.metadata] for key in keys})
+        if any(self.metadata):
+            write_notes(self.temporary / "meta" / FILE, self.ids, self.metadata)
         self._write_global_statistics()
         files.discard(self.temporary / "images", everything=True)
 
@@ -160,25 +160,6 @@ class EpisodeWriter:
                 statistics[key][name] = np.quantile(values, int(name[1:]) / 100, axis=0).tolist()
         check_finite(statistics, str(self.directory / "meta/stats.json"))
         files.write_json(path, statistics)
-
-
-def add_episode_columns(directory: Path, columns: dict[str, list[Any]]) -> None:
-    """Add or replace columns of the episode table; each file is rewritten under a temporary name, then renamed.
-
-    Raises UserError, before anything is written, for a number that is not finite, and for a damaged table.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    for name, values in columns.items():
-        check_finite(values, f"{directory}: column '{name}' of the episode table")
-    for path in sorted((Path(directory) / "meta/episodes").rglob("*.parquet")):
-        check_inside(directory, path.relative_to(directory))
-        table = read_parquet(path).to_pandas()
-        for name, values in columns.items():
-            table[name] = [values[int(i)] for i in table["episode_index"]]
-        with files.atomic_file(path) as temporary, temporary.open("wb") as file:  # whose name may be of any letters
-            pyarrow.parquet.write_table(pyarrow.Table.from_pandas(table, preserve_index=False), file)
 
 
 def check_finite(value: Any, where: str) -> None:

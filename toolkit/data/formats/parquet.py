@@ -61,11 +61,20 @@ def read_data_frame(path: Path, columns: Sequence[str] = (), *, only: bool = Fal
         if names.count(column) != 1:
             raise UserError(f"{path}: no column '{column}', or two; it has: {', '.join(names)[:500]}")
     table = read_parquet(path, list(dict.fromkeys(columns)) if only else None, most_rows=most_rows)
+    return _converted(path, table.to_pandas)
+
+
+def read_rows(path: Path, most_rows: int | None = None) -> list[dict[str, Any]]:
+    """All rows as Python values. Raises UserError as `read_parquet`."""
+    return _converted(path, read_parquet(path, most_rows=most_rows).to_pylist)
+
+
+def _converted[Found](path: Path, convert: Callable[[], Found]) -> Found:
     try:
-        return table.to_pandas()
+        return convert()
     except MemoryError:
         raise
-    except Exception as error:  # what pandas says of itself in the file may be damaged, too
+    except Exception as error:  # what pandas says of itself in the file may be damaged, too, or the letters of a text
         raise UserError(f"{path}: not readable as Parquet ({_first_line(error)})") from error
 
 

@@ -6,6 +6,7 @@ Legend: E episodes, N rows (one per frame) of all episodes, D numbers of a featu
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,10 @@ import numpy as np
 
 from toolkit.base.errors import UserError
 from toolkit.base.reading import read_json
+from toolkit.data.episode import ACTION, STATE
+from toolkit.data.episode_notes import episode_id
 from toolkit.data.formats.lerobot_layout import INFO, PICTURES, check_inside, read_info
+from toolkit.data.formats.lerobot_read import OWN_NOTES, own_notes
 from toolkit.data.formats.parquet import plausible_rows, read_data_frame
 
 COUNTERS = ("frame_index", "index", "episode_index", "task_index")
@@ -80,6 +84,7 @@ class Contents:
     info: dict[str, Any]
     fps: float
     episodes: list[dict[str, Any]]  # columns of the episode table
+    notes: list[dict[str, Any]]  # what the dataset notes of the episodes beside that table
     ids: np.ndarray  # (E,) episode_index of the episode table
     rows: list[np.ndarray]  # of each episode the numbers of its rows, in the order of its frames
     frames: Any  # the pandas table of all rows, in the order of the files
@@ -169,11 +174,13 @@ def read_contents(directory: Path, findings: Findings) -> Contents:
     values = _values(info, frames, findings)
     rows = _rows_of_episodes(table, ids, frames)
     records = [{str(key): value for key, value in record.items()} for record in table.to_dict("records")]
+    notes = _notes(directory, values, rows, findings)
     return Contents(
         directory,
         info,
         float(info["fps"]),
         records,
+        notes,
         ids,
         rows,
         frames,
@@ -181,6 +188,21 @@ def read_contents(directory: Path, findings: Findings) -> Contents:
         instructions or {},
         instructions is not None,
     )
+
+
+def _notes(
+    directory: Path, values: dict[str, np.ndarray], rows: list[np.ndarray], findings: Findings
+) -> list[dict[str, Any]]:
+    """What a dataset itself notes of each episode; damage becomes a problem."""
+    nothing: list[dict[str, Any]] = [{} for _ in rows]
+    if not os.path.lexists(directory / OWN_NOTES) or not {STATE, ACTION} <= values.keys():
+        return nothing
+    try:
+        ids = [episode_id(values[STATE][part], values[ACTION][part]) for part in rows]
+        return own_notes(directory, ids).of(ids) or nothing
+    except UserError as error:
+        findings.add("rewrite", f"{error}. Bring the right file back, or delete it if the notes do not matter")
+        return nothing
 
 
 def checked_info(directory: Path) -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +10,7 @@ from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_directory, write_json
 from toolkit.base.progress import progress
 from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
+from toolkit.data.episode_notes import filled
 from toolkit.data.formats.lerobot_layout import UNFINISHED, camera_keys, copy_files
 from toolkit.data.formats.lerobot_read import provenance
 from toolkit.data.formats.lerobot_write import EpisodeWriter, check_finite
@@ -75,7 +74,7 @@ def _rewrite(inspection: Inspection, target: Path) -> list[str]:
                     states=contents.values[STATE][rows].astype(np.float32),
                     actions=contents.values[ACTION][rows].astype(np.float32),
                     task=instruction,
-                    metadata=_metadata(contents.episodes[episode]),
+                    metadata=filled({**provenance(contents.episodes[episode]), **contents.notes[episode]}),
                     cameras=pictures,
                 )
             )
@@ -119,13 +118,3 @@ def _check_nothing_lost(contents: Contents, kept: list[int]) -> None:
 def _names(contents: Contents, key: str) -> list[str]:
     names, width = flat_names(contents.features[key].get("names")), contents.values[key].shape[1]
     return names if len(names) == width else [f"{key.split('.')[-1]}_{i}" for i in range(width)]
-
-
-def _metadata(row: dict[str, Any]) -> dict[str, Any]:
-    """Provenance columns that hold a value; a hole in a column reads as NaN."""
-    found = {key: value.item() if hasattr(value, "item") else value for key, value in provenance(row).items()}
-    return {
-        key: value
-        for key, value in found.items()
-        if isinstance(value, str | int | bool) or (isinstance(value, float) and math.isfinite(value))
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vag_core.config import BridgeConfig
@@ -26,7 +27,7 @@ class PoolingBridge(nn.Module):
         self.project = nn.Linear(features, config.width) if cells > 1 else None
         self.project_first = nn.Linear(channels * height * width, config.width) if config.first_frame else None
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d"]:
         """latents: (B, C, T, h, w), first frame included, unit variance -> condition (B, width)."""
         pooled = F.adaptive_avg_pool3d(latents, self.grid).flatten(1)  # (B, C * t * h * w)
         if self.project is not None:

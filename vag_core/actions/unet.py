@@ -1,4 +1,4 @@
-"""Conditional 1D U-Net over the action sequence, FiLM-conditioned (Diffusion Policy, arXiv 2303.04137).
+"""Conditional 1D U-Net over the action sequence, FiLM-conditioned (Diffusion Policy, arXiv 2303.04137), as published.
 
 Shapes: trajectory (B, N, A); condition (B, D); inside, channels first (B, c, N).
 """
@@ -9,13 +9,16 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from vag_core.config import ActionConfig
+from vag_core.actions.branch import ConditionedBranch, VideoView
+from vag_core.actions.bridge import PoolingBridge
+from vag_core.config import GeneratorConfig, UNetConfig
 
 
 class ConvBlock(nn.Sequential):
-    def __init__(self, inputs: int, outputs: int, config: ActionConfig) -> None:
+    def __init__(self, inputs: int, outputs: int, config: UNetConfig) -> None:
         super().__init__(
             nn.Conv1d(inputs, outputs, config.kernel_size, padding=config.kernel_size // 2),
             nn.GroupNorm(config.groups, outputs),
@@ -26,14 +29,14 @@ class ConvBlock(nn.Sequential):
 class ResidualFiLM(nn.Module):
     """Two convolutions; the condition scales and shifts between them (arXiv 1709.07871)."""
 
-    def __init__(self, inputs: int, outputs: int, condition: int, config: ActionConfig) -> None:
+    def __init__(self, inputs: int, outputs: int, condition: int, config: UNetConfig) -> None:
         super().__init__()
         self.first = ConvBlock(inputs, outputs, config)
         self.second = ConvBlock(outputs, outputs, config)
         self.film = nn.Sequential(nn.SiLU(), nn.Linear(condition, 2 * outputs))
         self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b c n"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b e n"]:
         scale, shift = self.film(condition)[..., None].chunk(2, dim=1)
         return self.skip(x) + self.second((1 + scale) * self.first(x) + shift)
 
@@ -41,7 +44,7 @@ class ResidualFiLM(nn.Module):
 class ActionUNet(nn.Module):
     """Velocity of the noisy trajectory. (B, N, A), (B, D) -> (B, N, A); N must divide by 2^(levels - 1)."""
 
-    def __init__(self, config: ActionConfig, width: int, condition: int) -> None:
+    def __init__(self, config: UNetConfig, width: int, condition: int) -> None:
         super().__init__()
         channels = list(config.channels)
 
@@ -63,7 +66,7 @@ class ActionUNet(nn.Module):
         )
         self.out = nn.Sequential(ConvBlock(channels[0], channels[0], config), nn.Conv1d(channels[0], width, 1))
 
-    def forward(self, trajectory: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, trajectory: Float[Tensor, "b n c"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n c"]:
         x = trajectory.transpose(1, 2)
         skips = []
         for level, blocks in enumerate(self.down):
@@ -79,3 +82,29 @@ class ActionUNet(nn.Module):
             for block in cast(Iterable[nn.Module], blocks):
                 x = block(x, condition)
         return self.out(x).transpose(1, 2)
+
+
+class UNetBranch(ConditionedBranch):
+    """Denoises the trajectory beside the video, of which it reads the pooled clean prediction; sends no gradient."""
+
+    predicts_velocity = True
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        action = config.action
+        assert isinstance(action, UNetConfig)
+        super().__init__(config, action.bridge.width)
+        self.bridge = PoolingBridge(action.bridge, config.latent_shape)
+        condition = action.bridge.width + self.bridge.out_width
+        self.network = ActionUNet(action, config.action_dim + config.state_dim, condition)
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "b n c"],
+        t: Float[Tensor, " b"],
+        condition: Float[Tensor, "b d"],
+        video: VideoView | None,
+    ) -> Float[Tensor, "b n c"]:
+        """As in `ActionBranch`: the velocity (B, N, A + S)."""
+        assert video is not None
+        condition = condition + self.time(t)
+        return self.network(noisy, torch.cat([condition, self.bridge(video.latents.detach())], dim=-1))

@@ -6,7 +6,7 @@ import torch
 from toolkit.data.batches import GeneratorClips, TokenizerClips
 from toolkit.data.clips import ClipStore
 from vag_core.config import TokenizerConfig
-from vag_core.video_tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
+from vag_core.tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ Shapes: frames (B, 3, F, H, W) in [0, 1]; latents (B, C, T, h, w), unit variance
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from vag_core.config import TokenizerConfig
@@ -48,16 +49,18 @@ class VideoTokenizer(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(2, channels))
         self.register_buffer("latent_std", torch.ones(2, channels))
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Float[Tensor, "b 3 f height width"]) -> Float[Tensor, "b c t h w"]:
         """Deterministic latents (the posterior mean), standardised. (B, 3, F, H, W) -> (B, C, T, h, w)."""
         mean, _ = self._posterior(frames)
         return self._standardise(mean)
 
-    def encode_first(self, image: Tensor) -> Tensor:
+    def encode_first(self, image: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c 1 h w"]:
         """Latent of the first frame alone. (B, 3, H, W) -> (B, C, 1, h, w)."""
         return self.encode(image[:, :, None])
 
-    def decode(self, latents: Tensor, first_frame: Tensor | None = None) -> Tensor:
+    def decode(
+        self, latents: Float[Tensor, "b c t h w"], first_frame: Float[Tensor, "b 3 height width"] | None = None
+    ) -> Float[Tensor, "b 3 f height width"]:
         """(B, C, T, h, w) -> (B, 3, F, H, W) in [0, 1].
 
         first_frame: (B, 3, H, W); returned as it is where given, else decoded from its latent.
@@ -65,7 +68,7 @@ class VideoTokenizer(nn.Module):
         mean, std = self._statistics(latents.shape[2])
         return self._decode(latents * std + mean, first_frame).clamp(0, 1)
 
-    def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: dict[str, Any]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Reconstruction + KL. batch["frames"]: (B, 3, F, H, W) in [0, 1] or (B, F, H, W, 3) uint8."""
         frames = to_float_frames(batch["frames"])
         mean, log_variance = self._posterior(frames)
@@ -83,7 +86,7 @@ class VideoTokenizer(nn.Module):
         return loss, {"psnr": psnr, "first_frame_psnr": first_psnr, "kl": kl.detach()}
 
     @torch.no_grad()
-    def calibrate(self, frames: Tensor) -> None:
+    def calibrate(self, frames: Float[Tensor, "b 3 f height width"]) -> None:
         """Measure the latents' mean and deviation on (B, 3, F, H, W), so that `encode` gives unit variance."""
         mean, _ = self._posterior(frames)
         for row, part in enumerate((mean[:, :, :1], mean[:, :, 1:])):
@@ -134,14 +137,14 @@ class VideoTokenizer(nn.Module):
         return (latents - mean) / std
 
 
-def to_float_frames(frames: Tensor) -> Tensor:
+def to_float_frames(frames: Shaped[Tensor, "b _ _ _ _"]) -> Float[Tensor, "b 3 f h w"]:
     """(B, F, H, W, 3) uint8 -> (B, 3, F, H, W) float in [0, 1]; floats pass unchanged."""
     if frames.dtype != torch.uint8:
         return frames
     return rearrange(frames, "b f h w c -> b c f h w").float() / 255
 
 
-def to_uint8_frames(frames: Tensor) -> Tensor:
+def to_uint8_frames(frames: Float[Tensor, "b 3 f h w"]) -> UInt8[Tensor, "b f h w 3"]:
     """Inverse of `to_float_frames`."""
     return rearrange((frames * 255).round().clamp(0, 255).to(torch.uint8), "b c f h w -> b f h w c")
 

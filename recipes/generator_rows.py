@@ -1,0 +1,231 @@
+"""What the benchmark of generators found: the rows and comparisons of its record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.schema import BenchmarkGeneratorsConfig, TrainGeneratorConfig, VariantConfig
+from recipes.stages import entry, needed_result
+from toolkit.base.errors import UserError
+from toolkit.base.files import write_json
+from toolkit.data.batches import GeneratorClips
+from toolkit.data.cache import open_clips
+from toolkit.evaluation.alignment import InverseDynamics, Pairs, inverse_dynamics_consistency, joint_distance
+from toolkit.evaluation.clip_encoder import (
+    load_clip_encoder,
+    random_clip_encoders,
+    save_clip_encoder,
+    train_clip_encoder,
+)
+from toolkit.evaluation.distribution import frechet_clip_distance, frechet_distance, i3d_features
+from toolkit.evaluation.statistics import compare_systems, hierarchical_bootstrap, wilson_interval
+from toolkit.evaluation.validity import rank_agreement, validity_card
+from toolkit.reporting.benchmark_results import Difference, Row
+from toolkit.reporting.results import EvaluateGeneratorResult, ReplayResult, TrainGeneratorResult
+from vag_core.config import GeneratorConfig
+
+VIDEO_SOURCE = "vag_grid"  # its video branch, trained beside a head that sends no gradient back, serves the others
+READERS = ("vag_published", "two_stage_temporal", "two_stage_resnet")
+SCENE_METRICS = ("action_distance", "end_effector_error_cm", "jerk_ratio", "psnr", "ssim", "gmsd")
+SPLITS = 20
+Evaluations = dict[str, list[EvaluateGeneratorResult]]  # system or variant: one per training seed
+FEWEST_RANKED = 4  # videos, below which a ranking says nothing
+
+
+def variants_of(config: BenchmarkGeneratorsConfig, suite: str) -> dict[str, VariantConfig]:
+    """Further evaluations in a suite, of systems that take part."""
+    if suite != config.variants_suite:
+        return {}
+    return {name: variant for name, variant in config.variants.items() if variant.system in trained(config, suite)}
+
+
+def trained(config: BenchmarkGeneratorsConfig, suite: str) -> list[str]:
+    """Systems that are trained in a suite."""
+    return [*config.systems, *(config.helpers if suite == config.variants_suite else [])]
+
+
+def evaluations(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> Evaluations:
+    """Results of every system and variant in a suite, one per training seed."""
+    names = [*config.systems, *variants_of(config, suite)]
+    return {
+        name: [
+            needed_result(root / f"evaluate_{name}_{suite}_{seed}", EvaluateGeneratorResult) for seed in config.seeds
+        ]
+        for name in names
+    }
+
+
+def suite_rows(suite: str, found: Evaluations) -> list[Row]:
+    """One row per system and metric."""
+    rows = []
+    for system, results in found.items():
+        values: dict[str, tuple[float, float, float, int]] = {}
+        outcomes = scene_table(results, "replay_success")
+        if outcomes is not None:
+            bounds = wilson_interval(int(outcomes.sum()), outcomes.size)
+            values["replay_success"] = (float(outcomes.mean()), *bounds, outcomes.size)
+        for metric in SCENE_METRICS:
+            table = scene_table(results, metric)
+            if table is not None:
+                mean = hierarchical_bootstrap(table.tolist(), [[0.0] * table.shape[1]])
+                values[metric] = (mean["difference"], mean["low"], mean["high"], table.size)
+        for metric in ("seconds_per_pair", "function_evaluations"):
+            measured = [float(getattr(result, metric)) for result in results]
+            values[metric] = (float(np.median(measured)), min(measured), max(measured), len(measured))
+        for i, errors in enumerate(zip(*(result.dimension_errors or [] for result in results), strict=True)):
+            values[f"action_{i}_error"] = (float(np.mean(errors)), min(errors), max(errors), len(errors))
+        where: Any = {"system": system, "suite": suite, "seeds": len(results)}
+        for metric, (value, low, high, n) in values.items():
+            rows.append(Row(**where, metric=metric, value=value, low=low, high=high, n=n))
+    return rows
+
+
+def training_rows(
+    config: BenchmarkGeneratorsConfig, root: Path, suite: str, trainings: dict[str, TrainGeneratorConfig]
+) -> list[Row]:
+    """What the training of each system took: minutes, 10^15 floating-point operations, samples/s, tokens/s and FLOP/s.
+
+    Where the device was measured, also the share of its bf16 peak.
+    """
+    rows = []
+    for system in trained(config, suite):
+        measured: dict[str, list[float]] = {}
+        for seed in config.seeds:
+            names = [f"{name}_{suite}_{seed}" for name in [system, *([VIDEO_SOURCE] if system in READERS else [])]]
+            costs = [training_cost(root / name, trainings[name]) for name in names]
+            for key in ("training_minutes", "training_pflop"):
+                measured.setdefault(key, []).append(sum(cost[key] for cost in costs))
+            for key in ("samples_per_second", "tokens_per_second", "gflop_per_second", "bf16_peak_share"):
+                if key in costs[0]:
+                    measured.setdefault(key, []).append(costs[0][key])
+        for metric, values in measured.items():
+            bounds: Any = {"value": float(np.median(values)), "low": min(values), "high": max(values)}
+            rows.append(Row(system=system, suite=suite, metric=metric, **bounds, n=len(values), seeds=len(values)))
+    return rows
+
+
+def training_cost(directory: Path, config: TrainGeneratorConfig) -> dict[str, float]:
+    """Cost of the streams of one training; the tokenizer, which all share, is left out."""
+    speed, optim = needed_result(directory, TrainGeneratorResult).throughput, config.optim
+    if speed.samples_per_second is None or speed.flop_per_second is None or speed.flop_per_sample is None:
+        raise UserError(f"{directory}: its training does not say how fast it was; delete it to have it made again")
+    samples = optim.steps * optim.batch_size * optim.gradient_accumulation
+    cost = {
+        "training_minutes": samples / speed.samples_per_second / 60,
+        "training_pflop": samples * speed.flop_per_sample / 1e15,
+        "samples_per_second": speed.samples_per_second,
+        "gflop_per_second": speed.flop_per_second / 1e9,
+    }
+    more = {key: getattr(speed, key) for key in ("tokens_per_second", "bf16_peak_share")}
+    return cost | {key: value for key, value in more.items() if value is not None}
+
+
+def set_rows(
+    config: BenchmarkGeneratorsConfig, root: Path, data: str, suite: str, found: Evaluations, shape: GeneratorConfig
+) -> list[Row]:
+    """Distances between sets: of clips, of pairs of video and actions, and inverse dynamics on the pairs.
+
+    The encoder, and inverse dynamics, learn on episodes of their own. The floor is the distance of recorded episodes
+    to each other; `shuffled` is the same set with its actions exchanged within each task. Values of training seeds are
+    averaged; the bounds are the least and most of theirs.
+    """
+    metric, real = (recorded_pairs(root / f"{part}_{data}/dataset", shape) for part in ("metric", "held_out"))
+    path = root / f"clip_encoder_{suite}.safetensors"
+    if not path.exists():
+        save_clip_encoder(train_clip_encoder(metric.clips, config.encoder_steps, config.seeds[0]), path)
+    encoder = load_clip_encoder(path)
+    write_json(root / f"validity_card_{suite}.json", validity_card(encoder, real.clips, splits=SPLITS))
+    others, inverse_dynamics = random_clip_encoders(reference=metric.clips), InverseDynamics(metric)
+    if config.i3d is not None:
+        real_features, _ = i3d_features(config.i3d, real.clips)
+    rows: list[Row] = []
+    ranks: dict[tuple[str, int], list[float]] = {}
+    for system in config.systems:
+        measured: dict[str, list[dict[str, Any]]] = {}
+        for seed, result in zip(config.seeds, found[system], strict=True):
+            if "psnr" not in result.scenes.metrics or result.samples is None:  # no video
+                continue
+            with np.load(root / f"evaluate_{system}_{suite}_{seed}" / result.samples) as saved:
+                made = Pairs(saved["frames"], saved["actions"])
+            measured.setdefault("frechet_clip_distance", []).append(
+                frechet_clip_distance(encoder, real.clips, made.clips, splits=SPLITS, paired=True)
+            )
+            measured.setdefault("joint_distance", []).append(
+                joint_distance(encoder, real, made, groups=result.scenes.task, splits=SPLITS, paired=True)
+            )
+            consistency = inverse_dynamics_consistency(inverse_dynamics, real, made)
+            measured.setdefault("inverse_dynamics_error_difference", []).append(
+                {**consistency, "value": consistency["difference"], "n": consistency["n_generated"]}
+            )
+            if config.i3d is not None:
+                features, weights = i3d_features(config.i3d, made.clips)
+                fvd = frechet_distance(real_features, features, shrink=False)
+                bounds = dict.fromkeys(("value", "low", "high"), fvd)  # one set of clips has no interval
+                measured.setdefault("fvd", []).append({**bounds, "n": len(features), "encoder_id": weights})
+            if system not in READERS or VIDEO_SOURCE not in config.systems:  # else the video of another once more
+                ranks[system, seed] = [
+                    frechet_clip_distance(one, real.clips, made.clips, splits=5, paired=True)["value"]
+                    for one in (encoder, *others)
+                ]
+        for metric_name, values in measured.items():
+            beside = ("value", "floor", "shuffled", "real", "mean")
+            more: dict[str, Any] = {key: np.mean([v[key] for v in values]).item() for key in beside if key in values[0]}
+            more |= {key: values[0][key] for key in ("encoder_id",) if key in values[0]}
+            row: Any = {"low": min(v["low"] for v in values), "high": max(v["high"] for v in values)}
+            row |= {"value": more.pop("value"), "n": values[0]["n"], "seeds": len(values), "more": more}
+            rows.append(Row(system=system, suite=suite, metric=metric_name, **row))
+    table = np.array(list(ranks.values())).T  # (encoders, videos of a system and training seed)
+    if len(ranks) >= FEWEST_RANKED:
+        agreement = rank_agreement(table)
+        row = {"value": agreement["mean"], "low": agreement["lowest"], "high": 1.0, "n": 1 + len(others), "seeds": 1}
+        rows.append(Row(system="clip_encoders", suite=suite, metric="rank_agreement", **row))
+    return rows
+
+
+def recorded_pairs(dataset: Path, shape: GeneratorConfig) -> Pairs:
+    """The first window of every recorded episode."""
+    store = open_clips(dataset, shape.image_size)
+    clips = GeneratorClips(store, 1, shape.num_frames, 0, False, shape.frame_stride)
+    window = clips.window(np.arange(store.num_episodes))
+    return Pairs(window["frames"], window["actions"])
+
+
+def scene_table(results: Sequence[EvaluateGeneratorResult], metric: str) -> np.ndarray | None:
+    """(training seeds, scenes) of a metric or `replay_success`, None where the system has none."""
+    tables = [{**r.scenes.metrics, "replay_success": r.scenes.replay_success}.get(metric) for r in results]
+    return None if None in tables else np.array(tables, dtype=float)
+
+
+def ceiling_row(suite: str, directory: Path) -> Row:
+    """What recorded actions reach when they are replayed."""
+    found = entry(directory, "systems", needed_result(directory, ReplayResult).systems, "recorded")
+    bounds: Any = {"value": found.rate, "low": found.low, "high": found.high, "n": found.n}
+    return Row(system="recorded", suite=suite, metric="replay_success", **bounds, seeds=0)
+
+
+def suite_comparisons(config: BenchmarkGeneratorsConfig, suite: str, found: Evaluations) -> list[Difference]:
+    """The reference minus every other system, and variants minus what they name, paired by scene."""
+    pairs = [(config.reference, system) for system in config.systems if system != config.reference]
+    for name, variant in variants_of(config, suite).items():
+        if variant.against is None:
+            pairs.append((config.reference, name))
+        elif variant.against in found:
+            pairs.append((name, variant.against))
+    comparisons = []
+    for a, b in pairs:
+        for metric in ("replay_success", "action_distance", "psnr"):
+            ours, theirs = scene_table(found[a], metric), scene_table(found[b], metric)
+            if ours is None or theirs is None:
+                continue
+            compare = compare_systems if metric == "replay_success" else mean_difference
+            difference: Any = compare(ours, theirs)
+            comparisons.append(Difference(a=a, b=b, suite=suite, metric=metric, paired=True, **difference))
+    return comparisons
+
+
+def mean_difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    return hierarchical_bootstrap(ours.tolist(), theirs.tolist())

@@ -1,0 +1,105 @@
+"""The numbers that every system trains with, at fixed seeds: a change of them is a change of the method."""
+
+import zlib
+from typing import Any
+
+import pytest
+import torch
+
+from vag_core import Generator, GeneratorConfig
+from vag_core.config import (
+    ActionConfig,
+    ActionOnlyConfig,
+    BridgeConfig,
+    ForwardDynamicsConfig,
+    FramewiseConfig,
+    SceneConfig,
+    TemporalConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    UNetConfig,
+    VideoConfig,
+)
+
+STEPS = 4
+SIZES = {"width": 32, "depth": 1, "heads": 2}
+# Video and action loss of the last step; of samples the mean square of the actions, that of the change to the first
+# picture, and the score.
+EXPECTED: dict[str, tuple[ActionConfig, tuple[float, ...]]] = {
+    "transformer": (TransformerConfig(**SIZES), (1.5428, 0.69922, 0.48657, 612.57, 2.5476)),
+    "transformer_without_plans": (
+        TransformerConfig(**SIZES, plan_share=0.0),
+        (1.5409, 0.62748, 0.58428, 608.48, 2.3494),
+    ),
+    "unet": (
+        UNetConfig(channels=[16, 32], bridge=BridgeConfig(grid=[2, 2, 2], width=32)),
+        (1.4895, 1.463, 1.7218, 607.11, 4.1864),
+    ),
+    "temporal": (TemporalConfig(**SIZES), (1.552, 0.78776, 0.75087, 607.43, 2.1565)),
+    "framewise": (FramewiseConfig(backbone="resnet10t"), (1.4895, 0.49667, 0.08953, 607.11, 2.1561)),
+    "action_only": (ActionOnlyConfig(**SIZES), (0, 0.72732, 0.49359, 0, 0.047192)),
+    "forward_dynamics": (ForwardDynamicsConfig(), (1.4989, 0, 1.1111, 606.59)),
+}
+
+
+def make(action: ActionConfig) -> Generator:
+    """A small generator whose weights do not depend on the order in which it is built."""
+    config = GeneratorConfig(
+        image_size=32,
+        num_frames=9,
+        state_dim=2,
+        action_dim=2,
+        tokenizer=TokenizerConfig(latent_channels=4, temporal_stride=4, width=16, depth=1),
+        scene=SceneConfig(width=16, depth=1, keypoints=8),
+        video=VideoConfig(width=32, depth=2, heads=2),
+        action=action,
+    )
+    generator = Generator(config)
+    for name, parameter in generator.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+    generator.trajectory.set_statistics([0.1] * 4, [1.5] * 4, [-2.0] * 4, [2.0] * 4)
+    return generator
+
+
+def make_batch(size: int = 10) -> dict[str, Any]:
+    torch.manual_seed(1)
+    labelled = torch.ones(size, dtype=torch.bool)
+    labelled[1] = False
+    padded = torch.zeros(size, 8, dtype=torch.bool)
+    padded[0, 5:] = True
+    return {
+        "frames": torch.randint(0, 256, (size, 9, 32, 32, 3), dtype=torch.uint8),
+        "actions": torch.randn(size, 8, 2),
+        "states": torch.randn(size, 9, 2),
+        "instruction": ["push", "pull"] * (size // 2),
+        "is_pad": padded,
+        "has_actions": labelled,
+    }
+
+
+@pytest.mark.parametrize("system", EXPECTED)
+def test_losses_and_samples_are_those_of_before(system: str) -> None:
+    action, expected = EXPECTED[system]
+    generator, batch = make(action), make_batch()
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD(generator.parameters(), lr=0.01)
+    for _ in range(STEPS):
+        loss, metrics = generator.train().loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    pinned = {"actions": batch["actions"], "states": batch["states"]} if system == "forward_dynamics" else {}
+    sample = generator.eval().sample(
+        batch["frames"][:, 0],
+        batch["states"][:, 0],
+        batch["instruction"],
+        num_inference_steps=3,
+        rng=torch.Generator().manual_seed(0),
+        score=not pinned,
+        **pinned,
+    )
+    moved = (sample.frames.float() - sample.frames[:, :1].float()).square().mean()
+    made = [metrics["video_loss"], metrics["action_loss"], sample.actions.square().mean(), moved]
+    if sample.loss is not None:
+        made.append(sample.loss.mean())
+    assert [float(value) for value in made] == pytest.approx(expected, rel=1e-3)

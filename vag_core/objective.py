@@ -1,0 +1,193 @@
+"""What the generator is trained on: flow matching of pairs, and plans from the scene alone.
+
+A training batch is two draws: joint clips, pairs of video and actions, each stream at a time of its own (`clocks`),
+and plan clips, of which the actions alone are asked for.
+
+Shapes: as in `branches`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from vag_core.actions import VideoView
+from vag_core.branches import Branches, Conditioning
+from vag_core.clocks import Mode, without_labels
+from vag_core.flow_matching import interpolate, predict_clean, velocity
+from vag_core.tokenizer import to_float_frames
+from vag_core.trajectory import group_by_latent_frame
+
+SCORED_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass
+class Clips:
+    """A batch in the networks' units."""
+
+    image: Tensor  # (B, 3, H, W) in [0, 1], the first frame
+    state: Tensor  # (B, S) normalised, at the first frame
+    instruction: list[str] | Tensor
+    trajectory: Tensor  # (B, N, A + S)
+    valid: Tensor  # (B, N) bool, False past the end of the episode
+    labelled: Tensor | None  # (B,) bool, False for a video without actions; None = all have some
+    frames: Tensor | None  # (B, 3, F, H, W) in [0, 1]
+    latents: Tensor | None  # (B, C, T, h, w), if they were encoded beforehand
+
+    def part(self, which: slice) -> Clips:
+        """Some of the clips."""
+        values: Any = {name: None if value is None else value[which] for name, value in vars(self).items()}
+        return Clips(**values)
+
+
+def read_clips(branches: Branches, batch: dict[str, Any]) -> Clips:
+    """A batch as `training_loss` takes it."""
+    frames = to_float_frames(batch["frames"]) if "frames" in batch else None
+    image = frames[:, :, 0] if frames is not None else to_float_frames(batch["image"][:, None])[:, :, 0]
+    trajectory = branches.trajectory.pack(batch["actions"], batch["states"])
+    return Clips(
+        image,
+        branches.trajectory.normalise_state(batch["states"][:, 0]),
+        batch["instruction"],
+        trajectory,
+        ~batch["is_pad"] if "is_pad" in batch else torch.ones_like(trajectory[..., 0], dtype=torch.bool),
+        batch.get("has_actions"),
+        frames,
+        batch.get("latents"),
+    )
+
+
+def training_loss(branches: Branches, batch: dict[str, Any]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Loss of both streams of the joint clips, and of the plan clips' actions.
+
+    batch: frames (B, F, H, W, 3) uint8, or latents (B, C, T, h, w) encoded beforehand with image (B, H, W, 3)
+    uint8, the first frame; states (B, N + 1, S) and actions (B, N, A) in physical units; instruction;
+    is_pad (B, N) bool, where True marks steps past the end of the episode: they do not count; has_actions (B,)
+    bool, where False marks a video without action labels.
+    """
+    if Mode.PLAN in branches.clocks.modes and "has_actions" in batch:
+        batch = labelled_last(batch)  # what is planned needs labels, a video does not
+    clips = read_clips(branches, batch)
+    size, device = len(clips.image), clips.image.device
+    joint = branches.clocks.num_joint_clips(size)
+    video, action, t_video, t_action = joint_loss(branches, clips.part(slice(joint)))
+    if joint < size:
+        action = torch.cat([action, plan_loss(branches, clips.part(slice(joint, None)))])
+        t_action = F.pad(t_action, (0, size - joint), value=1)
+    labelled = torch.ones(size, dtype=torch.bool, device=device) if clips.labelled is None else clips.labelled
+    video_loss = video.sum() / (t_video > 0).sum().clamp(min=1)
+    action_loss = (action * labelled).sum() / ((t_action > 0) & labelled).sum().clamp(min=1)
+    metrics = {"video_loss": video_loss.detach(), "action_loss": action_loss.detach()}
+    return video_loss + branches.config.action.loss_weight * action_loss, metrics
+
+
+def joint_loss(
+    branches: Branches, clips: Clips
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Loss of joint clips at drawn times: video and action loss, t_video and t_action, each (B,)."""
+    size, device = len(clips.image), clips.image.device
+    if branches.tokenizer is None:
+        latents = clips.image.new_zeros(size, *branches.config.latent_shape)
+    elif clips.latents is not None:
+        latents = clips.latents
+    else:
+        with torch.no_grad():
+            latents = branches.tokenizer.encode(clips.frames)
+    keep = torch.rand(size, device=device) >= branches.config.instruction.dropout
+    conditions = branches.encode_conditions(clips.image, latents[:, :, :1], clips.state, clips.instruction, keep)
+    t_video, t_action = branches.clocks.draw(size, device)
+    if clips.labelled is not None:
+        t_video, t_action = without_labels(t_video, t_action, clips.labelled)
+    video, action = pair_loss(
+        branches, latents, clips.trajectory, conditions, t_video, t_action, clips.valid, clips.frames
+    )
+    return video, action, t_video, t_action
+
+
+def plan_loss(branches: Branches, clips: Clips) -> Float[Tensor, " b"]:
+    """Loss (B,) of plan clips: their actions from the scene alone."""
+    assert branches.action is not None
+    planned = branches.plan(branches.action.encode(clips.image, clips.state, clips.instruction))
+    return masked_mean((planned - clips.trajectory).square().mean(-1), clips.valid)
+
+
+def pair_loss(
+    branches: Branches,
+    latents: Float[Tensor, "b c t h w"],
+    trajectory: Float[Tensor, "b n a"],
+    conditions: Conditioning,
+    t_video: Float[Tensor, " b"],
+    t_action: Float[Tensor, " b"],
+    valid: Bool[Tensor, "b n"],
+    frames: Float[Tensor, "b 3 f height width"] | None = None,
+    same_noise: bool = False,
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Loss per pair of the video and of the action stream, each (B,), with noise for each or one for all.
+
+    A stream at t = 0 is pinned, so its loss is 0. valid: (B, N), True for steps that count. frames:
+    (B, 3, F, H, W), which frame-wise inverse dynamics read.
+    """
+    action, rest = branches.config.action, latents[:, :, 1:]
+    draws = slice(1) if same_noise else slice(None)
+    video_noise, action_noise = (torch.randn_like(x[draws]).expand_as(x) for x in (rest, trajectory))
+    noisy_trajectory = interpolate(trajectory, action_noise, t_action)
+    video_error = view = None
+    if branches.video is not None and not (action.two_stage and branches.video_is_taken):
+        noisy = interpolate(rest, video_noise, t_video)
+        predicted, hidden = branches.video_step(noisy, t_video, conditions, noisy_trajectory, t_action)
+        clean = torch.cat([latents[:, :, :1], predict_clean(noisy, predicted, t_video)], dim=2)
+        view = VideoView(clean, hidden, t_video)
+        video_error = (predicted - velocity(rest, video_noise)).square().mean(dim=(1, 3, 4))  # (B, T-1)
+    if action.two_stage:
+        view = VideoView(latents, frames=frames)
+    action_loss = trajectory.new_zeros(len(trajectory))
+    if branches.action is not None:
+        output = branches.action_step(noisy_trajectory, t_action, conditions.action, view)
+        wanted = velocity(trajectory, action_noise) if branches.action.predicts_velocity else trajectory
+        action_loss = masked_mean((output - wanted).square().mean(-1), valid)
+    video_loss = torch.zeros_like(action_loss)
+    if video_error is not None:  # a latent frame with a padded step does not count
+        whole = group_by_latent_frame(valid[..., None], rest.shape[2]).all(-1)
+        video_loss = masked_mean(video_error, whole)
+    return video_loss * (t_video > 0), action_loss * (t_action > 0)
+
+
+@torch.no_grad()
+def pair_score(
+    branches: Branches,
+    latents: Float[Tensor, "b c t h w"],
+    trajectory: Float[Tensor, "b n a"],
+    conditions: Conditioning,
+    frames: Float[Tensor, "b 3 f height width"],
+) -> Float[Tensor, " b"]:
+    """Flow-matching loss of given pairs, averaged over fixed times and fixed noise: comparable, (B,).
+
+    Raises ValueError for a generator whose training never draws both streams at one time.
+    """
+    branches.clocks.check(Mode.SCORE)
+    total = torch.zeros(len(latents), device=latents.device)
+    valid = torch.ones_like(trajectory[..., 0], dtype=torch.bool)
+    with torch.random.fork_rng(devices=[latents.device] if latents.is_cuda else []):
+        torch.manual_seed(0)
+        for time in SCORED_TIMES:
+            t = torch.full_like(total, time)
+            video, action = pair_loss(branches, latents, trajectory, conditions, t, t, valid, frames, same_noise=True)
+            total += (video + action) / len(SCORED_TIMES)
+    return total
+
+
+def labelled_last(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with samples that have no actions before those that do, else in order."""
+    order = torch.argsort(batch["has_actions"].int(), stable=True)
+    rows = order.tolist()
+    return {key: [value[i] for i in rows] if isinstance(value, list) else value[order] for key, value in batch.items()}
+
+
+def masked_mean(error: Float[Tensor, "b n"], valid: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
+    """Mean of (B, N) over what is valid, per row: (B,); 0 where nothing is."""
+    return (error * valid).sum(1) / valid.sum(1).clamp(min=1)
