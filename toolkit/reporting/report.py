@@ -66,7 +66,7 @@ def _sound_pieces(runs: list[RunPage], build: Callable[[list[RunPage]], list[Mar
         return build(runs)
     except Exception as error:
         if len(runs) > 1:
-            return [piece for run in runs for piece in _sound_pieces([run], build, what)]
+            return [made for run in runs for made in _sound_pieces([run], build, what)]
         reason = f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"
         text = f"{what} left out, for its record holds values that cannot be shown {reason}."
         return [piece("note", name=runs[0].name, text=text)]
@@ -99,7 +99,7 @@ def _section(command: str, runs: list[RunPage], has_demo: bool, budget: _MediaBu
     """What page.html.j2 lays out of the runs of one command: texts, and lists of pieces."""
 
     def of_each(build: Callable[[RunPage], list[Markup]], what: str) -> list[Markup]:
-        return [piece for run in runs for piece in _sound_pieces([run], lambda one: build(one[0]), what)]
+        return [made for run in runs for made in _sound_pieces([run], lambda one: build(one[0]), what)]
 
     def results(some: list[RunPage]) -> list[Markup]:
         return SECTIONS[command]([(run.name, run.result) for run in some], has_demo)
