@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from toolkit.data.clips import ClipStore
 from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import Notes, check_used
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
-from toolkit.data.seen_scenes import merge, scenes_of, told_scenes, write_scenes
+from toolkit.data.seen_scenes import Scenes, merge, scenes_of, told_scenes, write_scenes
 from toolkit.data.selection import select, subset
 from toolkit.reporting.results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
 from toolkit.training.logging import ScalarLog
@@ -45,23 +46,9 @@ from vag_core.tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
 def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     """Train both stages and write `generator/` (averaged weights, safetensors)."""
     set_threads(config.runtime)
-    sources = [config.dataset] if isinstance(config.dataset, str) else list(config.dataset)
-    if not sources:
-        raise UserError("train-generator: dataset=[] is empty; name at least one")
-    if config.select and not config.synthetic:
-        raise UserError(f"train-generator: select={list(config.select)} needs synthetic=[DATASET] to select from")
-    notes = load_notes(run, config.notes)
-    stores = [load_clips(run, s, config.generator.image_size, config.image_key, notes) for s in sources]
-    stores += [selected(config, run, path, notes) for path in config.synthetic]
-    check_used(notes)
-    shares, store = episode_shares(stores, config.dataset_shares), open_merged(stores)
-    config.generator.state_dim, config.generator.action_dim = store.states.shape[1], store.actions.shape[1]
-    if max(store.episode_lengths) < 2:
-        raise UserError(f"{config.dataset}: episodes have one step; the generator needs sequences")
-    if config.video_from and config.tokenizer_from:
-        raise UserError("train-generator: video_from brings its tokenizer along; give it or tokenizer_from")
-    taken = config.video_from or config.tokenizer_from
-    if taken is not None:
+    data = gather(config, run)
+    config.generator.state_dim, config.generator.action_dim = data.store.states.shape[1], data.store.actions.shape[1]
+    if (taken := config.video_from or config.tokenizer_from) is not None:
         run.add_data(taken, weights_id(taken))
     if clocks_of(config.generator.action).plan_share > 0 and config.optim.batch_size == 1:
         raise UserError("optim.batch_size=1 leaves nothing to plan; take more, or generator.action.plan_share=0")
@@ -74,81 +61,14 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     seed_everything(config.seed)
     with user_errors():
         generator = Generator(config.generator)
-        generator.check_instruction(encode(store.tasks))  # one that is too long is told now, not after minutes
-    labelled = labelled_episodes(store, config.labelled_fraction)
-    rows = store.rows_of(np.arange(store.num_episodes) if labelled is None else np.flatnonzero(labelled))
-    statistics = [describe(store.actions[rows], ACTION_FLOOR), describe(store.states[rows], STATE_FLOOR)]
-    ranges = (np.concatenate([s[key] for s in statistics]) for key in ("mean", "std", "min", "max"))
-    generator.trajectory.set_statistics(*ranges)
-
-    def clips(batch_size: int, random_start: bool = config.random_start) -> GeneratorClips:
-        shape = config.generator
-        return GeneratorClips(
-            store, batch_size, shape.num_frames, config.seed, random_start, shape.frame_stride, labelled, shares
-        )
-
-    tokenizer = generator.tokenizer
-    starts = clips(1, random_start=False)
-    whole = torch.cat([_frames(starts, [episode]) for episode in range(min(32, store.num_episodes))])
-    if config.video_from is not None:
-        with user_errors():
-            generator.take_video_branch(load_generator(config.video_from, "cpu", config.max_parameters))
-    elif config.tokenizer_from is not None:
-        with user_errors():
-            generator.take_tokenizer(load_generator(config.tokenizer_from, "cpu", config.max_parameters))
-    elif config.generator.action.makes_video:
-        data = TokenizerClips(
-            clips(config.tokenizer_optim.batch_size),
-            config.generator.tokenizer.temporal_stride,
-            config.tokenizer_optim.groups,
-        )
-        train(tokenizer, data, config.tokenizer_optim, config.runtime, run.directory / "tokenizer", "tokenizer")
-        tokenizer.calibrate(whole)
-        tokenizer.requires_grad_(False)
-    tokenized = None
-    if config.generator.action.makes_video:
-        trained = 0 if taken else config.tokenizer_optim.steps
-        tokenized = TokenizerTraining(steps=trained, psnr=round(reconstruction_psnr(generator, whole[:8]), 2))
-        run.note_result({"tokenizer": tokenized})
-        run.write()
-
-    source: Any = clips(config.optim.batch_size)
-    if config.generator.action.makes_video and not config.random_start:  # one window per episode: encode each once
-        reads_frames = isinstance(config.generator.action, FramewiseConfig)
-        source = LatentClips(source, _latents(starts, tokenizer), with_frames=reads_frames)
-    if config.instruction_encoder is not None:
-        source = EncodedInstructions(source, encode)
-
-    def log_samples(log: ScalarLog, step: int) -> None:
-        due = step % config.optim.checkpoint_every == 0 or step == config.optim.steps
-        if due and config.generator.action.makes_video:
-            batch = to_tensors(starts.window(np.arange(min(2, store.num_episodes))))
-            device = generator.device
-            given = {key: batch[key].to(device) for key in ("actions", "states")} if generator.action is None else {}
-            generator.eval()
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                sample = generator.sample(
-                    batch["frames"][:, 0].to(device),
-                    batch["states"][:, 0].to(device),
-                    encode(batch["instruction"]),
-                    **given,
-                )
-            generator.train()
-            pairs = np.concatenate([batch["frames"].numpy(), sample.frames.cpu().numpy()], axis=2)
-            log.video(step, "real_above_generated", pairs[:, :: max(1, pairs.shape[1] // 20)], 10)
-
-    metrics, throughput = train(
-        generator, source, config.optim, config.runtime, run.directory / "streams", "generator", log_samples
-    )
-    if throughput and (tokens := generator.tokens_of(config.optim.batch_size)):
-        rate = tokens / config.optim.batch_size
-        throughput["tokens_per_second"] = rate * throughput["samples_per_second"]
-    behind = [seen_behind(store) for store in stores[len(sources) :]]
-    behind += [told_scenes(taken)] if taken else []
+        generator.check_instruction(encode(data.store.tasks))  # one that is too long is told now, not after minutes
+    generator.trajectory.set_statistics(*data.ranges())
+    tokenized = tokenizer_stage(config, run, generator, data)
+    metrics, throughput = streams_stage(config, run, generator, data, encode)
+    behind = [*data.seen_behind, *([told_scenes(taken)] if taken else [])]
     with atomic_directory(run.directory / "generator") as temporary, user_errors():
         generator.save_pretrained(temporary)
-        write_scenes(temporary, merge(scenes_of(store.metadata), *behind))
+        write_scenes(temporary, merge(scenes_of(data.store.metadata), *behind))
     for stage in ("tokenizer", "streams"):  # the optimiser state has served
         run.remove_when_finished(run.directory / stage / "checkpoints")
     losses = {k: round(v, 4) for k, v in metrics.items()}
@@ -161,9 +81,129 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
             parameters=sum(p.numel() for p in generator.parameters()),
         ),
         throughput=Throughput(**throughput),
-        episodes=[store.num_episodes for store in stores],
+        episodes=data.episodes,
         checkpoint="generator",
     )
+
+
+@dataclass
+class TrainingData:
+    """All datasets as one. episodes: of each of them; shares (E,): how often each episode is drawn, None for all alike;
+    labelled (E,): which keep their actions, None for all; seen_behind: scenes behind the synthetic ones."""
+
+    store: ClipStore
+    config: TrainGeneratorConfig
+    episodes: list[int]
+    shares: np.ndarray | None
+    labelled: np.ndarray | None
+    seen_behind: list[Scenes]
+
+    def clips(self, batch_size: int, random_start: bool) -> GeneratorClips:
+        shape, seed = self.config.generator, self.config.seed
+        windows = shape.num_frames, seed, random_start, shape.frame_stride
+        return GeneratorClips(self.store, batch_size, *windows, self.labelled, self.shares)
+
+    def starts(self) -> GeneratorClips:
+        """The window at the start of every episode."""
+        return self.clips(1, random_start=False)
+
+    def ranges(self) -> list[np.ndarray]:
+        """Mean, deviation, least and largest value of [action, state], of the episodes that keep their actions."""
+        kept = np.arange(self.store.num_episodes) if self.labelled is None else np.flatnonzero(self.labelled)
+        rows = self.store.rows_of(kept)
+        statistics = [describe(self.store.actions[rows], ACTION_FLOOR), describe(self.store.states[rows], STATE_FLOOR)]
+        return [np.concatenate([part[key] for part in statistics]) for key in ("mean", "std", "min", "max")]
+
+
+def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
+    """Open all datasets. Raises UserError for none, and for options that contradict them or each other."""
+    sources = [config.dataset] if isinstance(config.dataset, str) else list(config.dataset)
+    if not sources:
+        raise UserError("train-generator: dataset=[] is empty; name at least one")
+    if config.select and not config.synthetic:
+        raise UserError(f"train-generator: select={list(config.select)} needs synthetic=[DATASET] to select from")
+    notes = load_notes(run, config.notes)
+    stores = [load_clips(run, s, config.generator.image_size, config.image_key, notes) for s in sources]
+    stores += [selected(config, run, path, notes) for path in config.synthetic]
+    check_used(notes)
+    shares, store = episode_shares(stores, config.dataset_shares), open_merged(stores)
+    if max(store.episode_lengths) < 2:
+        raise UserError(f"{config.dataset}: episodes have one step; the generator needs sequences")
+    if config.video_from and config.tokenizer_from:
+        raise UserError("train-generator: video_from brings its tokenizer along; give it or tokenizer_from")
+    labelled, behind = labelled_episodes(store, config.labelled_fraction), stores[len(sources) :]
+    counts = [part.num_episodes for part in stores]
+    return TrainingData(store, config, counts, shares, labelled, [seen_behind(part) for part in behind])
+
+
+def tokenizer_stage(
+    config: TrainGeneratorConfig, run: Run, generator: Generator, data: TrainingData
+) -> TokenizerTraining | None:
+    """Train the tokenizer, or take one; None for a system without video."""
+    starts = data.starts()
+    whole = torch.cat([_frames(starts, [episode]) for episode in range(min(32, data.store.num_episodes))])
+    taken = config.video_from or config.tokenizer_from
+    if taken is not None:
+        with user_errors():
+            take = generator.take_video_branch if config.video_from else generator.take_tokenizer
+            take(load_generator(taken, "cpu", config.max_parameters))
+    elif config.generator.action.makes_video:
+        source = TokenizerClips(
+            data.clips(config.tokenizer_optim.batch_size, config.random_start),
+            config.generator.tokenizer.temporal_stride,
+            config.tokenizer_optim.groups,
+        )
+        tokenizer, directory = generator.tokenizer, run.directory / "tokenizer"
+        train(tokenizer, source, config.tokenizer_optim, config.runtime, directory, "tokenizer")
+        tokenizer.calibrate(whole)
+        tokenizer.requires_grad_(False)
+    if not config.generator.action.makes_video:
+        return None
+    trained = 0 if taken else config.tokenizer_optim.steps
+    tokenized = TokenizerTraining(steps=trained, psnr=round(reconstruction_psnr(generator, whole[:8]), 2))
+    run.note_result({"tokenizer": tokenized})
+    run.write()
+    return tokenized
+
+
+def streams_stage(
+    config: TrainGeneratorConfig, run: Run, generator: Generator, data: TrainingData, encode: Any
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Train both streams; returns the last metrics and the throughput."""
+    source: Any = data.clips(config.optim.batch_size, config.random_start)
+    starts = data.starts()
+    if config.generator.action.makes_video and not config.random_start:  # one window per episode: encode each once
+        reads_frames = isinstance(config.generator.action, FramewiseConfig)
+        source = LatentClips(source, _latents(starts, generator.tokenizer), with_frames=reads_frames)
+    if config.instruction_encoder is not None:
+        source = EncodedInstructions(source, encode)
+
+    def log_samples(log: ScalarLog, step: int) -> None:
+        due = step % config.optim.checkpoint_every == 0 or step == config.optim.steps
+        if due and config.generator.action.makes_video:
+            log.video(step, "real_above_generated", sampled_above(generator, starts, encode), 10)
+
+    directory = run.directory / "streams"
+    metrics, throughput = train(generator, source, config.optim, config.runtime, directory, "generator", log_samples)
+    if throughput and (tokens := generator.tokens_of(config.optim.batch_size)):
+        rate = tokens / config.optim.batch_size
+        throughput["tokens_per_second"] = rate * throughput["samples_per_second"]
+    return metrics, throughput
+
+
+def sampled_above(generator: Generator, starts: GeneratorClips, encode: Any) -> np.ndarray:
+    """(B, F, 2H, W, 3) uint8: recorded videos of two episodes, and below each a sample from its first picture."""
+    batch = to_tensors(starts.window(np.arange(min(2, starts.store.num_episodes))))
+    device = generator.device
+    given = {key: batch[key].to(device) for key in ("actions", "states")} if generator.action is None else {}
+    generator.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, state = batch["frames"][:, 0].to(device), batch["states"][:, 0].to(device)
+        sample = generator.sample(first, state, encode(batch["instruction"]), **given)
+    generator.train()
+    pairs = np.concatenate([batch["frames"].numpy(), sample.frames.cpu().numpy()], axis=2)
+    return pairs[:, :: max(1, pairs.shape[1] // 20)]
 
 
 def selected(config: TrainGeneratorConfig, run: Run, path: str, notes: Sequence[Notes]) -> ClipStore:

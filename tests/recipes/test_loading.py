@@ -59,3 +59,16 @@ def test_a_strangers_generator_is_refused_in_one_line(
         assert len(lines) == 1
         assert message in lines[0]
         assert str(generator) in lines[0]
+
+
+@pytest.mark.parametrize(("command", "option"), [("score", "image_size=32"), ("evaluate-generator", "given=video")])
+def test_what_a_generator_never_trained_is_refused_in_one_line(
+    command: str, option: str, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The published system denoises both streams in step: it infers no actions from a video."""
+    config = GeneratorConfig.from_dict(SMALL | {"action": {"kind": "unet", "channels": [16, 32]}})
+    Generator(config).save_pretrained(tmp_path / "generator")
+    assert main([*words(command, tmp_path / "generator", dataset, tmp_path / "run"), option]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vag: ")]
+    assert len(lines) == 1
+    assert "inverse dynamics: a generator of action.kind = unet is never trained for it" in lines[0]

@@ -15,6 +15,8 @@ from toolkit.data.episode_notes import FILE
 from toolkit.data.formats.lerobot_read import OWN_NOTES
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.seen_scenes import UNKNOWN, write_scenes
+from vag_core import Generator
+from vag_core.config import GeneratorConfig
 
 SMALL = ["image_size=32", "optim.steps=1", "optim.batch_size=2", "policy.options.width=32", "runtime.device=cpu"]
 
@@ -79,6 +81,15 @@ def test_scores_and_seen_scenes_outlive_lerobots_edit_tools(
     assert seen(tmp_path / "kept") == {"push": [best[0], 99], "pull": [best[1]]}
     assert cli.main([*words, f"notes=[{tmp_path / 'score'}]", f"out={tmp_path / 'unknown'}"]) == 0
     assert seen(tmp_path / "unknown") == {UNKNOWN: []}
+    Generator(GeneratorConfig(image_size=32, num_frames=17, state_dim=2, action_dim=2)).save_pretrained(tmp_path / "g")
+    write_scenes(tmp_path / "g", {"push": [best[0]]})
+    words = [
+        "evaluate-generator",
+        f"checkpoint={tmp_path / 'g'}",
+        f"dataset={tmp_path / 'fewer'}",
+        f"notes=[{synthetic}]",
+    ]
+    assert f"was trained on 1 of these scenes (seeds: push {best[0]})" in complaint(capsys, *words)
     assert content(synthetic) == before
 
 

@@ -260,6 +260,15 @@ def test_where_only_statistics_are_wrong_the_files_are_copied(name: str, copy: P
     np.testing.assert_allclose(saved[ACTION]["q99"], np.quantile(every, 0.99, axis=0), rtol=1e-5)
 
 
+def test_a_copy_of_a_dataset_that_may_only_be_read_can_be_changed(copy: Path, tmp_path: Path) -> None:
+    DAMAGES["mean"][0](copy)
+    for path in (copy, *copy.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    repair_dataset(inspect_dataset(copy), tmp_path / "repaired")
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "repaired").rglob("*"))
+    assert inspect_dataset(tmp_path / "repaired").problems == []
+
+
 def test_of_episodes_that_are_the_same_one_is_kept(copy: Path, tmp_path: Path) -> None:
     """Also where the first of them is lost for another reason."""
     for target in (2, 3):
