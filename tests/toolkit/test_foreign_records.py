@@ -15,9 +15,10 @@ import pytest
 
 from toolkit.base.errors import UserError
 from toolkit.base.typed_json import from_json, to_json
-from toolkit.reporting.parts import PARTS, RunPage
 from toolkit.reporting.report import write_report
 from toolkit.reporting.results import RESULTS
+from toolkit.reporting.run_page import RunPage
+from toolkit.reporting.sections import SECTIONS
 
 BENCHMARKS = Path(__file__).parents[2] / "recipes/benchmarks"
 RECORDS = {
@@ -25,7 +26,7 @@ RECORDS = {
     "benchmark generators": "generators-2xcpu-20261125",
     "benchmark policies": "policies-2xcpu-20261126",
 }
-COMMANDS = sorted({*PARTS, "score", "pretrain"})
+COMMANDS = sorted({*SECTIONS, "score", "pretrain"})
 UNCLEAR = "refused without a reason"
 ODD: list[Any] = [None, "", "x", -1, 1e308, float("nan"), float("inf"), 10**400, True, [], {}, ["x"], {"a": [{"b": 1}]}]
 

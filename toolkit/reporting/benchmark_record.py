@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from toolkit.base.provenance import git_sha, hardware, versions
 from toolkit.base.run import read_record
 from toolkit.base.typed_json import to_json
 from toolkit.reporting.benchmark_results import BenchmarkRecord, Difference, Ranked, Ratio, Row
+from toolkit.reporting.pages import page
+from toolkit.reporting.values import Table
 
 Line = Row | Difference | Ratio
 COLUMNS = 6
@@ -64,46 +67,35 @@ def write_record(
 
 def record_page(record: BenchmarkRecord) -> str:
     """A record as one page of Markdown: values with their intervals."""
-    where = "written on" if "machines" in record.notes else "on"
-    boards = record.leaderboards or {}
-    lines = [
-        f"# Benchmark: {record.benchmark}",
-        "",
-        f"`{record.command}` {where} {record.hardware}, {record.date}, commit `{record.git_sha}`.",
-        "",
-        *(f"- {name.replace('_', ' ')}: {text}" for name, text in record.notes.items()),
-        f"- versions: {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
-        *(line for suite, board in boards.items() for line in leaderboard_table(suite, board)),
-        *tables(record.rows, "System"),
-        *tables(record.comparisons, "Compared"),
-    ]
-    return "\n".join(lines) + "\n"
+    boards = [leaderboard_table(suite, board) for suite, board in (record.leaderboards or {}).items()]
+    tables = [*boards, *metric_tables(record.rows, "System"), *metric_tables(record.comparisons, "Compared")]
+    return page("record.md.j2", record=record, tables=tables)
 
 
-def leaderboard_table(suite: str, board: list[Ranked]) -> list[str]:
-    lines = ["", f"| Rank, `{suite}` | system | success | not distinguishable from |", "| ---: | --- | ---: | --- |"]
-    for row in board:
-        success = f"{interval_text(row.rate, row.low, row.high)}, n = {row.n:,}"
-        lines.append(f"| {row.rank} | {row.system} | {success} | {row.not_distinguishable_from or ''} |")
-    return lines
+def leaderboard_table(suite: str, board: Sequence[Ranked]) -> Table:
+    columns = [(f"Rank, `{suite}`", True), ("system", False), ("success", True), ("not distinguishable from", False)]
+    rates = [f"{interval_text(row.rate, row.low, row.high)}, n = {row.n:,}" for row in board]
+    rows = zip(board, rates, strict=True)
+    return Table(columns, [("", [str(r.rank), r.system, rate, r.not_distinguishable_from or ""]) for r, rate in rows])
 
 
-def tables(rows: Sequence[Line], title: str) -> list[str]:
-    """Lines of tables for each suite: a row for each system, a column for each metric, COLUMNS of them beside."""
-    lines: list[str] = []
+def metric_tables(rows: Sequence[Line], title: str) -> list[Table]:
+    """Tables of each suite: a row for each system, a column for each metric, COLUMNS of them beside."""
+    tables = []
     for suite in dict.fromkeys(row.suite for row in rows):
-        found = {(system_name(row), row.metric): row for row in rows if row.suite == suite}
-        metrics = list(dict.fromkeys(metric for _, metric in found))
+        lines = {(system_name(row), row.metric): row for row in rows if row.suite == suite}
+        metrics = list(dict.fromkeys(metric for _, metric in lines))
         for first in range(0, len(metrics), COLUMNS):
             some = metrics[first : first + COLUMNS]
-            counts = {m: Counter(trials(row) for (_, other), row in found.items() if other == m) for m in some}
+            counts = {m: Counter(trials(row) for (_, other), row in lines.items() if other == m) for m in some}
             usual = {m: count.most_common(1)[0][0] for m, count in counts.items()}
             heads = [m.replace("_", " ") + (f" (n = {usual[m]:,})" if usual[m] else "") for m in some]
-            lines += ["", f"| {title}, `{suite}` | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(some)}"]
-            for system in dict.fromkeys(system for system, metric in found if metric in some):
-                cells = (cell_text(found[system, m], usual[m]) if (system, m) in found else "" for m in some)
-                lines.append(f"| {system} | {' | '.join(cells)} |")
-    return lines
+            cells: dict[str, list[str]] = {system: [] for system, metric in lines if metric in some}
+            for system, m in product(cells, some):
+                cells[system].append(cell_text(lines[system, m], usual[m]) if (system, m) in lines else "")
+            columns = [(f"{title}, `{suite}`", False), *((head, True) for head in heads)]
+            tables.append(Table(columns, [("", [system, *texts]) for system, texts in cells.items()]))
+    return tables
 
 
 def trials(row: Line) -> int | None:

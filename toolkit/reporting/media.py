@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from toolkit.base.files import atomic_file
-from toolkit.base.reading import read_bytes
 
 MIN_SIDE = 640  # the longer side of a written video is at least this many pixels
 MAX_BYTES = 64 * 2**20  # of a file inside a page
@@ -96,28 +95,8 @@ def grid(videos: Sequence[np.ndarray], columns: int, gap: int = 1) -> np.ndarray
     return canvas
 
 
-def side_by_side(videos: Mapping[str, np.ndarray], gap: int = 2) -> np.ndarray:
-    """Videos of one picture size (T_i, H, W, 3) in a row, each under its name: (max T_i, H + band, ..., 3)."""
-    font = ImageFont.load_default(10)
-    row = grid(list(videos.values()), len(videos), gap)
-    width = next(iter(videos.values())).shape[2]
-    band = Image.new("RGB", (row.shape[2], 14), (SEPARATOR,) * 3)
-    for index, name in enumerate(videos):
-        label = Image.new("RGB", (width, 14), (24, 24, 24))  # a picture of its own clips a long name
-        ImageDraw.Draw(label).text((2, 7), name[:200], fill=(255, 255, 255), font=font, anchor="lm")
-        band.paste(label, (index * (width + gap), 0))
-    return np.concatenate([np.broadcast_to(np.asarray(band), (len(row), 14, row.shape[2], 3)), row], axis=1)
-
-
-def data_uri(path: str | Path, data: bytes | None = None) -> str:
-    """A file, or `data` under its name, as `data:` address.
-
-    Raises ValueError for a kind that browsers do not show, UserError for what is no regular file.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in MIME:
-        raise ValueError(f"{path}: expected one of {', '.join(MIME)}")
-    data = read_bytes(path, MAX_BYTES) if data is None else data
+def data_uri(path: Path, data: bytes) -> str:
+    """`data` as `data:` address, of the kind that the name of its file says: one of MIME."""
     return f"data:{MIME[path.suffix.lower()]};base64,{base64.b64encode(data).decode()}"
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -26,6 +27,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from toolkit.evaluation.rates import Rate
 from toolkit.reporting.benchmark_results import ValidityCard
+from toolkit.reporting.values import duration, interval, percent
 
 INK, MUTED, LINE = "#1c1f23", "#626a75", "#dcdfe3"
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
@@ -71,72 +73,56 @@ class Bar:
     group: str = ""
 
 
-def success_bars(bars: Sequence[Bar], title: str = "Success rate") -> str:
+@matplotlib.rc_context(SETTINGS)
+def success_bars(bars: Sequence[Bar], title: str = "Success rate") -> Markup:
     """Bars with asymmetric intervals, in groups. A label has the same colour in every group. Returns SVG."""
     labels = list(dict.fromkeys(bar.label for bar in bars))
-    with _style():
-        figure, axes, places = _rows([(bar.group, bar.label, _rate_text(bar.rate)) for bar in bars])
-        for y, bar in zip(places, bars, strict=True):
-            rate, low, high = bar.rate.rate, bar.rate.low, bar.rate.high
-            axes.barh(y, rate, height=0.13, color=PALETTE[labels.index(bar.label) % len(PALETTE)], linewidth=0)
-            error = [[max(0.0, rate - low)], [max(0.0, high - rate)]]
-            axes.errorbar(rate, y, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3.5, capthick=1.2)
-        axes.set_xlim(0, 1)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
-        ends = axes.get_xticklabels()
-        ends[0].set_horizontalalignment("left")  # else half of it lies outside of the figure
-        ends[-1].set_horizontalalignment("right")
-        axes.grid(axis="x")
-        return _svg(figure, title)
+    figure, axes, places = _rows([(bar.group, bar.label, _rate_text(bar.rate)) for bar in bars])
+    for y, bar in zip(places, bars, strict=True):
+        rate, low, high = bar.rate.rate, bar.rate.low, bar.rate.high
+        axes.barh(y, rate, height=0.13, color=PALETTE[labels.index(bar.label) % len(PALETTE)], linewidth=0)
+        error = [[max(0.0, rate - low)], [max(0.0, high - rate)]]
+        axes.errorbar(rate, y, xerr=error, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3.5, capthick=1.2)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+    ends = axes.get_xticklabels()
+    ends[0].set_horizontalalignment("left")  # else half of it lies outside of the figure
+    ends[-1].set_horizontalalignment("right")
+    axes.grid(axis="x")
+    return _inline_svg(figure, title)
 
 
-def duration_bars(stages: Sequence[tuple[str, float]], title: str = "Time per stage") -> str:
+@matplotlib.rc_context(SETTINGS)
+def duration_bars(stages: Sequence[tuple[str, float]], title: str = "Time per stage") -> Markup:
     """One bar per (name, seconds). Returns SVG."""
-    with _style():
-        figure, axes, places = _rows([("", name, duration(seconds)) for name, seconds in stages], row=0.36)
-        for y, (_, seconds) in zip(places, stages, strict=True):
-            axes.barh(y, seconds, height=0.07, color=PALETTE[0], linewidth=0)
-        axes.set_xlim(0, max([seconds for _, seconds in stages] or [1]) or 1)
-        axes.set_xticks([])
-        axes.spines["bottom"].set_visible(False)
-        return _svg(figure, title)
+    figure, axes, places = _rows([("", name, duration(seconds)) for name, seconds in stages], row=0.36)
+    for y, (_, seconds) in zip(places, stages, strict=True):
+        axes.barh(y, seconds, height=0.07, color=PALETTE[0], linewidth=0)
+    axes.set_xlim(0, max([seconds for _, seconds in stages] or [1]) or 1)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    return _inline_svg(figure, title)
 
 
-def curves(lines: Mapping[str, Curve], title: str, unit: str = "", xlabel: str = "training step") -> str:
+@matplotlib.rc_context(SETTINGS)
+def curves(lines: Mapping[str, Curve], title: str, xlabel: str = "training step") -> Markup:
     """One line per name; above 40 points also its running mean. Returns SVG.
 
     The value axis is logarithmic when all values are positive and span more than a factor of 30.
     """
-    with _style():
-        figure = Figure(figsize=(WIDTH, 2.9))
-        axes = figure.add_axes((0.105, 0.155, 0.875, 0.72 - 0.075 * _legend_rows(lines)))
-        values = np.array([v for _, points in lines.values() for v in points if math.isfinite(v)])
-        if len(values) and values.min() > 0 and values.max() / values.min() > 30:
-            _log_scale(axes)
-        for index, (name, (steps, points)) in enumerate(lines.items()):
-            colour, mean = PALETTE[index % len(PALETTE)], running_mean(points)
-            if len(points) > 40:
-                axes.plot(steps, points, color=colour, linewidth=0.8, alpha=0.3)
-            axes.plot(
-                steps,
-                mean if len(points) > 40 else points,
-                color=colour,
-                linewidth=1.8,
-                label=_clean(name, 46),
-            )
-        axes.grid(axis="y")
-        axes.margins(x=0.01)
-        axes.set_xlabel(xlabel, loc="right", fontsize=9.5)
-        figure.text(0.02, 0.985, _clean(f"{title} [{unit}]" if unit else title, 60), weight="bold", va="top")
-        if len(lines) > 1:
-            figure.legend(
-                loc="upper left",
-                bbox_to_anchor=(0.0, 0.93),
-                ncols=1 + (_longest(lines) < 26),
-                frameon=False,
-                fontsize=9.5,
-            )
-        return _svg(figure, title)
+    legend = list(lines) if len(lines) > 1 else []
+    figure, axes = _lines_figure(title, xlabel, legend)
+    values = np.array([v for _, points in lines.values() for v in points if math.isfinite(v)])
+    if len(values) and values.min() > 0 and values.max() / values.min() > 30:
+        _log_scale(axes)
+    for index, (name, (steps, points)) in enumerate(lines.items()):
+        colour, is_long = PALETTE[index % len(PALETTE)], len(points) > 40
+        if is_long:
+            axes.plot(steps, points, color=colour, linewidth=0.8, alpha=0.3)
+        solid = running_mean(points) if is_long else points
+        axes.plot(steps, solid, color=colour, linewidth=1.8, label=_clean(name, 46))
+    axes.margins(x=0.01)
+    return _inline_svg(figure, title, legend)
 
 
 @dataclass
@@ -147,45 +133,38 @@ class FractionLine:
     all_real: float | None = None
 
 
-def fraction_lines(lines: Mapping[str, FractionLine], title: str) -> str:
+@matplotlib.rc_context(SETTINGS)
+def fraction_lines(lines: Mapping[str, FractionLine], title: str) -> Markup:
     """Success against the synthetic fraction, with intervals; dashed, what all real episodes reach. Returns SVG.
 
     Where several lines share such a bar it is grey.
     """
-    bars: dict[float, list[int]] = {}
-    for index, line in enumerate(lines.values()):
-        if line.all_real is not None:
-            bars.setdefault(line.all_real, []).append(index)
-    names = dict.fromkeys([*lines, *(["all real episodes"] if bars else [])])
-    with _style():
-        figure = Figure(figsize=(WIDTH, 3.2))
-        axes = figure.add_axes((0.105, 0.145, 0.875, 0.74 - 0.07 * max(1, _legend_rows(names))))
-        for index, (name, line) in enumerate(lines.items()):
-            ordered = sorted(line.points, key=lambda point: point[0])
-            x = [fraction + 0.006 * (index - (len(lines) - 1) / 2) for fraction, _ in ordered]  # side by side
-            y = [rate.rate for _, rate in ordered]
-            error = [
-                [max(0.0, rate.rate - rate.low) for _, rate in ordered],
-                [max(0.0, rate.high - rate.rate) for _, rate in ordered],
-            ]
-            style: Any = {"linewidth": 1.8, "elinewidth": 1.2, "capsize": 3.5, "marker": "o", "markersize": 4}
-            colour = PALETTE[index % len(PALETTE)]
-            axes.errorbar(x, y, yerr=error, color=colour, label=_clean(name, 46), **style)
-        for value, owners in bars.items():
-            colour = PALETTE[owners[0] % len(PALETTE)] if len(owners) == 1 else MUTED
-            label = "all real episodes" if value == next(iter(bars)) else None
-            axes.axhline(value, color=colour, linewidth=1.2, linestyle=(0, (5, 4)), label=label)
-        axes.set_ylim(0, 1)
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
-        axes.grid(axis="y")
-        axes.set_xlabel("synthetic fraction of the training clips", loc="right", fontsize=9.5)
-        figure.text(0.02, 0.985, _clean(title, 60), weight="bold", va="top")
-        columns = 1 + (_longest(names) < 26)
-        figure.legend(loc="upper left", bbox_to_anchor=(0, 0.93), ncols=columns, frameon=False, fontsize=9.5)
-        return _svg(figure, title)
+    rates = [line.all_real for line in lines.values()]
+    bars = {rate: [i for i, other in enumerate(rates) if other == rate] for rate in rates if rate is not None}
+    names = [*lines, *(["all real episodes"] if bars else [])]
+    figure, axes = _lines_figure(title, "synthetic fraction of the training clips", names, height=3.2)
+    for index, (name, line) in enumerate(lines.items()):
+        ordered = sorted(line.points, key=lambda point: point[0])
+        x = [fraction + 0.006 * (index - (len(lines) - 1) / 2) for fraction, _ in ordered]  # side by side
+        y = [rate.rate for _, rate in ordered]
+        error = [
+            [max(0.0, rate.rate - rate.low) for _, rate in ordered],
+            [max(0.0, rate.high - rate.rate) for _, rate in ordered],
+        ]
+        style: Any = {"linewidth": 1.8, "elinewidth": 1.2, "capsize": 3.5, "marker": "o", "markersize": 4}
+        colour = PALETTE[index % len(PALETTE)]
+        axes.errorbar(x, y, yerr=error, color=colour, label=_clean(name, 46), **style)
+    for value, owners in bars.items():
+        colour = PALETTE[owners[0] % len(PALETTE)] if len(owners) == 1 else MUTED
+        label = "all real episodes" if value == next(iter(bars)) else None
+        axes.axhline(value, color=colour, linewidth=1.2, linestyle=(0, (5, 4)), label=label)
+    axes.set_ylim(0, 1)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+    return _inline_svg(figure, title, names)
 
 
-def validity_lines(card: ValidityCard, title: str = "Validity of the clip distance") -> str:
+@matplotlib.rc_context(SETTINGS)
+def validity_lines(card: ValidityCard, title: str = "Validity of the clip distance") -> Markup:
     """Distance against the strength of each corruption, from weakest to strongest. Returns SVG.
 
     The floor is the dashed line and the left end of all others; one that falls anywhere says so.
@@ -195,24 +174,16 @@ def validity_lines(card: ValidityCard, title: str = "Validity of the clip distan
         first, last = (f"{row.strengths[end]:g}" for end in (0, -1))
         falls = "" if row.monotone else ", not monotone"
         lines[f"{row.corruption}, {first}–{last} {row.unit}{falls}"] = [card.floor, *row.distances]
-    with _style():
-        figure = Figure(figsize=(WIDTH, 2.9))
-        axes = figure.add_axes((0.105, 0.155, 0.875, 0.72 - 0.075 * _legend_rows(lines)))
-        if min([card.floor, *(value for line in lines.values() for value in line)]) > 0:
-            _log_scale(axes)
-        axes.axhline(card.floor, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-        for index, (name, line) in enumerate(lines.items()):
-            axes.plot(line, color=PALETTE[index % len(PALETTE)], linewidth=1.8, marker="o", markersize=4, label=name)
-        steps = range(1, max(map(len, lines.values()), default=1))
-        axes.set_xticks([0, *steps], ["none", *map(str, steps)])
-        axes.grid(axis="y")
-        axes.margins(x=0.02)
-        axes.set_xlabel("strength of the corruption", loc="right", fontsize=9.5)
-        figure.text(0.02, 0.985, _clean(title, 60), weight="bold", va="top")
-        if lines:
-            columns = 1 + (_longest(lines) < 26)
-            figure.legend(loc="upper left", bbox_to_anchor=(0, 0.93), ncols=columns, frameon=False, fontsize=9.5)
-        return _svg(figure, title)
+    figure, axes = _lines_figure(title, "strength of the corruption", list(lines))
+    if min([card.floor, *(value for line in lines.values() for value in line)]) > 0:
+        _log_scale(axes)
+    axes.axhline(card.floor, color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+    for index, (name, line) in enumerate(lines.items()):
+        axes.plot(line, color=PALETTE[index % len(PALETTE)], linewidth=1.8, marker="o", markersize=4, label=name)
+    steps = range(1, max(map(len, lines.values()), default=1))
+    axes.set_xticks([0, *steps], ["none", *map(str, steps)])
+    axes.margins(x=0.02)
+    return _inline_svg(figure, title, list(lines))
 
 
 def read_scalars(directory: str | Path) -> dict[str, Curve]:
@@ -245,22 +216,8 @@ def running_mean(values: Sequence[float], share: float = 0.05) -> np.ndarray:
     return means
 
 
-def duration(seconds: float) -> str:
-    """`8.4 s`, `3 min 20 s`, `2 h 05 min`."""
-    if seconds < 99.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def percent(rate: float) -> str:
-    """A share as a percentage, with a decimal only where there is one."""
-    return f"{100 * rate:.1f}".removesuffix(".0")
-
-
 def _rate_text(rate: Rate) -> str:
-    bounds = f"[{percent(rate.low)}, {percent(rate.high)}]"
-    return f"{percent(rate.rate)} %  ·  {rate.successes}/{rate.n}  ·  {bounds}"
+    return f"{percent(rate.rate)} %  ·  {rate.successes}/{rate.n}  ·  {interval(rate)}"
 
 
 def figure_file(figures: Sequence[str]) -> str:
@@ -269,7 +226,7 @@ def figure_file(figures: Sequence[str]) -> str:
     width, height = sum(box[2] + GAP for box in boxes), max((box[3] for box in boxes), default=1.0)
     parts, left = [f'<rect width="{width}" height="{height}" fill="white"/>'], 0.0
     for figure, box in zip(figures, boxes, strict=True):
-        parts.append(figure.replace("<svg ", f'<svg x="{left}" width="{box[2]}" height="{box[3]}" ', 1))
+        parts.append(str(figure).replace("<svg ", f'<svg x="{left}" width="{box[2]}" height="{box[3]}" ', 1))
         left += box[2] + GAP
     text = re.sub(r"var\(--[\w-]+, ([^)]+)\)", r"\1", "".join(parts))  # not every viewer knows CSS variables
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{text}</svg>\n'
@@ -302,6 +259,16 @@ def _rows(rows: Sequence[tuple[str, str, str]], row: float = ROW) -> tuple[Figur
     return figure, axes, places
 
 
+def _lines_figure(title: str, xlabel: str, legend: Sequence[str], height: float = 2.9) -> tuple[Figure, Axes]:
+    """A figure with a title, and axes that leave room for the legend of `_inline_svg` below it. height: inches."""
+    figure = Figure(figsize=(WIDTH, height))
+    figure.text(0.02, 0.985, _clean(title, 60), weight="bold", va="top")
+    axes = figure.add_axes((0.105, 0.155, 0.875, 0.72 - 0.075 * math.ceil(len(legend) / _legend_columns(legend))))
+    axes.set_xlabel(xlabel, loc="right", fontsize=9.5)
+    axes.grid(axis="y")
+    return figure, axes
+
+
 def _log_scale(axes: Axes) -> None:
     """Plain numbers on a logarithmic axis: matplotlib's own labels are formulas, which are not parsed here."""
     axes.set_yscale("log")
@@ -310,11 +277,11 @@ def _log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _style() -> Any:
-    return matplotlib.rc_context(SETTINGS)
-
-
-def _svg(figure: Figure, title: str) -> str:
+def _inline_svg(figure: Figure, title: str, legend: Sequence[str] = ()) -> Markup:
+    """A figure as a page takes it: no template escapes it, since matplotlib has escaped the texts in it."""
+    if legend:
+        columns = _legend_columns(legend)
+        figure.legend(loc="upper left", bbox_to_anchor=(0, 0.93), ncols=columns, frameon=False, fontsize=9.5)
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({"svg.hashsalt": title}), warnings.catch_warnings():
@@ -331,7 +298,7 @@ def _svg(figure: Figure, title: str) -> str:
     body = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", body)
     body = body.replace("xlink:href", "href")
     label = html.escape(title)
-    return f'<svg viewBox="{box[1] if box else "0 0 1 1"}" role="img" aria-label="{label}">{body.strip()}'
+    return Markup(f'<svg viewBox="{box[1] if box else "0 0 1 1"}" role="img" aria-label="{label}">{body.strip()}')
 
 
 def _clean(text: str, limit: int) -> str:
@@ -339,11 +306,5 @@ def _clean(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def _longest(names: Mapping[str, Any]) -> int:
-    return max(map(len, names), default=0)
-
-
-def _legend_rows(lines: Mapping[str, Any]) -> int:
-    if len(lines) < 2:
-        return 0
-    return math.ceil(len(lines) / (1 + (_longest(lines) < 26)))
+def _legend_columns(names: Sequence[str]) -> int:
+    return 1 + (max(map(len, names), default=0) < 26)

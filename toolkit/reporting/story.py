@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-PAPER = '<a href="https://arxiv.org/abs/2604.09330">VAG (arXiv 2604.09330)</a>'
-INTERVALS = (
-    "Square brackets hold 95 % Wilson score intervals, in per cent: the success rates that the counted trials are "
-    "compatible with. They know nothing of how another training seed would do."
-)
-
 # command -> title, what the step does, clauses of the sentence about one run (a clause without its value is left out)
 STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "demo": (

@@ -1,4 +1,4 @@
-"""Success rates on a page: figures, tables and what their intervals allow to say, from rows of results."""
+"""Success rates for a page: figures, tables and what their intervals allow to say, from rows of results."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from toolkit.evaluation.rates import Outcome, Rate, TaskRates
+from toolkit.evaluation.rates import Rate
 from toolkit.evaluation.statistics import compare_systems
 from toolkit.reporting import plots
 from toolkit.reporting.benchmark_results import Row
-from toolkit.reporting.markup import distinct, escaped, fraction, framed, interval, shown, side_by_side, spaced
-from toolkit.reporting.story import ARMS, INTERVALS
+from toolkit.reporting.pages import piece
+from toolkit.reporting.story import ARMS
+from toolkit.reporting.values import Table, distinct, fraction, interval, percent, shown, spaced
 
 
 @dataclass(frozen=True)
@@ -32,85 +34,78 @@ class RateRow:
     def group(self) -> str:
         return next(iter(self.names.values())) if len(self.names) > 1 else ""
 
-    @property
-    def tasks(self) -> dict[str, Rate]:
-        return self.rate.tasks if isinstance(self.rate, TaskRates) else {}
 
-    @property
-    def outcomes(self) -> list[Outcome]:
-        return getattr(self.rate, "outcomes", [])
-
-
-def success_parts(rows: Sequence[RateRow], title: str, figure: bool = True) -> list[str]:
+def rates_pieces(rows: Sequence[RateRow], title: str, has_figure: bool = True) -> list[Markup]:
     """Figure, table with every task, and what the intervals allow to say."""
-    bars = [plots.Bar(row.label, row.rate, row.group) for row in rows if row.rate is not None]
-    if not bars:
+    if not rows:
         return []
-    table = rates_table(rows) + verdicts(rows) + glossary(name for row in rows for name in row.names.values())
-    if not figure:
-        return [f"<h3>{escaped(title)}</h3>", table]
-    shape = framed(plots.success_bars(bars, title), "")
-    return [f"<h3>{escaped(title)}</h3>", side_by_side([shape, f"<div>{table}</div>"])]
+    bars = [plots.Bar(row.label, row.rate, row.group) for row in rows if row.rate is not None]
+    content = {
+        "svg": plots.success_bars(bars, title) if has_figure and bars else "",
+        "content": rates_table(rows),
+        "verdicts": verdicts(rows),
+        "names": glossary(name for row in rows for name in row.names.values()),
+    }
+    return [piece("rates", title=title, **content)]
 
 
-def rates_table(rows: Sequence[RateRow], intervals: str = INTERVALS) -> str:
+def rates_table(rows: Sequence[RateRow]) -> Table:
     """A row for each of `rows`, their tasks below; columns of names, then of other numbers, then the rate."""
     keys, more = list(rows[0].names), distinct(key for row in rows for key in row.numbers)
-    head = "".join(f"<th>{escaped(spaced(key))}</th>" for key in keys)
-    head += "".join(f'<th class="number">{escaped(spaced(key))}</th>' for key in more)
-    head += '<th class="number">success</th><th class="number">rate</th><th class="number">95 % interval</th>'
     lines = []
     for row in rows:
-        tasks = [RateRow({keys[0]: task}, rate) for task, rate in row.tasks.items()]
-        for part, kind in [(row, ' class="total"' if tasks else ""), *((task, ' class="part"') for task in tasks)]:
-            cells = [f"<td>{escaped(part.names.get(key, ''))}</td>" for key in keys]
-            cells += [f'<td class="number">{shown(part.numbers.get(key))}</td>' for key in more]
-            told = ["–"] * 3
-            if part.rate is not None:
-                told = [fraction(part.rate), f"{plots.percent(part.rate.rate)} %", interval(part.rate)]
-            cells += [f'<td class="number">{cell}</td>' for cell in told]
-            lines.append(f"<tr{kind}>{''.join(cells)}</tr>")
-    note = f'<p class="note">{intervals}</p>' if intervals else ""
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>{note}'
+        tasks = [RateRow({keys[0]: task}, rate) for task, rate in getattr(row.rate, "tasks", {}).items()]
+        for line, style in [(row, "total" if tasks else ""), *((task, "part") for task in tasks)]:
+            rate = line.rate and [fraction(line.rate), f"{percent(line.rate.rate)} %", interval(line.rate)]
+            cells = [line.names.get(key, "") for key in keys] + [shown(line.numbers.get(key)) for key in more]
+            lines.append((style, cells + (rate or ["–"] * 3)))
+    names, numbers = [(spaced(key), False) for key in keys], [(spaced(key), True) for key in more]
+    return Table([*names, *numbers, ("success", True), ("rate", True), ("95 % interval", True)], lines)
 
 
-def verdicts(rows: Sequence[RateRow]) -> str:
+@dataclass(frozen=True)
+class Verdict:
+    """Whether two rates can be told apart. systems: names with intervals, the higher first where that is clear."""
+
+    group: str
+    systems: list[tuple[str, str]]
+    is_clear: bool
+    reason: str
+
+
+def verdicts(rows: Sequence[RateRow]) -> list[Verdict]:
     """Which pairs can be told apart, by scene where that is known; pairs are formed in a group, with its first row."""
-    lines = []
+    found = []
     for group in dict.fromkeys(row.group for row in rows):
-        members = [(row.label, row.rate, row.outcomes) for row in rows if row.group == group and row.rate is not None]
-        prefix = f"<b>{escaped(group)}</b>: " if group else ""
+        members = [(row.label, row.rate) for row in rows if row.group == group and row.rate is not None]
         for other in members[1:]:
-            (low, least, scenes), (high, most, others) = sorted((members[0], other), key=lambda row: row[1].rate)
-            names = [f"<code>{escaped(name)}</code> {interval(rate)}" for name, rate in ((low, least), (high, most))]
-            if paired := on_the_same_scenes(others, scenes):
-                clear = paired["low"] > 0
-                points = [plots.percent(paired[key]) for key in ("difference", "low", "high")]
-                why = f"{points[0]} [{points[1]}, {points[2]}] points, paired by scene"
+            (low, least), (high, most) = sorted((members[0], other), key=lambda member: member[1].rate)
+            if paired := on_the_same_scenes(most, least):
+                is_clear = paired["low"] > 0
+                points = [percent(paired[key]) for key in ("difference", "low", "high")]
+                reason = f"{points[0]} [{points[1]}, {points[2]}] points, paired by scene"
             else:
-                clear = least.high < most.low
-                why = "their intervals do not overlap" if clear else "their intervals overlap, which alone says little"
-            text = f"{names[1]} is above {names[0]}" if clear else f"{names[0]} and {names[1]} are not told apart"
-            lines.append(f"<li{'' if clear else ' class="unclear"'}>{prefix}{text}: {why}.</li>")
-    return f'<ul class="verdicts">{"".join(lines)}</ul>' if lines else ""
+                is_clear = least.high < most.low
+                overlap = "intervals overlap, which alone says little"
+                reason = f"their {'intervals do not overlap' if is_clear else overlap}"
+            systems = [(low, interval(least)), (high, interval(most))]
+            found.append(Verdict(group, systems[::-1] if is_clear else systems, is_clear, reason))
+    return found
 
 
-def on_the_same_scenes(first: list[Outcome], second: list[Outcome]) -> dict[str, float] | None:
-    """First minus second, scene by scene, where both are outcomes of the same scenes; else None."""
-    tables = [{(task, seed): success for task, seed, success in outcomes} for outcomes in (first, second)]
+def on_the_same_scenes(first: Rate, second: Rate) -> dict[str, float] | None:
+    """First minus second, scene by scene, where both have the outcomes of the same scenes; else None."""
+    outcomes = [getattr(rate, "outcomes", []) for rate in (first, second)]
+    tables = [{(task, seed): success for task, seed, success in some} for some in outcomes]
     if not tables[0] or tables[0].keys() != tables[1].keys():
         return None
     return compare_systems(*(np.array([[table[scene] for scene in tables[0]]], dtype=float) for table in tables))
 
 
-def glossary(names: Iterable[str]) -> str:
+def glossary(names: Iterable[str]) -> list[tuple[str, str]]:
     """What the arms and systems of these names are, where the story tells."""
-    known = []
-    for name in distinct(names):
-        base = name.replace("_filtered", "")
-        if base in ARMS:
-            known.append(f"<code>{escaped(name)}</code> {ARMS[base]}{', after filtering' if base != name else ''}")
-    return f'<p class="note">{"; ".join(known)}.</p>' if known else ""
+    bases = [(name, name.replace("_filtered", "")) for name in distinct(names)]
+    return [(name, ARMS[base] + ", after filtering" * (name != base)) for name, base in bases if base in ARMS]
 
 
 def row_names(rows: Iterable[Row]) -> list[str]:
@@ -122,7 +117,7 @@ def successes(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.metric == "success"]
 
 
-def arm_figures(rows: Sequence[Row]) -> list[str]:
+def arm_figures(rows: Sequence[Row]) -> list[Markup]:
     """Success of all systems, an SVG for every suite."""
     bars: dict[str, list[plots.Bar]] = {}
     for row in successes(rows):
@@ -131,7 +126,7 @@ def arm_figures(rows: Sequence[Row]) -> list[str]:
     return [plots.success_bars(some, f"Success, {suite}") for suite, some in bars.items()]
 
 
-def fraction_figures(rows: Sequence[Row]) -> list[str]:
+def fraction_figures(rows: Sequence[Row]) -> list[Markup]:
     """Success against the synthetic fraction, an SVG for every suite that has such points."""
     figures = []
     for suite in dict.fromkeys(row.suite for row in rows):

@@ -1,0 +1,214 @@
+"""What the report shows of what each command found, between the sentences about its runs and its media.
+
+Each function computes texts, numbers and figures, and says by which pieces of `pieces.html.j2` they are laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from toolkit.base.typed_json import to_json
+from toolkit.reporting import plots
+from toolkit.reporting.benchmark_record import cell_text, system_name
+from toolkit.reporting.benchmark_results import (
+    AblateResult,
+    BenchmarkGeneratorsResult,
+    BenchmarkPoliciesResult,
+    Difference,
+    Row,
+)
+from toolkit.reporting.pages import piece
+from toolkit.reporting.results import (
+    CollectResult,
+    DemoResult,
+    EvaluateGeneratorResult,
+    InspectResult,
+    PolicyRate,
+    ReplayResult,
+    RolloutResult,
+    SynthesizeResult,
+)
+from toolkit.reporting.success import (
+    RateRow,
+    arm_figures,
+    fraction_figures,
+    glossary,
+    rates_pieces,
+    rates_table,
+    row_names,
+    successes,
+)
+from toolkit.reporting.values import distinct
+
+type Results[Kind] = Sequence[tuple[str, Kind]]  # name of a run, what it found
+AGAINST_RECORDED = "Generated against recorded, same first picture"
+
+
+def _demo(runs: Results[DemoResult], has_demo: bool) -> list[Markup]:
+    pieces = []
+    for _, result in runs:
+        rates = [row for row in result.policies if isinstance(row, PolicyRate)]
+        policies = [RateRow({"policy": row.policy, "arm": row.arm}, row) for row in rates]
+        pieces += rates_pieces(policies, "Policies on unseen scenes")
+        systems = [RateRow({"system": one.system}, one.replay_success, one.metrics) for one in result.generator.systems]
+        pieces += rates_pieces(systems, "Generator on held-out scenes", has_figure=False)
+        if timed := [(stage.name, stage.seconds) for stage in result.stages]:
+            caption = "Stages of different policies may run side by side, so the whole takes less than their sum."
+            pieces.append(piece("figure", content=plots.duration_bars(timed), caption=caption, title="Time per stage"))
+    return pieces
+
+
+def _collect(runs: Results[CollectResult], has_demo: bool) -> list[Markup]:
+    rows = [{"run": name, "task": task, **to_json(one)} for name, result in runs for task, one in result.tasks.items()]
+    return [piece("rows_table", rows=rows)]
+
+
+def _synthesize(runs: Results[SynthesizeResult], has_demo: bool) -> list[Markup]:
+    rows = [{"run": name, **result.metrics} for name, result in runs if result.metrics]
+    return [piece("rows_table", title=AGAINST_RECORDED, rows=rows)]
+
+
+def _inspect(runs: Results[InspectResult], has_demo: bool) -> list[Markup]:
+    """Lists of lines, then the features of each dataset."""
+    pieces = []
+    for name, result in runs:
+        for title, lines in (
+            ("Problems before the repair:", result.found),
+            ("Repair:", result.fixed),
+            ("Problems:", result.problems),
+            ("Warnings:", result.warnings),
+        ):
+            if lines or title == "Problems:":
+                pieces.append(piece("lines", title=title, code=name, lines=lines))
+        pieces.append(piece("rows_table", title="Features:", code=name, rows=result.features))
+    return pieces
+
+
+def _evaluate_generator(runs: Results[EvaluateGeneratorResult], has_demo: bool) -> list[Markup]:
+    replays = [RateRow({"system": name}, result.replay) for name, result in runs if result.replay is not None]
+    pieces = rates_pieces(replays, "Replay success of generated actions")
+    rows = [{"run": name, **result.metrics} for name, result in runs]
+    pieces.append(piece("rows_table", title=AGAINST_RECORDED, rows=rows))
+    curves = {name: result.success_curve for name, result in runs}
+    if lines := {name: (curve.thresholds, curve.success) for name, curve in curves.items() if curve is not None}:
+        svg = plots.curves(lines, "Pairs within an action distance", xlabel="action distance")
+        caption = "Share of the pairs whose mean action distance is at most the threshold."
+        pieces.append(piece("figure", content=svg, caption=caption))
+    return pieces
+
+
+def _benchmark_generators(runs: Results[BenchmarkGeneratorsResult], has_demo: bool) -> list[Markup]:
+    """Every suite: replay success, all other metrics, what was compared, and what its clip distance is worth."""
+    pieces = []
+    for _, result in runs:
+        for suite, rows in _by_suite(result.rows).items():
+            bars = [plots.Bar(row.system, row.rate) for row in rows if row.metric == "replay_success"]
+            figures = [piece("figure", content=plots.success_bars(bars, f"Replay success, {suite}"))] if bars else []
+            if card := result.validity_cards.get(suite):
+                caption = "Dashed: the distance of recorded clips to each other. A useful distance rises."
+                figures.append(piece("figure", content=plots.validity_lines(card), caption=caption))
+            pieces += [
+                *_suite(suite, figures),
+                piece("rows_table", rows=_by_system(rows, lambda row: row.system, lambda row: row.value)),
+                piece("glossary", names=glossary(row_names(rows))),
+                _differences(result.comparisons, suite),
+            ]
+    return pieces
+
+
+def _ablate(runs: Results[AblateResult], has_demo: bool) -> list[Markup]:
+    """Every suite: success of all systems, success against the synthetic fraction, differences, cells that failed."""
+    caption = (
+        "0: the few real episodes alone; 1: synthetic episodes alone; between: co-training. Dashed: all real "
+        "episodes, where they were tried."
+    )
+    pieces = []
+    for _, result in runs:
+        for suite, rows in _by_suite(result.rows).items():
+            figures = [piece("figure", content=svg) for svg in arm_figures(rows)]
+            figures += [piece("figure", content=svg, caption=caption) for svg in fraction_figures(rows)]
+            rates = [RateRow({"policy": row.policy or "", "system": row.system}, row.rate) for row in successes(rows)]
+            others = [row for row in rows if row.metric != "success"]
+            pieces += [
+                *_suite(suite, figures),
+                *([piece("table", content=rates_table(rates))] if rates else []),
+                piece("rows_table", rows=_by_system(others, system_name, lambda row: cell_text(row, row.n))),
+                _differences(result.comparisons, suite),
+                piece("glossary", names=glossary(row_names(rows))),
+            ]
+        failed = [to_json(cell) for cell in result.cells if cell.status == "failed"]
+        pieces += [piece("rows_table", title="Cells that failed", rows=failed), _notes(result.notes)]
+    return pieces
+
+
+def _benchmark_policies(runs: Results[BenchmarkPoliciesResult], has_demo: bool) -> list[Markup]:
+    """Every suite: a leaderboard, whose ranks follow the paired differences below it."""
+    pieces = []
+    for _, result in runs:
+        for suite, board in result.leaderboards.items():
+            svg = plots.success_bars([plots.Bar(row.system, row) for row in board], f"Success, {suite}")
+            table = piece("rows_table", rows=[to_json(row) for row in board])
+            pieces += _suite(suite, [piece("figure", content=svg), table])
+            pieces.append(_differences(result.comparisons, suite))
+        pieces.append(_notes(result.notes))
+    return pieces
+
+
+def _replay(runs: Results[ReplayResult], has_demo: bool) -> list[Markup]:
+    systems = [item for _, result in runs for item in result.systems.items()]
+    return rates_pieces([RateRow({"system": name}, rate) for name, rate in systems], "Replay success")
+
+
+def _evaluate(runs: Results[Any], has_demo: bool) -> list[Markup]:
+    suites: dict[str, list[RateRow]] = {}
+    for result in [result for _, result in runs if isinstance(result, RolloutResult)]:
+        for suite, rate in result.suites.items():
+            suites.setdefault(suite, []).append(RateRow({"policy": result.policy, "arm": result.arm}, rate))
+    # The summary of a demo already shows the figures.
+    blocks = [rates_pieces(rows, f"Policy success, {suite} scenes", not has_demo) for suite, rows in suites.items()]
+    return [block for pieces in blocks for block in pieces]
+
+
+def _by_suite(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    return {suite: [row for row in rows if row.suite == suite] for suite in distinct(row.suite for row in rows)}
+
+
+def _by_system(
+    rows: Sequence[Row], name: Callable[[Row], str], cell: Callable[[Row], float | str]
+) -> list[dict[str, Any]]:
+    """A row for each system, a column for each metric."""
+    table: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        table.setdefault(name(row), {"system": name(row)})[row.metric] = cell(row)
+    return list(table.values())
+
+
+def _suite(suite: str, blocks: list[Markup]) -> list[Markup]:
+    return [piece("heading", title="Suite", code=suite), piece("pair", blocks=blocks)]
+
+
+def _differences(comparisons: Sequence[Difference], suite: str) -> Markup:
+    rows = [to_json(one) for one in comparisons if one.suite == suite]
+    return piece("rows_table", title="Paired differences, a minus b", rows=rows)
+
+
+def _notes(notes: dict[str, str]) -> Markup:
+    """What a record says besides its numbers: how the intervals were made, what was seen, and the like."""
+    return piece("named_lines", title="How to read it", lines=notes)
+
+
+SECTIONS: dict[str, Callable[[Results[Any], bool], list[Markup]]] = {
+    "demo": _demo,
+    "collect": _collect,
+    "inspect": _inspect,
+    "synthesize": _synthesize,
+    "evaluate-generator": _evaluate_generator,
+    "benchmark generators": _benchmark_generators,
+    "ablate": _ablate,
+    "benchmark policies": _benchmark_policies,
+    "replay": _replay,
+    "evaluate": _evaluate,
+}
