@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from recipes.compose import command_words
-from recipes.schema import AblateConfig
 from recipes.stages import Stage, check_begun, entry, finished_result, run_stage, run_stages
 from recipes.study import (
     ARMS,
@@ -39,10 +38,12 @@ from recipes.study_record import (
     system_rows,
     task_rows,
 )
+from recipes.study_schema import AblateConfig
 from recipes.synthesize import check_draws
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import atomic_file, discard, write_text
-from toolkit.base.run import RECORD, Run, read_record
+from toolkit.base.record import RECORD, read_record
+from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
 from toolkit.data.formats.lerobot_read import read_actions
 from toolkit.data.selection import parse_rule

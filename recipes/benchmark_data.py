@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.schema import BenchmarkDataConfig
+from recipes.study_schema import BenchmarkDataConfig
 from toolkit.base.errors import UserError
 from toolkit.base.files import scratch_folder
 from toolkit.base.progress import progress

@@ -27,8 +27,8 @@ from recipes.generator_rows import (
     training_rows,
     variants_of,
 )
-from recipes.schema import BenchmarkGeneratorsConfig
 from recipes.stages import Stage, make_stage, run_stage, run_stages
+from recipes.study_schema import BenchmarkGeneratorsConfig
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.reading import read_json
 from toolkit.base.run import Run

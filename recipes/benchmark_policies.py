@@ -12,8 +12,8 @@ import numpy as np
 
 from recipes.common import scenes_text
 from recipes.compose import command_words
-from recipes.schema import BenchmarkPoliciesConfig
 from recipes.stages import entry, make_stage, needed_result, run_stages
+from recipes.study_schema import BenchmarkPoliciesConfig
 from toolkit.base.errors import UserError
 from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json

@@ -7,25 +7,17 @@ Heavy imports wait until a command runs: worker processes import this module aga
 
 from __future__ import annotations
 
-import errno
 import gc
 import importlib
 import logging
 import os
-import re
-import select
-import signal
 import sys
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict
-from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
-from toolkit.base.errors import UserError, nearest, one_line
+from recipes.terminal import guarded, nobody_reads, open_streams, quiet_libraries, say, terminable
+from toolkit.base.errors import UserError, nearest
 
 # In the order of the story.
 COMMANDS = {
@@ -128,183 +120,19 @@ POSITIONAL = {
     "report": "runs",
 }
 MODULES = {"import": "import_data"}  # where the command is a keyword of Python
-MOST_MESSAGE = 4000  # characters
-PATIENCE = 10.0  # seconds after a signal in which another one is not heard
-ENDED_BY = (signal.SIGTERM, signal.SIGHUP)
-
-
-class Terminated(KeyboardInterrupt):
-    """A signal asked the process to end: all that Ctrl-C cleans up is cleaned up."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
     logging.getLogger("lerobot").setLevel(logging.ERROR)  # it warns at length where torchcodec finds no FFmpeg
     words = sys.argv[1:] if arguments is None else arguments
-    _open_streams()
+    open_streams()
     with terminable(), quiet_libraries():
         code = guarded(lambda: run_command(words))
         if code:
             gc.collect()  # what the error has left is given up here, not when Python ends
-    _nobody_reads()
+    nobody_reads()
     return code
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Inside, warnings and faults of objects that are given up are not shown, unless Python is asked for them (-W).
-
-    They are for programmers; what a user must know has a line of our own. A video that is given up on a full disk, for
-    one, prints a traceback after that line.
-    """
-    if sys.warnoptions:
-        yield
-        return
-    hooks = sys.unraisablehook, sys.excepthook  # Cython's destructors call both
-    sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        sys.unraisablehook, sys.excepthook = hooks
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise `Terminated`; in the main thread, where signals arrive.
-
-    Those that follow within seconds do not: they would break into the cleaning up.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in ENDED_BY}
-
-    last = float("-inf")
-
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal last
-        if time.monotonic() - last >= PATIENCE:
-            last = time.monotonic()
-            raise Terminated(number)
-
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup
-            signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-def guarded(function: Callable[[], int]) -> int:
-    """Call `function`; an error that the user can mend, or an interruption, becomes one line and an exit code."""
-    try:
-        return mendable(function)
-    except KeyboardInterrupt as error:
-        number = error.number if isinstance(error, Terminated) else signal.SIGINT
-        said = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
-        return _complain(said + _how_to_go_on(error), 128 + number)
-
-
-def mendable(function: Callable[[], int]) -> int:
-    """Call `function`; an error that the user can mend becomes one line and an exit code. Interruptions pass."""
-    try:
-        return function()
-    except UserError as error:
-        return _complain(str(error), 2)
-    except Exception as error:
-        name = getattr(error, "filename", None)
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return 128 + signal.SIGPIPE
-        if _is_disk_full(error):
-            return _complain(f"disk full while writing {name or 'the output'}; free space{_how_to_go_on(error)}", 2)
-        if _is_out_of_memory(error):
-            advice = f"make batch_size, sizes or workers smaller{_how_to_go_on(error)}"
-            return _complain(f"out of memory ({_start(str(error))}); {advice}", 2)
-        if isinstance(error, ModuleNotFoundError):
-            return _complain(f"no module '{error.name}': pip install 'lerobot_policy_vag[robot]'", 2)
-        if isinstance(error, OSError) and name:
-            return _complain(f"{os.fsdecode(name)}: {error.strerror}", 2)
-        raise
-
-
-def _open_streams() -> None:
-    """Give a process that was started with closed input or outputs some that lead nowhere.
-
-    Else the next files that are opened take their numbers, and what a library prints ends up in these files.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
-
-
-def _nobody_reads() -> bool:
-    """True if the reader of an output has gone, as `head` does; what is still to be written is then dropped."""
-    gone = [stream for stream in (sys.stdout, sys.stderr) if _is_broken(stream)]
-    for stream in gone:
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return bool(gone)
-
-
-def _is_broken(stream: TextIO) -> bool:
-    try:
-        stream.flush()
-        poll = select.poll()
-        poll.register(stream.fileno(), 0)  # stderr keeps nothing that a flush would fail with
-        return any(event & select.POLLERR for _, event in poll.poll(0))
-    except BrokenPipeError:
-        return True
-    except (OSError, ValueError):  # a full disk, or closed: not what is asked here
-        return False
-
-
-def say(text: str) -> None:
-    """Print; it is no fault if nobody reads it, and no letter that the terminal lacks stops it."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    with suppress(BrokenPipeError):
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-    _nobody_reads()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """True for a MemoryError, and for what torch raises in its place on a CPU or a GPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and bool(re.search("allocate memory|out of memory", str(error)))
-
-
-def _start(text: str) -> str:
-    """The first line, if it is short."""
-    line = (text.splitlines() or ["no more to be had"])[0]
-    return line if len(line) <= 200 else f"{line[:200]} ..."
-
-
-def _how_to_go_on(error: BaseException) -> str:
-    notes = getattr(error, "__notes__", [])
-    return f"; to go on: the same command with {notes[-1]}" if notes else ""
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    """True if the error, or one that led to it, is a full disk; libraries wrap the system's error in their own."""
-    seen, full = 0, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    while error is not None and seen < 20:
-        if getattr(error, "errno", None) in full or any(os.strerror(code) in str(error) for code in full):
-            return True
-        error, seen = error.__cause__ or error.__context__, seen + 1
-    return False
 
 
 def run_command(arguments: list[str]) -> int:
@@ -390,7 +218,8 @@ def run_recipe(command: str, config: Any, stage: bool = False) -> Any:
     record, also where it failed.
     """
     from recipes.compose import file_name
-    from toolkit.base.run import RECORD, Run
+    from toolkit.base.record import RECORD
+    from toolkit.base.run import Run
     from toolkit.base.typed_json import from_json
     from toolkit.reporting.results import RESULTS
 
@@ -409,17 +238,6 @@ def run_recipe(command: str, config: Any, stage: bool = False) -> Any:
         result = from_json(RESULTS[command], run.record["result"], run.directory / RECORD)
     say(f"{command}: {module.summary(result)}  [{run.directory}]")
     return result
-
-
-def _complain(message: str, code: int) -> int:
-    if loaded := sys.modules.get("toolkit.base.progress"):  # a command that has no bar yet need not wait for it
-        loaded.close_progress()
-    line = one_line(message)
-    if len(line) > MOST_MESSAGE:
-        line = f"{line[: MOST_MESSAGE - 600]} ... {line[-500:]}"
-    with suppress(BrokenPipeError):
-        print(f"vag: error: {line}", file=sys.stderr, flush=True)
-    return code
 
 
 if __name__ == "__main__":

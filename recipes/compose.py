@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipes.kinds import kind_of
 from recipes.ranges import check_letters, check_ranges, shortened
-from recipes.schema import SCHEMAS
+from recipes.study_schema import SCHEMAS
 from toolkit.base.errors import UserError, nearest
 from vag_core.config import ACTIONS
 

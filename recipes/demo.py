@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from recipes.compose import options_of
-from recipes.schema import DemoConfig
 from recipes.stages import Stage, entry, in_turn, make_stage, needed_result, run_stage, run_stages
+from recipes.study_schema import DemoConfig
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import write_json
-from toolkit.base.run import Run, read_record
+from toolkit.base.record import read_record
+from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
 from toolkit.data.formats.lerobot_read import read_table
 from toolkit.evaluation.rates import Rate

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from recipes.schema import BenchmarkGeneratorsConfig, TrainGeneratorConfig, VariantConfig
+from recipes.schema import TrainGeneratorConfig
 from recipes.stages import entry, needed_result
+from recipes.study_schema import BenchmarkGeneratorsConfig, VariantConfig
 from toolkit.base.errors import UserError
 from toolkit.base.files import write_json
 from toolkit.data.batches import GeneratorClips

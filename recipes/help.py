@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from recipes.compose import choices_of, compose_config, groups_of, typed
 from recipes.kinds import Kind, parts_of
 from recipes.ranges import range_text
-from recipes.schema import SCHEMAS
+from recipes.study_schema import SCHEMAS
 
 WIDTH, COLUMN = 120, 38
 PLAIN = re.compile(r"[\w./<>-][\w./<>+-]*")  # texts that a user need not quote

@@ -8,7 +8,7 @@ from functools import cache
 from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from recipes.schema import SCHEMAS
+from recipes.study_schema import SCHEMAS
 
 
 class Kind(NamedTuple):

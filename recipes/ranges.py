@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any, get_args, get_origin
 
 from recipes.kinds import Kind, members, parts_of, without_none
-from recipes.schema import SCHEMAS
+from recipes.study_schema import SCHEMAS
 from toolkit.base.errors import UserError
 
 MOST_TEXT = 10_000  # characters of one text

@@ -17,13 +17,14 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from recipes import cli
+from recipes import cli, terminal
 from recipes.common import distinct_tasks, user_errors
 from recipes.compose import check_config, compose_config, options_of
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.manifest import note
 from toolkit.base.pool import die_with_parent
-from toolkit.base.run import NOT_COMPARED, RECORD, leaves, read_record
+from toolkit.base.record import RECORD, leaves, read_record
+from toolkit.base.run import NOT_COMPARED
 from toolkit.base.typed_json import from_json
 from toolkit.reporting.results import RESULTS
 
@@ -272,7 +273,7 @@ def _run_beside(root: Path, chains: list[Chain], done: set[str], limit: int | No
                 break
             connection.wait([sentinel for sentinel, _ in running])
         failed = [chain for chain, process, _ in begun if process.exitcode]
-    except cli.Terminated:
+    except terminal.Terminated:
         raise  # this process alone was told
     except KeyboardInterrupt:
         _wait(process for _, process, _ in begun)  # they were interrupted too and clean up
@@ -301,7 +302,7 @@ def _run_here(root: Path, chains: list[Chain], done: set[str], keep_going: bool)
         chain = ready[0]
         waiting.remove(chain)
         try:
-            code = cli.mendable(partial(_run_all, root, chain))
+            code = terminal.mendable(partial(_run_all, root, chain))
         except Exception:
             traceback.print_exc()  # as a process would
             code = 1
@@ -330,9 +331,9 @@ def _run_all(root: Path, chain: Chain) -> int:
 def _run_chain(position: int, root: Path, chain: Chain) -> None:
     die_with_parent()
     os.environ["VAG_PROGRESS_POSITION"] = str(position)
-    with cli.terminable():
+    with terminal.terminable():
         try:
-            code = cli.mendable(partial(_run_all, root, chain))
+            code = terminal.mendable(partial(_run_all, root, chain))
         except KeyboardInterrupt:
             code = INTERRUPTED  # the command that all stages belong to says so
     raise SystemExit(code)

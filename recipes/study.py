@@ -12,8 +12,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from recipes.schema import AblateConfig
 from recipes.stages import Stage, in_turn, make_stage
+from recipes.study_schema import AblateConfig
 from toolkit.base.errors import UserError, nearest
 
 FEEDS = ("paper", "fair")

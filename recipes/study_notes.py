@@ -7,10 +7,10 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from recipes.common import scenes_text
-from recipes.schema import AblateConfig
 from recipes.stages import finished_result
 from recipes.study import ARMS, Cell, generator_name, generator_seed, total_steps
-from toolkit.base.run import read_record
+from recipes.study_schema import AblateConfig
+from toolkit.base.record import read_record
 from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.statistics import (
     design_power,

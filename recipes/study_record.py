@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from recipes.schema import AblateConfig
 from recipes.stages import entry, finished_result, is_finished
 from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, outcome_runs
+from recipes.study_schema import AblateConfig
 from toolkit.data.formats.lerobot_read import noted_episodes
 from toolkit.data.selection import HIGHER_IS_BETTER, column
 from toolkit.envs.shifts import SUITES

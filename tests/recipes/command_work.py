@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from recipes import cli
+from recipes import cli, terminal
 from recipes.stages import make_stage, run_stages
 from toolkit.base import files
 from toolkit.base.pool import die_with_parent
@@ -50,6 +50,6 @@ def collect_side_by_side(root: Path, complaints: Path) -> None:
         run_stages(root, stages)
         return 0
 
-    with cli.terminable():
-        code = cli.guarded(work)
+    with terminal.terminable():
+        code = terminal.guarded(work)
     raise SystemExit(code)

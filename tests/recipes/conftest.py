@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from recipes.compose import compose_config
-from recipes.schema import AblateConfig
+from recipes.study_schema import AblateConfig
 from toolkit.base.files import write_json
 from toolkit.base.typed_json import to_json
 

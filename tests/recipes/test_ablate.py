@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from recipes import ablate, cli, study_notes
 from recipes.compose import command_words, compose_config
-from recipes.schema import AblateConfig
 from recipes.study import Cell, cell_stages, parse_grid
+from recipes.study_schema import AblateConfig
 from toolkit.base.errors import UserError
 from toolkit.reporting.results import RESULTS
 

@@ -13,10 +13,10 @@ import torch
 from omegaconf import OmegaConf
 
 from policies.factory import PolicyObjective, build_policy
-from recipes import cli
+from recipes import cli, terminal
 from recipes.common import check_unseen
 from recipes.compose import compose_config
-from recipes.schema import SCHEMAS
+from recipes.study_schema import SCHEMAS
 from toolkit.base.errors import UserError
 from toolkit.data.seen_scenes import merge, scenes_of, told_scenes, write_scenes
 from vag_core import Generator
@@ -229,9 +229,9 @@ def test_interrupt_and_full_disk_have_their_exit_codes(capsys: pytest.CaptureFix
     def full() -> int:
         raise OSError(28, "No space left on device", "model.safetensors")
 
-    assert cli.guarded(interrupted) == 130
+    assert terminal.guarded(interrupted) == 130
     assert capsys.readouterr().err == "vag: error: interrupted; to go on: the same command with out=here resume=true\n"
-    assert cli.guarded(full) == 2
+    assert terminal.guarded(full) == 2
     assert "disk full while writing model.safetensors" in capsys.readouterr().err
 
 

@@ -12,13 +12,13 @@ from typing import Any, get_args, get_origin
 import pytest
 from omegaconf import OmegaConf
 
-from recipes import cli, kinds
+from recipes import cli, kinds, terminal
 from recipes.compose import checked_config, command_words, compose_config, listed, typed
 from recipes.evaluate_generator import GIVEN
 from recipes.kinds import kind_of, members
 from recipes.ranges import check_ranges
-from recipes.schema import SCHEMAS
 from recipes.stages import make_stage
+from recipes.study_schema import SCHEMAS
 from toolkit.base.errors import UserError
 from toolkit.data.batches import make_sources
 from toolkit.envs import shifts
@@ -357,5 +357,5 @@ def test_more_than_the_memory_holds_is_one_line(capsys: pytest.CaptureFixture[st
         raise MemoryError
 
     for work in (on_the_cpu, in_python):
-        assert cli.guarded(work) == 2
+        assert terminal.guarded(work) == 2
         assert re.fullmatch(r"vag: error: out of memory \(.*\); make batch_size.* smaller\n", capsys.readouterr().err)

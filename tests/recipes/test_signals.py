@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import cli
+from recipes import terminal
 
 
 def status(out: Path) -> str:
@@ -101,8 +101,8 @@ def test_a_second_signal_does_not_break_into_the_cleaning_up() -> None:
             cleaned.append(True)
         return 0
 
-    with cli.terminable():
-        assert cli.guarded(work) == 143
+    with terminal.terminable():
+        assert terminal.guarded(work) == 143
     assert cleaned
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -120,7 +120,7 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_goes_away_in_the_middle_ends_the_command_quietly() -> None:
-    code = "import sys; from recipes import cli; sys.exit(cli.guarded(lambda: print('x' * 1_000_000) or 0))"
+    code = "import sys; from recipes import terminal; sys.exit(terminal.guarded(lambda: print('x' * 1_000_000) or 0))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -134,11 +134,11 @@ def test_a_reader_that_goes_away_in_the_middle_ends_the_command_quietly() -> Non
 def test_outputs_that_are_closed_or_that_nobody_reads(tmp_path: Path) -> None:
     """No traceback, and no file of the user's takes the place of an output."""
     program = (
-        "import os, sys; from pathlib import Path; from recipes import cli\n"
+        "import os, sys; from pathlib import Path; from recipes import cli, terminal\n"
         "def work(words):\n"
         "    with open('data', 'wb') as file:\n"
         "        os.write(2, b'a library prints this'); file.write(b'data')\n"
-        "        for _ in range(3): print('x' * 100_000, file=sys.stderr, flush=True); cli.say('done')\n"
+        "        for _ in range(3): print('x' * 100_000, file=sys.stderr, flush=True); terminal.say('done')\n"
         "    return 0\n"
         "cli.run_command = work; Path('code').write_text(str(cli.main([])))\n"
     )

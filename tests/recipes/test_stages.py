@@ -11,7 +11,7 @@ import pytest
 from recipes import stages as stages_module
 from recipes.stages import Stage, chains_of, in_turn, make_stage, run_stage, run_stages
 from toolkit.base.errors import UserError
-from toolkit.base.run import read_record
+from toolkit.base.record import read_record
 from toolkit.reporting.results import ReportResult
 
 

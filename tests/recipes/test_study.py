@@ -11,8 +11,8 @@ import pytest
 from policies.factory import CONFIGS
 from recipes import ablate, study_notes
 from recipes.compose import options_of
-from recipes.schema import AblateConfig
 from recipes.study import ARMS, POLICIES, Cell, cell_stages, generator_stages, parse_grid, pretraining_stage
+from recipes.study_schema import AblateConfig
 from toolkit.base.errors import UserError
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from recipes import ablate, study_notes, study_record
-from recipes.schema import AblateConfig
 from recipes.study import Cell, parse_grid
+from recipes.study_schema import AblateConfig
 from toolkit.base.errors import UserError
 from toolkit.evaluation.statistics import rollout_rates
 from toolkit.reporting.benchmark_results import AblateResult

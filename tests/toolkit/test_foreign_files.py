@@ -156,7 +156,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from recipes import cli
+from recipes import cli, terminal
 from toolkit.data.clips import write_clips
 from toolkit.data.formats.lerobot_read import OWN_NOTES
 from toolkit.data.formats.lerobot_write import EpisodeWriter
@@ -190,7 +190,7 @@ writers = [
 for limit in map(int, sys.argv[3:]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     for write in writers:
-        print(cli.guarded(write), *sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()), flush=True)
+        print(terminal.guarded(write), *sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()), flush=True)
 """
 
 

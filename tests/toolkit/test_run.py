@@ -13,7 +13,8 @@ import pytest
 
 from toolkit.base import files, manifest, provenance
 from toolkit.base.errors import UserError
-from toolkit.base.run import REPLACED, Run, read_record
+from toolkit.base.record import read_record
+from toolkit.base.run import REPLACED, Run
 from toolkit.reporting.results import ExportResult
 
 

@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import is_dataclass
 from datetime import datetime
@@ -22,12 +21,11 @@ from toolkit.base import files, manifest
 from toolkit.base.errors import UserError, one_line
 from toolkit.base.files import write_json
 from toolkit.base.provenance import git_sha, hardware, versions
-from toolkit.base.reading import read_json
+from toolkit.base.record import RECORD, leaves, read_record
 from toolkit.base.typed_json import MisfitError, read_as, to_json
 
 # The run is the same whatever they are.
 NOT_COMPARED = ("out", "overwrite", "resume", "strict", "runtime.threads", "runtime.tracker", "workers")
-RECORD = "run.json"
 REPLACED = ".vag-replaced"  # folder inside of `out`: the run that is overwritten, until the new one is complete
 OWN = {RECORD, manifest.MANIFEST, manifest.LOCK, REPLACED, f".{RECORD}{manifest.PARTIAL}"}
 
@@ -351,57 +349,3 @@ def check_inputs(out: Path, config: dict[str, Any]) -> None:
             with suppress(OSError, ValueError):
                 if name and len(name) < 4096 and os.path.exists(name) and Path(name).resolve().is_relative_to(own):
                     raise UserError(f"out={out}: {key} names '{name}', which lies in it; choose another out=")
-
-
-def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a nested config; the elements of a list count one by one."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            yield f"{prefix}{key}", str(value)
-            yield from ((f"{prefix}{key}[{i}]", item) for i, item in enumerate(value))
-        else:
-            yield prefix + str(key), value
-
-
-MOST_SECONDS = 1e10  # 300 years
-
-# What a record must hold, and what stands in for it in one that does not.
-RECORD_TYPES: dict[str, tuple[type | tuple[type, ...], Any]] = {
-    "command": (str, None),
-    "status": (str, None),
-    "config": (dict, {}),
-    "data": (list, []),
-    "result": (dict, {}),
-    "wall_seconds": ((int, float), 0.0),
-    "git_sha": (str, "unknown"),
-    "versions": (dict, {}),
-    "hardware": (str, "unknown"),
-    "started": (str, ""),
-    "code_before": (list, []),
-    "leftovers": (list, []),
-}
-
-
-def read_record(directory: str | Path) -> dict[str, Any]:
-    """`run.json` of a run directory. Raises UserError if it is missing, damaged or no record of vag's."""
-    path = Path(directory) / RECORD
-    if not path.exists():
-        raise UserError(f"{path}: not found; expected the output directory of a vag command")
-    record = read_json(path)
-    for key, (kind, default) in RECORD_TYPES.items():
-        if default is None and key not in record:
-            raise UserError(f"{path}: damaged (no '{key}'); expected the record of a vag command")
-        value = record.setdefault(key, default)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{path}: damaged ('{key}' is {str(value)[:40]!r})")
-    for entry in record["data"]:
-        if not isinstance(entry, dict) or not {"path", "id"} <= entry.keys():
-            raise UserError(f"{path}: damaged ('data' lists {str(entry)[:40]!r})")
-    for name in record["leftovers"]:
-        if not isinstance(name, str):
-            raise UserError(f"{path}: damaged ('leftovers' lists {str(name)[:40]!r})")
-    if not 0 <= record["wall_seconds"] <= MOST_SECONDS:
-        raise UserError(f"{path}: damaged ('wall_seconds' is {str(record['wall_seconds'])[:40]})")
-    return record

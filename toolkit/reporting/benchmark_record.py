@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit.base.files import write_json, write_text
 from toolkit.base.provenance import git_sha, hardware, versions
-from toolkit.base.run import read_record
+from toolkit.base.record import read_record
 from toolkit.base.typed_json import to_json
 from toolkit.reporting.benchmark_results import BenchmarkRecord, Difference, Ranked, Ratio, Row
 from toolkit.reporting.pages import page

@@ -1,0 +1,209 @@
+"""Typed configuration of the commands that are made of others: benchmarks, studies, the demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from recipes.schema import (
+    MOST_EPISODES,
+    MOST_LENGTH,
+    MOST_PIXELS,
+    MOST_PROCESSES,
+    MOST_SCENE,
+    MOST_SEED,
+    SUITES,
+    CollectConfig,
+    CommonConfig,
+    EvaluateConfig,
+    EvaluateGeneratorConfig,
+    ExportConfig,
+    FinetuneConfig,
+    ImportConfig,
+    InspectConfig,
+    PretrainConfig,
+    ReplayConfig,
+    ReportConfig,
+    ScoreConfig,
+    SynthesizeConfig,
+    TrainGeneratorConfig,
+)
+from toolkit.base.options import option
+from toolkit.training.config import MOST_BATCH, MOST_STEPS, MOST_THREADS
+
+
+@dataclass
+class BenchmarkDataConfig(CommonConfig):
+    dataset: str | None = option(None, "LeRobotDataset v3 directory; null = a generated one")
+    num_frames: int = option(16, "pictures of a clip", least=1, most=MOST_LENGTH)
+    image_size: int = option(64, "pixels a side of the pictures", least=4, most=MOST_PIXELS)
+    batch_size: int = option(16, "clips of a batch", least=1, most=MOST_BATCH)
+    repeats: int = option(7, "rounds in which every reader takes its turn", least=1, most=10_000)
+    large_gigabytes: int = option(30, "size of the sparse file that memory is watched with", least=1, most=1000)
+
+
+@dataclass
+class SuiteConfig:
+    """Overrides that make a way of looking at the same tasks."""
+
+    collect: list[str] = option([], "overrides of collect")
+    train: list[str] = option([], "overrides of train-generator")
+
+
+@dataclass
+class VariantConfig:
+    """Another evaluation of a trained system: another sampler, or with one stream given."""
+
+    system: str = option(MISSING, "config of the group `generator`")
+    overrides: list[str] = option([], "overrides of evaluate-generator")
+    against: str | None = option(None, "variant or system that it is compared with; null = the reference is, with it")
+
+
+@dataclass
+class BenchmarkGeneratorsConfig(CommonConfig):
+    suites: list[str] = option(MISSING, "ways of looking at the tasks, of `conditions`")
+    conditions: dict[str, SuiteConfig] = option({}, "what each suite is")
+    systems: list[str] = option(MISSING, "configs of the group `generator`")
+    reference: str = option("vag", "that all others are compared with")
+    helpers: list[str] = option(MISSING, "systems that only take part in the variants")
+    variants: dict[str, VariantConfig] = option({}, "further evaluations: another sampler, or one stream given")
+    variants_suite: str = option(MISSING, "the one suite that they are evaluated in")
+    seeds: list[int] = option(MISSING, "of training", least=0, most=MOST_SEED)
+    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
+    episodes_per_task: int = option(
+        300, "episodes of each task that generators learn from", least=1, most=MOST_EPISODES
+    )
+    scenes_per_task: int = option(50, "scenes of each task that are evaluated", least=1, most=MOST_EPISODES)
+    first_seed: int = option(0, "first scene; the others follow it", least=0, most=MOST_SCENE)
+    held_out_seed: int = option(250_000, "first scene of the evaluation", least=0, most=MOST_SCENE)
+    metric_seed: int = option(
+        300_000, "scenes that only the encoder of the clip distances learns from", least=0, most=MOST_SCENE
+    )
+    encoder_steps: int = option(150, "gradient steps of the encoder of the clip distances", least=1, most=MOST_STEPS)
+    i3d: str | None = option(None, "TorchScript file of I3D, for the metric fvd: code, so only one you trust")
+    collect: list[str] = option([], "overrides for every collect")
+    train: list[str] = option([], "overrides for every train-generator")
+    system_train: dict[str, list[str]] = option({}, "before them, overrides for single systems")
+    evaluate: list[str] = option([], "overrides for every evaluation")
+    lanes: int = option(2, "processes side by side; 0 = everything in this one", least=0, most=MOST_PROCESSES)
+    evaluation_lanes: int = option(
+        0,
+        "evaluations side by side, after all trainings; 0 = each after its own, in its lane",
+        least=0,
+        most=MOST_PROCESSES,
+    )
+    threads: int = option(1, "of each; 0 = torch's default", least=0, most=MOST_THREADS)
+
+
+@dataclass
+class DemoConfig(CommonConfig):
+    """Overrides handed to each command of the story."""
+
+    source: str | None = option(None, "recorded data to import, instead of tasks to collect in the simulator")
+    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
+    policies: list[str] = option(MISSING, "configs of the group `policy`")
+    collect: list[str] = option(MISSING, "overrides of import, where there is a source")
+    collect_held_out: list[str] = option(MISSING, "overrides of collect, or import, for the held-out episodes")
+    train_generator: list[str] = option(MISSING, "overrides of train-generator")
+    synthesize: list[str] = option(MISSING, "overrides of synthesize")
+    few: int | None = option(
+        MISSING, "real episodes per task that the policies get; null = all", least=1, most=MOST_EPISODES
+    )
+    real_only: list[str] = option(MISSING, "overrides of pretrain, on real episodes alone")
+    pretrain: list[str] = option(MISSING, "overrides of pretrain, on synthetic episodes")
+    finetune: list[str] = option(MISSING, "overrides of finetune")
+    evaluate: list[str] = option(MISSING, "overrides of evaluate")
+
+
+@dataclass
+class BenchmarkPoliciesConfig(CommonConfig):
+    checkpoints: dict[str, Any] = option({}, "name: directory, or one for each training seed", paths=True)
+    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
+    new_tasks: list[str] = option([], "of the suite `task`")
+    suites: list[str] = option(
+        ["unseen"], "which scenes: unseen ones, other object positions, looks, words, tasks", choices=SUITES
+    )
+    episodes_per_task: int = option(50, "rollouts of each task and suite", least=1, most=MOST_EPISODES)
+    first_seed: int = option(500_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
+    evaluate: list[str] = option([], "overrides of every evaluation")
+    lanes: int = option(2, "processes side by side; 0 = everything in this one", least=0, most=MOST_PROCESSES)
+    threads: int = option(1, "of each; 0 = torch's default", least=0, most=MOST_THREADS)
+
+
+@dataclass
+class AblateConfig(CommonConfig):
+    """The study: see `recipes/study.py` for arms, axes and how a line of the grid is read."""
+
+    grid: list[str] = option(MISSING, "Hydra multirun lines: 'arm=real_few,cotrain policy=diffusion seed=0,1,2'")
+    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
+    new_tasks: list[str] = option([], "suite `task`: real episodes of them are in real_all alone")
+    other_tasks: list[str] = option([], "more of what the generator of the feed `fair` sees")
+    real_per_task: int = option(50, "real episodes recorded of each task", least=1, most=MOST_EPISODES)
+    fed_few: int = option(
+        5,
+        "of each task, what the generator of the feed `fair` sees; the policy gets the same ones",
+        least=1,
+        most=MOST_EPISODES,
+    )
+    first_seed: int = option(0, "first scene; the others follow it", least=0, most=MOST_SCENE)
+    synthetic_seed: int = option(100_000, "first scene of the synthetic episodes", least=0, most=MOST_SCENE)
+    held_out_seed: int = option(500_000, "first scene of the evaluation", least=0, most=MOST_SCENE)
+    generator_seeds: list[int] = option([0, 1, 2], "a policy's seed k has the k-th, in turn", least=0, most=MOST_SEED)
+    steps: int = option(MISSING, "gradient steps of the policy, in every arm", least=1, most=MOST_STEPS)
+    policy_steps: dict[str, int] = option({}, "of single policies, in every arm", least=1, most=MOST_STEPS)
+    suites: list[str] = option(
+        ["unseen", "position"], "which scenes: unseen ones, other object positions, looks, words, tasks", choices=SUITES
+    )
+    scenes_per_task: int = option(50, "scenes of each task that are evaluated", least=1, most=MOST_EPISODES)
+    filters: dict[str, list[str]] = option({}, "name: rules of `vag pretrain select=`")
+    finetunes: dict[str, list[str]] = option({}, "name: overrides of `vag finetune`")
+    collect: list[str] = option([], "overrides for every collect")
+    train_generator: list[str] = option([], "overrides for every train-generator")
+    synthesize: list[str] = option([], "overrides for every synthesize")
+    feed_synthesize: dict[str, list[str]] = option({}, "after them, overrides for single feeds")
+    rounds: dict[str, int] = option(
+        {},
+        "how often the generators of a feed learn, from the second time on of their own episodes too",
+        least=1,
+        most=100,
+    )
+    round_select: list[str] = option(["replay_success==1"], "which of their own episodes they learn from then")
+    train: list[str] = option([], "overrides for every pretrain")
+    policy_train: dict[str, list[str]] = option({}, "after them, overrides for single policies")
+    finetune: list[str] = option([], "overrides for every finetune")
+    policy_finetune: dict[str, list[str]] = option({}, "after them, overrides for single policies")
+    evaluate: list[str] = option([], "overrides for every evaluation")
+    gap: list[float] = option([0.35, 0.55], "success rates that shall be told apart", above=0, below=1)
+    power: float = option(0.8, "chance to see that gap, for the count of scenes that is told", above=0, below=1)
+    seed_deviation: float = option(
+        0.05, "of the success rate from one training seed to the next, as far as is known", least=0, below=1
+    )
+    lanes: int = option(2, "processes side by side; 0 = everything in this one", least=0, most=MOST_PROCESSES)
+    threads: int = option(1, "of each; 0 = torch's default", least=0, most=MOST_THREADS)
+    workers: int = option(
+        1, "of each, processes that execute the episodes of a generator; 1 = itself", least=1, most=MOST_PROCESSES
+    )
+
+
+SCHEMAS: dict[str, type[CommonConfig]] = {
+    "collect": CollectConfig,
+    "import": ImportConfig,
+    "export": ExportConfig,
+    "inspect": InspectConfig,
+    "train-generator": TrainGeneratorConfig,
+    "synthesize": SynthesizeConfig,
+    "evaluate-generator": EvaluateGeneratorConfig,
+    "score": ScoreConfig,
+    "replay": ReplayConfig,
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+    "benchmark data": BenchmarkDataConfig,
+    "benchmark generators": BenchmarkGeneratorsConfig,
+    "benchmark policies": BenchmarkPoliciesConfig,
+    "ablate": AblateConfig,
+    "demo": DemoConfig,
+}
