@@ -27,7 +27,7 @@ from policies.checkpoints import check_savable, is_written, load_weights, try_ou
 from policies.diffusion_compact import DiffusionCompactConfig
 from policies.instruction_embedding import InstructionEmbeddingProcessorStep
 from policies.pi05_compact import Pi05CompactConfig
-from toolkit.base.errors import UserError, nearest
+from toolkit.base.errors import UserError, first_line, nearest
 from toolkit.base.files import atomic_directory
 from toolkit.data.episode import (
     ACTION,
@@ -308,7 +308,7 @@ def build_policy(
         check_sizes(policy_type, config)  # what could not be loaded again is not trained
         policy = get_policy_class(policy_type)(config)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{policy_type}: {_first_line(error)}") from error
+        raise UserError(f"{policy_type}: {first_line(error)}") from error
     preprocessor, postprocessor = make_pre_post_processors(
         config, dataset_stats=cast(Any, usable_statistics(stats, config))
     )
@@ -358,8 +358,3 @@ def _with_width(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if "std" in values:
         values["std"] = np.maximum(values["std"], SMALLEST_RANGE)
     return values
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

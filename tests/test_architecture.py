@@ -71,3 +71,17 @@ def test_generator_and_its_training_import_without_robot_packages() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_files_and_functions_are_short() -> None:
+    """No file of the packages over 400 lines, no function over 60, its docstring counted."""
+    long = []
+    for path in (path for package in sorted(HOUSE) for path in (ROOT / package).rglob("*.py")):
+        text = path.read_text()
+        if (lines := len(text.splitlines())) > 400:
+            long.append(f"{path.relative_to(ROOT)}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = int(node.end_lineno or 0) - node.lineno + 1
+                long += [f"{path.relative_to(ROOT)}: {node.name} has {lines} lines"] if lines > 60 else []
+    assert not long

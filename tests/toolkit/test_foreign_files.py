@@ -190,7 +190,8 @@ writers = [
 for limit in map(int, sys.argv[3:]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     for write in writers:
-        print(terminal.guarded(write), *sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()), flush=True)
+        code, made = terminal.guarded(write), sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+        print(code, *made, flush=True)
 """
 
 

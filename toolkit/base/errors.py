@@ -15,6 +15,11 @@ def one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split()))
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    """What an exception of a library says, by its first line; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Sentence that names the closest valid name, or lists them all when none is close."""
     names = sorted(valid)

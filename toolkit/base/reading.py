@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, first_line
 
 MOST_JSON_BYTES = 64 << 20
 MOST_JSON_DEPTH = 64
@@ -48,7 +48,7 @@ def parse_json(data: bytes, path: str | Path, expected: type | tuple[type, ...] 
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: not valid JSON ({first_line(error)})") from error
     if not isinstance(value, expected):
         wanted = " or ".join(kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,)))
         raise UserError(f"{path}: holds {type(value).__name__}; expected {wanted}")

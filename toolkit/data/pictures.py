@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, first_line
 from toolkit.data.formats.lerobot_layout import data_file, read_info, video_file
 from toolkit.data.formats.parquet import read_parquet
 from toolkit.data.images import decode_picture
@@ -168,5 +168,5 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
     except (UserError, GeneratorExit, MemoryError):
         raise
     except Exception as error:
-        line = (str(error) or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         raise UserError(f"{path}: not readable as {kind} ({line})") from error

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, first_line
 from toolkit.envs.shifts import Looks
 
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -171,7 +171,7 @@ def no_opengl(error: Exception) -> UserError:
     loaded = getattr(getattr(module, "GLContext", None), "__module__", f"mujoco.{chosen}")
     if not loaded.startswith(f"mujoco.{chosen}"):
         return UserError(f"mujoco was imported before MUJOCO_GL was set; set MUJOCO_GL={chosen} in the shell")
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return UserError(
         f"cannot render with MUJOCO_GL={chosen} ({reason}); "
         "on Debian: apt-get install libegl1 libgl1 libgl1-mesa-dri libosmesa6, then MUJOCO_GL=egl or MUJOCO_GL=osmesa"

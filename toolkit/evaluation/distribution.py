@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, first_line
 from toolkit.evaluation.clip_encoder import ClipEncoder, encode_clips
 
 Distance = Callable[[np.ndarray, np.ndarray], float]
@@ -125,7 +125,7 @@ def i3d_features(path: str | Path, clips: np.ndarray, batch_size: int = 8) -> tu
         weights = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
         network = torch.jit.load(str(path), map_location="cpu").eval()
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not a TorchScript file of I3D ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: not a TorchScript file of I3D ({first_line(error)})") from error
     x = torch.from_numpy(np.array(clips)).permute(0, 4, 1, 2, 3)  # (N, 3, F, H, W)
     try:
         with torch.no_grad():

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, first_line
 from toolkit.base.files import atomic_directory, discard
 from toolkit.base.reading import read_json
 from toolkit.training.optim import ExponentialMovingAverage
@@ -103,7 +103,7 @@ def load_checkpoint(
     except (
         *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, SafetensorError, UserError),
     ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{path}: cannot resume from it ({reason}); was the config changed? Delete the folder or use overwrite=true"
         ) from error

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, first_line
 
 FREE_BYTES = 512 << 20  # in memory, that every file may take
 MAX_EXPANSION = 100  # times the size of the file, for what takes more; real tables stay below 50
@@ -75,7 +75,7 @@ def _converted[Found](path: Path, convert: Callable[[], Found]) -> Found:
     except MemoryError:
         raise
     except Exception as error:  # what pandas says of itself in the file may be damaged, too, or the letters of a text
-        raise UserError(f"{path}: not readable as Parquet ({_first_line(error)})") from error
+        raise UserError(f"{path}: not readable as Parquet ({first_line(error)})") from error
 
 
 def check_parquet(path: Path, most_rows: int | None = None) -> None:
@@ -179,8 +179,4 @@ def _opened[Found](path: Path, use: Callable[[Any], Found]) -> Found:
     except (UserError, MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # pyarrow raises several classes for a damaged file
-        raise UserError(f"{path}: not readable as Parquet ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:300]
+        raise UserError(f"{path}: not readable as Parquet ({first_line(error)})") from error
