@@ -27,7 +27,7 @@ from recipes.study import (
     parse_grid,
     pretraining_stage,
 )
-from recipes.study_notes import FILTER_NOTE, notes, power_sentence, told_commits, told_draws
+from recipes.study_notes import FILTER_NOTE, describe_commits, describe_draws, notes, power_sentence
 from recipes.study_record import (
     exchange_rows,
     filter_rows,
@@ -90,10 +90,10 @@ def run(config: AblateConfig, run: Run) -> AblateResult:
     rows += exchange_rows(config, outcomes) + task_rows(root, cells, outcomes)
     rows += generator_rows(root, cells, config) + filter_rows(root, cells, config)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
-    told = {**notes(config, cells, failed, {row.metric for row in rows}), "policies": told_commits(root, cells)}
+    told = {**notes(config, cells, failed, {row.metric for row in rows}), "policies": describe_commits(root, cells)}
     if any(row.suite.startswith("filters") for row in rows):
         told["filters by threshold"] = FILTER_NOTE
-    if draws := told_draws(config, root, cells):
+    if draws := describe_draws(config, root, cells):
         told["plans tried in the simulator"] = f"{draws}. The first that solves a scene becomes its episode"
     record = write_record(root, "ablation", command, rows, comparisons, told)
     for name, figures in (("arms", arm_figures(rows)), ("figure", fraction_figures(rows))):

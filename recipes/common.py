@@ -18,7 +18,7 @@ from toolkit.data.cached_files import remembered_id
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode_notes import Notes, add_notes
 from toolkit.data.formats.lerobot_read import open_notes
-from toolkit.data.seen_scenes import UNKNOWN, Scenes, merge, read_scenes
+from toolkit.data.seen_scenes import UNKNOWN, SeenScenes, merge, read_scenes
 from toolkit.reporting.results import Throughput
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
@@ -49,7 +49,7 @@ def load_clips(run: Run, source: str | Path, image_size: int, image_key: str, no
     )
 
 
-def seen_behind(store: ClipStore) -> Scenes:
+def seen_behind(store: ClipStore) -> SeenScenes:
     """What the generator of synthetic episodes has seen, UNKNOWN where nobody says."""
     return {UNKNOWN: []} if store.seen_scenes is None else store.seen_scenes
 
@@ -76,7 +76,7 @@ def file_id(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def check_unseen(command: str, checkpoint: str, scenes: Scenes, allow_seen: bool) -> int | None:
+def check_unseen(command: str, checkpoint: str, scenes: SeenScenes, allow_seen: bool) -> int | None:
     """How many of the scenes the checkpoint was trained on, None if none is known but it may have been.
 
     Raises UserError for any, unless `allow_seen`.

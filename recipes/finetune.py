@@ -11,7 +11,7 @@ from toolkit.base.errors import UserError
 from toolkit.base.run import Run
 from toolkit.data.conventions import Conventions
 from toolkit.data.normalizer import compute_statistics
-from toolkit.data.seen_scenes import told_scenes
+from toolkit.data.seen_scenes import scenes_behind
 from toolkit.reporting.results import PretrainResult
 from toolkit.training.runtime import seed_everything
 
@@ -47,4 +47,4 @@ def run(config: FinetuneConfig, run: Run) -> PretrainResult:
         objective.refit_statistics(compute_statistics([source.unpadded for source in sources if source.weight]))
     if config.freeze_vision_encoder:
         objective.freeze_vision_encoder()
-    return train_policy(config, run, objective, sources, told_scenes(config.checkpoint), before, identity)
+    return train_policy(config, run, objective, sources, scenes_behind(config.checkpoint), before, identity)

@@ -12,13 +12,13 @@ from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_directory
 from toolkit.base.run import Run
-from toolkit.data.batches import Augmented, BatchSource, Mixture, Source, make_sources
+from toolkit.data.batches import Augmented, BatchSource, Mixture, WeightedDataset, make_sources
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
 from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import check_used
 from toolkit.data.normalizer import compute_statistics
-from toolkit.data.seen_scenes import Scenes, merge, scenes_of, write_scenes
+from toolkit.data.seen_scenes import SeenScenes, merge, scenes_of, write_scenes
 from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
 from toolkit.reporting.results import PretrainResult, Throughput
 from toolkit.training.loop import train
@@ -42,7 +42,7 @@ def run(config: PretrainConfig, run: Run) -> PretrainResult:
     return train_policy(config, run, objective, sources)
 
 
-def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[Source]:
+def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[WeightedDataset]:
     """All datasets, with the share of each; widths as `make_sources`.
 
     Raises UserError if the fraction does not fit the datasets, or these not each other.
@@ -113,8 +113,8 @@ def train_policy(
     config: PolicyTrainingConfig,
     run: Run,
     objective: PolicyObjective,
-    sources: list[Source],
-    seen_before: Scenes | None = None,
+    sources: list[WeightedDataset],
+    seen_before: SeenScenes | None = None,
     before: Conventions | None = None,
     pretrained_id: str | None = None,
 ) -> PretrainResult:

@@ -40,13 +40,13 @@ def power_sentence(config: AblateConfig, cells: Sequence[Cell]) -> str:
     )
 
 
-def told_training(config: AblateConfig, policy: str) -> str:
+def describe_training(config: AblateConfig, policy: str) -> str:
     """Overrides of a policy's training; of those for the same key the last one, which counts."""
     words = [f"optim.steps={total_steps(config, policy)}", *config.train, *config.policy_train.get(policy, [])]
     return " ".join([policy, *{word.partition("=")[0]: word for word in words}.values()])
 
 
-def told_commits(root: Path, cells: Sequence[Cell]) -> str:
+def describe_commits(root: Path, cells: Sequence[Cell]) -> str:
     """Which commit trained the policies: of each kind, and of which arms where they differ."""
     commits: dict[str, dict[str, dict[str, None]]] = {}  # policy: commit: systems
     for cell in cells:
@@ -62,7 +62,7 @@ def told_commits(root: Path, cells: Sequence[Cell]) -> str:
     )
 
 
-def told_draws(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> str:
+def describe_draws(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> str:
     """How many scenes the first plan of each generator solves and how many all of its draws; empty without draws."""
     found = []
     for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
@@ -97,7 +97,7 @@ def notes(
         "bounds of Wilson's interval and a bootstrap for success, a bootstrap for all else. p is McNemar's exact test "
         "for the training seed where it is largest, not corrected for the number of comparisons",
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
-        + "; ".join(told_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
+        + "; ".join(describe_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
         "power": power_sentence(config, cells),
     }
     if any(ARMS[cell.arm].real == "few" for cell in cells):

@@ -45,7 +45,7 @@ PLANS = "plans.npz"
 
 
 @dataclass
-class Scene:
+class InitialScene:
     """What one episode starts from; `reference` holds the recorded episode where there is one."""
 
     image: np.ndarray
@@ -150,7 +150,7 @@ class Samples:
         self.shown: list[np.ndarray] = []
         self.seconds, self.function_evaluations = 0.0, 0
 
-    def write(self, writer: EpisodeWriter, scenes: Sequence[Scene]) -> None:
+    def write(self, writer: EpisodeWriter, scenes: Sequence[InitialScene]) -> None:
         bar = progress(description="synthesize", total=len(scenes), unit="ep")
         for start in range(0, len(scenes), self.config.batch_size):
             part = scenes[start : start + self.config.batch_size]
@@ -173,7 +173,7 @@ class Samples:
             bar.update(len(part))
         bar.close()
 
-    def sample(self, scenes: Sequence[Scene], start: int) -> GeneratedBatch:
+    def sample(self, scenes: Sequence[InitialScene], start: int) -> GeneratedBatch:
         """Pairs of the scenes from number `start` on; each has noise of its own."""
         seeds = [self.config.seed * 1_000_003 + start + i for i in range(len(scenes))]
         given = {} if self.plans is None else self.plans.given(slice(start, start + self.config.batch_size))
@@ -195,7 +195,7 @@ class Samples:
         self.function_evaluations = sample.function_evaluations
         return sample
 
-    def look_at(self, scene: Scene, frames: np.ndarray, actions: np.ndarray) -> None:
+    def look_at(self, scene: InitialScene, frames: np.ndarray, actions: np.ndarray) -> None:
         """Compare a pair with its reference, and keep the first dozen to show."""
         if scene.reference is not None:
             for name, value in compare(actions, frames, scene.reference).items():
@@ -219,7 +219,7 @@ def check_draws(config: SynthesizeConfig, order: str) -> None:
 
 
 def solved_plans(
-    config: SynthesizeConfig, path: Path, generator: Generator, encode: Any, scenes: list[Scene], identity: str
+    config: SynthesizeConfig, path: Path, generator: Generator, encode: Any, scenes: list[InitialScene], identity: str
 ) -> Plans:
     """For each scene the first of several plans that the simulator solves; if it solves none, the first of all.
 
@@ -276,7 +276,7 @@ def solved_plans(
     return plans
 
 
-def simulated_scenes(config: SynthesizeConfig, generator: Any) -> tuple[list[Scene], dict[str, Any]]:
+def simulated_scenes(config: SynthesizeConfig, generator: Any) -> tuple[list[InitialScene], dict[str, Any]]:
     """Reset the simulator to unused seeds and take one picture each: no teleoperation."""
     from toolkit.envs.metaworld import cached_env, initial_scene
 
@@ -292,12 +292,12 @@ def simulated_scenes(config: SynthesizeConfig, generator: Any) -> tuple[list[Sce
     for task, seed in progress(seeds, description="initial scenes", total=len(seeds)):
         image, state = initial_scene(envs[task], seed)
         metadata = {"seed": seed, "task_name": task}
-        scenes.append(Scene(image, state, envs[task].instruction, metadata))
+        scenes.append(InitialScene(image, state, envs[task].instruction, metadata))
     env = next(iter(envs.values()))
     return scenes, {"fps": env.fps, "state_names": env.state_names, "action_names": env.action_names}
 
 
-def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple[list[Scene], dict[str, Any]]:
+def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple[list[InitialScene], dict[str, Any]]:
     """First pictures, states and instructions of a dataset; its recorded actions become the reference."""
     assert config.scenes_from is not None
     shape = generator.config
@@ -319,7 +319,7 @@ def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple
         comparable = length > max(3, shape.frame_stride)  # jerk is a third difference, and a frame follows the first
         keep = {k: v for k, v in store.metadata[episode].items() if k in ("seed", "task_name")}
         scenes.append(
-            Scene(
+            InitialScene(
                 window["frames"][0, 0],
                 window["states"][0, 0],
                 store.instruction(episode),

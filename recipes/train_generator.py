@@ -31,7 +31,7 @@ from toolkit.data.clips import ClipStore
 from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import Notes, check_used
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
-from toolkit.data.seen_scenes import Scenes, merge, scenes_of, told_scenes, write_scenes
+from toolkit.data.seen_scenes import SeenScenes, merge, scenes_behind, scenes_of, write_scenes
 from toolkit.data.selection import select, subset
 from toolkit.reporting.results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
 from toolkit.training.logging import ScalarLog
@@ -65,7 +65,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     generator.trajectory.set_statistics(*data.ranges())
     tokenized = tokenizer_stage(config, run, generator, data)
     metrics, throughput = streams_stage(config, run, generator, data, encode)
-    behind = [*data.seen_behind, *([told_scenes(taken)] if taken else [])]
+    behind = [*data.seen_behind, *([scenes_behind(taken)] if taken else [])]
     with atomic_directory(run.directory / "generator") as temporary, user_errors():
         generator.save_pretrained(temporary)
         write_scenes(temporary, merge(scenes_of(data.store.metadata), *behind))
@@ -96,7 +96,7 @@ class TrainingData:
     episodes: list[int]
     shares: np.ndarray | None
     labelled: np.ndarray | None
-    seen_behind: list[Scenes]
+    seen_behind: list[SeenScenes]
 
     def clips(self, batch_size: int, random_start: bool) -> GeneratorClips:
         shape, seed = self.config.generator, self.config.seed

@@ -82,7 +82,7 @@ def test_a_stage_that_was_finished_otherwise_or_cannot_be_composed_is_told_befor
     for stage in stages:
         write_stage(tmp_path / stage.name, stage.command, example(RESULTS[stage.command]), stage.config)
     ablate.check_stages(tmp_path, stages)
-    told = study_notes.told_commits(tmp_path, [*parse_grid(study), Cell("cotrain")])
+    told = study_notes.describe_commits(tmp_path, [*parse_grid(study), Cell("cotrain")])
     assert told == "pi05_compact trained by commit beef"
     path = tmp_path / stages[0].name / "run.json"
     record = json.loads(path.read_text())

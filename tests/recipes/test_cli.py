@@ -18,7 +18,7 @@ from recipes.common import check_unseen
 from recipes.compose import compose_config
 from recipes.study_schema import SCHEMAS
 from toolkit.base.errors import UserError
-from toolkit.data.seen_scenes import merge, scenes_of, told_scenes, write_scenes
+from toolkit.data.seen_scenes import merge, scenes_behind, scenes_of, write_scenes
 from vag_core import Generator
 
 CONFIGS = Path(cli.__file__).parent / "configs"
@@ -273,7 +273,7 @@ def test_scenes_that_nobody_noted_may_have_been_trained_on(tmp_path: Path) -> No
     assert check_unseen("evaluate", str(tmp_path), {"push": [4]}, False) is None
     with pytest.raises(UserError, match="push 3"):
         check_unseen("evaluate", str(tmp_path), {"push": [3, 4]}, False)
-    write_scenes(tmp_path, merge(scenes_of([noted]), told_scenes(tmp_path / "nowhere")))
+    write_scenes(tmp_path, merge(scenes_of([noted]), scenes_behind(tmp_path / "nowhere")))
     assert check_unseen("evaluate", str(tmp_path), {"push": [4]}, False) is None
     write_scenes(tmp_path, scenes_of([noted]))
     assert check_unseen("evaluate", str(tmp_path), {"push": [4]}, False) == 0

@@ -140,7 +140,7 @@ def test_all_ways_to_fine_tune_go_on_from_one_pretraining(config: Callable[..., 
     trained.mkdir(parents=True)
     record: dict[str, Any] = {"command": "pretrain", "git_sha": "beef", "config": {}, "status": "failed", "error": "no"}
     (trained / "run.json").write_text(json.dumps(record))
-    assert "trained by commit beef" in study_notes.told_commits(tmp_path, cells[-1:])
+    assert "trained by commit beef" in study_notes.describe_commits(tmp_path, cells[-1:])
     study = config(f"grid=['{line}']")
     stages = {stage.name: stage for stage in ablate.study_stages(study, tmp_path, cells)}
     assert list(stages).count(first.pretraining) == 1

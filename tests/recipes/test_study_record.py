@@ -28,7 +28,7 @@ def test_the_record_tells_what_each_round_solved(
         replayed = rollout_rates([("push", i, i < values[-1]) for i in range(9)])
         write_stage(tmp_path / f"replay_{k}", "replay", ReplayResult(systems={"vag": replayed}))
     study = config("rounds={fair:2}", "generator_seeds=[0]", "grid=['arm=cotrain feed=fair']")
-    assert study_notes.told_draws(study, tmp_path, parse_grid(study)) == (
+    assert study_notes.describe_draws(study, tmp_path, parse_grid(study)) == (
         "feed=fair generator=0 round=1: 2 of 9 scenes by the first, 4 by one of 2, 16 tries; "
         "feed=fair generator=0 round=2: 3 of 9 scenes by the first, 6 by one of 2, 15 tries"
     )
@@ -226,10 +226,10 @@ def test_filters_are_told_by_how_many_of_what_they_keep_succeed(
 def test_notes_tell_the_training_settings_that_count(config: Callable[..., AblateConfig]) -> None:
     study = config("steps=11", "train=['optim.learning_rate=1','optim.batch_size=4']")
     study.policy_train = {"diffusion": ["optim.learning_rate=2"]}
-    assert study_notes.told_training(study, "diffusion") == (
+    assert study_notes.describe_training(study, "diffusion") == (
         "diffusion optim.steps=11 optim.learning_rate=2 optim.batch_size=4"
     )
-    assert "optim.learning_rate=1" in study_notes.told_training(study, "pi05_compact")
+    assert "optim.learning_rate=1" in study_notes.describe_training(study, "pi05_compact")
 
 
 def test_what_is_told_of_tasks_without_real_episodes(config: Callable[..., AblateConfig]) -> None:

@@ -135,7 +135,7 @@ def test_plans_are_executed_in_the_simulator(expert: bool, tmp_path: Path, monke
     monkeypatch.setattr(Generator, "plan_actions", lambda *_: (actions, states))
     generator = Generator(GeneratorConfig(num_frames=97, state_dim=4, action_dim=4))
     config = SynthesizeConfig(checkpoint="", tasks=["push"], draws=2, workers=1)
-    scene = synthesize.Scene(episode.images[0], episode.states[0], "", {"task_name": "push", "seed": SEEDS[0]})
+    scene = synthesize.InitialScene(episode.images[0], episode.states[0], "", {"task_name": "push", "seed": SEEDS[0]})
     plans = synthesize.solved_plans(config, tmp_path / "plans.npz", generator, list, [scene], "")
     assert plans.metadata(0) == {"draw": 0, "replay_success": expert}
     np.testing.assert_array_equal(plans.actions, actions.numpy())

@@ -22,7 +22,7 @@ from toolkit.data.formats.export import export_robomimic
 from toolkit.data.formats.importers import ImportOptions, open_source
 from toolkit.data.formats.lerobot_layout import check_inside
 from toolkit.data.formats.lerobot_write import EpisodeWriter
-from toolkit.data.formats.recording import Source
+from toolkit.data.formats.recording import Recording
 from toolkit.data.images import resized
 from toolkit.data.inspection.picture_spans import video_frames
 from toolkit.data.pictures import check_videos, read_pictures
@@ -108,11 +108,11 @@ def write_bridge(path: Path) -> None:
             demo["obs/image_0"] = pictures(rng, 4)
 
 
-def opened(path: Path, layout: str = "auto", **options: Any) -> Source:
+def opened(path: Path, layout: str = "auto", **options: Any) -> Recording:
     return open_source(path, layout, ImportOptions(**options), path.parent / "workspace")
 
 
-def write(source: Source, directory: Path) -> Path:
+def write(source: Recording, directory: Path) -> Path:
     with EpisodeWriter(
         directory, source.fps, source.state_names, source.action_names, source.robot_type, crf=0
     ) as writer:

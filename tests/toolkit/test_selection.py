@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from toolkit.base.errors import UserError
-from toolkit.data.batches import Augmented, Mixture, Source
+from toolkit.data.batches import Augmented, Mixture, WeightedDataset
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import ACTION, IMAGE, PICTURE_EVERY
 from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
@@ -86,7 +86,7 @@ def test_weights_fall_with_the_rank_within_an_instruction() -> None:
     clips = store()
     weights = weights_by("score", clips.metadata, clips.episode_tasks, "data")
     assert weights.tolist() == [0.5, 1.5, 1.5, 0.5]
-    source = Source(clips, 1.0, 2, 2, episode_weights=np.array([0.0, 1.0, 0.0, 3.0]))
+    source = WeightedDataset(clips, 1.0, 2, 2, episode_weights=np.array([0.0, 1.0, 0.0, 3.0]))
     drawn = Mixture([source], 1000, 2, seed=0).batch(0)[ACTION][:, 0, 0].numpy()
     counts = {int(value): int((drawn == value).sum()) for value in np.unique(drawn)}
     assert counts.keys() == {1, 3}
@@ -126,19 +126,19 @@ def test_a_rule_of_chance_keeps_as_many_as_the_rule_it_is_the_control_of() -> No
 def test_only_rows_with_a_picture_of_their_own_are_drawn() -> None:
     """A camera slower than the robot repeats its last picture: a policy must not act on that."""
     clips = replace(store(), metadata=[{PICTURE_EVERY: 2}] * 4)
-    source = Source(clips, 1.0, 2, 2)
+    source = WeightedDataset(clips, 1.0, 2, 2)
     episodes, steps = Mixture._rows(source, 500, np.random.default_rng(0))
     assert set(steps % 2) == {0}
     assert {(e, s) for e, s in zip(episodes, steps, strict=True)} == {
         (e, s) for e in range(4) for s in range(0, clips.episode_lengths[e], 2)
     }
     slow = replace(store(), metadata=[{PICTURE_EVERY: 1}] * 4)
-    same = Mixture([Source(slow, 1.0, 2, 2)], 8, 2, seed=0).batch(5)
-    assert torch.equal(same[ACTION], Mixture([Source(store(), 1.0, 2, 2)], 8, 2, seed=0).batch(5)[ACTION])
+    same = Mixture([WeightedDataset(slow, 1.0, 2, 2)], 8, 2, seed=0).batch(5)
+    assert torch.equal(same[ACTION], Mixture([WeightedDataset(store(), 1.0, 2, 2)], 8, 2, seed=0).batch(5)[ACTION])
 
 
 def test_augmented_pictures_repeat_and_leave_the_rest_alone() -> None:
-    mixture = Mixture([Source(store(), 1.0, 2, 2)], 8, 2, seed=0)
+    mixture = Mixture([WeightedDataset(store(), 1.0, 2, 2)], 8, 2, seed=0)
     plain, first, again, other = mixture.batch(3), *(Augmented(mixture, seed).batch(3) for seed in (0, 0, 1))
     assert (first[IMAGE] == again[IMAGE]).all()
     assert (first[IMAGE] != other[IMAGE]).any()

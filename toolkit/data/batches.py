@@ -29,7 +29,7 @@ class BatchSource(Protocol):
 
 
 @dataclass
-class Source:
+class WeightedDataset:
     """One dataset of a mixture. Its rows may have been padded with zeros to the widths of the mixture."""
 
     store: ClipStore
@@ -93,7 +93,7 @@ def make_sources(
     state_dim: int | None = None,
     action_dim: int | None = None,
     asked_by: str = "",
-) -> list[Source]:
+) -> list[WeightedDataset]:
     """Sources of one mixture. `pad_widths` pads states and actions with zeros at the end, to the widest or as asked.
 
     The first `num_real` stores are real, the others synthetic. With `per_source` normalization the 1 % to 99 % range
@@ -130,7 +130,7 @@ def make_sources(
     if not pad_widths:  # all are of one width by now
         check_dimensions(stores)
     return [
-        Source(
+        WeightedDataset(
             replace(store, states=columns["states"][i], actions=columns["actions"][i]),
             float(weights[i]) / sum(weights),
             store.states.shape[1],
@@ -163,7 +163,7 @@ class Mixture:
     `action_dim_is_pad` (B, A).
     """
 
-    def __init__(self, sources: Sequence[Source], batch_size: int, horizon: int, seed: int) -> None:
+    def __init__(self, sources: Sequence[WeightedDataset], batch_size: int, horizon: int, seed: int) -> None:
         self.sources, self.batch_size, self.horizon, self.seed = sources, batch_size, horizon, seed
         self.weights = np.array([source.weight for source in sources])
         self.padded = any(source.action_dim_is_pad.any() for source in sources)
@@ -176,7 +176,7 @@ class Mixture:
         return np.bincount(sources, minlength=len(self.sources))
 
     @staticmethod
-    def _rows(source: Source, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _rows(source: WeightedDataset, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Episodes and their steps, each (count,)."""
         store = source.store
         if source.shares is None:

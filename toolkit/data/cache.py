@@ -23,7 +23,7 @@ from toolkit.data.clips import ClipStore, ClipTable, create_clips, write_frames
 from toolkit.data.conventions import check_dimensions
 from toolkit.data.episode import ACTION, IMAGE, STATE
 from toolkit.data.formats import lerobot_layout, lerobot_read
-from toolkit.data.formats.lerobot_layout import told_names
+from toolkit.data.formats.lerobot_layout import dimension_names
 from toolkit.data.images import resized
 from toolkit.data.pictures import check_video_lengths, read_pictures
 
@@ -49,7 +49,7 @@ def open_clips(source: str | Path, image_size: int, image_key: str = IMAGE, work
         name = f"{identity}-{quote(image_key, safe='')}-{image_size}-{FORMAT}.h5"
         build = partial(build_clips, source, image_size, image_key, identity, content, workers)
         store = _open_cached(name, build, ClipStore.open)
-        store = replace(store, state_names=told_names(info, STATE), action_names=told_names(info, ACTION))
+        store = replace(store, state_names=dimension_names(info, STATE), action_names=dimension_names(info, ACTION))
     else:
         raise UserError(f"{source}: not found; expected a LeRobotDataset directory or a clip file (.h5)")
     if store.frames.shape[1:] != (image_size, image_size, 3):

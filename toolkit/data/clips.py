@@ -21,7 +21,7 @@ from toolkit.base.reading import parse_json
 from toolkit.data.episode import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK, Episode
 from toolkit.data.episode_notes import episode_id
 from toolkit.data.formats.hdf5_write import new_hdf5
-from toolkit.data.seen_scenes import Scenes
+from toolkit.data.seen_scenes import SeenScenes
 
 ARRAYS = {  # dimensions and kind of number
     "frames": (4, "u"),
@@ -54,7 +54,7 @@ class ClipStore:
     source: str = ""  # what the user calls it
     state_names: Sequence[str] = ()  # what the dimensions are, where the dataset says so
     action_names: Sequence[str] = ()
-    seen_scenes: Scenes | None = None  # by the generator behind the episodes, where the dataset says so
+    seen_scenes: SeenScenes | None = None  # by the generator behind the episodes, where the dataset says so
 
     @property
     def name(self) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
 from toolkit.data.formats.parquet import read_rows
-from toolkit.data.seen_scenes import Scenes
+from toolkit.data.seen_scenes import SeenScenes
 
 FILE = "vag_episodes.parquet"
 ID = "vag_episode"  # column of the ids; `episode_id` is a name that sources use for their own
@@ -53,7 +53,7 @@ class Notes:
 
     path: Path
     rows: dict[str, list[dict[str, Any]]]
-    seen_scenes: Scenes | None = None  # by the generator behind the episodes, where a dataset says so
+    seen_scenes: SeenScenes | None = None  # by the generator behind the episodes, where a dataset says so
     used: bool = False
 
     def of(self, ids: Sequence[str]) -> list[dict[str, Any]] | None:

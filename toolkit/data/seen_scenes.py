@@ -18,16 +18,16 @@ from toolkit.base.reading import read_json
 FILE = "seen_scenes.json"
 UNKNOWN = "*"
 MOST_SEEDS = 2**32  # what simulators take
-Scenes = dict[str, list[int]]
+SeenScenes = dict[str, list[int]]
 
 
-def scenes_of(metadata: Iterable[dict[str, Any]], where: str = "dataset") -> Scenes:
-    """Scenes that episodes start from, by their columns `task_name` and `seed`; UNKNOWN where one lacks them.
+def scenes_of(metadata: Iterable[dict[str, Any]], where: str = "dataset") -> SeenScenes:
+    """SeenScenes that episodes start from, by their columns `task_name` and `seed`; UNKNOWN where one lacks them.
 
     Raises UserError, with `where` in front, for an episode whose seed is none.
     """
     found = [scene_of(row, f"{where}: episode {episode}") for episode, row in enumerate(metadata)]
-    parts: list[Scenes] = [{UNKNOWN: []} if scene is None else {scene[0]: [scene[1]]} for scene in found]
+    parts: list[SeenScenes] = [{UNKNOWN: []} if scene is None else {scene[0]: [scene[1]]} for scene in found]
     return merge(*parts)
 
 
@@ -55,30 +55,30 @@ def seed_from(value: Any, where: str) -> int:
     return int(value)
 
 
-def merge(*parts: Scenes) -> Scenes:
+def merge(*parts: SeenScenes) -> SeenScenes:
     """Union, sorted."""
     tasks = sorted({task for part in parts for task in part})
     return {task: sorted({seed for part in parts for seed in part.get(task, [])}) for task in tasks}
 
 
-def write_scenes(directory: str | Path, scenes: Scenes) -> None:
+def write_scenes(directory: str | Path, scenes: SeenScenes) -> None:
     """Write `seen_scenes.json` into a directory that is still under its temporary name."""
     write_json(Path(directory) / FILE, scenes)
 
 
-def told_scenes(directory: str | Path) -> Scenes:
+def scenes_behind(directory: str | Path) -> SeenScenes:
     """As `read_scenes`, UNKNOWN if the directory does not say."""
     scenes = read_scenes(directory)
     return {UNKNOWN: []} if scenes is None else scenes
 
 
-def read_scenes(directory: str | Path) -> Scenes | None:
+def read_scenes(directory: str | Path) -> SeenScenes | None:
     """What the data or weights in a directory have seen; None if it does not say. Raises UserError if damaged."""
     path = Path(directory) / FILE
     return scenes_from(read_json(path), str(path)) if os.path.lexists(path) else None
 
 
-def scenes_from(value: Any, where: str) -> Scenes:
+def scenes_from(value: Any, where: str) -> SeenScenes:
     """Task names with lists of seeds. Raises UserError, with `where` in front, for anything else."""
     if not isinstance(value, dict) or not all(isinstance(seeds, list) for seeds in value.values()):
         raise UserError(f"{where}: damaged; expected task names with lists of seeds")

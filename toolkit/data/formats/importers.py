@@ -24,7 +24,7 @@ from toolkit.data.formats.lerobot_layout import INFO, check_inside
 from toolkit.data.formats.recording import (
     INSTRUCTIONS,
     ImportOptions,
-    Source,
+    Recording,
     check_cameras,
     chosen,
     default_cameras,
@@ -33,7 +33,7 @@ from toolkit.data.formats.recording import (
     vector_names,
     whole_fps,
 )
-from toolkit.data.seen_scenes import Scenes, merge, scenes_from
+from toolkit.data.seen_scenes import SeenScenes, merge, scenes_from
 
 SUFFIXES = (".hdf5", ".h5")
 MAX_WIDTH = 10_000
@@ -58,7 +58,7 @@ LAYOUTS = {
 }
 
 
-def open_source(source: str | Path, layout: str, options: ImportOptions, workspace: Path) -> Source:
+def open_source(source: str | Path, layout: str, options: ImportOptions, workspace: Path) -> Recording:
     """Find out what `source` is and what it holds; layout "auto" goes by structure.
 
     workspace: directory for a download or conversion; the caller deletes it after reading.
@@ -83,7 +83,7 @@ class _Demo:
     name: str
 
 
-def _open_hdf5(source: Path, layout: str, options: ImportOptions) -> Source:
+def _open_hdf5(source: Path, layout: str, options: ImportOptions) -> Recording:
     files, root = _files(source)
     layout, demos = _survey(files, layout)
     demos = chosen(demos, options.episodes, str(source))
@@ -98,7 +98,7 @@ def _open_hdf5(source: Path, layout: str, options: ImportOptions) -> Source:
     defaults = [f"{key}_{i}" for key, width in parts for i in range(width)]
     told = _agreed(demos, layout, options)
     stored_robot = arguments.get("robot_type")
-    return Source(
+    return Recording(
         layout=layout,
         fps=told.fps,
         fps_from=told.fps_from,
@@ -189,7 +189,7 @@ class _Told:
     fps_from: str
     state_names: Any
     action_names: Any
-    scenes: Scenes | None
+    scenes: SeenScenes | None
 
 
 def _told(demo: _Demo, layout: str, options: ImportOptions) -> _Told:
@@ -387,7 +387,7 @@ def _stored_names(features: Any, key: str) -> Any:
     return feature.get("names") if isinstance(feature, dict) else None
 
 
-def _stored_scenes(arguments: dict[str, Any]) -> Scenes | None:
+def _stored_scenes(arguments: dict[str, Any]) -> SeenScenes | None:
     try:
         return scenes_from(arguments.get("seen_scenes"), "seen_scenes")
     except UserError:

@@ -26,7 +26,7 @@ from toolkit.data.formats.lerobot_layout import (
 from toolkit.data.formats.parquet import check_parquet
 from toolkit.data.formats.recording import (
     ImportOptions,
-    Source,
+    Recording,
     check_cameras,
     chosen,
     default_cameras,
@@ -39,7 +39,7 @@ from toolkit.data.pictures import check_videos
 from toolkit.data.seen_scenes import read_scenes
 
 
-def open_lerobot(source: str, options: ImportOptions, workspace: Path) -> Source:
+def open_lerobot(source: str, options: ImportOptions, workspace: Path) -> Recording:
     """A LeRobotDataset directory, v3 or v2.1, or `owner/name` on the hub, downloaded into `workspace`.
 
     Raises UserError for one that is missing, damaged, of another version or not reachable.
@@ -72,7 +72,7 @@ def open_lerobot(source: str, options: ImportOptions, workspace: Path) -> Source
         )
     name = Path(source).resolve().name
     names = {key: feature_names(info, key) for key in (*state_keys, action_key)}
-    return Source(
+    return Recording(
         layout=layout,
         fps=fps,
         fps_from=INFO,

@@ -120,7 +120,7 @@ def camera_keys(info: dict[str, Any]) -> list[str]:
     return sorted(found, key=lambda key: (key != IMAGE, key))
 
 
-def told_names(info: dict[str, Any], key: str) -> list[str]:
+def dimension_names(info: dict[str, Any], key: str) -> list[str]:
     """Names of a vector's dimensions that say what these are; none if the dataset gives none, or numbers alone."""
     names = feature_names(info, key)
     return [] if all(name.endswith(f"_{i}") for i, name in enumerate(names)) else names

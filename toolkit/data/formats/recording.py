@@ -16,7 +16,7 @@ from toolkit.base.errors import UserError, nearest
 from toolkit.data.episode import IMAGE, Episode
 from toolkit.data.formats.hdf5 import natural_order
 from toolkit.data.images import resized
-from toolkit.data.seen_scenes import Scenes
+from toolkit.data.seen_scenes import SeenScenes
 
 SIDES = 8, 8192  # pixels; video encoders have limits, and LeRobot takes three rows for three channels
 CAMERAS = "observation.images."
@@ -44,7 +44,7 @@ class ImportOptions:
 
 
 @dataclass
-class Source:
+class Recording:
     """An opened recording. Iterating reads one episode at a time and can be repeated."""
 
     layout: str
@@ -61,7 +61,7 @@ class Source:
     root: Path
     options: ImportOptions
     read: Callable[[], Iterator[Episode]]
-    seen_scenes: Scenes | None = None
+    seen_scenes: SeenScenes | None = None
 
     def __iter__(self) -> Iterator[Episode]:
         """Episodes as they will be written. Raises UserError for the first that is damaged or does not fit."""
