@@ -55,20 +55,25 @@ def quiet_libraries() -> Iterator[None]:
 def terminable() -> Iterator[None]:
     """Inside, SIGTERM and SIGHUP raise `Terminated`; in the main thread, where signals arrive.
 
-    Those that follow within seconds do not: they would break into the cleaning up.
+    Those that follow within seconds do not: they would break into the cleaning up. What is raised, by Ctrl-C too, is
+    raised again by the next progress bar that goes on all the same.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in ENDED_BY}
+    before = {number: signal.getsignal(number) for number in (*ENDED_BY, signal.SIGINT)}
 
     last = float("-inf")
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal last
-        if time.monotonic() - last >= PATIENCE:
+        interrupted = number == signal.SIGINT
+        if interrupted or time.monotonic() - last >= PATIENCE:
             last = time.monotonic()
-            raise Terminated(number)
+            error = KeyboardInterrupt() if interrupted else Terminated(number)
+            if bars := sys.modules.get("toolkit.base.progress"):
+                bars.remember(error)
+            raise error
 
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # nohup
@@ -85,6 +90,8 @@ def guarded(function: Callable[[], int]) -> int:
     try:
         return mendable(function)
     except KeyboardInterrupt as error:
+        if bars := sys.modules.get("toolkit.base.progress"):
+            bars.forget()
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
         said = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
         return complain(said + _how_to_go_on(error), 128 + number)

@@ -162,3 +162,26 @@ def test_outputs_that_are_closed_or_that_nobody_reads(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr + done.stdout
         assert (tmp_path / name / "data").read_text() == "data"
         assert (tmp_path / name / "code").read_text() == code
+
+
+def test_an_interruption_that_a_library_loses_is_raised_by_the_next_bar(tmp_path: Path) -> None:
+    """Python drops what a signal handler raises inside of a destructor."""
+    program = (
+        "import os, signal, sys, time; from recipes import terminal; from toolkit.base.progress import progress\n"
+        "class Lost:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), int(sys.argv[1]))\n"
+        "        for _ in range(100): pass\n"
+        "def work():\n"
+        "    lost = Lost()\n"
+        "    del lost\n"
+        "    for _ in progress(range(400), description='work'): time.sleep(0.01)\n"
+        "    return 0\n"
+        "with terminal.terminable(), terminal.quiet_libraries(): code = terminal.guarded(work)\n"
+        "sys.exit(code)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    for number, said in ((signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")):
+        command = [sys.executable, "-c", program, str(int(number))]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.splitlines()[-1]) == (128 + number, f"vag: error: {said}"), done.stderr
