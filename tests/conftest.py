@@ -28,6 +28,12 @@ from toolkit.data.formats import lerobot_write
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items if "VAG_LONG" not in os.environ else ():
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="long: make test-all runs it"))
+
+
 def make_square(seed: int, length: int = 17, size: int = 32) -> Episode:
     """A square that its actions move: state = its place, action = where it goes next."""
     rng = np.random.default_rng(seed)

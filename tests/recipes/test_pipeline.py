@@ -252,7 +252,7 @@ def test_a_full_disk_is_one_line(
         subprocess.run(["umount", "--lazy", str(small)], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_demo_takes_its_processes_along(demo: Path, tmp_path: Path, start: Callable[..., BaseProcess]) -> None:
     out = tmp_path / "run"
     shutil.copytree(demo, out)

@@ -20,7 +20,7 @@ from vag_core import Generator
 from vag_core.config import GeneratorConfig
 
 LONG = "VAG_LONG" in os.environ
-SAMPLE = 4  # of each command
+SAMPLE = 2  # of each command
 OPTIONS = ([], ["overwrite=true"], ["resume=true"], ["overwrite=true", "resume=true"])
 # Small: what does not fail at once is done within a second or two.
 COMMANDS = {

@@ -30,7 +30,7 @@ def changed(stage: Stage, **values: Any) -> Stage:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [2, 0])
+@pytest.mark.parametrize("limit", [pytest.param(2, marks=pytest.mark.long), 0])
 def test_others_go_on_when_one_fails(tmp_path: Path, limit: int) -> None:
     failed = run_stages(tmp_path, list(work(tmp_path).values()), limit=limit, keep_going=True)
     assert sorted(failed) == ["after_after_bad", "after_bad", "bad"]
@@ -83,7 +83,7 @@ def test_stages_that_are_finished_start_no_process(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [2, 0])
+@pytest.mark.parametrize("limit", [pytest.param(2, marks=pytest.mark.long), 0])
 def test_what_is_finished_does_not_wait_for_what_fails(tmp_path: Path, limit: int) -> None:
     stages = work(tmp_path)
     run_stage(tmp_path, stages["after_bad"], ReportResult)

@@ -303,7 +303,7 @@ def block() -> nn.Module:
     return nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.3), nn.SiLU())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)  # beside others on two cores, the compiler takes minutes
 def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
     weights = {}
