@@ -226,7 +226,7 @@ class Worker:
 def peak_memory() -> int:
     """Of this process [MB]; what `getrusage` says counts the process that started it, too."""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024  # type: ignore[index]
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) // 1024
 
 
 def main() -> None:

@@ -261,6 +261,12 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         config(output_features={"action": {"type": "ACTION", "shape": [None]}}),
         r"feature 'action' has shape \[None\]; expected",
     ),
+    "odd sides": (
+        config(
+            input_features={**FEATURES["input_features"], "observation.image": {"type": "VISUAL", "shape": [3, 33, 32]}}
+        ),
+        "multiples of 16",
+    ),
     "no picture": (
         config(input_features={**FEATURES["input_features"], "observation.image": {"type": "VISUAL", "shape": [-1]}}),
         "has shape",

@@ -115,9 +115,16 @@ def test_writer_refuses_what_it_did_not_write(tmp_path: Path, moving_square: Mak
 def test_writer_refuses_what_must_not_be_saved(
     tmp_path: Path, moving_square: MakeEpisode, change: Callable[[Episode], Episode], text: str
 ) -> None:
-    with pytest.raises(UserError, match=text):
+    with pytest.raises(UserError, match=text) as caught:
         write(tmp_path / "x", moving_square(0), change(moving_square(1)))
+    assert str(tmp_path / "x") in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_arrays_in_an_episode_table_are_no_notes() -> None:
+    """A column of LeRobot's that somebody renamed."""
+    row = {"renamed": np.zeros(2), "listed": [1, 2], "seed": 7, "stats/action/mean": np.zeros(2)}
+    assert lerobot_read.provenance(row) == {"seed": 7}
 
 
 def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
