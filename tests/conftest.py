@@ -29,9 +29,12 @@ from toolkit.data.formats.lerobot_write import EpisodeWriter
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is long; begin with files that hold slow tests, so that no worker waits for one at the end."""
     for item in items if "VAG_LONG" not in os.environ else ():
         if item.get_closest_marker("long"):
             item.add_marker(pytest.mark.skip(reason="long: make test-all runs it"))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def make_square(seed: int, length: int = 17, size: int = 32) -> Episode:

@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
     "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
 }
 
 

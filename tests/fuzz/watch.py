@@ -53,7 +53,7 @@ class Watch:
             name = arguments[0]
             if name.partition(".")[0] not in MAY_IMPORT and name not in MAY_IMPORT:
                 self._add(f"import {name}")
-        elif event in STARTS and not (event == "ctypes.dlopen" and is_installed(arguments[0])):
+        elif event in STARTS and not is_of_an_import(event, arguments):
             self._add(f"{event} {str(arguments)[:150]}")
         elif event in CHANGES:
             for path in paths_of(event, arguments):
@@ -83,6 +83,13 @@ def paths_of(event: str, arguments: tuple[Any, ...]) -> list[Any]:
         return list(names)
     folder = os.readlink(f"/proc/self/fd/{place}")
     return [os.path.join(folder, os.fsdecode(name)) for name in names]
+
+
+def is_of_an_import(event: str, arguments: tuple[Any, ...]) -> bool:
+    """If an installed library is loaded, or Python reads a module that it compiled before (its import is an event)."""
+    if event == "marshal.loads":
+        return sys._getframe(2).f_code.co_filename == "<frozen importlib._bootstrap_external>"
+    return event == "ctypes.dlopen" and is_installed(arguments[0])
 
 
 def is_installed(library: Any) -> bool:

@@ -334,7 +334,10 @@ def test_a_lower_temperature_brings_samples_together(make_policy: Callable[..., 
 # --------------------------------------------------------------------------------------------- all together
 
 
-@pytest.mark.parametrize(("kind", "batch_size"), [("pi05_compact", 32), ("diffusion", 16), ("diffusion_compact", 16)])
+@pytest.mark.parametrize(
+    ("kind", "batch_size"),
+    [("pi05_compact", 32), pytest.param("diffusion", 16, marks=pytest.mark.long), ("diffusion_compact", 16)],
+)
 def test_a_policy_learns_to_look(make_policy: Callable[..., PolicyObjective], kind: str, batch_size: int) -> None:
     """Find a dot in the picture. Wiring that loses the picture passes every test above and fails this one."""
     generator = torch.Generator().manual_seed(0)

@@ -86,7 +86,7 @@ if LONG:
             "record.md",
         ),
     }
-SOME_WINDOWS = ("collect", "export", "synthesize", "pretrain")  # of which a few are tried in CI
+SOME_WINDOWS = ("export", "pretrain")  # of which a few are tried in CI
 WITHOUT_WINDOWS = ("evaluate", "rollout")  # they write their record alone
 
 

@@ -171,6 +171,7 @@ from toolkit.data.episode import Episode
 from toolkit.reporting.media import write_video
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.dont_write_bytecode = True  # Python would keep half a compiled module
 out, dataset = Path(sys.argv[1]), sys.argv[2]
 rng = np.random.default_rng(0)
 episodes = [
