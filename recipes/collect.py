@@ -7,9 +7,9 @@ from pathlib import Path
 
 from recipes.common import distinct_tasks
 from recipes.schema import CollectConfig
+from toolkit.base.engine import parallel_feed
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import scratch_folder
-from toolkit.base.pool import parallel_feed
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.formats.lerobot_write import EpisodeWriter

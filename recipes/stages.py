@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,16 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from recipes import cli, terminal
 from recipes.common import distinct_tasks, user_errors
 from recipes.compose import check_config, compose_config, options_of
+from toolkit.base.engine import run_graph
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.manifest import note
-from toolkit.base.pool import die_with_parent
 from toolkit.base.record import RECORD, leaves, read_record
 from toolkit.base.run import NOT_COMPARED
 from toolkit.base.typed_json import from_json
 from toolkit.reporting.results import RESULTS
 
 INTERRUPTED = 130
-PATIENCE = 20  # seconds that stages have to clean up after an interruption
 
 
 # ---------------------------------------------------------------------------------------------------- what a stage is
@@ -245,55 +241,14 @@ def run_stages(root: Path, stages: Sequence[Stage], limit: int | None = None, ke
     done = {chain.stages[0].name for chain in finished if chain not in refused}
     begin = [stage for stage in stages if not is_finished(root / stage.name)]
     chains = chains_of(begin, {stage.name for stage in stages})
-    here = limit == 0
-    failed = _run_here(root, chains, done, keep_going) if here else _run_beside(root, chains, done, limit, keep_going)
+    if limit == 0:
+        failed = _run_here(root, chains, done, keep_going)
+    else:
+        failed, left = run_graph(partial(_run_chain, root), chains, done, limit or len(chains), keep_going)
+        if failed and not keep_going:
+            raise _failure(root, failed)
+        failed = [*failed, *left]
     return [stage.name for chain in [*refused, *failed] for stage in chain.stages]
-
-
-def _run_beside(root: Path, chains: list[Chain], done: set[str], limit: int | None, keep_going: bool) -> list[Chain]:
-    """Chains that failed, and those that waited for them, of chains that run in processes of their own."""
-    context, limit = multiprocessing.get_context("spawn"), limit or len(chains)
-    waiting = list(chains)
-    begun: list[tuple[Chain, Any, int]] = []  # process, line of the progress bar
-    try:
-        while True:
-            running = [(process.sentinel, line) for _, process, line in begun if process.is_alive()]
-            if any(process.exitcode for _, process, _ in begun) and not keep_going:
-                break  # no need to wait for the others
-            ended = [chain.names for chain, process, _ in begun if process.exitcode == 0]
-            ready = [chain for chain in waiting if chain.needs <= done.union(*ended)]
-            for chain in ready[: limit - len(running)]:
-                line = min(set(range(limit)) - {line for _, line in running})
-                process: Any = context.Process(target=_run_chain, args=(line, root, chain), name=chain.stages[0].name)
-                process.start()
-                begun.append((chain, process, line))
-                waiting.remove(chain)
-                running.append((process.sentinel, line))
-            if not running:
-                break
-            connection.wait([sentinel for sentinel, _ in running])
-        failed = [chain for chain, process, _ in begun if process.exitcode]
-    except terminal.Terminated:
-        raise  # this process alone was told
-    except KeyboardInterrupt:
-        _wait(process for _, process, _ in begun)  # they were interrupted too and clean up
-        raise
-    finally:
-        for _, process, _ in begun:
-            process.terminate()
-        _wait(process for _, process, _ in begun)
-        for _, process, _ in begun:
-            process.kill()
-            process.join()
-    if failed and not keep_going:
-        raise _failure(root, failed)
-    return failed + waiting
-
-
-def _wait(processes: Iterable[Any]) -> None:
-    end = time.monotonic() + PATIENCE
-    for process in processes:
-        process.join(max(0.0, end - time.monotonic()))
 
 
 def _run_here(root: Path, chains: list[Chain], done: set[str], keep_going: bool) -> list[Chain]:
@@ -328,8 +283,8 @@ def _run_all(root: Path, chain: Chain) -> int:
     return 0
 
 
-def _run_chain(position: int, root: Path, chain: Chain) -> None:
-    die_with_parent()
+def _run_chain(root: Path, chain: Chain, position: int) -> None:
+    """In a process of its own. position: the line of its progress bar."""
     os.environ["VAG_PROGRESS_POSITION"] = str(position)
     with terminal.terminable():
         try:

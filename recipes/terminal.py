@@ -16,19 +16,11 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TextIO
 
-from toolkit.base.errors import UserError, one_line
+from toolkit.base.errors import Terminated, UserError, one_line
 
 MOST_MESSAGE = 4000  # characters
 PATIENCE = 10.0  # seconds after a signal in which another one is not heard
 ENDED_BY = (signal.SIGTERM, signal.SIGHUP)
-
-
-class Terminated(KeyboardInterrupt):
-    """A signal asked the process to end: all that Ctrl-C cleans up is cleaned up."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from recipes import cli, terminal
 from recipes.stages import make_stage, run_stages
 from toolkit.base import files
-from toolkit.base.pool import die_with_parent
+from toolkit.base.engine import die_with_parent
 
 
 def run_command(words: list[str], complaints: Path | None, stop: tuple[Path, int] | None = None) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from recipes import stages as stages_module
 from recipes.stages import Stage, chains_of, in_turn, make_stage, run_stage, run_stages
+from toolkit.base import engine
 from toolkit.base.errors import UserError
 from toolkit.base.record import read_record
 from toolkit.reporting.results import ReportResult
@@ -71,7 +71,7 @@ def test_stages_that_are_finished_start_no_process(tmp_path: Path, monkeypatch: 
     stages = work(tmp_path)
     few = [stages["good"], stages["after_good"]]
     run_stages(tmp_path, few, limit=0)
-    monkeypatch.setattr(stages_module.multiprocessing, "get_context", lambda _: None)
+    monkeypatch.setattr(engine.multiprocessing, "get_context", lambda _: None)
     assert run_stages(tmp_path, few, limit=2) == []
     other = changed(stages["good"], seed=1)
     assert run_stages(tmp_path, [other], limit=2, keep_going=True) == ["good"]  # finished otherwise

@@ -10,6 +10,14 @@ class UserError(Exception):
     """A mistake in the input, not in the code. The command line prints it as one line and exits with 2."""
 
 
+class Terminated(KeyboardInterrupt):
+    """A signal asked the process to end: all that Ctrl-C cleans up is cleaned up."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 def one_line(text: str) -> str:
     """A message as one line of letters that a terminal shows."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(text.split()))

@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import numpy as np
 
+from toolkit.base.engine import parallel_feed
 from toolkit.base.errors import UserError
-from toolkit.base.pool import parallel_feed
 from toolkit.base.progress import progress
 from toolkit.data.cached_files import cache_directory, cached_file, fingerprint, remembered_id
 from toolkit.data.clips import ClipStore, ClipTable, create_clips, write_frames

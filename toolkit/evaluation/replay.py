@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base.pool import parallel_map
+from toolkit.base.engine import parallel_map
 from toolkit.envs.base import Env
 from toolkit.envs.metaworld import cached_env
 

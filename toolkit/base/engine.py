@@ -1,4 +1,7 @@
-"""Ordered parallel work in processes that compute with one thread each."""
+"""Work in several processes of this machine: maps, whose results come in order, and graphs of what needs what.
+
+Workers of a map compute with one thread each and serve many items; a node of a graph has a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TypeVar
+from multiprocessing import connection
+from typing import Any, Protocol, TypeVar
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import Terminated, UserError
 from toolkit.base.progress import progress
 
+PATIENCE = 20  # seconds that the processes of a graph have to clean up
 AHEAD = 12  # enough to keep the workers busy while their parent imports LeRobot
 
 Item = TypeVar("Item")
@@ -96,6 +102,77 @@ def _uninterrupted() -> Iterator[None]:
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the workers
     die_with_parent()
+
+
+# -------------------------------------------------------------------------------------------------------------- graphs
+
+
+class Node(Protocol):
+    """What one process makes, by name, and what must have been made before it begins."""
+
+    @property
+    def names(self) -> set[str]: ...
+
+    @property
+    def needs(self) -> set[str]: ...
+
+
+def run_graph[N: Node](
+    work: Callable[[N, int], None], nodes: Sequence[N], done: set[str], limit: int, keep_going: bool
+) -> tuple[list[N], list[N]]:
+    """Run `work(node, line)` in processes, `limit` at a time; those that failed, and those that never began.
+
+    A node begins once all that it needs is `done` or was made by others. line: from 0 to limit - 1, of what runs at the
+    same time no two have the same. After a failure nothing more begins and what runs is ended, unless it is to
+    `keep_going`. Ctrl-C, SIGTERM and the death of this process end all of them.
+    """
+    context, waiting = multiprocessing.get_context("spawn"), list(nodes)
+    begun: list[tuple[N, Any, int]] = []
+    try:
+        while True:
+            running = [(process.sentinel, line) for _, process, line in begun if process.is_alive()]
+            if any(process.exitcode for _, process, _ in begun) and not keep_going:
+                break  # no need to wait for the others
+            made = done.union(*(node.names for node, process, _ in begun if process.exitcode == 0))
+            ready = [node for node in waiting if node.needs <= made]
+            for node in ready[: limit - len(running)]:
+                line = min(set(range(limit)) - {line for _, line in running})
+                process: Any = context.Process(target=_run_node, args=(work, node, line), name=min(node.names))
+                process.start()
+                begun.append((node, process, line))
+                waiting.remove(node)
+                running.append((process.sentinel, line))
+            if not running:
+                break
+            connection.wait([sentinel for sentinel, _ in running])
+        failed = [node for node, process, _ in begun if process.exitcode]
+    except Terminated:
+        raise  # this process alone was told
+    except KeyboardInterrupt:
+        _wait(process for _, process, _ in begun)  # they were interrupted too and clean up
+        raise
+    finally:
+        for _, process, _ in begun:
+            process.terminate()
+        _wait(process for _, process, _ in begun)
+        for _, process, _ in begun:
+            process.kill()
+            process.join()
+    return failed, waiting
+
+
+def _run_node[N: Node](work: Callable[[N, int], None], node: N, line: int) -> None:
+    die_with_parent()
+    work(node, line)
+
+
+def _wait(processes: Iterable[Any]) -> None:
+    end = time.monotonic() + PATIENCE
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+
+
+# ------------------------------------------------------------------------------------------- processes and their parent
 
 
 def die_with_parent() -> None:

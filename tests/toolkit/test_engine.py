@@ -11,8 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from toolkit.base.engine import AHEAD, parallel_feed, parallel_map
 from toolkit.base.errors import UserError
-from toolkit.base.pool import AHEAD, parallel_feed, parallel_map
 
 HERE = Path(__file__).parent
 
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(HERE)
-    return importlib.import_module("pool_work")
+    return importlib.import_module("engine_work")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -80,8 +80,8 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, stop: signal.Signals) -> 
     script = tmp_path / "work.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from pool_work import note_and_sleep\n"
-        "from toolkit.base.pool import parallel_map\n"
+        "from engine_work import note_and_sleep\n"
+        "from toolkit.base.engine import parallel_map\n"
         "if __name__ == '__main__':\n"
         f"    paths = [Path({str(tmp_path)!r}) / name for name in 'ab']\n"
         "    list(parallel_map(note_and_sleep, paths, workers=2, description=''))\n"
