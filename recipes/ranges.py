@@ -51,7 +51,8 @@ def _check(command: str, key: str, around: str, value: Any, kind: Kind) -> None:
         if around != "{}" and origin is None and (value == "???" or kind.told.get("paths")):
             raise UserError(f"{command}: {shown}: expected a value")
         if kind.type is Any and around == "{}" and value is None:
-            raise UserError(f"{command}: {shown}: expected a path, or a list of paths")
+            what = "number" if kind.told.get("numbers") else "path"
+            raise UserError(f"{command}: {shown}: expected a {what}, or a list of {what}s")
     elif is_dataclass(kind.type):
         for name, inner in parts_of(kind).items():
             if name in value:
@@ -73,6 +74,11 @@ def _check(command: str, key: str, around: str, value: Any, kind: Kind) -> None:
             raise UserError(f"{command}: {shown}: expected a path, or a list of paths")
         for path in [value] if isinstance(value, str) else value:
             _check_text(command, shown, path, kind.told)
+    elif kind.told.get("numbers"):
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise UserError(f"{command}: {shown}: expected a number, or a list of numbers")
+            _check_number(command, shown, number, kind.told)
     elif kind.type in LEAVES and not isinstance(value, LEAVES[kind.type]):
         raise UserError(f"{command}: {shown}: expected {SAID[kind.type]} in its place")
     else:

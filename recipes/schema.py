@@ -129,8 +129,13 @@ class TrainGeneratorConfig(CommonConfig):
     )
     image_key: str = option("observation.image", "camera, by its key in the dataset")
     random_start: bool = option(False, "windows from anywhere in the episode, not only from its start")
-    labelled_fraction: float = option(
-        1.0, "of the episodes of each instruction keep their actions; the rest is video alone", above=0, most=1
+    labelled_fraction: Any = option(
+        1.0,
+        "of the episodes of each instruction keep their actions, the rest is video alone; a number, or [a,b] for each "
+        "of dataset=[...], synthetic=[...]",
+        least=0,
+        most=1,
+        numbers=True,
     )
     generator: GeneratorConfig = part(
         lambda: GeneratorConfig(action=MISSING), "the network; see the groups `generator` and `generator/action`"

@@ -99,13 +99,22 @@ class TrainingData:
     seen_behind: list[SeenScenes]
 
     def clips(self, batch_size: int, random_start: bool) -> GeneratorClips:
-        shape, seed = self.config.generator, self.config.seed
-        windows = shape.num_frames, seed, random_start, shape.frame_stride
-        return GeneratorClips(self.store, batch_size, *windows, self.labelled, self.shares)
+        """Videos, whether or not they have actions."""
+        return GeneratorClips(self.store, batch_size, *self._windows(random_start), None, self.shares)
+
+    def labelled_clips(self) -> GeneratorClips:
+        """Pairs and plans, as the training of both streams takes them."""
+        size, windows = self.config.optim.batch_size, self._windows(self.config.random_start)
+        num_joint = clocks_of(self.config.generator.action).num_joint_clips(size)
+        return GeneratorClips(self.store, size, *windows, self.labelled, self.shares, num_joint)
 
     def starts(self) -> GeneratorClips:
         """The window at the start of every episode."""
         return self.clips(1, random_start=False)
+
+    def _windows(self, random_start: bool) -> tuple[int, int, bool, int]:
+        shape = self.config.generator
+        return shape.num_frames, self.config.seed, random_start, shape.frame_stride
 
     def ranges(self) -> list[np.ndarray]:
         """Mean, deviation, least and largest value of [action, state], of the episodes that keep their actions."""
@@ -131,7 +140,7 @@ def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
         raise UserError(f"{config.dataset}: episodes have one step; the generator needs sequences")
     if config.video_from and config.tokenizer_from:
         raise UserError("train-generator: video_from brings its tokenizer along; give it or tokenizer_from")
-    labelled, behind = labelled_episodes(store, config.labelled_fraction), stores[len(sources) :]
+    labelled, behind = labelled_episodes(stores, config.labelled_fraction), stores[len(sources) :]
     counts = [part.num_episodes for part in stores]
     return TrainingData(store, config, counts, shares, labelled, [seen_behind(part) for part in behind])
 
@@ -170,7 +179,7 @@ def streams_stage(
     config: TrainGeneratorConfig, run: Run, generator: Generator, data: TrainingData, encode: Any
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train both streams; returns the last metrics and the throughput."""
-    source: Any = data.clips(config.optim.batch_size, config.random_start)
+    source: Any = data.labelled_clips()
     starts = data.starts()
     if config.generator.action.makes_video and not config.random_start:  # one window per episode: encode each once
         reads_frames = isinstance(config.generator.action, FramewiseConfig)
@@ -230,15 +239,28 @@ def episode_shares(stores: Sequence[ClipStore], shares: Sequence[float] | None) 
     return np.repeat([share / sum(shares) / n for share, n in zip(shares, episodes, strict=True)], episodes)
 
 
-def labelled_episodes(store: ClipStore, fraction: float) -> np.ndarray | None:
-    """(E,) True for the first `fraction` of the episodes of each instruction, at least one; None for all of them."""
-    if fraction == 1:
+def labelled_episodes(stores: Sequence[ClipStore], fractions: float | Sequence[float]) -> np.ndarray | None:
+    """(E,) True for the first share of the episodes of each instruction in each dataset; None for all of them.
+
+    fractions: one for all datasets, or one for each. Above 0 at least one episode of each instruction is labelled.
+    Raises UserError unless there is a number for each dataset, and one above 0.
+    """
+    each = [float(fractions)] * len(stores) if isinstance(fractions, int | float) else list(fractions)
+    if len(each) != len(stores) or max(each) == 0:
+        raise UserError(
+            f"labelled_fraction={fractions}: expected a number above 0, or one for each of dataset=[...], "
+            "synthetic=[...], not all 0"
+        )
+    if min(each) == 1:
         return None
-    labelled = np.zeros(store.num_episodes, bool)
-    for task in np.unique(store.episode_tasks):
-        episodes = np.flatnonzero(store.episode_tasks == task)
-        labelled[episodes[: max(1, round(fraction * len(episodes)))]] = True
-    return labelled
+    parts = []
+    for store, fraction in zip(stores, each, strict=True):
+        labelled = np.zeros(store.num_episodes, bool)
+        for task in np.unique(store.episode_tasks) if fraction > 0 else ():
+            episodes = np.flatnonzero(store.episode_tasks == task)
+            labelled[episodes[: max(1, round(fraction * len(episodes)))]] = True
+        parts.append(labelled)
+    return np.concatenate(parts)
 
 
 def reconstruction_psnr(generator: Generator, frames: torch.Tensor) -> float:

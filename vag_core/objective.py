@@ -68,10 +68,9 @@ def training_loss(branches: Branches, batch: dict[str, Any]) -> tuple[Float[Tens
     batch: frames (B, F, H, W, 3) uint8, or latents (B, C, T, h, w) encoded beforehand with image (B, H, W, 3)
     uint8, the first frame; states (B, N + 1, S) and actions (B, N, A) in physical units; instruction;
     is_pad (B, N) bool, where True marks steps past the end of the episode: they do not count; has_actions (B,)
-    bool, where False marks a video without action labels.
+    bool, where False marks a video without action labels. The first `clocks.num_joint_clips(B)` are the joint clips;
+    a plan clip without labels counts for nothing.
     """
-    if Mode.PLAN in branches.clocks.modes and "has_actions" in batch:
-        batch = labelled_last(batch)  # what is planned needs labels, a video does not
     clips = read_clips(branches, batch)
     size, device = len(clips.image), clips.image.device
     joint = branches.clocks.num_joint_clips(size)
@@ -179,13 +178,6 @@ def pair_score(
             video, action = pair_loss(branches, latents, trajectory, conditions, t, t, valid, frames, same_noise=True)
             total += (video + action) / len(SCORED_TIMES)
     return total
-
-
-def labelled_last(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with samples that have no actions before those that do, else in order."""
-    order = torch.argsort(batch["has_actions"].int(), stable=True)
-    rows = order.tolist()
-    return {key: [value[i] for i in rows] if isinstance(value, list) else value[order] for key, value in batch.items()}
 
 
 def masked_mean(error: Float[Tensor, "b n"], valid: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:

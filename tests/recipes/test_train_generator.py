@@ -1,22 +1,66 @@
 """Which episodes lend their actions to a generator's training, and how often each is drawn."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
 
-from recipes.train_generator import episode_shares, labelled_episodes
+from recipes.compose import compose_config
+from recipes.train_generator import TrainingData, episode_shares, labelled_episodes
 from toolkit.base.errors import UserError
-from toolkit.data.clips import ClipStore
+from toolkit.data.clips import ClipStore, write_clips
+from toolkit.data.episode import Episode
 from toolkit.data.selection import subset
+from vag_core import Generator
+from vag_core.clocks import clocks_of
 
 
 def test_a_share_of_every_instruction_is_labelled(store: ClipStore) -> None:
-    assert labelled_episodes(store, 1.0) is None
-    labelled = labelled_episodes(store, 0.34)
+    assert labelled_episodes([store], 1.0) is None
+    labelled = labelled_episodes([store], 0.34)
     assert labelled is not None
     assert np.bincount(store.episode_tasks[labelled]).tolist() == [1, 1]  # of three each
     assert labelled.tolist() == [True, True, False, False, False, False]
     rows = store.rows_of(np.flatnonzero(labelled))
     assert rows.tolist() == [*range(17), *range(17, 35)]
+
+
+def test_each_dataset_keeps_the_labels_that_it_is_said_to(store: ClipStore) -> None:
+    labelled = labelled_episodes([store, store], [0, 0.34])
+    assert labelled is not None
+    assert np.flatnonzero(labelled).tolist() == [6, 7]
+    assert labelled_episodes([store, store], [1, 1]) is None
+    for wrong in (0, [0.0, 0.0], [1.0]):
+        with pytest.raises(UserError, match="labelled_fraction=.*one for each of dataset="):
+            labelled_episodes([store, store], wrong)
+
+
+def test_the_video_hears_actions_where_few_have_labels(moving_square: Callable[..., Episode], tmp_path: Path) -> None:
+    """At the shipped settings, with labels on a tenth of the episodes."""
+    config: Any = OmegaConf.to_object(compose_config("train-generator", ["dataset=x", "labelled_fraction=0.1"]))
+    shape = config.generator
+    episodes = [moving_square(seed, length=20, size=shape.image_size) for seed in range(40)]
+    write_clips(tmp_path / "clips.h5", episodes, 800, 20, "x")
+    store = ClipStore.open(tmp_path / "clips.h5")
+    labelled = labelled_episodes([store], config.labelled_fraction)
+    data = TrainingData(store, config, [40], None, labelled, [])
+    clips, joint = data.labelled_clips(), clocks_of(shape.action).num_joint_clips(config.optim.batch_size)
+    assert (config.optim.batch_size, joint) == (64, 13)
+    shares = np.mean([clips.batch(step)["has_actions"][:joint].numpy() for step in range(20)], axis=1)
+    assert shares.min() >= 0.1
+    shape.state_dim = shape.action_dim = 2
+    torch.manual_seed(0)
+    generator = Generator(shape).train()
+    batch = clips.batch(0)
+    batch["latents"] = torch.randn(64, *shape.latent_shape)
+    batch["image"] = batch.pop("frames")[:, 0]
+    generator.video.backbone.out.weight.data.normal_(std=0.02)  # zero at first, so nothing behind it would learn
+    generator.loss(batch)[0].backward()
+    assert generator.video.backbone.embed_actions.weight.grad.abs().sum() > 0
 
 
 def test_each_dataset_has_its_share_however_many_episodes_it_has(store: ClipStore) -> None:

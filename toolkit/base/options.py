@@ -1,7 +1,7 @@
 """What a field of a config tells about itself: its help, and the range of its numbers or the choice of its words.
 
 The keys of the field's metadata are the contract: help, least, most (both allowed), above, below (neither allowed),
-choices, paths. Where a field holds a list or a mapping they are those of each element.
+choices, paths, numbers. Where a field holds a list or a mapping they are those of each element.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ def option(
     below: float | None = None,
     choices: Sequence[str] = (),
     paths: bool = False,
+    numbers: bool = False,
 ) -> Any:
-    """A dataclass field that knows its help and what it takes. paths: a path, or a list of them."""
+    """A dataclass field that knows its help and what it takes.
+
+    paths: a path, or a list of them; numbers: the same of numbers. Their type is Any.
+    """
     told = {"help": help, "least": least, "most": most, "above": above, "below": below}
     metadata: dict[str, Any] = {key: value for key, value in told.items() if value is not None}
     if choices:
         metadata["choices"] = tuple(choices)
-    if paths:
-        metadata["paths"] = True
+    for name, wanted in (("paths", paths), ("numbers", numbers)):
+        if wanted:
+            metadata[name] = True
     if isinstance(default, list | dict):
         return field(default_factory=lambda: deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
