@@ -7,6 +7,7 @@ A action width, S state width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +28,8 @@ from policies.checkpoints import check_savable, is_written, load_weights, try_ou
 from policies.diffusion_compact import DiffusionCompactConfig
 from policies.instruction_embedding import InstructionEmbeddingProcessorStep
 from policies.pi05_compact import Pi05CompactConfig
-from toolkit.base.errors import UserError, first_line, nearest
+from policies.pi05_compact.processor_pi05_compact import InstructionTokenizerProcessorStep
+from toolkit.base.errors import UserError, first_line, nearest, warn
 from toolkit.base.files import atomic_directory
 from toolkit.data.episode import (
     ACTION,
@@ -39,6 +41,7 @@ from toolkit.data.episode import (
     SYNTHETIC,
     TASK,
 )
+from toolkit.data.text import split_words
 
 Statistics = dict[str, dict[str, np.ndarray]]
 
@@ -157,6 +160,23 @@ class PolicyObjective(nn.Module):
         self.policy.train(was_training)
         return self.postprocessor(chunk[:, : self.n_action_steps])
 
+    def check_instructions(self, tasks: Sequence[str]) -> None:
+        """Warn where the policy reads a part of an instruction alone; raise UserError where two then are the same."""
+        step = next((s for s in self.preprocessor.steps if isinstance(s, InstructionTokenizerProcessorStep)), None)
+        if step is None:
+            return
+        read: dict[tuple[str, ...], str] = {}
+        for task in dict.fromkeys(tasks):
+            words = split_words(task)
+            other = read.setdefault(tuple(words[: step.length]), task)
+            if split_words(other) != words:
+                raise UserError(
+                    f"'{task:.200}' and '{other:.200}' differ after the {step.length} words that the policy reads; "
+                    f"train one with policy.options.tokenizer_max_length={max(len(words), len(split_words(other)))}"
+                )
+            if len(words) > step.length:
+                warn(f"'{task:.200}' has {len(words)} words; the policy reads the first {step.length}")
+
     def freeze_vision_encoder(self) -> None:
         """Leave what turns the picture into features as it is from now on."""
         self.policy.get_submodule(VISION_ENCODERS[self.policy_type]).requires_grad_(False)
@@ -262,6 +282,16 @@ def _check_features(path: Path, config: PreTrainedConfig) -> None:
         raise UserError(f"{path}: n_obs_steps is {config.n_obs_steps}; expected 1, since batches hold one observation")
 
 
+def check_choice(policy_type: str, options: dict[str, Any]) -> None:
+    """Raise UserError for a type or an option that does not exist, before any data is decoded."""
+    if policy_type not in CONFIGS:
+        raise UserError(f"policy type '{policy_type}' is unknown. {nearest(policy_type, CONFIGS)}")
+    valid = {field.name for field in fields(CONFIGS[policy_type])} - set(FEATURE_FIELDS)
+    for name in options:
+        if name not in valid:
+            raise UserError(f"{policy_type} has no option '{name}'. {nearest(name, valid)}")
+
+
 def build_policy(
     policy_type: str,
     *,
@@ -279,13 +309,8 @@ def build_policy(
     take the instruction as a vector. Raises UserError for an unknown type or option, a value or a picture size the
     policy refuses, or missing statistics.
     """
-    if policy_type not in CONFIGS:
-        raise UserError(f"policy type '{policy_type}' is unknown. {nearest(policy_type, CONFIGS)}")
+    check_choice(policy_type, options)
     config_class = CONFIGS[policy_type]
-    valid = {field.name for field in fields(config_class)} - set(FEATURE_FIELDS)
-    for name in options:
-        if name not in valid:
-            raise UserError(f"{policy_type} has no option '{name}'. {nearest(name, valid)}")
     inputs = {
         IMAGE: PolicyFeature(FeatureType.VISUAL, tuple(image_shape)),
         STATE: PolicyFeature(FeatureType.STATE, (state_dim,)),

@@ -35,6 +35,11 @@ class StockPolicy:
         self.image_key = image_key
         self.policy_type = str(policy.config.type)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(3, H, W)."""
+        return tuple((self.policy.config.input_features or {})[self.image_key].shape)
+
     def reset(self) -> None:
         """Forget the scene before."""
         self.policy.reset()

@@ -16,6 +16,7 @@ from toolkit.base.run import Run
 from toolkit.data.cache import open_clips
 from toolkit.data.cached_files import remembered_id
 from toolkit.data.clips import ClipStore
+from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import Notes, add_notes
 from toolkit.data.formats.lerobot_read import open_notes
 from toolkit.data.seen_scenes import UNKNOWN, SeenScenes, merge, read_scenes
@@ -47,6 +48,11 @@ def load_clips(run: Run, source: str | Path, image_size: int, image_key: str, no
         metadata=add_notes(store.metadata, ids, notes),
         seen_scenes=merge(*told) if told else None,
     )
+
+
+def load_synthetic(run: Run, source: str | Path, image_size: int, notes: Sequence[Notes] = ()) -> ClipStore:
+    """As `load_clips`, of episodes that synthesize wrote: under a key of its own, whichever camera they imitate."""
+    return replace(load_clips(run, source, image_size, IMAGE, notes), camera="")
 
 
 def seen_behind(store: ClipStore) -> SeenScenes:

@@ -10,10 +10,12 @@ from policies.factory import PolicyObjective
 from policies.stock import load_policy
 from recipes.common import check_unseen, distinct_tasks, load_clips, pick_device, weights_id
 from recipes.schema import EvaluateConfig
-from toolkit.base.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest, warn
 from toolkit.base.run import Run
+from toolkit.data.conventions import Conventions
+from toolkit.data.episode import IMAGE
 from toolkit.data.seen_scenes import merge
-from toolkit.envs.metaworld import scene_stream
+from toolkit.envs.metaworld import instructions, scene_stream
 from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.open_loop import open_loop_error
 from toolkit.evaluation.rollout import rollout
@@ -44,6 +46,10 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     policy = load_policy(checkpoint, pick_device(config.runtime), loading)
     identity = weights_id(checkpoint)
     run.add_data(config.checkpoint, identity)
+    if (camera := Conventions.of(checkpoint).camera) not in ("", IMAGE):
+        warn(f"{checkpoint}: was trained on the pictures of {camera}; the simulator shows one of its own")
+    if isinstance(policy, PolicyObjective):
+        policy.check_instructions([instructions()[task] for task in tasks if task in instructions()])
     own = {suite: SUITES[suite].positions for suite in config.suites}
     positions = {suite: config.positions if where == "all" else where for suite, where in own.items()}
     scenes = {
@@ -60,7 +66,7 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
             policy,
             scenes[suite],
             max_steps=config.max_steps,
-            image_size=config.image_size,
+            image_size=config.image_size or policy.image_shape[1],
             suite=SUITES[suite],
             record_first=3,
         )
@@ -87,7 +93,11 @@ def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLo
     policy = PolicyObjective.from_pretrained(config.checkpoint, pick_device(config.runtime), Loading.of(config))
     identity = weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
-    store = load_clips(run, dataset, config.image_size, config.image_key)
+    trained = Conventions.of(config.checkpoint)
+    size = config.image_size or policy.image_shape[1]
+    store = load_clips(run, dataset, size, trained.camera_of(config.image_key))
+    trained.check(store, remedy="fine-tune the policy on such data")
+    policy.check_instructions(store.tasks)
     return OpenLoopResult(
         policy=policy.policy_type,
         checkpoint_id=identity,

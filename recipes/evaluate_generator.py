@@ -24,6 +24,7 @@ from toolkit.base.files import atomic_file
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.batches import GeneratorClips, to_tensors
+from toolkit.data.conventions import RETRAIN, Conventions
 from toolkit.data.episode_notes import check_used
 from toolkit.data.seen_scenes import scenes_of
 from toolkit.evaluation.action_metrics import (
@@ -54,8 +55,10 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
     shape, identity = generator.config, weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
     notes = load_notes(run, config.notes)
-    store = load_clips(run, config.dataset, shape.image_size, config.image_key, notes)
+    trained = Conventions.of(config.checkpoint)
+    store = load_clips(run, config.dataset, shape.image_size, trained.camera_of(config.image_key), notes)
     check_used(notes)
+    trained.check(store, remedy=RETRAIN)
     for name, found, wanted in (
         ("states", store.states.shape[1], shape.state_dim),
         ("actions", store.actions.shape[1], shape.action_dim),

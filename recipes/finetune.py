@@ -30,9 +30,12 @@ def run(config: FinetuneConfig, run: Run) -> PretrainResult:
     run.add_data(config.checkpoint, identity)
     if config.normalization == "per_source" and not config.refit_statistics:
         raise UserError("normalization=per_source moves the data's ranges: it needs refit_statistics=true")
+    trained = Conventions.of(config.checkpoint)
     sources = load_mixture(
         config,
         run,
+        camera=trained.camera_of(config.image_key),
+        size=objective.image_shape[1],
         state_dim=objective.state_dim,
         action_dim=objective.action_dim,
         asked_by=config.checkpoint,

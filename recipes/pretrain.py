@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from policies.factory import PolicyObjective, build_policy
-from recipes.common import load_clips, load_notes, seen_behind, speed
+from policies.factory import CONFIGS, PolicyObjective, build_policy, check_choice
+from recipes.common import load_clips, load_notes, load_synthetic, seen_behind, speed
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, warn
 from toolkit.base.files import atomic_directory
 from toolkit.base.run import Run
 from toolkit.data.batches import Augmented, BatchSource, Mixture, WeightedDataset, make_sources
@@ -20,6 +21,7 @@ from toolkit.data.episode_notes import check_used
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_of, write_scenes
 from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
+from toolkit.data.text import split_words
 from toolkit.reporting.results import PretrainResult, Throughput
 from toolkit.training.loop import train
 from toolkit.training.runtime import seed_everything, set_threads
@@ -27,6 +29,7 @@ from toolkit.training.runtime import seed_everything, set_threads
 
 def run(config: PretrainConfig, run: Run) -> PretrainResult:
     """Train a new policy and write `pretrained_model/` in LeRobot's layout."""
+    check_choice(config.policy.type, config.policy.options)
     sources = load_mixture(config, run)
     seed_everything(config.seed)
     store = sources[0].store
@@ -36,14 +39,25 @@ def run(config: PretrainConfig, run: Run) -> PretrainResult:
         state_dim=store.states.shape[1],
         action_dim=store.actions.shape[1],
         stats=compute_statistics([source.unpadded for source in sources if source.weight]),
-        options=config.policy.options,
+        options={**words_read(config, sources), **config.policy.options},
         text_encoder=config.text_encoder,
     )
     return train_policy(config, run, objective, sources)
 
 
-def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[WeightedDataset]:
+def words_read(config: PretrainConfig, sources: Sequence[WeightedDataset]) -> dict[str, int]:
+    """The option that lets a policy read as many words as the longest instruction has; none where it does anyway."""
+    default = getattr(CONFIGS[config.policy.type], "tokenizer_max_length", None)
+    longest = max(len(split_words(task)) for source in sources for task in source.store.tasks)
+    return {"tokenizer_max_length": longest} if isinstance(default, int) and longest > default else {}
+
+
+def load_mixture(
+    config: PolicyTrainingConfig, run: Run, camera: str | None = None, size: int = 64, **widths: Any
+) -> list[WeightedDataset]:
     """All datasets, with the share of each; widths as `make_sources`.
+
+    camera: of the recorded ones; size: of the pictures, unless the config says another.
 
     Raises UserError if the fraction does not fit the datasets, or these not each other.
     """
@@ -56,13 +70,16 @@ def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[
     if fraction is not None and fraction < 1 and not config.real:
         raise UserError(f"synthetic_fraction={fraction} needs real=[DATASET]")
     notes = load_notes(run, config.notes)
-    real = [load_clips(run, path, config.image_size, config.image_key, notes) for path in config.real]
+    camera, size = camera or config.image_key or IMAGE, config.image_size or size
+    real, mixed_in = [], list[ClipStore]()
+    for store in [load_clips(run, path, size, camera, notes) for path in config.real]:
+        recorded, generated = by_origin(store)
+        real.append(recorded)
+        mixed_in += generated
     if config.episodes_per_task is not None:
         real = [subset(store, first_of_each(store, config.episodes_per_task)) for store in real]
-    chosen = [
-        chosen_synthetic(config, load_clips(run, path, config.image_size, IMAGE, notes))  # as synthesize names it
-        for path in config.synthetic
-    ]
+    generated = [*mixed_in, *(load_synthetic(run, path, size, notes) for path in config.synthetic)]
+    chosen = [chosen_synthetic(config, store) for store in generated]
     check_used(notes)
     synthetic = [store for store, _ in chosen]
     weights = [float(store.episode_lengths.sum()) for store in [*real, *synthetic]]
@@ -88,6 +105,20 @@ def load_mixture(config: PolicyTrainingConfig, run: Run, **widths: Any) -> list[
     for source, (_, episode_weights) in zip(sources[len(real) :], chosen, strict=True):
         source.episode_weights = episode_weights
     return sources
+
+
+def by_origin(store: ClipStore) -> tuple[ClipStore, list[ClipStore]]:
+    """The recorded episodes of a dataset, and a store of its synthetic ones where it holds any, as a merged one does.
+
+    Raises UserError if all are synthetic.
+    """
+    synthetic = np.array([row.get("source") == "synthetic" for row in store.metadata])
+    if not synthetic.any():
+        return store, []
+    if synthetic.all():
+        raise UserError(f"real=[{store.name}]: all its episodes are synthetic; give it as synthetic=[...]")
+    warn(f"real=[{store.name}]: {synthetic.sum()} of {len(synthetic)} episodes are synthetic, and count as such")
+    return subset(store, np.flatnonzero(~synthetic)), [subset(store, np.flatnonzero(synthetic))]
 
 
 def chosen_synthetic(config: PolicyTrainingConfig, store: ClipStore) -> tuple[ClipStore, np.ndarray | None]:
@@ -122,6 +153,7 @@ def train_policy(
 
     seen_before, before, pretrained_id: scenes, conventions and weights of the checkpoint that training goes on from.
     """
+    objective.check_instructions([task for source in sources for task in source.store.tasks])
     mixture = Mixture(sources, config.optim.batch_size, objective.horizon, config.seed)
     data: BatchSource = Augmented(mixture, config.seed) if config.augment else mixture
     name = objective.policy_type

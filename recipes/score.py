@@ -12,12 +12,15 @@ from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.batches import GeneratorClips, to_tensors
 from toolkit.data.clips import ClipStore
+from toolkit.data.conventions import RETRAIN, Conventions
+from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import FILE, write_notes
 from toolkit.data.normalizer import STATE_FLOOR, describe
 from toolkit.evaluation.action_metrics import action_distance
 from toolkit.evaluation.episode_scores import Limits, limit_excess, nearest_distance
 from toolkit.reporting.results import ScoreResult, Spread
 from toolkit.training.runtime import set_threads
+from vag_core import Generator
 
 
 def run(config: ScoreConfig, run: Run) -> ScoreResult:
@@ -28,16 +31,20 @@ def run(config: ScoreConfig, run: Run) -> ScoreResult:
     if config.checkpoint is None and not config.real:
         raise UserError("score: give checkpoint=GENERATOR for the cycle error, real=[DATASET] for the others, or both")
     set_threads(config.runtime)
-    store = load_clips(run, config.dataset, config.image_size, config.image_key)
-    scores: dict[str, list[float]] = {}
-    if config.real:
-        real = [load_clips(run, path, config.image_size, config.image_key) for path in config.real]
-        scores |= against_real(store, real)
-    identity = None
+    generator, identity, camera, size = None, None, config.image_key or IMAGE, config.image_size or 64
     if config.checkpoint is not None:
+        generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
         identity = weights_id(config.checkpoint)
         run.add_data(config.checkpoint, identity)
-        scores["score_cycle_error"] = cycle_errors(config, config.checkpoint, store)
+        camera = Conventions.of(config.checkpoint).camera_of(config.image_key)
+        size = config.image_size or generator.config.image_size
+    store = load_clips(run, config.dataset, size, config.image_key or IMAGE)  # as synthesize names it
+    scores: dict[str, list[float]] = {}
+    if config.real:
+        scores |= against_real(store, [load_clips(run, path, size, camera) for path in config.real])
+    if generator is not None:
+        Conventions.of(str(config.checkpoint)).check(store, remedy=RETRAIN)
+        scores["score_cycle_error"] = cycle_errors(config, generator, store)
     rows = [dict(zip(scores, values, strict=True)) for values in zip(*scores.values(), strict=True)]
     write_notes(run.directory / FILE, store.episode_ids, rows)
     spreads = {name: np.quantile(values, (0, 0.5, 1)).tolist() for name, values in scores.items()}
@@ -74,9 +81,9 @@ def trajectory(store: ClipStore, episode: int) -> np.ndarray:
     return np.concatenate([store.states[rows], store.actions[rows]], axis=1)
 
 
-def cycle_errors(config: ScoreConfig, checkpoint: str, store: ClipStore) -> list[float]:
+def cycle_errors(config: ScoreConfig, generator: Generator, store: ClipStore) -> list[float]:
     """Distance of each episode's actions to those that the generator infers from its video (inverse dynamics)."""
-    generator = load_generator(checkpoint, pick_device(config.runtime), config.max_parameters)
+    checkpoint = config.checkpoint
     encode, shape = instruction_encoder(config.instruction_encoder, config.max_parameters), generator.config
     if not shape.action.makes_video:
         raise UserError(f"{checkpoint}: it makes no video, so it infers no actions from one; use another generator")

@@ -27,6 +27,7 @@ from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file, discard
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
+from toolkit.data.conventions import RETRAIN, Conventions
 from toolkit.data.episode import ACTION, PICTURE_EVERY, STATE, Episode
 from toolkit.data.episode_notes import check_used
 from toolkit.data.formats.lerobot_layout import feature_names, read_info
@@ -302,8 +303,10 @@ def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple
     assert config.scenes_from is not None
     shape = generator.config
     notes = load_notes(run, config.notes)
-    store = load_clips(run, config.scenes_from, shape.image_size, config.image_key, notes)
+    trained = Conventions.of(config.checkpoint)
+    store = load_clips(run, config.scenes_from, shape.image_size, trained.camera_of(config.image_key), notes)
     check_used(notes)
+    trained.check(store, remedy=RETRAIN)
     for name, values, expected in (
         ("state", store.states, shape.state_dim),
         ("action", store.actions, shape.action_dim),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,20 +16,22 @@ from recipes.common import (
     load_clips,
     load_generator,
     load_notes,
+    load_synthetic,
+    pick_device,
     seen_behind,
     speed,
     user_errors,
     weights_id,
 )
 from recipes.schema import TrainGeneratorConfig
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, warn
 from toolkit.base.files import atomic_directory
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.batches import GeneratorClips, LatentClips, TokenizerClips, to_tensors
 from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
-from toolkit.data.episode import IMAGE
+from toolkit.data.conventions import Conventions
 from toolkit.data.episode_notes import Notes, check_used
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_behind, scenes_of, write_scenes
@@ -41,6 +44,10 @@ from vag_core import Generator
 from vag_core.clocks import clocks_of
 from vag_core.config import FramewiseConfig
 from vag_core.tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
+
+CALIBRATION, SHOWN = 32, 8  # episodes whose latents set the scale, and whose reconstruction is measured
+LEAST_COVERED = 0.5  # of an episode, by the window; less is said
+MOST_PADDED = 0.25  # of the window, past the end of episodes; more is said
 
 
 def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
@@ -58,6 +65,9 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
         vectors = encode(["?"])
         assert isinstance(vectors, torch.Tensor)  # an encoder on disk gives vectors, never the strings themselves
         config.generator.instruction.embedding_width = vectors.shape[1]
+    else:
+        fit_instructions(config, data.store)
+    covered, padded = check_window(config, data.store)
     seed_everything(config.seed)
     with user_errors():
         generator = Generator(config.generator)
@@ -69,6 +79,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     with atomic_directory(run.directory / "generator") as temporary, user_errors():
         generator.save_pretrained(temporary)
         write_scenes(temporary, merge(scenes_of(data.store.metadata), *behind))
+        Conventions.shared([data.store]).write(temporary)
     for stage in ("tokenizer", "streams"):  # the optimiser state has served
         run.remove_when_finished(run.directory / stage / "checkpoints")
     losses = {k: round(v, 4) for k, v in metrics.items()}
@@ -83,7 +94,42 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
         throughput=Throughput(**throughput),
         episodes=data.episodes,
         checkpoint="generator",
+        covered=round(covered, 4),
+        padded=round(padded, 4),
     )
+
+
+def fit_instructions(config: TrainGeneratorConfig, store: ClipStore) -> None:
+    """Let the generator read as many bytes as the longest instruction has, and say so."""
+    longest, instruction = max(len(task.encode()) for task in store.tasks), config.generator.instruction
+    if longest > instruction.length:
+        text = f"an instruction has {longest} bytes, more than generator.instruction.length={instruction.length}"
+        warn(f"{text}; the generator is built to read {longest}")
+        instruction.length = longest
+
+
+def check_window(config: TrainGeneratorConfig, store: ClipStore) -> tuple[float, float]:
+    """How much of an episode the window covers, and how much of the window lies past its end, on average.
+
+    Warns, with numbers, where much of the episodes is never seen at a time, or much of the window never counts.
+    """
+    shape, lengths = config.generator, store.episode_lengths
+    rows, median = shape.action_horizon + 1, int(np.median(lengths))
+    covered, padded = np.minimum(rows / lengths, 1).mean(), np.maximum(1 - lengths / rows, 0).mean()
+    seconds, where = shape.action_horizon / store.fps, "anywhere" if config.random_start else "at its start"
+    window = f"{config.dataset}: a window has {shape.action_horizon} steps ({seconds:.1f} s)"
+    if covered < LEAST_COVERED:
+        stride = math.ceil((median - 1) / (shape.num_frames - 1))
+        warn(
+            f"{window} and covers {covered:.0%} of an episode ({median} steps in the median), {where}: what is "
+            f"generated lasts {seconds:.1f} s. generator.frame_stride={stride} covers all of it with as many pictures"
+        )
+    if padded > MOST_PADDED:
+        warn(
+            f"{window}, an episode {median} in the median: {padded:.0%} of the window lies past the end and never "
+            "counts in the loss. Choose fewer generator.num_frames, or a smaller generator.frame_stride"
+        )
+    return float(covered), float(padded)
 
 
 @dataclass
@@ -149,8 +195,7 @@ def tokenizer_stage(
     config: TrainGeneratorConfig, run: Run, generator: Generator, data: TrainingData
 ) -> TokenizerTraining | None:
     """Train the tokenizer, or take one; None for a system without video."""
-    starts = data.starts()
-    whole = torch.cat([_frames(starts, [episode]) for episode in range(min(32, data.store.num_episodes))])
+    starts, device = data.starts(), pick_device(config.runtime)
     taken = config.video_from or config.tokenizer_from
     if taken is not None:
         with user_errors():
@@ -164,12 +209,13 @@ def tokenizer_stage(
         )
         tokenizer, directory = generator.tokenizer, run.directory / "tokenizer"
         train(tokenizer, source, config.tokenizer_optim, config.runtime, directory, "tokenizer")
-        tokenizer.calibrate(whole)
-        tokenizer.requires_grad_(False)
+        tokenizer.to(device).calibrate(_frames(starts, spread(data.store.num_episodes, CALIBRATION)).to(device))
+        tokenizer.to("cpu").requires_grad_(False)
     if not config.generator.action.makes_video:
         return None
     trained = 0 if taken else config.tokenizer_optim.steps
-    tokenized = TokenizerTraining(steps=trained, psnr=round(reconstruction_psnr(generator, whole[:8]), 2))
+    shown = _frames(starts, spread(data.store.num_episodes, SHOWN))
+    tokenized = TokenizerTraining(steps=trained, training_psnr=round(reconstruction_psnr(generator, shown), 2))
     run.note_result({"tokenizer": tokenized})
     run.write()
     return tokenized
@@ -183,7 +229,8 @@ def streams_stage(
     starts = data.starts()
     if config.generator.action.makes_video and not config.random_start:  # one window per episode: encode each once
         reads_frames = isinstance(config.generator.action, FramewiseConfig)
-        source = LatentClips(source, _latents(starts, generator.tokenizer), with_frames=reads_frames)
+        latents = _latents(starts, generator.tokenizer, pick_device(config.runtime))
+        source = LatentClips(source, latents, with_frames=reads_frames)
     if config.instruction_encoder is not None:
         source = EncodedInstructions(source, encode)
 
@@ -217,7 +264,7 @@ def sampled_above(generator: Generator, starts: GeneratorClips, encode: Any) -> 
 
 def selected(config: TrainGeneratorConfig, run: Run, path: str, notes: Sequence[Notes]) -> ClipStore:
     """The episodes of a synthetic dataset that are learned from. Raises UserError if that is none."""
-    store = load_clips(run, path, config.generator.image_size, IMAGE, notes)  # as synthesize names it
+    store = load_synthetic(run, path, config.generator.image_size, notes)
     if not config.select:
         return store
     kept = select(config.select, store.metadata, store.episode_tasks, path, config.seed, every_task=False)
@@ -282,7 +329,12 @@ class EncodedInstructions:
         return {**batch, "instruction": self.encode(batch["instruction"])}
 
 
-def _latents(starts: GeneratorClips, tokenizer: VideoTokenizer) -> np.ndarray:
+def spread(size: int, most: int) -> np.ndarray:
+    """Up to `most` of so many episodes, evenly spread: the first ones alone may all be of one task."""
+    return np.unique(np.linspace(0, size - 1, min(most, size)).round().astype(int))
+
+
+def _latents(starts: GeneratorClips, tokenizer: VideoTokenizer, device: str) -> np.ndarray:
     """Latents of the window at the start of every episode, from the cache where it has them."""
     store = starts.store
 
@@ -290,10 +342,14 @@ def _latents(starts: GeneratorClips, tokenizer: VideoTokenizer) -> np.ndarray:
     def encode() -> Iterator[np.ndarray]:
         parts = np.array_split(np.arange(store.num_episodes), -(-store.num_episodes // 8))
         for part in progress(parts, description="encode", unit="batch"):
-            yield tokenizer.encode(_frames(starts, part)).numpy()
+            yield tokenizer.encode(_frames(starts, part).to(device)).cpu().numpy()
 
     window = f"first {starts.num_frames} frames, {starts.frame_stride} apart"
-    return open_latents(store, _state_id(tokenizer), window, encode)
+    identity = _state_id(tokenizer)
+    tokenizer.to(device)
+    latents = open_latents(store, identity, window, encode)
+    tokenizer.to("cpu")
+    return latents
 
 
 def _state_id(module: torch.nn.Module) -> str:
@@ -310,5 +366,5 @@ def _frames(starts: GeneratorClips, episodes: Any) -> torch.Tensor:
 
 
 def summary(result: TrainGeneratorResult) -> str:
-    tokenizer = "" if result.tokenizer is None else f"tokenizer {result.tokenizer.psnr} dB, "
+    tokenizer = "" if result.tokenizer is None else f"tokenizer {result.tokenizer.training_psnr} dB on training clips, "
     return f"{tokenizer}generator loss {result.generator.loss}{speed(result.throughput)}"

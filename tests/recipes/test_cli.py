@@ -201,7 +201,8 @@ def test_finetuning_refuses_data_whose_numbers_mean_something_else(
     assert cli.main([*words, f"out={tmp_path / 'same'}"]) == 0
     conventions = checkpoint / "conventions.json"
     told = json.loads(conventions.read_text())
-    assert told == {"fps": 20, "state_names": ["y", "x"], "action_names": ["dy", "dx"]}
+    names = {"state_names": ["y", "x"], "action_names": ["dy", "dx"]}
+    assert told == {"fps": 20, **names, "camera": "observation.image", "picture_size": [32, 32]}
     out = f"out={tmp_path / 'other'}"
     capsys.readouterr()
     for changes, expected in (

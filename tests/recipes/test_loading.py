@@ -34,7 +34,12 @@ def words(command: str, generator: Path, dataset: Path, out: Path) -> list[str]:
         "synthesize": [f"checkpoint={generator}", f"scenes_from={dataset}"],
         "evaluate-generator": [f"checkpoint={generator}", f"dataset={dataset}"],
         "score": [f"checkpoint={generator}", f"dataset={dataset}"],
-        "train-generator": [f"tokenizer_from={generator}", f"dataset={dataset}", "generator.image_size=32"],
+        "train-generator": [
+            f"tokenizer_from={generator}",
+            f"dataset={dataset}",
+            "generator.image_size=32",
+            "generator.num_frames=17",
+        ],
     }[command]
     return [command, *given, f"out={out}"]
 

@@ -1,7 +1,9 @@
 """Which episodes lend their actions to a generator's training, and how often each is drawn."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,14 @@ import torch
 from omegaconf import OmegaConf
 
 from recipes.compose import compose_config
-from recipes.train_generator import TrainingData, episode_shares, labelled_episodes
+from recipes.train_generator import TrainingData, episode_shares, labelled_episodes, tokenizer_stage
 from toolkit.base.errors import UserError
 from toolkit.data.clips import ClipStore, write_clips
 from toolkit.data.episode import Episode
 from toolkit.data.selection import subset
 from vag_core import Generator
 from vag_core.clocks import clocks_of
+from vag_core.tokenizer import VideoTokenizer
 
 
 def test_a_share_of_every_instruction_is_labelled(store: ClipStore) -> None:
@@ -61,6 +64,27 @@ def test_the_video_hears_actions_where_few_have_labels(moving_square: Callable[.
     generator.video.backbone.out.weight.data.normal_(std=0.02)  # zero at first, so nothing behind it would learn
     generator.loss(batch)[0].backward()
     assert generator.video.backbone.embed_actions.weight.grad.abs().sum() > 0
+
+
+def test_latents_are_scaled_on_episodes_of_all_tasks(
+    moving_square: Callable[..., Episode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first 32 episodes are those of one task, in a dataset that was recorded task by task."""
+    episodes = [replace(moving_square(0, length=5), task="push" if i < 32 else "pull") for i in range(48)]
+    for episode in episodes[32:]:
+        episode.images[:] = 255
+    write_clips(tmp_path / "clips.h5", episodes, 240, 20, "x")
+    words = ["dataset=x", "generator.image_size=32", "generator.num_frames=9", "tokenizer_optim.steps=1"]
+    config: Any = OmegaConf.to_object(compose_config("train-generator", [*words, "tokenizer_optim.batch_size=1"]))
+    config.generator.state_dim = config.generator.action_dim = 2
+    data = TrainingData(ClipStore.open(tmp_path / "clips.h5"), config, [48], None, None, [])
+    shown: list[torch.Tensor] = []
+    monkeypatch.setattr(VideoTokenizer, "calibrate", lambda _, frames: shown.append(frames))
+    run: Any = SimpleNamespace(directory=tmp_path / "run", note_result=lambda _: None, write=lambda: None)
+    tokenizer_stage(config, run, Generator(config.generator), data)
+    white = (shown[0] == 1).flatten(1).all(1)
+    assert len(shown[0]) == 32
+    assert 0.3 < white.float().mean() < 0.4  # 16 of 48
 
 
 def test_each_dataset_has_its_share_however_many_episodes_it_has(store: ClipStore) -> None:

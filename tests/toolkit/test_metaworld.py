@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from toolkit.base.errors import UserError
+from toolkit.data.episode import PICTURE_EVERY
 from toolkit.envs.metaworld import (
     MetaWorldEnv,
     ScriptedTeleoperator,
@@ -234,3 +236,13 @@ def test_the_module_is_light_and_missing_opengl_is_named() -> None:
     assert done.stdout.startswith("UserError")
     assert "libegl1" in done.stdout or "pip install" in done.stdout
     assert done.stderr == ""
+
+
+def test_a_slow_camera_is_noted_of_the_episode(tmp_path: Path) -> None:
+    """So that policies are trained on the steps that have a picture of their own."""
+    for every, noted in ((8, 8), (1, None)):
+        attempt = Attempt("plate-slide", 3, 60, 16, 0.0, tmp_path / f"{every}.npz", render_every=every)
+        assert record_attempt(attempt)
+        episode = load_attempt(attempt)
+        assert episode.metadata.get(PICTURE_EVERY) == noted
+        assert np.array_equal(episode.images[0], episode.images[1]) == (every == 8)

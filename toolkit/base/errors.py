@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -16,6 +17,11 @@ class Terminated(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
+
+
+def warn(text: str) -> None:
+    """One line on stderr about what goes on all the same."""
+    print(one_line(f"vag: warning: {text}"), file=sys.stderr, flush=True)
 
 
 def one_line(text: str) -> str:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from toolkit.base import files, manifest
-from toolkit.base.errors import UserError, one_line
+from toolkit.base.errors import UserError, warn
 from toolkit.base.files import write_json
 from toolkit.base.provenance import git_sha, hardware, versions
 from toolkit.base.record import RECORD, leaves, read_record
@@ -173,7 +173,7 @@ class Run:
             text = f"out={self.directory}: was begun with other code ({listed})"
             if self.strict:
                 raise UserError(f"{text}; strict=true refuses that. Use that code, or overwrite=true")
-            print(one_line(f"vag: warning: {text}; it goes on with the code of now"), file=sys.stderr, flush=True)
+            warn(f"{text}; it goes on with the code of now")
 
     def _go_on(self, earlier: dict[str, Any]) -> None:
         """Keep what the record of an unfinished run says."""

@@ -54,6 +54,7 @@ class ClipStore:
     source: str = ""  # what the user calls it
     state_names: Sequence[str] = ()  # what the dimensions are, where the dataset says so
     action_names: Sequence[str] = ()
+    camera: str = ""  # whose pictures these are, where the dataset says so
     seen_scenes: SeenScenes | None = None  # by the generator behind the episodes, where the dataset says so
 
     @property
@@ -109,6 +110,11 @@ class ClipStore:
     @property
     def image_size(self) -> int:
         return self.frames.shape[1]
+
+    @property
+    def picture_size(self) -> tuple[int, ...]:
+        """(H, W)."""
+        return self.frames.shape[1:3]
 
     @property
     def episode_ids(self) -> list[str]:

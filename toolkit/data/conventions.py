@@ -1,4 +1,4 @@
-"""What a robot's numbers mean, beside their width: rate and names. A policy keeps those of its training data."""
+"""What a robot's numbers and pictures mean, beside their width: rate, names, camera. Checkpoints keep them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,30 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, warn
 from toolkit.base.files import write_json
 from toolkit.base.reading import read_json
 from toolkit.data.clips import ClipStore
+from toolkit.data.episode import IMAGE
 
 CONVENTIONS = "conventions.json"
 
 
+# What to do about a policy's checkpoint that does not fit, and about a generator's.
+REFIT = "refit_statistics=true goes on from its weights all the same"
+RETRAIN = "train a generator on such data"
+
+
 @dataclass(frozen=True)
 class Conventions:
-    """What a robot's numbers mean, beside their width. A policy keeps those of the data that it was trained on."""
+    """What the data that a checkpoint was trained on mean. Empty, or a rate of 0, where nobody said."""
 
     name: str  # what messages call it
     fps: float
-    state_names: Sequence[str]  # empty where nobody said
+    state_names: Sequence[str]
     action_names: Sequence[str]
+    camera: str = ""  # key of the pictures in the dataset
+    picture_size: Sequence[int] = ()  # (H, W), as the network takes them
 
     @classmethod
     def shared(cls, parts: Sequence[ClipStore | Conventions]) -> Conventions:
@@ -34,7 +42,13 @@ class Conventions:
             told = [list(getattr(part, key)) for part in parts]
             widest = [found for found in told if len(found) == max(map(len, told))]
             names[key] = widest[0] if all(found == widest[0] for found in widest) else []
-        return cls(parts[0].name, parts[0].fps, **names)
+        camera = next((part.camera for part in parts if part.camera), "")
+        return cls(parts[0].name, parts[0].fps, **names, camera=camera, picture_size=list(parts[0].picture_size))
+
+    @classmethod
+    def of(cls, checkpoint: str | Path) -> Conventions:
+        """As `read`; nothing but the name where the checkpoint does not say."""
+        return cls.read(checkpoint) or cls(str(checkpoint), 0, [], [])
 
     @classmethod
     def read(cls, checkpoint: str | Path) -> Conventions | None:
@@ -45,33 +59,40 @@ class Conventions:
         found = read_json(path)
         try:
             fps, names = float(found["fps"]), {key: found[key] for key in ("state_names", "action_names")}
+            camera, size = found.get("camera", ""), found.get("picture_size", [])  # version 0.1 had neither
             listed = all(isinstance(told, list) and all(isinstance(n, str) for n in told) for told in names.values())
-            if not (0 < fps < np.inf and listed):
-                raise ValueError("no rate above 0, or no lists of names")
+            sized = isinstance(size, list) and len(size) in (0, 2) and all(type(n) is int and n > 0 for n in size)
+            if not (0 < fps < np.inf and listed and isinstance(camera, str) and sized):
+                raise ValueError("no rate above 0, no lists of names, no camera, or no two sizes")
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise UserError(f"{path}: damaged ({error}); expected fps, state_names and action_names") from error
-        return cls(str(checkpoint), fps, **names)
+        return cls(str(checkpoint), fps, **names, camera=camera, picture_size=size)
 
     def write(self, directory: Path) -> None:
         """Write `conventions.json` into a directory that is still under its temporary name."""
-        told = {"fps": self.fps, "state_names": list(self.state_names), "action_names": list(self.action_names)}
-        write_json(directory / CONVENTIONS, told)
+        listed = {key: list(getattr(self, key)) for key in ("state_names", "action_names", "picture_size")}
+        write_json(directory / CONVENTIONS, {"fps": self.fps, **listed, "camera": self.camera})
 
-    def check(self, store: ClipStore, names: bool = True) -> None:
+    def check(self, store: ClipStore, names: bool = True, remedy: str = REFIT) -> None:
         """Raise UserError if a dataset has another rate or, where both tell `names` of dimensions, other ones."""
-        if round(store.fps) != round(self.fps):
+        if self.fps and round(store.fps) != round(self.fps):
             raise UserError(
                 f"{store.name}: {store.fps:g} steps a second; {self.name} was trained on {self.fps:g}: the same action "
-                "would last another time. refit_statistics=true goes on from its weights all the same"
+                f"would last another time. {remedy}"
             )
         for key in ("state_names", "action_names") if names else ():
             now, before = list(getattr(store, key)), list(getattr(self, key))
             if now and before and now != before:
                 raise UserError(
                     f"{store.name}: its {key} are {', '.join(now)}; {self.name} was trained on {', '.join(before)}. If "
-                    "they are the same, give them the same names in meta/info.json; if not, refit_statistics=true goes "
-                    "on from its weights all the same"
+                    f"they are the same, give them the same names in meta/info.json; if not, {remedy}"
                 )
+
+    def camera_of(self, given: str | None) -> str:
+        """The camera to read: the one that is given, else that of the training. Warns where the two differ."""
+        if given and self.camera and given != self.camera:
+            warn(f"image_key={given}: {self.name} was trained on the pictures of {self.camera}")
+        return given or self.camera or IMAGE
 
 
 def check_dimensions(stores: Sequence[ClipStore]) -> None:

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from toolkit.base.files import atomic_file
-from toolkit.data.episode import Episode
+from toolkit.data.episode import PICTURE_EVERY, Episode
 from toolkit.envs.metaworld import cached_env, instructions, record_episode
 
 
@@ -69,5 +69,6 @@ def load_attempt(attempt: Attempt) -> Episode:
                 "task_name": attempt.task,
                 "success": True,
                 "source": "teleoperation",
+                **({PICTURE_EVERY: attempt.render_every} if attempt.render_every > 1 else {}),
             },
         )

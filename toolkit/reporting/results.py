@@ -103,7 +103,7 @@ class InspectResult:
 @dataclass(frozen=True, kw_only=True)
 class TokenizerTraining:
     steps: int
-    psnr: float | None  # [dB]; None for a reconstruction without any error
+    training_psnr: float | None  # [dB] of clips that it was trained on; None for a reconstruction without any error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +132,8 @@ class TrainGeneratorResult:
     throughput: Throughput
     episodes: list[int]  # of each dataset
     checkpoint: str
+    covered: float | None = None  # share of an episode that the window covers, on average
+    padded: float | None = None  # share of the window past the end of episodes
 
 
 @dataclass(frozen=True, kw_only=True)

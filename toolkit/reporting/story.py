@@ -41,7 +41,7 @@ STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "First a video tokenizer, then one model with two streams that denoises video and actions together.",
         (
             "tokenizer trained for {tokenizer.steps} steps",
-            "reconstruction PSNR {tokenizer.psnr} dB",
+            "reconstruction PSNR of training clips {tokenizer.training_psnr} dB",
             "both streams trained for {generator.steps} steps",
             "last loss {generator.loss}",
             "{generator.parameters} parameters",

@@ -1,0 +1,183 @@
+"""What a checkpoint was trained on goes with it: camera, rate, sizes, names, words; and what is guessed is said."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recipes import cli
+from toolkit.data.episode import Episode
+from toolkit.data.formats.lerobot_read import read_episodes
+from toolkit.data.formats.lerobot_write import EpisodeWriter
+
+WRIST = "observation.images.wrist"
+NETWORK = [
+    *("generator.image_size=32", "generator.num_frames=17", "generator.video.width=32", "generator.video.depth=1"),
+    *("generator.tokenizer.width=16", "generator.tokenizer.depth=1", "generator.action.width=32"),
+    *("generator.action.depth=1", "tokenizer_optim.steps=1", "optim.steps=1", "optim.batch_size=2"),
+]
+POLICY = ["policy=pi05_compact", "policy.options.width=32", "image_size=32", "optim.steps=1", "optim.batch_size=2"]
+
+
+def write(path: Path, episodes: list[Episode], fps: int = 20) -> Path:
+    with EpisodeWriter(path, fps, ["y", "x"], ["dy", "dx"]) as writer:
+        for episode in episodes:
+            writer.add(episode)
+    return path
+
+
+@pytest.fixture(scope="module")
+def wrist(tmp_path_factory: pytest.TempPathFactory, moving_square: Callable[..., Episode]) -> dict[str, Path]:
+    """Two cameras, of which the second shows the negative; a generator and a policy that were trained on that one."""
+    root = tmp_path_factory.mktemp("wrist")
+    episodes = [moving_square(seed) for seed in range(3)]
+    made = {"dataset": write(root / "data", [replace(e, cameras={WRIST: 255 - e.images}) for e in episodes])}
+    made["fast"] = write(root / "fast", episodes, fps=40)
+    camera = [f"image_key={WRIST}", "seed=0"]
+    words = ["train-generator", str(made["dataset"]), *NETWORK, *camera, f"out={root / 'generator'}"]
+    assert cli.main(words) == 0
+    assert cli.main(["pretrain", f"real=[{made['dataset']}]", *POLICY, *camera, f"out={root / 'policy'}"]) == 0
+    made["generator"], made["policy"] = root / "generator/generator", root / "policy/pretrained_model"
+    return made
+
+
+def test_checkpoints_hold_what_their_data_mean(wrist: dict[str, Path]) -> None:
+    for name in ("generator", "policy"):
+        assert json.loads((wrist[name] / "conventions.json").read_text()) == {
+            "fps": 20,
+            "state_names": ["y", "x"],
+            "action_names": ["dy", "dx"],
+            "camera": WRIST,
+            "picture_size": [32, 32],
+        }
+
+
+def test_a_checkpoint_is_shown_its_own_camera(
+    wrist: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["synthesize", f"checkpoint={wrist['generator']}", f"scenes_from={wrist['dataset']}"]
+    assert cli.main([*words, f"out={tmp_path / 'own'}"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert cli.main([*words, "image_key=observation.image", f"out={tmp_path / 'other'}"]) == 0
+    said = capsys.readouterr().err
+    assert f"image_key=observation.image: {wrist['generator']} was trained on the pictures of {WRIST}" in said
+    recorded = next(iter(read_episodes(wrist["dataset"])))
+    for name, wanted in (("own", 255 - recorded.images[0]), ("other", recorded.images[0])):
+        made = next(iter(read_episodes(tmp_path / name / "dataset"))).images[0]
+        assert np.abs(made.astype(int) - wanted).mean() < 12  # what a video file keeps of it
+
+
+def test_policies_and_scores_take_camera_and_size_from_the_checkpoint(
+    wrist: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = {}
+    for name, camera in (("own", []), ("named", [f"image_key={WRIST}"]), ("other", ["image_key=observation.image"])):
+        words = ["evaluate", f"checkpoint={wrist['policy']}", f"dataset={wrist['dataset']}", *camera]
+        assert cli.main([*words, f"out={tmp_path / name}"]) == 0
+        errors[name] = json.loads((tmp_path / name / "run.json").read_text())["result"]["open_loop"]["action_distance"]
+    assert errors["own"] == errors["named"] != errors["other"]
+    given = [f"real=[{wrist['dataset']}]", "optim.steps=1", "optim.batch_size=2"]
+    assert cli.main(["finetune", f"checkpoint={wrist['policy']}", *given, f"out={tmp_path / 'tuned'}"]) == 0
+    told = json.loads((tmp_path / "tuned/pretrained_model/conventions.json").read_text())
+    assert (told["camera"], told["picture_size"]) == (WRIST, [32, 32])
+    score = ["score", str(wrist["dataset"]), f"checkpoint={wrist['generator']}", f"out={tmp_path / 'score'}"]
+    assert cli.main(score) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["synthesize", "checkpoint={generator}", "scenes_from={fast}", "image_key=observation.image"],
+        ["evaluate-generator", "checkpoint={generator}", "dataset={fast}", "image_key=observation.image"],
+        ["score", "dataset={fast}", "checkpoint={generator}"],
+        ["evaluate", "checkpoint={policy}", "dataset={fast}", "image_key=observation.image"],
+    ],
+)
+def test_another_rate_is_refused(
+    words: list[str], wrist: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*(word.format(**wrist) for word in words), f"out={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"fast: 40 steps a second; .* was trained on 20: the same action would last another time\. ", said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_window_that_misses_most_of_an_episode_is_said_with_numbers(
+    moving_square: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = write(tmp_path / "long", [moving_square(seed, length=161) for seed in range(2)])
+    for dataset, changes, said, covered, padded in (
+        (long, [], "16 steps (0.8 s) and covers 11% of an episode (161 steps in the median), at its start", 0.1056, 0),
+        (long, [], "generator.frame_stride=10 covers all of it", 0.1056, 0),
+        (long, ["generator.frame_stride=10"], "", 1, 0),
+        (long, ["generator.frame_stride=20"], "50% of the window lies past the end and never counts", 1, 0.4984),
+    ):
+        out = tmp_path / "run"
+        assert cli.main(["train-generator", str(dataset), *NETWORK, *changes, f"out={out}", "overwrite=true"]) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "vag: warning: " in line]
+        assert len(lines) == bool(said), lines
+        assert said in "".join(lines)
+        result = json.loads((out / "run.json").read_text())["result"]
+        assert (result["covered"], result["padded"]) == (covered, padded)
+
+
+def named(episode: Episode, task: str, **metadata: Any) -> Episode:
+    return replace(episode, task=task, metadata={**episode.metadata, **metadata})
+
+
+def test_instructions_are_read_to_their_end(
+    moving_square: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = " ".join(["very"] * 17)
+    episodes = [named(moving_square(i), f"push the {words} {('small', 'large')[i % 2]} square") for i in range(4)]
+    dataset = write(tmp_path / "data", episodes)
+    generator = ["train-generator", str(dataset), *NETWORK, f"out={tmp_path / 'generator'}"]
+    assert cli.main(generator) == 0
+    assert "an instruction has 106 bytes, more than generator.instruction.length=64" in capsys.readouterr().err
+    policy = ["pretrain", f"real=[{dataset}]", *POLICY]
+    assert cli.main([*policy, f"out={tmp_path / 'policy'}"]) == 0
+    config = json.loads((tmp_path / "policy/pretrained_model/config.json").read_text())
+    assert config["tokenizer_max_length"] == 21
+    capsys.readouterr()
+    short = [*policy, "policy.options.tokenizer_max_length=16", f"out={tmp_path / 'short'}"]
+    assert cli.main(short) == 2
+    assert "differ after the 16 words that the policy reads" in capsys.readouterr().err
+    alike = write(tmp_path / "alike", [named(episode, episodes[0].task) for episode in episodes])
+    short[1] = f"real=[{alike}]"
+    assert cli.main(short) == 0
+    assert "has 21 words; the policy reads the first 16" in capsys.readouterr().err
+
+
+def test_synthetic_episodes_among_recorded_ones_count_as_what_they_are(
+    moving_square: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    episodes = [moving_square(seed) for seed in range(4)]
+    synthetic = [replace(e, metadata={**e.metadata, "source": "synthetic"}) for e in episodes]
+    merged = write(tmp_path / "merged", [*episodes[:1], *synthetic[1:]])
+    out = tmp_path / "policy"
+    assert cli.main(["pretrain", f"real=[{merged}]", *POLICY, f"out={out}"]) == 0
+    assert f"real=[{merged}]: 3 of 4 episodes are synthetic, and count as such" in capsys.readouterr().err
+    result = json.loads((out / "run.json").read_text())["result"]
+    assert result["episodes"] == [1, 3]
+    assert result["synthetic_fraction"] > 0.4
+    assert "*" in json.loads((out / "pretrained_model/seen_scenes.json").read_text())  # whatever their generator saw
+    whole = write(tmp_path / "whole", synthetic)
+    assert cli.main(["pretrain", f"real=[{whole}]", *POLICY, f"out={tmp_path / 'other'}"]) == 2
+    assert "all its episodes are synthetic; give it as synthetic=[...]" in capsys.readouterr().err
+
+
+def test_a_policy_that_does_not_exist_is_named_before_data_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in (
+        (["policy.type=pi05_compac"], "policy type 'pi05_compac' is unknown"),
+        (["policy.options.widht=3"], "pi05_compact has no option 'widht'"),
+    ):
+        assert cli.main(["pretrain", f"real=[{tmp_path / 'nowhere'}]", *words, f"out={tmp_path / 'run'}"]) == 2
+        assert said in capsys.readouterr().err
