@@ -119,7 +119,8 @@ def run_stage[Result](root: Path, stage: Stage, kind: type[Result]) -> Result:
     note(directory, run=True)
     if (directory / RECORD).exists() and read_record(directory)["status"] == "finished":
         return from_json(kind, check_begun(root, stage)["result"], directory / RECORD)
-    config = replace(deepcopy(stage.config), out=str(directory), resume=True)
+    whole = read_record(root)["config"] if (root / RECORD).exists() else {}
+    config = replace(deepcopy(stage.config), out=str(directory), resume=True, strict=whole.get("strict") is True)
     return cast(Result, cli.run_recipe(stage.command, config, stage=True))
 
 

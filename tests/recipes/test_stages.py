@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,19 @@ def test_a_finished_stage_of_other_settings_is_not_taken(tmp_path: Path) -> None
     assert run_stage(tmp_path, good, ReportResult) == first
     with pytest.raises(UserError, match=r"good: begun with seed=0; now it is 1"):
         run_stage(tmp_path, changed(good, seed=1), ReportResult)
+
+
+def test_strict_is_handed_to_the_stages(tmp_path: Path) -> None:
+    good = work(tmp_path)["good"]
+    run_stage(tmp_path, good, ReportResult)
+    record = json.loads((tmp_path / "good/run.json").read_text())
+    unfinished = json.dumps({**record, "status": "running", "git_sha": "beef"})
+    for strict in (True, False):
+        (tmp_path / "good/run.json").write_text(unfinished)
+        whole = {**record, "config": {**record["config"], "strict": strict}}
+        (tmp_path / "run.json").write_text(json.dumps(whole))
+        with pytest.raises(UserError, match="strict=true refuses") if strict else nullcontext():
+            run_stage(tmp_path, good, ReportResult)
 
 
 @pytest.mark.slow
