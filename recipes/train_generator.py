@@ -151,7 +151,7 @@ class TrainingData:
     def labelled_clips(self) -> GeneratorClips:
         """Pairs and plans, as the training of both streams takes them."""
         size, windows = self.config.optim.batch_size, self._windows(self.config.random_start)
-        num_joint = clocks_of(self.config.generator.action).num_joint_clips(size)
+        num_joint = clocks_of(self.config.generator.action).num_joint_clips
         return GeneratorClips(self.store, size, *windows, self.labelled, self.shares, num_joint)
 
     def starts(self) -> GeneratorClips:

@@ -6,7 +6,7 @@ For the same reason several processes need not talk: process p of P takes the ba
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -237,9 +237,9 @@ class GeneratorClips:
     """Generator batches: windows from the start of an episode, or from anywhere in it (`random_start`).
 
     frame_stride: rows from one frame to the next. labelled: (E,) True for episodes whose actions may be used; batches
-    then say so under has_actions (B,). num_joint: so many clips of a batch, its first ones, are pairs of video and
-    actions; the others are plans, which need labels, so they are drawn from labelled episodes alone; None = all are
-    pairs. shares: (E,) how often each episode is drawn, sum 1; None for all alike.
+    then say so under has_actions (B,). num_joint: from the size of a batch to how many of its clips, the first ones, are
+    pairs of video and actions; the others are plans, which need labels, so they are drawn from labelled episodes alone;
+    None = all are pairs. shares: (E,) how often each episode is drawn, sum 1; None for all alike.
     """
 
     def __init__(
@@ -252,36 +252,36 @@ class GeneratorClips:
         frame_stride: int = 1,
         labelled: np.ndarray | None = None,
         shares: np.ndarray | None = None,
-        num_joint: int | None = None,
+        num_joint: Callable[[int], int] = lambda size: size,
     ) -> None:
         self.store, self.batch_size, self.num_frames, self.seed = store, batch_size, num_frames, seed
         self.random_start, self.frame_stride, self.labelled, self.shares = random_start, frame_stride, labelled, shares
-        self.num_joint = batch_size if num_joint is None else num_joint
+        self.num_joint = num_joint
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Episodes and starts of a step, each (B,)."""
         rng = np.random.default_rng((self.seed, step))
-        episodes = self._draw_episodes(rng)
+        episodes = self._draw_episodes(rng, self.batch_size)
         rows = (self.num_frames - 1) * self.frame_stride + 1
         room = np.maximum(self.store.episode_lengths[episodes] - rows, 0)
         starts = rng.integers(room + 1) if self.random_start else np.zeros_like(room)
         return episodes, starts
 
-    def _draw_episodes(self, rng: np.random.Generator) -> np.ndarray:
-        """(B,) episodes. Pairs carry labels in proportion, rounded up, so that a video always hears some actions."""
+    def _draw_episodes(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """(size,) episodes. Pairs carry labels in proportion, rounded up, so that a video always hears some actions."""
         if self.labelled is None and self.shares is None:
-            return rng.integers(self.store.num_episodes, size=self.batch_size)
+            return rng.integers(self.store.num_episodes, size=size)
         if self.labelled is None:
-            return rng.choice(self.store.num_episodes, size=self.batch_size, p=self.shares)
+            return rng.choice(self.store.num_episodes, size=size, p=self.shares)
         shares = np.full(self.store.num_episodes, 1 / self.store.num_episodes) if self.shares is None else self.shares
         chances = shares * self.labelled
-        share = chances.sum()
-        num_labelled = min(self.num_joint, math.ceil(share * self.num_joint - 1e-9))
-        with_actions = rng.choice(len(shares), self.batch_size - self.num_joint + num_labelled, p=chances / share)
+        share, num_joint = chances.sum(), self.num_joint(size)
+        num_labelled = min(num_joint, math.ceil(share * num_joint - 1e-9))
+        with_actions = rng.choice(len(shares), size - num_joint + num_labelled, p=chances / share)
         pairs = with_actions[:num_labelled]
-        if num_labelled < self.num_joint:
+        if num_labelled < num_joint:
             others = shares - chances
-            without = rng.choice(len(shares), self.num_joint - num_labelled, p=others / others.sum())
+            without = rng.choice(len(shares), num_joint - num_labelled, p=others / others.sum())
             pairs = rng.permutation(np.concatenate([pairs, without]))
         return np.concatenate([pairs, with_actions[num_labelled:]])
 
