@@ -237,9 +237,9 @@ class GeneratorClips:
     """Generator batches: windows from the start of an episode, or from anywhere in it (`random_start`).
 
     frame_stride: rows from one frame to the next. labelled: (E,) True for episodes whose actions may be used; batches
-    then say so under has_actions (B,). num_joint: from the size of a batch to how many of its clips, the first ones, are
-    pairs of video and actions; the others are plans, which need labels, so they are drawn from labelled episodes alone;
-    None = all are pairs. shares: (E,) how often each episode is drawn, sum 1; None for all alike.
+    then say so under has_actions (B,). num_joint: how many of so many clips of a batch, the first ones, are pairs of
+    video and actions; the others are plans, which need labels, so they come from labelled episodes alone. shares: (E,)
+    how often each episode is drawn, sum 1; None for all alike.
     """
 
     def __init__(
