@@ -32,7 +32,7 @@ from vag_core.checkpoint import check_finite, load_network
 
 
 def load_weights(config: PreTrainedConfig, directory: Path, loading: Loading = STRICT) -> PreTrainedPolicy:
-    """The policy of a config with the weights of its directory, on the CPU.
+    """The policy of a config with the weights of its directory, on the CPU. Those of a compiled network are the same.
 
     Raises UserError if the file is missing, damaged or above `max_parameters`, if the config asks for another network
     than the file holds, before that is built, or if a weight is missing, unexpected, of another shape or not finite.
@@ -45,6 +45,7 @@ def load_weights(config: PreTrainedConfig, directory: Path, loading: Loading = S
                 directory / WEIGHTS,
                 loading.max_parameters,
                 f"{config.type} policy",
+                lambda tensors: {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()},
             )
     except Exception as error:  # every policy type has requirements of its own
         text = str(error) if isinstance(error, UserError) else first_words(error)

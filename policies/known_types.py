@@ -96,7 +96,8 @@ POLICY_TYPES: dict[str, PolicyType] = {
         before=(*BEFORE, TOKENIZER, "xvla_image_to_float", "xvla_imagenet_normalize", "xvla_add_domain_id")
     ),
 }
-# Of every type. Where a checkpoint came from and goes to is no matter of whoever loads it.
+# Of every type. Where a checkpoint came from and goes to is no matter of whoever loads it, nor is it for a file to say
+# that a compiler is started.
 FIXED: dict[str, Any] = {
     "device": "cpu",
     "pretrained_backbone_weights": None,
@@ -104,6 +105,7 @@ FIXED: dict[str, Any] = {
     "pretrained_revision": None,
     "repo_id": None,
     "push_to_hub": False,
+    "compile_model": False,
 }
 
 _NORMALIZATION = frozenset({"eps", "features", "norm_map", "normalize_observation_keys"})

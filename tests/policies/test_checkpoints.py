@@ -675,3 +675,20 @@ def test_lerobots_own_classes_are_built_on_meta(tmp_path: Path) -> None:
         with torch.device("meta"):
             policy = get_policy_class(kind)(config)
         assert {value.device.type for value in policy.parameters()} == {"meta"}
+
+
+def test_no_compiler_is_started_because_a_file_says_so(
+    originals: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are the weights of a network that was compiled where it was trained others than its own."""
+    path = Path(shutil.copytree(originals["diffusion_compact"], tmp_path / "compiled"))
+    wanted = load_policy(path).policy.state_dict()
+    weights = load_file(path / "model.safetensors")
+    renamed = {name.replace("diffusion.unet.", "diffusion.unet._orig_mod."): value for name, value in weights.items()}
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, path / "model.safetensors")
+    config(compile_model=True)(path)
+    monkeypatch.setattr(torch, "compile", None)
+    found = load_policy(path).policy.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())

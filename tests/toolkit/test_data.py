@@ -132,6 +132,45 @@ def test_tokenizer_batches_are_a_first_frame_and_whole_groups(store: ClipStore, 
         assert any(np.array_equal(picture[1:], images[[4 * g + 4, 4 * g + 8]]) for g in (0, 2))
 
 
+def test_instructions_lie_in_the_index_or_in_a_column(dataset: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dataset, tmp_path / "copy"))
+    tasks = pd.read_parquet(copy / "meta/tasks.parquet")
+    wanted = lerobot_read.read_table(dataset).tasks
+    plain = pd.DataFrame({"task_index": tasks["task_index"].to_numpy(), "task": list(tasks.index)})
+    plain.to_parquet(copy / "meta/tasks.parquet", index=False)
+    assert lerobot_read.read_table(copy).tasks == wanted
+    plain.drop(columns="task").to_parquet(copy / "meta/tasks.parquet", index=False)
+    with pytest.raises(
+        UserError, match=r"meta/tasks.parquet has no instructions; expected .* found: index, task_index"
+    ):
+        lerobot_read.read_table(copy)
+    (copy / "meta/tasks.parquet").unlink()
+    with pytest.raises(UserError, match=r"no file 'tasks.parquet'"):
+        lerobot_read.read_table(copy)
+
+
+def test_an_instruction_that_changes_on_the_way_is_said(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(dataset, tmp_path / "copy"))
+    (path,) = (copy / "data").rglob("*.parquet")
+    rows = pd.read_parquet(path)
+    late = (rows["episode_index"] == 2) & (rows["frame_index"] > 9)
+    rows.assign(task_index=rows["task_index"].where(~late, 1 - rows["task_index"])).to_parquet(path, index=False)
+    assert lerobot_read.read_table(copy).tasks == lerobot_read.read_table(dataset).tasks
+    said = capsys.readouterr().err
+    assert "in 1 of 4 episodes the instruction changes on the way (first in episode 2)" in said
+    assert said.count("warning") == 1
+
+
+def test_names_in_a_nested_list_are_names(dataset: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(dataset, tmp_path / "copy"))
+    info = json.loads((copy / "meta/info.json").read_text())
+    info["features"][ACTION]["names"] = [["left", "right"]]
+    (copy / "meta/info.json").write_text(json.dumps(info))
+    assert open_clips(copy, 32).action_names == ["left", "right"]
+
+
 def test_actions_are_labelled_where_they_may_be_used(store: ClipStore) -> None:
     labelled = np.arange(store.num_episodes) < 2
     clips = GeneratorClips(store, 8, 17, seed=0, random_start=False, labelled=labelled)

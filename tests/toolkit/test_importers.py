@@ -311,7 +311,7 @@ REFUSALS: dict[str, tuple[Change, str]] = {
     "bytes that are no JPEG": (put("obs/agentview_image", np.zeros((5, 99), np.uint8)), "row 0: not readable as JPEG"),
     "no instruction": (no_instruction, r"'demo_1' has no instruction; give one with task="),
     "env_args": (attribute("data", "env_args", "{"), "'env_args' of 'data' is no JSON"),
-    "fps": (attribute("data", "control_freq", 0.3), "expected a whole number from 1 to 1000"),
+    "fps": (attribute("data", "control_freq", 12.5), "expected a whole number from 1 to 1000"),
     "type of an attribute": (attribute("data/demo_1", "trial", "two"), "'trial' is 'two'; earlier episodes have float"),
     "large number": (attribute("data/demo_1", "trial", np.uint64(2**64 - 1)), "expected a number of 64 bits"),
 }
@@ -751,3 +751,15 @@ def test_the_bridge_sample_comes_in_whole(tmp_path: Path) -> None:
         demo = file[f"data/demo_{source.num_episodes - 1}"]
         assert np.array_equal(last.actions, demo["actions"][()])
         assert last.task == demo.attrs["language_instruction"]
+
+
+def test_a_rate_that_is_guessed_or_rounded_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_aloha(tmp_path / "aloha.hdf5")
+    assert opened(tmp_path / "aloha.hdf5").fps == 50
+    said = capsys.readouterr().err
+    assert "no file says its rate; taken as 50 steps a second, the default of the aloha layout. Give fps=" in said
+    opened(tmp_path / "aloha.hdf5", fps=4)
+    assert capsys.readouterr().err == ""
+    write_robomimic(tmp_path / "near.hdf5", change=attribute("data", "control_freq", 29.97))
+    assert opened(tmp_path / "near.hdf5").fps == 30
+    assert "is 29.97; taken as 30" in capsys.readouterr().err

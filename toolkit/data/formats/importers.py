@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest, warn
 from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
 from toolkit.data.formats.hdf5 import MAX_EPISODE_BYTES, Hdf5File, natural_order
 from toolkit.data.formats.lerobot_layout import INFO, check_inside
@@ -37,6 +37,7 @@ from toolkit.data.seen_scenes import SeenScenes, merge, scenes_from
 
 SUFFIXES = (".hdf5", ".h5")
 MAX_WIDTH = 10_000
+GUESSED = "default"
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def _open_hdf5(source: Path, layout: str, options: ImportOptions) -> Recording:
     parts = zip(reader.state_keys, state_widths, strict=True)
     defaults = [f"{key}_{i}" for key, width in parts for i in range(width)]
     told = _agreed(demos, layout, options)
+    if told.fps_from.startswith(GUESSED):
+        warn(f"{source}: no file says its rate; taken as {told.fps} steps a second, the {told.fps_from}. Give fps=...")
     stored_robot = arguments.get("robot_type")
     return Recording(
         layout=layout,
@@ -379,7 +382,7 @@ def _frame_rate(
         for key in ("control_freq", "fps"):
             if key in place:
                 return whole_fps(place[key], f"{file.path}: {key} ({name})"), f"{name}: {key}"
-    return LAYOUTS[layout].fps, f"default of the {layout} layout"
+    return LAYOUTS[layout].fps, f"{GUESSED} of the {layout} layout"
 
 
 def _stored_names(features: Any, key: str) -> Any:

@@ -131,6 +131,8 @@ def feature_names(info: dict[str, Any], key: str) -> list[str]:
     names, width = info["features"][key].get("names"), math.prod(info["features"][key]["shape"])
     if isinstance(names, dict) and len(names) == 1:  # {"motors": [...]}
         names = next(iter(names.values()))
+    if isinstance(names, list) and len(names) == 1 and isinstance(names[0], list):  # as Unitree's sets have them
+        names = names[0]
     if isinstance(names, list) and len(names) == width and all(isinstance(name, str) for name in names):
         return names
     return [f"{key.rsplit('.', 1)[-1]}_{i}" for i in range(width)]

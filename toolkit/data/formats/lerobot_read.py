@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, warn
 from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
 from toolkit.data.episode_notes import FILE, Notes, add_notes, episode_ids, filled, read_notes
 from toolkit.data.formats.lerobot_layout import (
@@ -70,7 +70,7 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
     tasks = _read_parquet(directory, "meta", ["task_index"], stem="tasks", most_rows=totals["frames"])
     try:
         episodes, frames = episodes.sort_values("episode_index"), frames.sort_values("index")
-        names = {int(row["task_index"]): str(name) for name, row in tasks.iterrows()}
+        names = _task_names(directory, tasks)
         lengths = episodes["length"].to_numpy(np.int64)
         if len(lengths) == 0 or lengths.min() < 1 or lengths.max() > len(frames):
             raise UserError(f"{directory}: the episode table has no rows, or lengths that cannot be")
@@ -84,11 +84,18 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
         columns = {key: _columns(directory, info, key, frames[key]) for key in vectors}
         states, actions = np.concatenate([columns[key] for key in state_keys], axis=1), columns[action_key]
         first = np.cumsum(lengths) - lengths
-        instructions = [names.get(int(i)) for i in frames["task_index"].to_numpy()[first]]
+        numbers = frames["task_index"].to_numpy()
+        instructions = [names.get(int(i)) for i in numbers[first]]
+        changing = np.unique(np.repeat(indices, lengths)[numbers != np.repeat(numbers[first], lengths)])
     except UserError:
         raise
     except Exception as error:  # cells of a wrong type make pandas and NumPy raise classes of every kind
         raise UserError(f"{directory}: its tables are damaged ({type(error).__name__}: {error})") from error
+    if len(changing):
+        warn(
+            f"{directory}: in {len(changing)} of {len(lengths)} episodes the instruction changes on the way (first in "
+            f"episode {changing[0]}); each is read with the instruction of its first step"
+        )
     if None in instructions:
         raise UserError(f"{directory}: episode {instructions.index(None)} has a 'task_index' that meta/tasks lacks")
     for episode, text in enumerate(instructions):
@@ -104,6 +111,18 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
     if noted:
         metadata = add_notes(metadata, ids, [own_notes(directory, ids)])
     return Table(records, lengths, states, actions, [str(name) for name in instructions], ids, metadata)
+
+
+def _task_names(directory: Path, tasks: Any) -> dict[int, str]:
+    """Instructions by number: the index of the table, as LeRobot writes it, or its column `task`."""
+    texts = tasks.get("task", tasks.index)
+    if not all(isinstance(text, str) for text in texts):
+        found = ", ".join(map(str, [tasks.index.name or "index", *tasks.columns]))
+        raise UserError(
+            f"{directory}: meta/tasks.parquet has no instructions; expected texts as its index, or a column 'task', "
+            f"found: {found}"
+        )
+    return {int(number): text for number, text in zip(tasks["task_index"], texts, strict=True)}
 
 
 def own_notes(directory: Path, ids: Sequence[str]) -> Notes:
@@ -219,7 +238,7 @@ def _read_parquet(
 
     paths = sorted((directory / folder).rglob(f"{stem}.parquet"))
     if not paths:
-        raise UserError(f"{directory / folder}: no Parquet file; the dataset is incomplete")
+        raise UserError(f"{directory / folder}: no file '{stem}.parquet'; the dataset is incomplete")
     tables = []
     for path in paths:
         check_inside(directory, path.relative_to(directory))

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base.errors import UserError, nearest
+from toolkit.base.errors import UserError, nearest, warn
 from toolkit.data.episode import IMAGE, Episode
 from toolkit.data.formats.hdf5 import natural_order
 from toolkit.data.images import resized
 from toolkit.data.seen_scenes import SeenScenes
 
+NEAR_RATE = 0.005  # 29.97 is a thousandth below 30
 SIDES = 8, 8192  # pixels; video encoders have limits, and LeRobot takes three rows for three channels
 CAMERAS = "observation.images."
 INSTRUCTIONS = ("language_instruction", "language", "lang")
@@ -179,10 +180,16 @@ def check_cameras(cameras: dict[str, str], found: list[str], source: str) -> dic
 
 
 def whole_fps(value: Any, where: str) -> int:
-    """A frame rate that a LeRobotDataset can have. Raises UserError for any other."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= 1000 or value != int(value):
+    """A frame rate that a LeRobotDataset can have; one that is near, as 29.97, is taken as that, which is said.
+
+    Raises UserError for any other.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 1000
+    if not number or abs(value - round(value)) > NEAR_RATE * value:
         raise UserError(f"{where} is {value!r}; expected a whole number from 1 to 1000. Give fps=...")
-    return int(value)
+    if value != round(value):
+        warn(f"{where} is {value!r}; taken as {round(value)}")
+    return round(value)
 
 
 def vector_names(option: str, given: tuple[str, ...], stored: Any, defaults: list[str]) -> list[str]:
