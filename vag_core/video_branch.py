@@ -1,7 +1,7 @@
-"""What the video branch is made of: a tokenizer and a backbone, each chosen by its `kind` and replaceable.
+"""What the video branch is made of: a tokenizer and a backbone, each chosen by its `kind`.
 
-A pretrained model, such as Cosmos-Predict2 or Wan2.2 from diffusers, takes part as a module that keeps to one of the
-two protocols and an entry in the table below; generator, sampler and recipes stay as they are.
+Another small network takes part as a module that keeps to one of the two protocols and an entry in the table below. A
+pretrained video model does not yet: its text encoder, noise schedule and causal groups of frames are not in them.
 
 Shapes: frames (B, 3, F, H, W) in [0, 1]; latents (B, C, T, h, w) of unit variance, C, T, h, w =
 `GeneratorConfig.latent_shape`: one latent frame for the first frame and one for each `temporal_stride` after it.
