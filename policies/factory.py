@@ -28,6 +28,7 @@ from policies.checkpoints import check_savable, is_written, load_weights, try_ou
 from policies.diffusion_compact import DiffusionCompactConfig
 from policies.instruction_embedding import InstructionEmbeddingProcessorStep
 from policies.noise import predict_chunk
+from policies.optimizer import own_groups
 from policies.pi05_compact import Pi05CompactConfig
 from toolkit.base.errors import UserError, first_line, nearest
 from toolkit.base.files import atomic_directory
@@ -159,6 +160,10 @@ class PolicyObjective(nn.Module):
         chunk = predict_chunk(self.policy, self._prepare(kept), noise_seeds)
         self.policy.train(was_training)
         return self.postprocessor(chunk[:, : self.n_action_steps])
+
+    def optimizer_groups(self) -> tuple[list[dict[str, Any]], float]:
+        """As the training loop asks: see `policies.optimizer.own_groups`."""
+        return own_groups(self.policy)
 
     def freeze_vision_encoder(self) -> None:
         """Leave what turns the picture into features as it is from now on."""
