@@ -23,6 +23,7 @@ from torch import Tensor
 from policies.checkpoint_config import CONFIG, STRICT, WEIGHTS, Loading, first_words, read_config
 from policies.checkpoint_processors import remote_code
 from toolkit.base.errors import UserError
+from toolkit.base.randomness import isolated_randomness
 from vag_core.checkpoint import check_finite, load_network
 
 # ---------------------------------------------------------------------------------------------------------- config.json
@@ -63,7 +64,7 @@ def try_out(directory: Path, predict: Callable[[], Tensor], shape: tuple[int, ..
     Steps that are known one by one may still make no sense in a row. The random state stays as it is.
     """
     try:
-        with torch.random.fork_rng():
+        with isolated_randomness():
             actions = predict()
         got = tuple(actions.shape)
         fits = len(got) == len(shape) and all(want in (0, side) for want, side in zip(shape, got, strict=True))

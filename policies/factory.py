@@ -27,6 +27,8 @@ from policies.checkpoint_processors import NEEDED, load_processors, mode_of
 from policies.checkpoints import check_savable, is_written, load_weights, try_out
 from policies.diffusion_compact import DiffusionCompactConfig
 from policies.instruction_embedding import InstructionEmbeddingProcessorStep
+from policies.noise import predict_chunk
+from policies.optimizer import own_groups
 from policies.pi05_compact import Pi05CompactConfig
 from policies.pi05_compact.processor_pi05_compact import InstructionTokenizerProcessorStep
 from toolkit.base.errors import UserError, first_line, nearest, warn
@@ -145,18 +147,19 @@ class PolicyObjective(nn.Module):
         return loss, metrics
 
     @torch.no_grad()
-    def predict_action_chunk(self, observation: dict[str, Any]) -> Tensor:
+    def predict_action_chunk(self, observation: dict[str, Any], noise_seeds: Sequence[int] | None = None) -> Tensor:
         """Actions to execute next, (B, n_action_steps, A) in physical units on the CPU.
 
-        observation: as a batch of `loss`, without actions. Nothing is remembered between calls; the noise comes
-        from torch's global generator. Raises UserError if a size is not the policy's.
+        observation: as a batch of `loss`, without actions. noise_seeds: one for each sample, whose actions then do not
+        depend on the others; None = noise from torch's global generator. Nothing is remembered between calls. Raises
+        UserError if a size is not the policy's.
         """
         self._check(observation, with_action=False)
         was_training = self.policy.training
         self.policy.eval()
         self.policy.reset()
         kept = {key: observation[key] for key in (IMAGE, STATE, TASK)}
-        chunk = cast(Any, self.policy).predict_action_chunk(self._prepare(kept))
+        chunk = predict_chunk(self.policy, self._prepare(kept), noise_seeds)
         self.policy.train(was_training)
         return self.postprocessor(chunk[:, : self.n_action_steps])
 
@@ -176,6 +179,10 @@ class PolicyObjective(nn.Module):
                 )
             if len(words) > step.length:
                 warn(f"'{task:.200}' has {len(words)} words; the policy reads the first {step.length}")
+
+    def optimizer_groups(self) -> tuple[list[dict[str, Any]], float]:
+        """As the training loop asks: see `policies.optimizer.own_groups`."""
+        return own_groups(self.policy)
 
     def freeze_vision_encoder(self) -> None:
         """Leave what turns the picture into features as it is from now on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from policies.checkpoint_processors import load_processors
 from policies.checkpoints import load_weights, try_out
 from policies.factory import CONFIGS, PolicyObjective
 from toolkit.base.errors import UserError
+from toolkit.base.randomness import isolated_randomness
 from toolkit.data.episode import IMAGE, STATE, TASK
 
 
@@ -47,9 +50,10 @@ class StockPolicy:
         self.postprocessor.reset()
 
     @torch.no_grad()
-    def predict_action_chunk(self, observation: dict[str, Any]) -> Tensor:
+    def predict_action_chunk(self, observation: dict[str, Any], noise_seeds: Sequence[int] | None = None) -> Tensor:
         """The next action of the one scene there is, (1, 1, A) in physical units.
 
+        noise_seeds: the one that everything drawn for it comes from; None = torch's global generator, which goes on.
         Raises UserError if the state is not as wide as the policy's.
         """
         feature = (self.policy.config.input_features or {}).get(STATE)
@@ -57,7 +61,8 @@ class StockPolicy:
         if feature is not None and got != (1, *feature.shape):
             raise UserError(f"{STATE}: got shape {got}, expected {(1, *feature.shape)} ({self.policy_type} policy)")
         frame = {self.image_key: observation[IMAGE], STATE: observation[STATE], TASK: observation[TASK]}
-        return self.postprocessor(self.policy.select_action(self.preprocessor(frame)))[:, None]
+        with nullcontext() if noise_seeds is None else isolated_randomness(*noise_seeds):
+            return self.postprocessor(self.policy.select_action(self.preprocessor(frame)))[:, None]
 
 
 def load_policy(directory: str | Path, device: str = "cpu", loading: Loading = STRICT) -> PolicyObjective | StockPolicy:

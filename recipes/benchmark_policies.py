@@ -90,7 +90,7 @@ def notes_of(
     """What a reader needs to judge the numbers; whole: name -> checkpoints of those that were all rolled out."""
     notes = {
         "scenes": scenes_text(config.suites, config.episodes_per_task, config.tasks, config.new_tasks)
-        + f"; all from seed {config.first_seed} on, the same for all policies",
+        + f"; all from seed {config.first_seed} on, the same for all policies, and so is the noise of a scene's chunks",
         "rollouts": " ".join(config.evaluate) or "as `vag evaluate` does by default",
         "intervals": "95 %, over checkpoints and scenes: the outer bounds of Wilson's interval and a bootstrap for "
         "success, a bootstrap for differences; p is McNemar's exact test for the checkpoint where it is largest",

@@ -69,6 +69,7 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
             image_size=config.image_size or policy.image_shape[1],
             suite=SUITES[suite],
             record_first=3,
+            seed=config.seed,
         )
         suites[suite] = rollout_rates([(r.task, r.seed, bool(r.success)) for r in rollouts])
         videos = [r.frames for r in rollouts if r.frames is not None]
@@ -102,7 +103,7 @@ def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLo
         policy=policy.policy_type,
         checkpoint_id=identity,
         arm=config.arm,
-        open_loop=OpenLoop(**open_loop_error(policy, store, policy.n_action_steps)),
+        open_loop=OpenLoop(**open_loop_error(policy, store, policy.n_action_steps, seed=config.seed)),
     )
 
 

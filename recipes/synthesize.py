@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +27,7 @@ from recipes.schema import SynthesizeConfig
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file, discard
 from toolkit.base.progress import progress
+from toolkit.base.randomness import stream_seed
 from toolkit.base.run import Run
 from toolkit.data.conventions import RETRAIN, Conventions
 from toolkit.data.episode import ACTION, PICTURE_EVERY, STATE, Episode
@@ -33,7 +35,7 @@ from toolkit.data.episode_notes import check_used
 from toolkit.data.formats.lerobot_layout import feature_names, read_info
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.images import moved
-from toolkit.data.seen_scenes import read_scenes, scenes_of, write_scenes
+from toolkit.data.seen_scenes import read_scenes, scene_of, scenes_of, write_scenes
 from toolkit.evaluation.action_metrics import action_distance, jerk_ratio
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.video_metrics import psnr, ssim
@@ -152,10 +154,11 @@ class Samples:
         self.seconds, self.function_evaluations = 0.0, 0
 
     def write(self, writer: EpisodeWriter, scenes: Sequence[InitialScene]) -> None:
+        noise_seeds = scene_seeds(self.config.seed, scenes)
         bar = progress(description="synthesize", total=len(scenes), unit="ep")
         for start in range(0, len(scenes), self.config.batch_size):
             part = scenes[start : start + self.config.batch_size]
-            sample = self.sample(part, start)
+            sample = self.sample(part, start, noise_seeds[start : start + self.config.batch_size])
             assert sample.loss is not None
             arrays = (x.cpu().numpy() for x in (sample.frames, sample.actions, sample.states, sample.loss))
             for index, (scene, frames, actions, states, loss) in enumerate(zip(part, *arrays, strict=True), start):
@@ -174,9 +177,8 @@ class Samples:
             bar.update(len(part))
         bar.close()
 
-    def sample(self, scenes: Sequence[InitialScene], start: int) -> GeneratedBatch:
+    def sample(self, scenes: Sequence[InitialScene], start: int, noise_seeds: Sequence[int]) -> GeneratedBatch:
         """Pairs of the scenes from number `start` on; each has noise of its own."""
-        seeds = [self.config.seed * 1_000_003 + start + i for i in range(len(scenes))]
         given = {} if self.plans is None else self.plans.given(slice(start, start + self.config.batch_size))
         began = time.perf_counter()
         with user_errors():
@@ -188,7 +190,7 @@ class Samples:
                 guidance_scale=self.config.sampler.guidance_scale,
                 method=self.config.sampler.method,
                 order=self.order,
-                rng=[torch.Generator().manual_seed(seed) for seed in seeds],
+                rng=[torch.Generator().manual_seed(seed) for seed in noise_seeds],
                 score=True,
                 **given,
             )
@@ -204,6 +206,20 @@ class Samples:
             frames = np.concatenate([_fit(scene.reference["frames"], len(frames)), frames], axis=1)
         if len(self.shown) < 12:
             self.shown.append(frames)
+
+
+def scene_seeds(seed: int, scenes: Sequence[InitialScene]) -> list[int]:
+    """A seed for each scene that does not depend on the others, nor on their order.
+
+    Recorded episodes that start from one scene are told apart by which of them it is; those without, by their number.
+    """
+    before: Counter[tuple[str | int, ...]] = Counter()
+    seeds = []
+    for index, scene in enumerate(scenes):
+        name = scene_of(scene.metadata, f"episode {index}") or (index,)
+        seeds.append(stream_seed(seed, *name, before[name]))
+        before[name] += 1
+    return seeds
 
 
 def check_draws(config: SynthesizeConfig, order: str) -> None:
@@ -229,7 +245,7 @@ def solved_plans(
     generator has another `identity` by then.
     """
     side = 2 * config.draw_shift + 1
-    offsets = [np.random.default_rng((config.seed, 6, i)).permutation(side**2 - 1) for i in range(len(scenes))]
+    offsets = [np.random.default_rng(seed).permutation(side**2 - 1) for seed in scene_seeds(config.seed, scenes)]
 
     def view(index: int, draw: int) -> np.ndarray:
         if draw == 0:

@@ -253,10 +253,9 @@ def sampled_above(generator: Generator, starts: GeneratorClips, encode: Any) -> 
     device = generator.device
     given = {key: batch[key].to(device) for key in ("actions", "states")} if generator.action is None else {}
     generator.eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        first, state = batch["frames"][:, 0].to(device), batch["states"][:, 0].to(device)
-        sample = generator.sample(first, state, encode(batch["instruction"]), **given)
+    first, state = batch["frames"][:, 0].to(device), batch["states"][:, 0].to(device)
+    rng = torch.Generator().manual_seed(0)
+    sample = generator.sample(first, state, encode(batch["instruction"]), rng=rng, **given)
     generator.train()
     pairs = np.concatenate([batch["frames"].numpy(), sample.frames.cpu().numpy()], axis=2)
     return pairs[:, :: max(1, pairs.shape[1] // 20)]

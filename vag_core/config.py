@@ -68,6 +68,7 @@ class SceneConfig:
     depth: int = _option(3, "residual blocks", **DEPTHS)
     stride: int = _option(4, "pixels per cell of the map", least=1, most=256)
     keypoints: int = _option(64, "positions that spatial softmax reads off", least=1, most=4096)
+    grid: int = _option(8, "areas a side of the summary; a finer map is averaged over them", least=1, most=1024)
 
 
 @dataclass
@@ -89,7 +90,10 @@ class BridgeConfig:
     """Adaptive 3D average pooling of the predicted clean video, for the U-Net action branch."""
 
     grid: list[int] = _option([4, 4, 4], "(t, h, w) cells; [1, 1, 1] as published", least=1, most=1024)
-    first_frame: bool = _option(True, "also hand the action branch the unpooled first-frame latent")
+    first_frame: bool = _option(True, "also hand the action branch the first-frame latent")
+    first_frame_grid: int = _option(
+        8, "areas a side of that latent; a finer one is averaged over them", least=1, most=1024
+    )
     width: int = _option(256, "of the condition", **WIDTHS)
 
 
@@ -137,6 +141,9 @@ class TransformerConfig(_TransformerSizes):
     kind: str = _kind("transformer")
     plan_share: float = _plan_share()
     detach: bool = _option(False, "no gradient from the action loss into the video branch")
+    read_grid: int = _option(
+        4, "areas a side of the video that actions read; more of its tokens are averaged over them", least=1, most=1024
+    )
 
     video_follows_actions: ClassVar[bool] = True
 
@@ -157,6 +164,9 @@ class TemporalConfig(_TransformerSizes):
     """Two stages: inverse dynamics on all latents of the finished video at once."""
 
     kind: str = _kind("temporal")
+    read_grid: int = _option(
+        8, "areas a side of the latents that are read; finer ones are averaged over them", least=1, most=1024
+    )
 
     two_stage: ClassVar[bool] = True
 

@@ -1,4 +1,8 @@
-"""Generator checkpoints of version 0.1, whose config told systems apart by switches instead of by type."""
+"""Generator checkpoints of older versions.
+
+Configs of version 0.1 told systems apart by switches instead of by type; later ones did not say how many areas of a
+picture are read.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from vag_core.config import ACTIONS
+from vag_core.config import ACTIONS, GeneratorConfig, TemporalConfig, TransformerConfig, UNetConfig
 
 SWITCHES = {  # with what they were if a config left them out
     "kind": "transformer",
@@ -30,6 +34,21 @@ UNUSED = {
     "action_only": ("tokenizer.", "video.", "action.video_time."),
     "framewise": ("action.instruction.", "action.state."),
 }
+
+
+def with_every_cell_read(config: GeneratorConfig, values: dict[str, Any]) -> GeneratorConfig:
+    """The config of a checkpoint that does not say how many areas of a picture are read: weights for every cell."""
+    side = config.latent_shape[2]
+    action, read = config.action, values.get("action", {})
+    if "grid" not in values.get("scene", {}):
+        config.scene.grid = max(config.scene.grid, config.image_size // config.scene.stride // 2)
+    if isinstance(action, TransformerConfig) and "read_grid" not in read:
+        action.read_grid = max(action.read_grid, side // config.video.patch_size)
+    if isinstance(action, TemporalConfig) and "read_grid" not in read:
+        action.read_grid = max(action.read_grid, side)
+    if isinstance(action, UNetConfig) and "first_frame_grid" not in read.get("bridge", {}):
+        action.bridge.first_frame_grid = max(action.bridge.first_frame_grid, side)
+    return config
 
 
 def is_version_01(config: dict[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from vag_core import objective, sampling
 from vag_core.branches import Branches
 from vag_core.checkpoint import MOST_PARAMETERS, check_finite, first_line, load_network, read_config
 from vag_core.config import GeneratorConfig
-from vag_core.conversion import convert_config, is_version_01
+from vag_core.conversion import convert_config, is_version_01, with_every_cell_read
 from vag_core.sampling import GeneratedBatch as GeneratedBatch
 
 CHECKPOINT_TYPE = "vag_generator"
@@ -171,7 +171,7 @@ class Generator(Branches):
             raise ValueError(f"{path}: expected a checkpoint of type '{CHECKPOINT_TYPE}', got '{str(kind)[:80]}'")
         try:
             values, rename = convert_config(values) if is_version_01(values) else (values, dict)
-            config = GeneratorConfig.from_dict(values)
+            config = with_every_cell_read(GeneratorConfig.from_dict(values), values)
             generator = load_network(lambda: cls(config), weights, max_parameters, "generator", rename)
         except ValueError as error:
             text = str(error)

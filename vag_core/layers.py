@@ -21,6 +21,17 @@ def sinusoidal_embedding(
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def average_areas(x: Float[Tensor, "*b h w"], side: int) -> Float[Tensor, "*b i j"]:
+    """x (..., h, w) averaged over equal areas to `side` by `side` of them; one that is no larger stays as it is.
+
+    What follows may then read every area with weights of its own, and has as many for a large picture as for a small
+    one. Each cell counts, and has a gradient.
+    """
+    if max(x.shape[-2:]) <= side:
+        return x
+    return F.adaptive_avg_pool2d(x.flatten(0, -3), side).unflatten(0, x.shape[:-2])
+
+
 class TimeEmbedding(nn.Module):
     """Flow time in [0, 1] -> condition vector. t: (B,) -> (B, width)."""
 

@@ -124,16 +124,19 @@ def pair_loss(
     t_action: Float[Tensor, " b"],
     valid: Bool[Tensor, "b n"],
     frames: Float[Tensor, "b 3 f height width"] | None = None,
-    same_noise: bool = False,
+    rng: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """Loss per pair of the video and of the action stream, each (B,), with noise for each or one for all.
+    """Loss per pair of the video and of the action stream, each (B,).
 
+    Noise is drawn for each pair from torch's global generator; with `rng`, which is on the CPU, once for all pairs.
     A stream at t = 0 is pinned, so its loss is 0. valid: (B, N), True for steps that count. frames:
     (B, 3, F, H, W), which frame-wise inverse dynamics read.
     """
     action, rest = branches.config.action, latents[:, :, 1:]
-    draws = slice(1) if same_noise else slice(None)
-    video_noise, action_noise = (torch.randn_like(x[draws]).expand_as(x) for x in (rest, trajectory))
+    video_noise, action_noise = (
+        torch.randn_like(x) if rng is None else torch.randn(x.shape[1:], generator=rng).to(x).expand_as(x)
+        for x in (rest, trajectory)
+    )
     noisy_trajectory = interpolate(trajectory, action_noise, t_action)
     video_error = view = None
     if branches.video is not None and not (action.two_stage and branches.video_is_taken):
@@ -171,12 +174,11 @@ def pair_score(
     branches.clocks.check(Mode.SCORE)
     total = torch.zeros(len(latents), device=latents.device)
     valid = torch.ones_like(trajectory[..., 0], dtype=torch.bool)
-    with torch.random.fork_rng(devices=[latents.device] if latents.is_cuda else []):
-        torch.manual_seed(0)
-        for time in SCORED_TIMES:
-            t = torch.full_like(total, time)
-            video, action = pair_loss(branches, latents, trajectory, conditions, t, t, valid, frames, same_noise=True)
-            total += (video + action) / len(SCORED_TIMES)
+    rng = torch.Generator().manual_seed(0)
+    for time in SCORED_TIMES:
+        t = torch.full_like(total, time)
+        video, action = pair_loss(branches, latents, trajectory, conditions, t, t, valid, frames, rng)
+        total += (video + action) / len(SCORED_TIMES)
     return total
 
 

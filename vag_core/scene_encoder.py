@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vag_core.config import SceneConfig
-from vag_core.layers import ResidualBlock
+from vag_core.layers import ResidualBlock, average_areas
 
 
 class SceneEncoder(nn.Module):
@@ -24,7 +24,7 @@ class SceneEncoder(nn.Module):
     def __init__(self, config: SceneConfig, image_size: int, side: int, width: int) -> None:
         """side: tokens a side, the patches of the video branch, 0 = no tokens; width: of tokens and summary."""
         super().__init__()
-        self.stride, self.side = config.stride, side
+        self.stride, self.side, self.grid = config.stride, side, config.grid
         cells = image_size // config.stride
         self.embed = nn.Conv2d(3 * config.stride**2, config.width, 3, padding=1)
         self.blocks = nn.Sequential(*[ResidualBlock(config.width) for _ in range(config.depth)])
@@ -32,7 +32,9 @@ class SceneEncoder(nn.Module):
         self.keypoints = nn.Conv2d(config.width, config.keypoints, 1)
         self.reduce = nn.Conv2d(config.width, 16, 1)
         self.summary = nn.Sequential(
-            nn.Linear(2 * config.keypoints + 16 * (cells // 2) ** 2, width), nn.SiLU(), nn.Linear(width, width)
+            nn.Linear(2 * config.keypoints + 16 * min(cells // 2, config.grid) ** 2, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
         )
         self.token = nn.Linear(config.width * (cells // side) ** 2, width) if side else None
 
@@ -46,7 +48,7 @@ class SceneEncoder(nn.Module):
         if self.token is not None:
             tokens = self.token(rearrange(features, "b c (h p) (w q) -> b (h w) (c p q)", h=self.side, w=self.side))
         positions = self.positions(self.keypoints(features)).flatten(1)  # (B, 2 * keypoints)
-        coarse = F.silu(self.reduce(F.avg_pool2d(features, 2))).flatten(1)
+        coarse = F.silu(average_areas(self.reduce(F.avg_pool2d(features, 2)), self.grid)).flatten(1)
         return tokens, self.summary(torch.cat([positions, coarse], dim=-1))
 
     @staticmethod

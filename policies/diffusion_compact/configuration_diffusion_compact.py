@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from lerobot.configs import PreTrainedConfig
+from lerobot.optim import AdamConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
 
 OF_THE_RESNET = ("vision_backbone", "pretrained_backbone_weights", "use_group_norm")
@@ -38,6 +39,8 @@ class DiffusionCompactConfig(DiffusionConfig):
     prediction_type: str = "sample"
     num_inference_steps: int | None = 10
     do_mask_loss_for_padding: bool = True
+    optimizer_betas: tuple[float, float] = (0.9, 0.95)
+    optimizer_weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,3 +48,6 @@ class DiffusionCompactConfig(DiffusionConfig):
             value = getattr(self, field.name)
             if field.name in (*OF_THE_RESNET, *OF_A_PART) and value != field.default:
                 raise ValueError(f"{field.name} is {value}; diffusion_compact has no ResNet and sees the whole picture")
+
+    def get_optimizer_preset(self) -> AdamConfig:
+        return replace(super().get_optimizer_preset(), grad_clip_norm=1.0)

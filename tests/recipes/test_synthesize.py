@@ -163,3 +163,30 @@ def test_a_picture_is_moved_and_its_edges_repeated() -> None:
     image = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
     assert moved(image, 1, -1)[..., 0].tolist() == [[1, 2, 3, 3], [1, 2, 3, 3], [5, 6, 7, 7]]
     assert (moved(image, 0, 0) == image).all()
+
+
+def test_the_noise_of_a_scene_does_not_depend_on_the_others(generator: Path, tmp_path: Path) -> None:
+    """At the shipped batch size and at 2, alone, and beside another task."""
+
+    def made(name: str, *words: str) -> dict[tuple[str, int], np.ndarray]:
+        command = ["synthesize", f"checkpoint={generator}", f"out={tmp_path / name}"]
+        command += ["sampler.order=synchronised", "sampler.num_inference_steps=2"]
+        assert cli.main([*command, *words]) == 0
+        return {(row["task_name"], row["seed"]): actions for row, actions in read_actions(tmp_path / name / "dataset")}
+
+    alone = made("alone", "tasks=[push]", "episodes_per_task=1")
+    many = made("many", "tasks=[button-press,push]", "episodes_per_task=2")
+    few = made("few", "tasks=[push,button-press]", "episodes_per_task=2", "batch_size=3")
+    for scene, actions in many.items():
+        np.testing.assert_allclose(few[scene], actions, atol=1e-3)
+    np.testing.assert_allclose(alone["push", SEEDS[0]], many["push", SEEDS[0]], atol=1e-3)
+
+
+def test_episodes_from_one_scene_have_noise_of_their_own() -> None:
+    image, state = np.zeros((32, 32, 3), np.uint8), np.zeros(4)
+    rows: list[dict[str, Any]] = [{"task_name": "push", "seed": 1}, {}, {"task_name": "push", "seed": 1}, {}]
+    scenes = [synthesize.InitialScene(image, state, "push", row) for row in rows]
+    seeds = synthesize.scene_seeds(0, scenes)
+    assert len(set(seeds)) == 4
+    assert synthesize.scene_seeds(0, scenes[:1]) == seeds[:1]
+    assert not set(synthesize.scene_seeds(1, scenes)) & set(seeds)

@@ -18,7 +18,7 @@ class Knowing:
     def __init__(self, store: ClipStore, shift: float, width: int = 2) -> None:
         self.store, self.shift, self.width = store, shift, width
 
-    def predict_action_chunk(self, observation: dict[str, Any]) -> Any:
+    def predict_action_chunk(self, observation: dict[str, Any], noise_seeds: Any = None) -> Any:
         chunks = []
         for state in observation[STATE].numpy():
             row = int(np.flatnonzero((self.store.states == state).all(axis=1))[0])
@@ -47,3 +47,19 @@ def test_errors_are_those_of_the_recorded_steps(store: ClipStore) -> None:
 def test_another_width_is_named(store: ClipStore) -> None:
     with pytest.raises(UserError, match="actions are 2 wide; the policy gives 3"):
         open_loop_error(Knowing(store, 0, width=3), store, n_action_steps=4)
+
+
+def test_noise_belongs_to_an_episode_and_a_step(store: ClipStore) -> None:
+    def seeds(batch_size: int, seed: int) -> list[int]:
+        class Noting(Knowing):
+            def predict_action_chunk(self, observation: dict[str, Any], noise_seeds: Any = None) -> Any:
+                noted.extend(noise_seeds)
+                return super().predict_action_chunk(observation)
+
+        noted: list[int] = []
+        open_loop_error(Noting(store, 0), store, n_action_steps=4, batch_size=batch_size, seed=seed)
+        return noted
+
+    assert seeds(5, 0) == seeds(32, 0)
+    assert not set(seeds(5, 0)) & set(seeds(5, 1))
+    assert len(set(seeds(5, 0))) == len(seeds(5, 0))

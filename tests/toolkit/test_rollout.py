@@ -30,7 +30,7 @@ class Expert:
 
         monkeypatch.setattr(module, "MetaWorldEnv", Watched)
 
-    def predict_action_chunk(self, observation: dict[str, Any]) -> torch.Tensor:
+    def predict_action_chunk(self, observation: dict[str, Any], noise_seeds: Any = None) -> torch.Tensor:
         self.batches.append(len(observation[TASK]))
         assert observation[IMAGE].shape == (len(observation[TASK]), 3, 64, 64)
         assert observation[IMAGE].dtype == observation[STATE].dtype == torch.float32
@@ -46,7 +46,7 @@ class Constant:
     def __init__(self, chunk: np.ndarray) -> None:
         self.chunk, self.calls = chunk, 0
 
-    def predict_action_chunk(self, observation: dict[str, Any]) -> torch.Tensor:
+    def predict_action_chunk(self, observation: dict[str, Any], noise_seeds: Any = None) -> torch.Tensor:
         self.calls += 1
         return torch.from_numpy(np.repeat(self.chunk[None], len(observation[TASK]), axis=0).astype(np.float32))
 
@@ -79,6 +79,36 @@ def test_rollouts_repeat_and_do_not_depend_on_the_batch() -> None:
     for one, other in zip(run(1), run(2), strict=True):
         assert (one.seed, one.success, one.steps) == (other.seed, other.success, other.steps)
         np.testing.assert_array_equal(one.frames, other.frames)
+
+
+def test_noise_belongs_to_a_scene_whatever_is_rolled_out_beside_it() -> None:
+    """In another order, with other tasks, other scenes that end earlier, and for another policy."""
+
+    class Noting(Constant):
+        """It notes whose noise is asked for; scenes are told apart by what is seen of them."""
+
+        def predict_action_chunk(self, observation: dict[str, Any], noise_seeds: Any = None) -> torch.Tensor:
+            for image, task, seed in zip(observation[IMAGE], observation[TASK], noise_seeds, strict=True):
+                noted.setdefault((task, image.numpy().tobytes()), []).append(seed)
+            return super().predict_action_chunk(observation)
+
+    def noise(policy: Constant, scenes: dict[str, list[int]], **options: Any) -> dict[tuple, list[int]]:
+        noted.clear()
+        rollout(policy, scenes, max_steps=12, image_size=64, n_action_steps=4, **options)
+        assert all(len(seeds) == 1 for seeds in noted.values())  # no picture comes twice
+        return dict(noted)
+
+    noted: dict[tuple, list[int]] = {}
+    moving = np.random.default_rng(0).uniform(-1, 1, (8, 4))
+    alone = noise(Noting(moving), {"push": [3]})
+    assert len({seeds[0] for seeds in alone.values()}) == 3  # one for each chunk
+    together = noise(Noting(moving), {"button-press": [3], "push": [4, 3, 5]}, num_envs=4)
+    assert alone.items() <= together.items()
+    assert len({seeds[0] for seeds in together.values()}) == 12
+    assert together == noise(Noting(moving), {"push": [5, 3, 4], "button-press": [3]}, num_envs=1)
+    other = noise(Noting(-moving), {"push": [3]})
+    assert sorted(other.values()) == sorted(alone.values())
+    assert not {*map(tuple, alone.values())} & {*map(tuple, noise(Noting(moving), {"push": [3]}, seed=1).values())}
 
 
 def test_only_the_first_actions_of_a_chunk_are_executed() -> None:

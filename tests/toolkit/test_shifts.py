@@ -1,6 +1,7 @@
 """Generalization axes: what they change, and what they must leave alone."""
 
 from itertools import islice
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -74,7 +75,7 @@ def test_rollouts_see_what_the_suite_shifts(suite: str) -> None:
     seen = []
 
     class Watcher:
-        def predict_action_chunk(self, observation: dict) -> np.ndarray:
+        def predict_action_chunk(self, observation: dict, noise_seeds: Any = None) -> np.ndarray:
             seen.append((observation["observation.image"], observation["task"]))
             return np.zeros((len(observation["task"]), 4, 4), np.float32)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from toolkit.base.errors import UserError
 from toolkit.training.loop import OptimConfig, one_ahead, train
-from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
+from toolkit.training.optim import ExponentialMovingAverage, make_optimizer, warmup_cosine
 from toolkit.training.runtime import RuntimeConfig, bf16_peak, make_accelerator, repeated_blocks, seed_everything
 
 
@@ -293,10 +293,63 @@ def test_average_follows_the_weights_and_keeps_constants() -> None:
 
 
 def test_only_matrices_decay() -> None:
-    decayed, plain = parameter_groups(Regression(), 0.1)
+    optimizer, _ = make_optimizer(Regression(), OptimConfig(weight_decay=0.1))
+    decayed, plain = optimizer.param_groups
     assert {p.ndim for p in decayed["params"]} == {2}
     assert {p.ndim for p in plain["params"]} == {1}
-    assert plain["weight_decay"] == 0
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0)
+
+
+class Asking(Regression):
+    """One layer at a tenth of the rate, the first one at none, and the bias of the last is not to be trained."""
+
+    def optimizer_groups(self) -> tuple[list[dict[str, Any]], float]:
+        own = {"betas": (0.5, 0.6), "eps": 1e-5, "weight_decay": 0.3}
+        first, norm, last = (self.layers[i] for i in (0, 3, 4))
+        return [
+            {"params": list(first.parameters()), "lr_scale": 0.1, **own},
+            {"params": [*norm.parameters(), last.weight], "lr_scale": 1.0, **own},
+        ], 7.0
+
+
+def test_what_an_objective_asks_for_is_taken_unless_the_user_says_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    model = Asking()
+    optimizer, config = make_optimizer(model, OptimConfig())
+    assert [group["lr_scale"] for group in optimizer.param_groups] == [0.1, 0.1, 1.0, 1.0]
+    assert {(*group["betas"], group["eps"]) for group in optimizer.param_groups} == {(0.5, 0.6, 1e-5)}
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0, 0.3, 0]
+    assert (config.betas, config.epsilon, config.weight_decay, config.gradient_clip) == ([0.5, 0.6], 1e-5, 0.3, 7)
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["layers.4.bias"]
+    assert "1 weights stay as they are" in capsys.readouterr().err
+
+    words: dict[str, Any] = {"betas": [0.8, 0.9], "epsilon": 1e-3, "weight_decay": 0.0, "gradient_clip": 2.0}
+    optimizer, config = make_optimizer(Asking(), OptimConfig(**words))
+    assert {(*group["betas"], group["eps"]) for group in optimizer.param_groups} == {(0.8, 0.9, 1e-3)}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0}
+    assert config == OptimConfig(**words)
+    with pytest.raises(UserError, match=r"optim.betas=\[0.9\]: expected two numbers"):
+        make_optimizer(Asking(), OptimConfig(betas=[0.9]))
+
+
+def test_others_are_trained_as_ever() -> None:
+    optimizer, config = make_optimizer(Regression(), OptimConfig())
+    assert {(*group["betas"], group["eps"], group["lr_scale"]) for group in optimizer.param_groups} == {
+        (0.9, 0.95, 1e-8, 1.0)
+    }
+    assert (config.weight_decay, config.gradient_clip) == (0.01, 1.0)
+
+
+def test_a_group_moves_at_its_own_rate(tmp_path: Path) -> None:
+    """The first step of Adam is as long as the rate, whatever the gradient."""
+    seed_everything(0)
+    model = Asking()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    options: dict[str, Any] = {"steps": 1, "warmup_steps": 0, "learning_rate": 1e-2, "weight_decay": 0.0}
+    train(model, Numbers(), OptimConfig(**options, ema_decay=0, epsilon=1e-12), CPU, tmp_path, "test")
+    moved = {name: (value - before[name]).abs().max().item() for name, value in model.named_parameters()}
+    assert moved["layers.0.weight"] == pytest.approx(1e-3, rel=0.01)
+    assert moved["layers.4.weight"] == pytest.approx(1e-2, rel=0.01)
+    assert moved["layers.4.bias"] == 0
 
 
 def block() -> nn.Module:

@@ -179,3 +179,32 @@ def test_a_config_of_version_01_is_checked_as_one_of_today(part: str, tmp_path: 
         with pytest.raises(ValueError, match=message) as refusal:
             Generator.from_pretrained(tmp_path)
         assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("action", [TransformerConfig(**SIZES), TemporalConfig(**SIZES), UNetConfig(channels=[16, 32])])
+def test_a_checkpoint_that_does_not_say_how_many_areas_are_read_has_weights_for_all(
+    action: ActionConfig, tmp_path: Path
+) -> None:
+    """As generators of large pictures were written before there was a limit."""
+    torch.manual_seed(0)
+    config = GeneratorConfig(
+        image_size=128,
+        num_frames=9,
+        tokenizer=TokenizerConfig(width=16, depth=1, latent_channels=4),
+        scene=SceneConfig(width=16, depth=1, keypoints=8, grid=16),
+        video=VideoConfig(width=32, depth=1, heads=2),
+        action=action,
+    )
+    if isinstance(action, UNetConfig):
+        action.bridge.first_frame_grid = 16
+    elif isinstance(action, TransformerConfig | TemporalConfig):
+        action.read_grid = 16 // (1 if isinstance(action, TemporalConfig) else config.video.patch_size)
+    generator = Generator(config)
+    generator.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["scene"]["grid"]
+    for part in (values["action"], values["action"].get("bridge", {})):
+        part.pop("read_grid", None)
+        part.pop("first_frame_grid", None)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert Generator.from_pretrained(tmp_path).config == config

@@ -1,6 +1,7 @@
 """The two streams: identity at init, where gradients reach, padding, guidance, checkpoints, learning."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import torch
 from toolkit.data.batches import GeneratorClips
 from toolkit.data.clips import ClipStore
 from vag_core import Generator, GeneratorConfig
+from vag_core.actions.branch import VideoView
+from vag_core.actions.transformer import TransformerBranch
 from vag_core.config import (
+    ACTIONS,
     ActionOnlyConfig,
     BridgeConfig,
     ForwardDynamicsConfig,
@@ -22,6 +26,7 @@ from vag_core.config import (
     UNetConfig,
     VideoConfig,
 )
+from vag_core.layers import average_areas
 from vag_core.objective import pair_loss
 from vag_core.video_branch import BACKBONES
 
@@ -525,3 +530,54 @@ def test_both_streams_learn_one_batch(generator: Generator, batch: dict) -> None
     start, end = (torch.tensor(part).mean(0) for part in (losses[:10], losses[-40:]))
     assert end[0] < 0.7 * start[0]
     assert end[1] < 0.5 * start[1]
+
+
+SHIPPED_READERS = {  # of pictures of 64 pixels, since version 0.1
+    "transformer": ("action.network.read.weight", (256, 4 * 4 * 192)),
+    "action_only": ("action.scene.summary.0.weight", (256, 2 * 64 + 16 * 8 * 8)),
+    "temporal": ("action.read.weight", (256, 2 * 16 * 8 * 8)),
+    "unet": ("action.bridge.project_first.weight", (256, 16 * 8 * 8)),
+    "forward_dynamics": ("video.scene.summary.0.weight", (192, 2 * 64 + 16 * 8 * 8)),
+}
+
+
+@pytest.mark.parametrize("kind", SHIPPED_READERS)
+def test_a_large_picture_needs_hardly_more_weights_than_a_small_one(kind: str) -> None:
+    def weights(image_size: int) -> dict[str, tuple[int, ...]]:
+        with torch.device("meta"):
+            generator = Generator(GeneratorConfig(image_size=image_size, action=ACTIONS[kind]()))
+        return {name: tuple(value.shape) for name, value in generator.state_dict().items()}
+
+    small, large = weights(64), weights(256)
+    assert small.keys() == large.keys()
+    name, shape = SHIPPED_READERS[kind]
+    assert small[name] == shape
+    counts = [sum(math.prod(shape) for shape in shapes.values()) for shapes in (small, large)]
+    assert counts[1] <= 1.1 * counts[0]
+
+
+@pytest.mark.parametrize("image_size", [64, 96, 256])
+def test_actions_hear_of_every_cell_of_the_video(image_size: int) -> None:
+    """The gradient of the action loss reaches the video tokens of all cells and instants, at the shipped sizes."""
+    torch.manual_seed(0)
+    config = GeneratorConfig(image_size=image_size, num_frames=17)
+    branch = TransformerBranch(config)
+    torch.nn.init.normal_(branch.network.transformer.out.weight, std=0.02)
+    side = config.latent_shape[2] // config.video.patch_size
+    hidden = torch.randn(1, 2, side * side, config.video.width, requires_grad=True)
+    view = VideoView(torch.zeros(1, *config.latent_shape), hidden, torch.full((1,), 0.5))
+    noisy = torch.randn(1, config.action_horizon, 8)
+    output = branch(noisy, torch.full((1,), 0.5), torch.randn(1, config.action.width), view)
+    (gradient,) = torch.autograd.grad(output.square().sum(), hidden)
+    norms = gradient.norm(dim=-1)
+    assert (norms > 0).all()
+    assert norms.max() < 100 * norms.min()
+
+
+def test_areas_are_means_of_equal_parts() -> None:
+    x = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).view(2, 3, 8, 8)
+    assert average_areas(x, 8) is x
+    assert average_areas(x, 9) is x
+    expected = x.view(2, 3, 2, 4, 2, 4).mean((3, 5))
+    torch.testing.assert_close(average_areas(x, 2), expected)
+    torch.testing.assert_close(average_areas(x[:, :, :6, :6], 4).mean(), x[:, :, :6, :6].mean())

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from toolkit.base.errors import UserError
+from toolkit.base.randomness import isolated_randomness
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import check_dimensions
 from toolkit.data.episode import ACTION_DIM_IS_PAD, IMAGE, PICTURE_EVERY, SYNTHETIC
@@ -227,8 +228,7 @@ class Augmented:
 
     def batch(self, step: int) -> dict[str, Any]:
         batch = self.source.batch(step)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 1_000_003 + step)
+        with isolated_randomness(self.seed * 1_000_003 + step):
             images = torch.cat([self.transforms(group) for group in batch[IMAGE].split(self.GROUP)])
         return {**batch, IMAGE: images.clamp(0, 1)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,5 +31,8 @@ class Env(Protocol):
 
 
 class Policy(Protocol):
-    def predict_action_chunk(self, observation: dict[str, Any]) -> Any:
-        """Observation batch in LeRobot's keys -> the next actions (B, n, A) in physical units."""
+    def predict_action_chunk(self, observation: dict[str, Any], noise_seeds: Sequence[int] | None = None) -> Any:
+        """Observation batch in LeRobot's keys -> the next actions (B, n, A) in physical units.
+
+        noise_seeds: B, one for each sample; what is drawn for it comes from its seed alone.
+        """

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
 from toolkit.base.progress import progress
+from toolkit.base.randomness import isolated_randomness
 
 NUM_FRAMES, SIZE, FEATURES = 12, 64, 64
 TEMPERATURE = 0.1
@@ -36,8 +37,7 @@ class ClipEncoder(nn.Module):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with isolated_randomness(seed):
             self.convolutions = nn.Sequential(
                 nn.Conv3d(3, 16, (3, 6, 6), (1, 4, 4), (1, 1, 1)),
                 nn.ReLU(),

@@ -9,18 +9,22 @@ import torch
 
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
+from toolkit.base.randomness import stream_seed
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK
 from toolkit.envs.base import Policy
 from toolkit.evaluation.statistics import paired_bootstrap
 
 
-def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch_size: int = 32) -> dict[str, Any]:
+def open_loop_error(
+    policy: Policy, store: ClipStore, n_action_steps: int, batch_size: int = 32, seed: int = 0
+) -> dict[str, Any]:
     """Errors of the next `n_action_steps` actions, predicted at every such step of every episode.
 
     `action_distance` is the Euclidean distance (raw units) averaged over steps, then over episodes; `low` and `high`
     bound its 95 % bootstrap interval over episodes, n of them. `mean` is the same error of these episodes' own mean
-    action: a policy that is not better has learned nothing. `per_dimension` (A,) holds mean absolute errors.
+    action: a policy that is not better has learned nothing. `per_dimension` (A,) holds mean absolute errors. Noise of
+    a prediction comes from `seed`, its episode and step alone.
     Raises UserError if the policy's actions have another width than the recorded ones.
     """
     rows = [
@@ -36,7 +40,9 @@ def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch
         episodes, steps = np.array(rows[start : start + batch_size]).T
         batch = store.policy_batch(episodes, steps, n_action_steps)
         observation = {IMAGE: torch.from_numpy(batch[IMAGE]), STATE: torch.from_numpy(batch[STATE]), TASK: batch[TASK]}
-        chunk = torch.as_tensor(policy.predict_action_chunk(observation)).detach().cpu().numpy()[:, :n_action_steps]
+        noise_seeds = [stream_seed(seed, int(e), int(step)) for e, step in zip(episodes, steps, strict=True)]
+        chunk = torch.as_tensor(policy.predict_action_chunk(observation, noise_seeds)).detach().cpu().numpy()
+        chunk = chunk[:, :n_action_steps]
         if chunk.shape != batch[ACTION].shape:
             raise UserError(
                 f"{store.name}: actions are {batch[ACTION].shape[2]} wide; the policy gives {chunk.shape[2]}"

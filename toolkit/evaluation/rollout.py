@@ -10,6 +10,7 @@ import torch
 
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
+from toolkit.base.randomness import stream_seed
 from toolkit.data.episode import IMAGE, STATE, TASK
 from toolkit.envs.base import Policy
 from toolkit.envs.metaworld import MetaWorldEnv
@@ -41,12 +42,13 @@ class _Slot:
         if not self.waiting:
             return False
         self.seed = self.waiting.pop(0)
-        self.state, self.step, self.frames = self.env.reset(self.seed), 0, []
+        self.state, self.step, self.frames, self.chunks = self.env.reset(self.seed), 0, [], 0
         return True
 
     def execute(self, actions: np.ndarray, max_steps: int) -> Rollout | None:
         """Execute a chunk (n, A); the rollout if it ended, and the next scene is set."""
         solved = False
+        self.chunks += 1
         for action in actions[: max_steps - self.step]:
             if self.seed in self.recorded and self.step % FRAME_EVERY == 0:
                 self.frames.append(self.env.render())
@@ -74,13 +76,16 @@ def rollout(
     record_first: int = 0,
     num_envs: int = 20,
     n_action_steps: int | None = None,
+    seed: int = 0,
 ) -> list[Rollout]:
     """Roll the policy out on the seeds of every task; a rollout ends when the task is solved or after `max_steps`.
 
     suite: how the scenes look and how the instruction is worded. About `num_envs` environments share each prediction,
     unless the policy has a memory, which its method `reset` clears: then there is one scene at a time.
     `n_action_steps` of every chunk are executed, by default all of it. A picture is rendered only for a new chunk, and
-    where frames are recorded (the first `record_first` seeds of a task). Results are in the order of tasks and seeds.
+    where frames are recorded (the first `record_first` seeds of a task). The noise of a chunk comes from `seed`, the
+    scene, and how many chunks there were before: it is the same whatever else is rolled out, and for every policy.
+    Results are in the order of tasks and seeds.
     Raises UserError if the policy returns actions of another shape, or NaN.
     """
     forget = getattr(policy, "reset", None)
@@ -108,8 +113,9 @@ def rollout(
                     for slot in active
                 ],
             }
-            chunk = torch.as_tensor(policy.predict_action_chunk(observation)).detach().cpu().numpy()  # (B, n, A)
-            _check(chunk, len(active), active[0].env)
+            noise_seeds = [stream_seed(seed, slot.env.task, slot.seed, slot.chunks) for slot in active]
+            chunk = torch.as_tensor(policy.predict_action_chunk(observation, noise_seeds)).detach().cpu().numpy()
+            _check(chunk, len(active), active[0].env)  # (B, n, A)
             for slot, actions in zip(active, chunk, strict=True):
                 if (ended := slot.execute(actions[:n_action_steps], max_steps)) is not None:
                     results[ended.task, ended.seed] = ended

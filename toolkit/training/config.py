@@ -32,12 +32,21 @@ class OptimConfig:
     batch_size: int = option(16, "clips of one batch", least=1, most=MOST_BATCH)
     gradient_accumulation: int = option(1, "batches of one gradient step", least=1, most=MOST_BATCH)
     learning_rate: float = option(3e-4, "of AdamW, after the warm-up", least=0, most=1)
-    weight_decay: float = option(0.01, "of AdamW, for matrices", least=0, most=10)
+    betas: list[float] | None = option(
+        None, "of AdamW; null = the policy's own, of other networks [0.9,0.95]", least=0, below=1
+    )
+    epsilon: float | None = option(None, "of AdamW; null = the policy's own, of other networks 1e-8", above=0, most=1)
+    weight_decay: float | None = option(
+        None, "of AdamW, for matrices; null = the policy's own, of other networks 0.01", least=0, most=10
+    )
     warmup_steps: int = option(
         50, "steps in which the rate rises; it falls as a cosine after", least=0, most=MOST_STEPS
     )
-    gradient_clip: float = option(
-        1.0, "largest norm of a gradient, longer ones are shortened", above=0, most=1_000_000_000
+    gradient_clip: float | None = option(
+        None,
+        "largest norm of a gradient, longer ones are shortened; null = the policy's own, of other networks 1",
+        above=0,
+        most=1_000_000_000,
     )
     ema_decay: float = option(0.995, "of the average of the weights that is saved; 0 = the last ones", least=0, below=1)
     log_every: int = option(20, "steps from one line of the log to the next", least=1, most=MOST_STEPS)

@@ -24,7 +24,7 @@ from toolkit.data.batches import BatchSource
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint, saved_steps
 from toolkit.training.config import OptimConfig as OptimConfig
 from toolkit.training.logging import ScalarLog
-from toolkit.training.optim import ExponentialMovingAverage, adamw, warmup_cosine
+from toolkit.training.optim import ExponentialMovingAverage, make_optimizer, warmup_cosine
 from toolkit.training.runtime import RuntimeConfig, bf16_peak, forwards, make_accelerator, repeated_blocks
 
 THROUGHPUT = ("samples_per_second", "flop_per_second", "flop_per_sample", "bf16_peak_share")
@@ -60,7 +60,7 @@ def train(
     accelerator = make_accelerator(runtime, directory)
     objective.train()
     trained = LossModule(objective).to(accelerator.device)
-    optimizer = adamw(objective, config)
+    optimizer, config = make_optimizer(objective, config)
     average = ExponentialMovingAverage(objective, config.ema_decay)
     checkpoints = directory / "checkpoints"
     first, metrics = load_checkpoint(checkpoints, objective, optimizer, average, config.steps)
@@ -135,7 +135,7 @@ class GradientSteps:
         """Loss and metrics of the last batch, and the norm of the gradient before it was clipped."""
         accelerator, parts = self.accelerator, self.config.gradient_accumulation
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
+            group["lr"] = group["lr_scale"] * self.learning_rate(step)
         if accelerator.num_processes > 1:  # noise of its own for every process, the same again after a resume
             index = step * accelerator.num_processes + accelerator.process_index
             torch.manual_seed(self.first_seed + index * 1_000_003)

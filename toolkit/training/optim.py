@@ -3,26 +3,75 @@
 from __future__ import annotations
 
 import math
+import sys
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.base.errors import UserError
 from toolkit.training.config import OptimConfig
 
+# Of an objective that asks for nothing.
+DEFAULTS: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.01, "lr_scale": 1.0}
+GRADIENT_CLIP = 1.0
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; biases, norms and other vectors do not."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+
+@runtime_checkable
+class OwnOptimizer(Protocol):
+    """An objective that says how it is to be optimised, as policies do."""
+
+    def optimizer_groups(self) -> tuple[list[dict[str, Any]], float]:
+        """Parameter groups and the largest norm of a gradient.
+
+        A group has params, betas, eps, weight_decay, and lr_scale, of which `optim.learning_rate` is a multiple.
+        """
+
+
+def make_optimizer(objective: nn.Module, config: OptimConfig) -> tuple[torch.optim.AdamW, OptimConfig]:
+    """AdamW on the parameters of a training, and the options with none left open.
+
+    What the options leave open (null) is the objective's own, or that of DEFAULTS. What it does not want trained is
+    frozen. Raises UserError for betas that are not two.
+    """
+    if config.betas is not None and len(config.betas) != 2:
+        raise UserError(f"optim.betas={list(config.betas)}: expected two numbers")
+    if isinstance(objective, OwnOptimizer):
+        own, gradient_clip = objective.optimizer_groups()
+    else:
+        own, gradient_clip = [{"params": list(objective.parameters()), **DEFAULTS}], GRADIENT_CLIP
+    wanted = {id(parameter) for group in own for parameter in group["params"]}
+    left = [p for p in objective.parameters() if p.requires_grad and id(p) not in wanted]
+    if left:
+        print(
+            f"optimiser: {sum(p.numel() for p in left)} weights stay as they are, as the policy asks", file=sys.stderr
+        )
+    for parameter in left:
+        parameter.requires_grad_(False)
+    for group in own:
+        if config.betas is not None:
+            group["betas"] = tuple(config.betas)
+        group["eps"] = group["eps"] if config.epsilon is None else config.epsilon
+        group["weight_decay"] = group["weight_decay"] if config.weight_decay is None else config.weight_decay
+    groups = [part for group in own for part in split_group(group)]
+    settled = replace(
+        config,
+        betas=list(own[0]["betas"]),
+        epsilon=own[0]["eps"],
+        weight_decay=own[0]["weight_decay"],
+        gradient_clip=gradient_clip if config.gradient_clip is None else config.gradient_clip,
+    )
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True), settled
+
+
+def split_group(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Matrices, which decay, and biases, norms and other vectors, which do not; what is frozen is left out."""
+    trained = [p for p in group["params"] if p.requires_grad]
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {**group, "params": [p for p in trained if p.ndim > 1]},
+        {**group, "params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def adamw(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """The optimiser of every training."""
-    groups = parameter_groups(module, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def warmup_cosine(step: int, steps: int, warmup_steps: int, floor: float = 0.05) -> float:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vag_core.config import BridgeConfig
+from vag_core.layers import average_areas
 
 
 class PoolingBridge(nn.Module):
@@ -21,11 +22,12 @@ class PoolingBridge(nn.Module):
         super().__init__()
         channels, frames, height, width = latent_shape
         self.grid = (min(config.grid[0], frames), min(config.grid[1], height), min(config.grid[2], width))
-        self.width, self.first_frame = config.width, config.first_frame
+        self.width, self.first_frame, self.first_frame_grid = config.width, config.first_frame, config.first_frame_grid
         cells = self.grid[0] * self.grid[1] * self.grid[2]
         features = cells * channels
         self.project = nn.Linear(features, config.width) if cells > 1 else None
-        self.project_first = nn.Linear(channels * height * width, config.width) if config.first_frame else None
+        first = channels * min(height, config.first_frame_grid) * min(width, config.first_frame_grid)
+        self.project_first = nn.Linear(first, config.width) if config.first_frame else None
 
     def forward(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d"]:
         """latents: (B, C, T, h, w), first frame included, unit variance -> condition (B, width)."""
@@ -36,7 +38,8 @@ class PoolingBridge(nn.Module):
             repeats = -(-self.width // pooled.shape[1])
             condition = pooled.repeat(1, repeats)[:, : self.width]
         if self.project_first is not None:
-            condition = torch.cat([condition, self.project_first(latents[:, :, 0].flatten(1))], dim=-1)
+            first = average_areas(latents[:, :, 0], self.first_frame_grid).flatten(1)
+            condition = torch.cat([condition, self.project_first(first)], dim=-1)
         return condition
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vag_core.actions.branch import ConditionedBranch, VideoView
 from vag_core.actions.transformer import GroupTransformer
 from vag_core.config import FramewiseConfig, GeneratorConfig, TemporalConfig
+from vag_core.layers import average_areas
 from vag_core.trajectory import ungroup
 
 
@@ -23,7 +24,9 @@ class TemporalBranch(ConditionedBranch):
         action, (channels, _, height, width) = config.action, config.latent_shape
         assert isinstance(action, TemporalConfig)
         super().__init__(config, action.width)
-        self.read = nn.Linear(2 * channels * height * width, action.width)  # a frame and the change to it
+        self.grid = action.read_grid
+        cells = min(height, self.grid) * min(width, self.grid)
+        self.read = nn.Linear(2 * channels * cells, action.width)  # a frame and the change to it
         self.dropout = nn.Dropout(action.dropout)
         self.transformer = GroupTransformer(action, config.group_width)
 
@@ -36,7 +39,8 @@ class TemporalBranch(ConditionedBranch):
     ) -> Float[Tensor, "b n c"]:
         """As in `ActionBranch`: the trajectory (B, N, A + S)."""
         assert video is not None
-        now, before = video.latents[:, :, 1:], video.latents[:, :, :-1]
+        latents = average_areas(video.latents, self.grid)
+        now, before = latents[:, :, 1:], latents[:, :, :-1]
         pairs = rearrange(torch.cat([now, now - before], dim=1), "b c t h w -> b t (c h w)")
         return ungroup(self.transformer(self.read(self.dropout(pairs)), condition), self.steps)
 
