@@ -12,7 +12,7 @@ from toolkit.base.progress import progress
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK
 from toolkit.envs.base import Policy
-from toolkit.evaluation.statistics import paired_bootstrap
+from toolkit.evaluation.statistics import mean_interval
 
 
 def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch_size: int = 32) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch
         for episode, length in enumerate(store.episode_lengths)
         for step in range(0, int(length), n_action_steps)
     ]
-    mean = store.actions.mean(0)
+    mean = store.actions.mean(0, dtype=np.float64)
     errors: dict[str, list[np.ndarray]] = {"policy": [], "mean": []}
     owners: list[np.ndarray] = []
     bar = progress(description="open loop", total=len(rows), unit="step")
@@ -51,13 +51,13 @@ def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch
     counts = np.bincount(owner)
     values = {name: np.concatenate(parts) for name, parts in errors.items()}  # (N, A)
     per_episode = {name: np.bincount(owner, np.linalg.norm(value, axis=-1)) / counts for name, value in values.items()}
-    interval = paired_bootstrap(per_episode["policy"].tolist(), [0.0] * len(counts))
+    low, high = mean_interval(per_episode["policy"])
     return {
         "action_distance": float(per_episode["policy"].mean()),
-        "low": interval["low"],
-        "high": interval["high"],
+        "low": low,
+        "high": high,
         "n": len(counts),
         "mean": float(per_episode["mean"].mean()),
-        "per_dimension": np.abs(values["policy"]).mean(0).tolist(),
+        "per_dimension": np.abs(values["policy"]).mean(0, dtype=np.float64).tolist(),
         "n_action_steps": n_action_steps,
     }
