@@ -66,7 +66,7 @@ def recomputed(record: BenchmarkRecord, rollouts: Path) -> BenchmarkRecord:
     notes |= {TOO_NARROW: f"in {', '.join(sorted(left))}: {TO_READ}"} if left else {}
     count = len(set(config.generator_seeds))
     if "generators" in notes and count < FEWEST_CLUSTERS:
-        behind = notes["generators"].partition(";")[0]
+        behind = notes["generators"].partition(";")[0].partition(":")[0]
         notes["generators"] = f"{behind}: too few for an interval of systems of what they taught"
     return replace(
         record,
@@ -85,7 +85,7 @@ def read_rollouts(path: Path) -> tuple[Outcomes, dict[str, list[str]]]:
     outcomes: Outcomes = {}
     scenes: dict[str, list[tuple[str, int]]] = {}
     for key, part in table.groupby([*axes, "suite"], sort=False):
-        *values, suite = key
+        *values, suite = (value.item() if hasattr(value, "item") else value for value in key)
         cell = Cell(**dict(zip(axes, values, strict=True)))
         met = list(zip(part["task"], part["scene"], strict=True))
         if scenes.setdefault(suite, met) != met:
