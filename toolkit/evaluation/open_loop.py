@@ -11,6 +11,7 @@ from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK
+from toolkit.data.normalizer import moments
 from toolkit.envs.base import Policy
 from toolkit.evaluation.statistics import mean_interval
 
@@ -28,7 +29,7 @@ def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch
         for episode, length in enumerate(store.episode_lengths)
         for step in range(0, int(length), n_action_steps)
     ]
-    mean = store.actions.mean(0, dtype=np.float64)
+    mean, _ = moments(store.actions)
     errors: dict[str, list[np.ndarray]] = {"policy": [], "mean": []}
     owners: list[np.ndarray] = []
     bar = progress(description="open loop", total=len(rows), unit="step")
@@ -58,6 +59,6 @@ def open_loop_error(policy: Policy, store: ClipStore, n_action_steps: int, batch
         "high": high,
         "n": len(counts),
         "mean": float(per_episode["mean"].mean()),
-        "per_dimension": np.abs(values["policy"]).mean(0, dtype=np.float64).tolist(),
+        "per_dimension": moments(np.abs(values["policy"]))[0].tolist(),
         "n_action_steps": n_action_steps,
     }
