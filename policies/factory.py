@@ -43,6 +43,7 @@ from toolkit.data.episode import (
     SYNTHETIC,
     TASK,
 )
+from toolkit.data.normalizer import is_constant
 from toolkit.data.text import split_words
 
 Statistics = dict[str, dict[str, np.ndarray]]
@@ -377,16 +378,23 @@ def usable_statistics(stats: Statistics, config: PreTrainedConfig) -> Statistics
 
 
 def _with_width(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Ranges and deviations widened to SMALLEST_RANGE: LeRobot would divide a constant dimension by 1e-8."""
+    """Ranges and deviations of constant dimensions widened to SMALLEST_RANGE: LeRobot would divide them by 1e-8.
+
+    Of others, however small their units, to such a share of what the dimension spans.
+    """
     values = dict(values)
-    for low, high in (("q01", "q99"), ("q10", "q90"), ("min", "max")):
-        if low in values and high in values:
-            middle, half = (values[low] + values[high]) / 2, (values[high] - values[low]) / 2
-            half = np.maximum(half, SMALLEST_RANGE / 2)
-            values[low], values[high] = middle - half, middle + half
+    width = np.float32(SMALLEST_RANGE)
+    if {"min", "max"} <= values.keys():
+        low, high = values["min"], values["max"]
+        width = np.where(is_constant(low, high), width, SMALLEST_RANGE * (high - low)).astype(np.float32)
+    for low_name, high_name in (("q01", "q99"), ("q10", "q90"), ("min", "max")):
+        if low_name in values and high_name in values:
+            middle = (values[low_name] + values[high_name]) / 2
+            half = np.maximum((values[high_name] - values[low_name]) / 2, width / 2)
+            values[low_name], values[high_name] = middle - half, middle + half
     if {"q01", "q99", "min", "max"} <= values.keys():  # whoever computed them put the floor on the quantiles
         values["min"] = np.minimum(values["min"], values["q01"])
         values["max"] = np.maximum(values["max"], values["q99"])
     if "std" in values:
-        values["std"] = np.maximum(values["std"], SMALLEST_RANGE)
+        values["std"] = np.maximum(values["std"], width)
     return values

@@ -34,6 +34,7 @@ from recipes.study_record import (
     gather,
     generator_rows,
     rollout_table,
+    scene_tasks,
     system_comparisons,
     system_rows,
     task_rows,
@@ -49,7 +50,7 @@ from toolkit.data.formats.lerobot_read import read_actions
 from toolkit.data.selection import parse_rule
 from toolkit.envs.metaworld import instructions
 from toolkit.envs.shifts import SUITES
-from toolkit.reporting.benchmark_record import write_record
+from toolkit.reporting.benchmark_record import bounds_text, write_record
 from toolkit.reporting.benchmark_results import AblateResult, CellRow
 from toolkit.reporting.plots import figure_file
 from toolkit.reporting.results import CollectResult, RolloutResult
@@ -80,14 +81,14 @@ def run(config: AblateConfig, run: Run) -> AblateResult:
     failed = [cell.name for cell in cells if f"{cell.name}/evaluate" in stopped]
     table = cell_rows(config, root, cells, failed, stages)
     measured = [cell for cell in cells if cell.name not in failed]
-    for name, content in (("cells", pd.DataFrame(to_json(table))), ("rollouts", rollout_table(root, measured))):
+    for name, content in (("cells", pd.DataFrame(to_json(table))), ("rollouts", rollout_table(config, root, measured))):
         with atomic_file(root / f"{name}.parquet") as temporary:
             content.to_parquet(temporary, index=False)
     outcomes = gather(root, measured)
     if not outcomes:
         raise UserError(f"ablate: all {len(cells)} cells failed; their messages stand above and in {root}")
-    rows, comparisons = system_rows(outcomes), system_comparisons(outcomes)
-    rows += exchange_rows(config, outcomes) + task_rows(root, cells, outcomes)
+    rows, comparisons = system_rows(config, outcomes), system_comparisons(config, outcomes)
+    rows += exchange_rows(config, outcomes) + task_rows(config, outcomes, scene_tasks(root, cells))
     rows += generator_rows(root, cells, config) + filter_rows(root, cells, config)
     command = " ".join(["vag ablate", *command_words("ablate", run.record["config"])])
     told = {**notes(config, cells, failed, {row.metric for row in rows}), "policies": describe_commits(root, cells)}
@@ -260,6 +261,6 @@ def summary(result: AblateResult) -> str:
     for suite in dict.fromkeys(lift.suite for lift in lifts if lift.suite in ("unseen", "task")):
         found = [lift for lift in lifts if lift.suite == suite]
         best = max(found, key=lambda c: c.difference)
-        span = f"{best.difference:+.3f} [{best.low:+.3f}, {best.high:+.3f}]"
+        span = f"{best.difference:+.3f}{bounds_text(best, '+.3f')}"
         text += f"; largest lift of {len(found)} over real_few on {suite}: {best.a} ({best.policy}) {span}"
     return text

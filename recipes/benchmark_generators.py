@@ -34,7 +34,8 @@ from toolkit.base.reading import read_json
 from toolkit.base.run import Run
 from toolkit.base.typed_json import from_json, to_json
 from toolkit.evaluation.distribution import i3d_features
-from toolkit.reporting.benchmark_record import write_record
+from toolkit.evaluation.systems import HOW_TO_READ
+from toolkit.reporting.benchmark_record import bounds_text, write_record
 from toolkit.reporting.benchmark_results import BenchmarkGeneratorsResult, Difference, Row, ValidityCard
 from toolkit.reporting.results import RESULTS
 
@@ -71,10 +72,8 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> BenchmarkGeneratorsResul
     notes = {
         "scenes": f"{config.scenes_per_task} held-out scenes of each of {', '.join(config.tasks)}, which the expert "
         "solves; the same for all systems, and the same noise",
-        "intervals": "95 %: Wilson over all rollouts for replay_success, too narrow where training seeds differ; "
-        "a bootstrap over training seeds and scenes for other metrics of scenes and for differences; least and most "
-        "of the training seeds for the rest, for distances between sets, but fvd, of their bounds. p is McNemar's "
-        "exact test for the training seed where it is largest, not corrected for the number of comparisons",
+        "intervals": f"{HOW_TO_READ}. Of metrics that no scenes have, low and high are the least and most of the "
+        "training seeds, for distances between sets, but fvd, of their bounds",
         "first frame": "vag and action_only have an encoder of it for their actions too; the action branches of the "
         "others see it through the video branch or its latents, as published. The actions of vag, in its own order, "
         "are planned from the first frame and read no video",
@@ -188,7 +187,7 @@ def system_stages(config: BenchmarkGeneratorsConfig, root: Path, data: str, suit
 
 def summary(result: BenchmarkGeneratorsResult) -> str:
     return "; ".join(
-        f"{row.suite} {row.system} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+        f"{row.suite} {row.system} {row.value:.3f}{bounds_text(row, '.3f')}"
         for row in result.rows
         if row.metric == "replay_success"
     )

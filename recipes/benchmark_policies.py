@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,17 @@ from recipes.compose import command_words
 from recipes.stages import entry, make_stage, needed_result, run_stages
 from recipes.study_schema import BenchmarkPoliciesConfig
 from toolkit.base.errors import UserError
+from toolkit.base.record import RECORD, read_record
 from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
 from toolkit.envs.shifts import SUITES
-from toolkit.evaluation.statistics import compare_systems, measured_success, table_rate
-from toolkit.reporting.benchmark_record import write_record
+from toolkit.evaluation.systems import HOW_TO_READ, Trained, compare_success, measured_success
+from toolkit.reporting.benchmark_record import bounds_text, write_record
 from toolkit.reporting.benchmark_results import BenchmarkPoliciesResult, Difference, Ranked, Row
 from toolkit.reporting.results import RolloutResult
 
 EXTENDABLE = True  # policies that were rolled out are taken as they are, so others can join them
-Differences = dict[tuple[str, str], dict[str, Any]]  # (a, b): a minus b, as `compare_systems`
+Differences = dict[tuple[str, str], dict[str, Any]]  # (a, b): a minus b, as `compare_success`
 
 
 def run(config: BenchmarkPoliciesConfig, run: Run) -> BenchmarkPoliciesResult:
@@ -55,19 +56,27 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> BenchmarkPoliciesResult:
     }
     if not whole:
         raise UserError(f"benchmark policies: no policy could be rolled out ({', '.join(failed)}); see above")
+    clusters = {name: list(map(learned_from, checkpoints[name])) for name in whole}
     outcomes = {
-        suite: {name: outcome_table(root, name, count, suite) for name, count in whole.items()}
+        suite: {
+            name: Trained(outcome_table(root, name, count, suite), labels_of(checkpoints[name], clusters[name]))
+            for name, count in whole.items()
+        }
         for suite in config.suites
     }
     rows, comparisons, boards = [], list[Difference](), {}
-    for suite, tables in outcomes.items():
-        for name, table in tables.items():
-            rows.append(Row(system=name, suite=suite, metric="success", **measured_success(table)))
-        compared = compare_all(tables)
+    for suite, systems in outcomes.items():
+        for name, system in systems.items():
+            rows.append(Row(system=name, suite=suite, metric="success", **measured_success(system)))
+        compared = compare_all(systems)
         for (a, b), difference in compared.items():
             comparisons.append(Difference(a=a, b=b, suite=suite, metric="success", paired=True, **difference))
-        boards[suite] = leaderboard(tables, compared)
+        boards[suite] = leaderboard(systems, compared)
     notes = notes_of(config, root, checkpoints, whole, failed)
+    if unknown := [name for name, found in clusters.items() if None in found]:
+        notes["generators"] = (
+            f"no run.json tells what {', '.join(unknown)} learned from: counted as if no two shared a generator"
+        )
     command = " ".join(["vag benchmark policies", *command_words("benchmark policies", run.record["config"])])
     record = write_record(root, "policies", command, rows, comparisons, notes, boards)
     for suite, board in boards.items():
@@ -92,8 +101,9 @@ def notes_of(
         "scenes": scenes_text(config.suites, config.episodes_per_task, config.tasks, config.new_tasks)
         + f"; all from seed {config.first_seed} on, the same for all policies, and so is the noise of a scene's chunks",
         "rollouts": " ".join(config.evaluate) or "as `vag evaluate` does by default",
-        "intervals": "95 %, over checkpoints and scenes: the outer bounds of Wilson's interval and a bootstrap for "
-        "success, a bootstrap for differences; p is McNemar's exact test for the checkpoint where it is largest",
+        "intervals": HOW_TO_READ,
+        "ranks": "by intervals of systems in a suite where all differences have them, else by those of these "
+        "checkpoints: then the next checkpoints may rank otherwise",
         "checkpoints": "; ".join(f"{name}: {', '.join(paths)}" for name, paths in checkpoints.items()),
     }
     if unknown := [name for name, count in whole.items() if not all_scenes_known(root, name, count)]:
@@ -131,34 +141,60 @@ def all_scenes_known(root: Path, name: str, checkpoints: int) -> bool:
     return all(result.seen_scenes is not None for result in found)
 
 
-def compare_all(tables: dict[str, np.ndarray]) -> Differences:
+def learned_from(checkpoint: str) -> frozenset[str] | None:
+    """Identities of the synthetic datasets that a policy learned from, and that one that it goes on from.
+
+    By the run.json beside it; None where there is none, as for checkpoints of the Hub.
+    """
+    directory = Path(checkpoint).parent
+    if not (directory / RECORD).is_file():
+        return None
+    record = read_record(directory)
+    config, ids = record["config"], {entry["path"]: entry["id"] for entry in record["data"]}
+    own = frozenset(ids.get(str(path), str(path)) for path in config.get("synthetic") or [])
+    if record["command"] == "pretrain" or not config.get("checkpoint"):
+        return own
+    earlier = learned_from(str(config["checkpoint"]))
+    return None if earlier is None else own | earlier
+
+
+def labels_of(checkpoints: Sequence[str], learned: Sequence[frozenset[str] | None]) -> list[Hashable]:
+    """What makes a cluster of each checkpoint: its synthetic episodes, where there are none it alone."""
+    return [found or checkpoint for checkpoint, found in zip(checkpoints, learned, strict=True)]
+
+
+def compare_all(systems: dict[str, Trained]) -> Differences:
     """Each system minus each that follows it."""
-    return {(a, b): compare_systems(tables[a], tables[b]) for a, b in combinations(tables, 2)}
+    return {(a, b): compare_success(systems[a], systems[b]) for a, b in combinations(systems, 2)}
 
 
-def leaderboard(tables: dict[str, np.ndarray], compared: Differences) -> list[Ranked]:
+def leaderboard(systems: dict[str, Trained], compared: Differences) -> list[Ranked]:
     """Systems from best to worst, each with those above it that the data cannot tell from it.
 
-    Two are not distinguishable where the interval of their paired difference holds 0. A rank is one more than the
-    number of systems that are distinguishably better, and no better than that of any system above.
+    Two are not distinguishable where the interval of their paired difference holds 0: that of systems where all
+    differences have one, else that of these checkpoints. A rank is one more than the number of systems that are
+    distinguishably better, and no better than that of any system above.
     """
-    order = sorted(tables, key=lambda name: -tables[name].mean())
+    order = sorted(systems, key=lambda name: -systems[name].mean)
+    of = "" if all(found["low"] is not None for found in compared.values()) else "_these_checkpoints"
     board: list[Ranked] = []
     for place, name in enumerate(order):
         bounds = {other: compared.get((other, name)) or compared[name, other] for other in order[:place]}
-        tied = [above for above in order[:place] if bounds[above]["low"] <= 0 <= bounds[above]["high"]]
+        tied = [above for above in order[:place] if bounds[above][f"low{of}"] <= 0 <= bounds[above][f"high{of}"]]
         rank = max([1 + place - len(tied), *(row.rank for row in board)])
-        rate, like = vars(table_rate(tables[name])), ", ".join(tied) or None
-        board.append(Ranked(rank=rank, system=name, **rate, seeds=len(tables[name]), not_distinguishable_from=like))
+        found = measured_success(systems[name])
+        counts = {"successes": int(systems[name].outcomes.sum()), "rate": found.pop("value")}
+        like = ", ".join(tied) or None
+        board.append(Ranked(rank=rank, system=name, **found, **counts, not_distinguishable_from=like))
     return board
 
 
 def board_text(suite: str, board: Sequence[Ranked]) -> str:
-    lines = ["", f"{suite:<6}{'system':<32}{'success':<10}{'rate':<6}95 % interval"]
+    lines = ["", f"{suite:<6}{'system':<32}{'success':<10}{'rate':<6}95 % intervals: of systems, of these checkpoints"]
     for row in board:
         tied = row.not_distinguishable_from
         note = f"  not distinguishable from {tied}" if tied else ""
-        counts, bounds = f"{row.successes}/{row.n}", f"[{row.low:.2f}, {row.high:.2f}]"
+        counts, bounds = f"{row.successes}/{row.n}", bounds_text(row, ".2f").strip(" ,")
         lines.append(f"{row.rank:<6}{row.system:<32}{counts:<10}{row.rate:<6.2f}{bounds}{note}")
     return "\n".join(lines)
 

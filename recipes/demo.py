@@ -149,12 +149,12 @@ def table(result: DemoResult, root: Path) -> str:
     """The numbers of the demo as text."""
     lines = ["", f"{'stage':<36}{'seconds':>9}"]
     lines += [f"{stage.name:<36}{stage.seconds:>9.1f}" for stage in result.stages]
-    lines += ["", f"{'generator, held-out scenes':<36}{'distance':>9}  replay success"]
+    lines += ["", f"{'generator, held-out scenes':<36}{'distance':>9}  replay success, 95 % of this checkpoint"]
     for system in result.generator.systems:
         replay = "needs a simulator" if system.replay_success is None else _rate(system.replay_success)
         lines.append(f"{system.system:<36}{system.metrics['action_distance']:>9.3f}  {replay}")
     measure = "success" if isinstance(result.policies[0], PolicyRate) else "open-loop action distance"
-    lines += ["", f"{'policy, unseen scenes':<18}{'arm':<20}{measure}"]
+    lines += ["", f"{'policy, unseen scenes':<18}{'arm':<20}{measure}, 95 % of this checkpoint"]
     lines += [f"{row.policy:<18}{row.arm:<20}{_rate(row)}" for row in result.policies]
     lines += [
         "",

@@ -112,10 +112,10 @@ def summary(result: RolloutResult | OpenLoopResult) -> str:
     if isinstance(result, OpenLoopResult):
         error = result.open_loop
         return (
-            f"{who} open loop: action distance {error.action_distance:.4f} [{error.low:.4f}, {error.high:.4f}] over "
-            f"{error.n} episodes; their mean action {error.mean:.4f}"
+            f"{who} open loop: action distance {error.action_distance:.4f}, of this checkpoint "
+            f"[{error.low:.4f}, {error.high:.4f}] over {error.n} episodes; their mean action {error.mean:.4f}"
         )
     return "; ".join(
-        f"{who} {name}: {rate.successes}/{rate.n} [{rate.low:.2f}, {rate.high:.2f}]"
+        f"{who} {name}: {rate.successes}/{rate.n}, of this checkpoint [{rate.low:.2f}, {rate.high:.2f}]"
         for name, rate in result.suites.items()
     )

@@ -174,4 +174,4 @@ def summary(result: EvaluateGeneratorResult) -> str:
     metrics = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
     if (replay := result.replay) is None:
         return metrics
-    return f"{metrics}; replay {replay.successes}/{replay.n} [{replay.low:.2f}, {replay.high:.2f}]"
+    return f"{metrics}; replay {replay.successes}/{replay.n}, of this checkpoint [{replay.low:.2f}, {replay.high:.2f}]"

@@ -23,7 +23,7 @@ from toolkit.evaluation.clip_encoder import (
     train_clip_encoder,
 )
 from toolkit.evaluation.distribution import frechet_clip_distance, frechet_distance, i3d_features
-from toolkit.evaluation.statistics import compare_systems, hierarchical_bootstrap, wilson_interval
+from toolkit.evaluation.systems import Trained, compare_means, compare_success, measured_mean, measured_success
 from toolkit.evaluation.validity import rank_agreement, validity_card
 from toolkit.reporting.benchmark_results import Difference, Row
 from toolkit.reporting.results import EvaluateGeneratorResult, ReplayResult, TrainGeneratorResult
@@ -64,24 +64,20 @@ def suite_rows(suite: str, found: Evaluations) -> list[Row]:
     """One row per system and metric."""
     rows = []
     for system, results in found.items():
-        values: dict[str, tuple[float, float, float, int]] = {}
-        outcomes = scene_table(results, "replay_success")
-        if outcomes is not None:
-            bounds = wilson_interval(int(outcomes.sum()), outcomes.size)
-            values["replay_success"] = (float(outcomes.mean()), *bounds, outcomes.size)
-        for metric in SCENE_METRICS:
+        where: Any = {"system": system, "suite": suite}
+        for metric in ("replay_success", *SCENE_METRICS):
             table = scene_table(results, metric)
             if table is not None:
-                mean = hierarchical_bootstrap(table.tolist(), [[0.0] * table.shape[1]])
-                values[metric] = (mean["difference"], mean["low"], mean["high"], table.size)
+                measure = measured_success if metric == "replay_success" else measured_mean
+                rows.append(Row(**where, metric=metric, **measure(Trained(table))))
+        values: dict[str, tuple[float, float, float, int]] = {}
         for metric in ("seconds_per_pair", "function_evaluations"):
             measured = [float(getattr(result, metric)) for result in results]
             values[metric] = (float(np.median(measured)), min(measured), max(measured), len(measured))
         for i, errors in enumerate(zip(*(result.dimension_errors or [] for result in results), strict=True)):
             values[f"action_{i}_error"] = (float(np.mean(errors)), min(errors), max(errors), len(errors))
-        where: Any = {"system": system, "suite": suite, "seeds": len(results)}
         for metric, (value, low, high, n) in values.items():
-            rows.append(Row(**where, metric=metric, value=value, low=low, high=high, n=n))
+            rows.append(Row(**where, metric=metric, value=value, low=low, high=high, n=n, seeds=len(results)))
     return rows
 
 
@@ -209,7 +205,10 @@ def ceiling_row(suite: str, directory: Path) -> Row:
 
 
 def suite_comparisons(config: BenchmarkGeneratorsConfig, suite: str, found: Evaluations) -> list[Difference]:
-    """The reference minus every other system, and variants minus what they name, paired by scene."""
+    """The reference minus every other system, and variants minus what they name, paired by scene.
+
+    Two that are made of the same weights are paired by training seed too.
+    """
     pairs = [(config.reference, system) for system in config.systems if system != config.reference]
     for name, variant in variants_of(config, suite).items():
         if variant.against is None:
@@ -222,11 +221,13 @@ def suite_comparisons(config: BenchmarkGeneratorsConfig, suite: str, found: Eval
             ours, theirs = scene_table(found[a], metric), scene_table(found[b], metric)
             if ours is None or theirs is None:
                 continue
-            compare = compare_systems if metric == "replay_success" else mean_difference
-            difference: Any = compare(ours, theirs)
-            comparisons.append(Difference(a=a, b=b, suite=suite, metric=metric, paired=True, **difference))
+            compare = compare_success if metric == "replay_success" else compare_means
+            sides = (Trained(table, weights_of(config, suite, name)) for name, table in ((a, ours), (b, theirs)))
+            comparisons.append(Difference(a=a, b=b, suite=suite, metric=metric, paired=True, **compare(*sides)))
     return comparisons
 
 
-def mean_difference(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    return hierarchical_bootstrap(ours.tolist(), theirs.tolist())
+def weights_of(config: BenchmarkGeneratorsConfig, suite: str, name: str) -> list[tuple[str, int]]:
+    """Which weights a system or variant is, of each training seed."""
+    variants = variants_of(config, suite)
+    return [(variants[name].system if name in variants else name, seed) for seed in config.seeds]

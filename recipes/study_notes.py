@@ -16,6 +16,7 @@ from toolkit.evaluation.statistics import (
     design_power,
     two_proportion_sample_size,
 )
+from toolkit.evaluation.systems import FEWEST_CLUSTERS, HOW_TO_READ
 from toolkit.reporting.results import SynthesizeResult
 
 FILTER_NOTE = (
@@ -93,9 +94,7 @@ def notes(
         "scenes": scenes_text(config.suites, config.scenes_per_task, config.tasks, config.new_tasks)
         + f"; all from seed {config.held_out_seed} on, the same for all cells. Objects stand where those of the few "
         "real episodes may, in `position` where they may not",
-        "intervals": "95 %, over training seeds (for synthetic scenes those of the generators) and scenes: the outer "
-        "bounds of Wilson's interval and a bootstrap for success, a bootstrap for all else. p is McNemar's exact test "
-        "for the training seed where it is largest, not corrected for the number of comparisons",
+        "intervals": HOW_TO_READ,
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
         + "; ".join(describe_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
         "power": power_sentence(config, cells),
@@ -103,13 +102,15 @@ def notes(
     if any(ARMS[cell.arm].real == "few" for cell in cells):
         found["real episodes"] = "the few are the same for all seeds: what other ones would give, no interval knows"
     if feeds:
-        found["generators"] = (
-            f"{len(config.generator_seeds)} behind {len({cell.seed for cell in cells})} training seeds of the "
-            "policies; intervals know the policies' seeds alone, so where a generator is shared they are rather too "
-            "narrow"
+        seeds = {cell.seed for cell in cells if cell.needs_generator}
+        count = len({generator_seed(config, cell) for cell in cells if cell.needs_generator})
+        found["generators"] = f"{count} behind {len(seeds)} training seeds of the policies" + (
+            ": too few for an interval of systems of what they taught" if count < FEWEST_CLUSTERS else ""
         )
     if "gap_closed" in metrics:
-        found["gap_closed"] = "(system - real_few) / (real_all - real_few), told where that gap is surely above 0"
+        found["gap_closed"] = (
+            "(system - real_few) / (real_all - real_few), told where that gap is surely above 0 for these checkpoints"
+        )
     if "real_per_synthetic" in metrics:
         found["exchange"] = exchange_note(config, measured)
     if config.new_tasks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,7 @@ from toolkit.data.selection import HIGHER_IS_BETTER, column
 from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.exchange import exchange_rate
 from toolkit.evaluation.rates import RolloutRates
-from toolkit.evaluation.statistics import (
-    bootstrap_means,
-    compare_systems,
-    measured_success,
-    percentile_interval,
-)
+from toolkit.evaluation.systems import Trained, compare_success, measured_quantity, measured_success
 from toolkit.reporting.benchmark_results import Difference, Row
 from toolkit.reporting.results import ReplayResult, RolloutResult
 
@@ -48,25 +43,43 @@ def gather(root: Path, cells: Sequence[Cell]) -> Outcomes:
     return outcomes
 
 
-def rollout_table(root: Path, cells: Sequence[Cell]) -> Any:
-    """One row for each rollout: axes of its cell, suite, task, seed of the scene, success.
+def rollout_table(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> Any:
+    """One row for each rollout: axes of its cell, the seed of its generator, suite, task, seed of the scene, success.
 
-    Enough for other intervals and pairs, without the large directory of the study.
+    Enough for other intervals and pairs, without the large directory of the study: `recipes/recompute.py`.
     """
     import pandas as pd
 
+    def generator(cell: Cell) -> int | None:
+        return generator_seed(config, cell) if cell.needs_generator else None
+
     rows = [
-        [*asdict(cell).values(), suite, task, scene, success]
+        [*asdict(cell).values(), generator(cell), suite, task, scene, success]
         for cell in cells
         for suite, measured in measured_suites(root, cell).items()
         for task, scene, success in measured.outcomes
     ]
-    return pd.DataFrame(rows, columns=[*(axis.name for axis in fields(Cell)), "suite", "task", "scene", "success"])
+    others = ("generator", "suite", "task", "scene", "success")
+    return pd.DataFrame(rows, columns=[*(axis.name for axis in fields(Cell)), *others]).astype({"generator": "Int64"})
 
 
-def matrix(seeds: dict[int, list[bool]]) -> np.ndarray:
-    """(training seeds, scenes)."""
-    return np.array([seeds[seed] for seed in sorted(seeds)], dtype=float)
+def scene_tasks(root: Path, cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Of each suite the task of each scene, in the order that all cells share."""
+    return {
+        suite: [task for task, _, _ in measured.outcomes]
+        for cell in cells
+        for suite, measured in measured_suites(root, cell).items()
+    }
+
+
+def trained(
+    config: AblateConfig, cell: Cell, seeds: dict[int, list[bool]], common: Container[int] | None = None
+) -> Trained:
+    """Outcomes of a cell and the generator behind each training seed, of all or of some seeds."""
+    chosen = [seed for seed in sorted(seeds) if common is None or seed in common]
+    generators = [(cell.feed, generator_seed(config, replace(cell, seed=seed))) for seed in chosen]
+    outcomes = np.array([seeds[seed] for seed in chosen], dtype=float)
+    return Trained(outcomes, generators if cell.needs_generator else None)
 
 
 def place(cell: Cell, suite: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -84,40 +97,46 @@ def few_alone(cell: Cell, outcomes: Outcomes, suite: str) -> Cell | None:
     return min(found, key=lambda c: c.few, default=None)
 
 
-def system_rows(outcomes: Outcomes) -> list[Row]:
+def share_of_gap(means: np.ndarray) -> np.ndarray:
+    """(system - few) / (all - few) of means (N, 3) of these three; NaN where all are not above few."""
+    gain, gap = means[:, 0] - means[:, 1], means[:, 2] - means[:, 1]
+    return np.divide(gain, gap, out=np.full(len(means), np.nan), where=gap > 0)
+
+
+def system_rows(config: AblateConfig, outcomes: Outcomes) -> list[Row]:
     """Success of each system, policy and suite over all training seeds; how much of the gap to real_all it closes."""
     rows = []
     for (cell, suite), seeds in outcomes.items():
-        table = matrix(seeds)
+        system = trained(config, cell, seeds)
         where, axes = place(cell, suite)
-        by_seed = {"successes_by_seed": [int(scenes.sum()) for scenes in table]}
-        rows.append(Row(**where, metric="success", **measured_success(table), more=axes | by_seed))
+        by_seed = {"successes_by_seed": [int(scenes.sum()) for scenes in system.outcomes]}
+        rows.append(Row(**where, metric="success", **measured_success(system), more=axes | by_seed))
         few = few_alone(cell, outcomes, suite)
         everything = outcomes.get((Cell("real_all", cell.policy), suite))  # of the same tasks, whatever the feed
         if few is None or everything is None or cell == few or ARMS[cell.arm].real == "all":
             continue
-        tables = [table, matrix(outcomes[few, suite]), matrix(everything)]
-        means = bootstrap_means(tables)
-        gain, gap = means[:, 0] - means[:, 1], means[:, 2] - means[:, 1]
-        if percentile_interval(0, gap)["low"] > 0:  # else a share of what may be nothing
-            share = (tables[0].mean() - tables[1].mean()) / (tables[2].mean() - tables[1].mean())
-            closed: dict[str, Any] = percentile_interval(share, gain[gap > 0] / gap[gap > 0])
-            rows.append(Row(**where, metric="gap_closed", more=axes, **closed, n=table.size, seeds=len(table)))
+        bars = [
+            trained(config, few, outcomes[few, suite]),
+            trained(config, Cell("real_all", cell.policy), everything),
+        ]
+        gap = measured_quantity(bars, lambda means: means[:, 1] - means[:, 0])
+        if gap["low_these_checkpoints"] > 0:  # else a share of what may be nothing
+            closed = measured_quantity([system, *bars], share_of_gap)
+            counts: Any = {"n": system.outcomes.size, "seeds": len(seeds)}
+            rows.append(Row(**where, metric="gap_closed", more=axes, **closed, **counts))
     return rows
 
 
-def task_rows(root: Path, cells: Sequence[Cell], outcomes: Outcomes) -> list[Row]:
-    """Success of each system, policy and suite by task."""
-    tasks: dict[str, list[str]] = {}  # of each scene of a suite, in the order that all cells share
-    for cell in cells:
-        for suite, measured in measured_suites(root, cell).items():
-            tasks.setdefault(suite, [task for task, _, _ in measured.outcomes])
+def task_rows(config: AblateConfig, outcomes: Outcomes, tasks: dict[str, list[str]]) -> list[Row]:
+    """Success of each system, policy and suite by task; tasks: as `scene_tasks`."""
     rows = []
     for (cell, suite), seeds in outcomes.items():
         names = np.array(tasks[suite])
         where, axes = place(cell, f"{suite} by task")
+        system = trained(config, cell, seeds)
         for task in dict.fromkeys(tasks[suite]):
-            rows.append(Row(**where, metric=task, **measured_success(matrix(seeds)[:, names == task]), more=axes))
+            part = replace(system, outcomes=system.outcomes[:, names == task])
+            rows.append(Row(**where, metric=task, **measured_success(part), more=axes))
     return rows
 
 
@@ -148,16 +167,16 @@ def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
     return list(dict.fromkeys(tried))
 
 
-def system_comparisons(outcomes: Outcomes) -> list[Difference]:
+def system_comparisons(config: AblateConfig, outcomes: Outcomes) -> list[Difference]:
     """Every system minus its controls, paired by scene."""
     comparisons = []
     for (cell, suite), seeds in outcomes.items():
         for control in controls(cell, outcomes, suite):
             others = outcomes[control, suite]
-            common = sorted(seeds.keys() & others.keys())  # where a cell has failed there are fewer
+            common = seeds.keys() & others.keys()  # where a cell has failed there are fewer
             if not common:
                 continue
-            tables = [matrix({seed: side[seed] for seed in common}) for side in (seeds, others)]
+            sides = [trained(config, one, found, common) for one, found in ((cell, seeds), (control, others))]
             comparisons.append(
                 Difference(
                     a=cell.system,
@@ -169,7 +188,7 @@ def system_comparisons(outcomes: Outcomes) -> list[Difference]:
                     metric="success",
                     paired=True,
                     seeds=len(common),
-                    **compare_systems(*tables),
+                    **compare_success(*sides),
                 )
             )
     return comparisons
@@ -201,7 +220,7 @@ def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> l
             for task in ["", *sorted({task for task, _ in generators[0]})]:
                 scenes = [scene for scene in generators[0] if task in ("", scene[0])]
                 table = np.array([[outcomes[scene] for scene in scenes] for outcomes in generators], dtype=float)
-                rows.append(Row(**where, metric=f"success {task}".strip(), **measured_success(table)))
+                rows.append(Row(**where, metric=f"success {task}".strip(), **measured_success(Trained(table))))
     return rows
 
 
@@ -227,7 +246,7 @@ def filter_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list
             where: Any = {"system": score, "policy": "replay", "suite": f"filters, feed={feed} generator={seed}"}
             for share in SHARES:
                 kept = np.concatenate([part[: math.ceil(share / 100 * len(part))] for part in ranked])
-                found = measured_success(solved[None, kept])
+                found = measured_success(Trained(solved[None, kept]))
                 rows.append(Row(**where, metric=f"success of the best {share} %", **found))
     return rows
 
@@ -249,25 +268,38 @@ def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[Row]:
         if not arm.synthetic or arm.real != "few" or arm.shuffled or never_covered:
             continue
         curve = {
-            other.few: matrix(found)
+            other.few: trained(config, other, found)
             for (other, s), found in outcomes.items()
             if (other.arm, other.policy, s) == ("real_few", cell.policy, suite) and other.few >= cell.few
         }
         if everything := outcomes.get((Cell("real_all", cell.policy), suite)):
-            curve[config.real_per_task] = matrix(everything)
+            curve[config.real_per_task] = trained(config, Cell("real_all", cell.policy), everything)
         if len(curve) < 2 or cell.few not in curve:
             continue
-        table = matrix(seeds)
+        system = trained(config, cell, seeds)
         where, axes = place(cell, suite)
-        found = exchange_rate(table, curve, cell.few, cell.synthetic_per_task)
+        found = exchange_rate(system, curve, cell.few, cell.synthetic_per_task)
         axes["at_end_of_curve"] = found.pop("at_end_of_curve")
-        worth: dict[str, Any] = {"real_per_synthetic": found}
-        if found["low"] > 0:
-            inverse = {"value": 1 / found["value"], "low": 1 / found["high"], "high": 1 / found["low"]}
-            worth["synthetic_per_real"] = inverse
         seen = config.real_per_task - cell.few if cell.feed == "paper" else 0
-        net = {key: round(found[key] * cell.synthetic_per_task - seen, 6) + 0.0 for key in ("value", "low", "high")}
-        worth["net_real_episodes"] = net
-        counts: Any = {"n": table.size, "seeds": len(seeds)}
-        rows += [Row(**where, metric=metric, **interval, **counts, more=axes) for metric, interval in worth.items()]
+        worth = exchange_metrics(found, cell.synthetic_per_task, seen)
+        counts: Any = {"n": system.outcomes.size, "seeds": len(seeds)}
+        rows += [Row(**where, metric=metric, **numbers, **counts, more=axes) for metric, numbers in worth.items()]
     return rows
+
+
+def exchange_metrics(found: dict[str, Any], synthetic: int, seen: int) -> dict[str, dict[str, Any]]:
+    """`real_per_synthetic` as found, its inverse where it is surely above 0, and what all synthetic episodes are worth.
+
+    Less what the generator has seen beyond the policy's own.
+    """
+    worth = {"real_per_synthetic": found}
+    if found["low_these_checkpoints"] > 0:
+        swapped = {key: "high" + key.removeprefix("low") for key in found if key.startswith("low")}
+        swapped |= {high: low for low, high in swapped.items()}
+        inverse = {key: found[swapped.get(key, key)] for key in found}
+        worth["synthetic_per_real"] = {k: 1 / v if isinstance(v, float) and v else v for k, v in inverse.items()}
+    worth["net_real_episodes"] = {
+        key: round(value * synthetic - seen, 6) + 0.0 if isinstance(value, float) else value
+        for key, value in found.items()
+    }
+    return worth

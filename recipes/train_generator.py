@@ -32,8 +32,9 @@ from toolkit.data.batches import GeneratorClips, LatentClips, TokenizerClips, to
 from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
+from toolkit.data.episode import ACTION, STATE
 from toolkit.data.episode_notes import Notes, check_used
-from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
+from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe, dimension_names
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_behind, scenes_of, write_scenes
 from toolkit.data.selection import select, subset
 from toolkit.reporting.results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
@@ -166,7 +167,11 @@ class TrainingData:
         """Mean, deviation, least and largest value of [action, state], of the episodes that keep their actions."""
         kept = np.arange(self.store.num_episodes) if self.labelled is None else np.flatnonzero(self.labelled)
         rows = self.store.rows_of(kept)
-        statistics = [describe(self.store.actions[rows], ACTION_FLOOR), describe(self.store.states[rows], STATE_FLOOR)]
+        actions, states = (dimension_names([self.store], key) for key in (ACTION, STATE))
+        statistics = [
+            describe(self.store.actions[rows], ACTION_FLOOR, actions),
+            describe(self.store.states[rows], STATE_FLOOR, states),
+        ]
         return [np.concatenate([part[key] for part in statistics]) for key in ("mean", "std", "min", "max")]
 
 

@@ -16,7 +16,11 @@ RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "r
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 LEAST_INTERVALS = {"README.md": 12, "docs/generators.md": 50, "docs/study.md": 150, "recipes/benchmarks/README.md": 50}
 NUMBER = r"(-?[\d.]*\d)"
-INTERVAL = re.compile(rf"{NUMBER} (?:% |dB |points |times )?\[{NUMBER}, {NUMBER}\]")
+INTERVAL = re.compile(rf"{NUMBER} (?:% |dB |points |times )?\[{NUMBER}, {NUMBER}\]([†‡]?)")
+MARKS = {  # of intervals that are not of systems
+    "†": "of these checkpoints: over scenes alone, not over trainings",
+    "‡": "too narrow: an early method, no rollouts kept",
+}
 MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 # What a number of a metric is multiplied by, its decimals and its unit; differences of success are points.
 FORMS = {
@@ -26,6 +30,8 @@ FORMS = {
     "psnr": (1, 1, " dB"),
     "speed_ratio": (1, 0, " times"),
 }
+# The main arms of the study stand in a record with rollouts too, the others in one without.
+WITH_ROLLOUTS = {"real_few", "cotrain", "cotrain_shuffled", "real_all"}
 STUDY, ONE_RUN, GPU = "ablation-2xcpu-20261126", "ablation-cpu-2xcpu-20261127", "ablation-h200-20261127"
 FAIR, FILTERS, NEW_TASKS = (
     "ablation-fair-2xcpu-20261126",
@@ -48,22 +54,29 @@ class Table(NamedTuple):
     units: bool = False
 
 
+def with_rollouts(record: str, *names: str) -> str:
+    """The record to read systems from: of the study that with rollouts, where it has them all."""
+    return ONE_RUN if record == STUDY and WITH_ROLLOUTS.issuperset(names) else record
+
+
 def systems(record: str, words: dict[str, str], metric: str = "success") -> dict[str, Fields]:
     """Lines of systems as the record calls them, each with what it is in words."""
     lines = ((f"`{name}`{': ' * bool(text)}{text}", name) for name, text in words.items())
-    return {label: {"record": record, "metric": metric, "system": name} for label, name in lines}
+    return {label: {"record": with_rollouts(record, name), "metric": metric, "system": name} for label, name in lines}
 
 
 def changes(record: str, *pairs: str, metric: str = "success") -> dict[str, Fields]:
     """Lines of comparisons `a - b` of a record."""
     split = (pair.split(" - ") for pair in pairs)
-    return {f"`{a}` over `{b}`": {"record": record, "metric": metric, "a": a, "b": b} for a, b in split}
+    return {
+        f"`{a}` over `{b}`": {"record": with_rollouts(record, a, b), "metric": metric, "a": a, "b": b} for a, b in split
+    }
 
 
 def claim(record: str, pair: str, suite: str, **fields: str) -> Fields:
     a, _, b = pair.partition(" - ")
     named = {"a": a, "b": b} if b else {"system": a}
-    return {"record": record, "suite": suite, "metric": "success", **named, **fields}
+    return {"record": with_rollouts(record, *named.values()), "suite": suite, "metric": "success", **named, **fields}
 
 
 UNSEEN, POSITION = {"suite": "unseen"}, {"suite": "position"}
@@ -135,13 +148,13 @@ TABLES = {
             "A policy solves two tasks of which only the generator had recordings": claim(
                 NEW_TASKS, "cotrain", "task", **PI05
             ),
-            "A generator that saw no more than the policy, one plan a scene: no gain can be told": claim(
+            "By a generator that saw no more than the policy, one plan a scene: no gain can be told": claim(
                 FAIR, f"{FAIR_ARM} - real_few", "unseen", **PI05
             ),
-            "The same, eight plans a scene tried in the simulator, two rounds: a gain": claim(
+            "The same, eight plans a scene tried in the simulator, two rounds": claim(
                 STUDY, f"{FAIR_ARM} - real_few", "unseen", **PI05
             ),
-            "LeRobot's `diffusion`, trained for as long as CPUs allowed: no gain can be told": claim(
+            "LeRobot's `diffusion`, briefly trained: no gain can be told": claim(
                 STOCK, "cotrain - real_few", "unseen", policy="diffusion"
             ),
             "Training windows are read faster than by LeRobotDataset (quartiles)": claim(
@@ -230,16 +243,24 @@ def short(number: float, decimals: int) -> str:
     return text if float(text) else "0"
 
 
+def interval_of(row: dict[str, Any]) -> tuple[float, float, str]:
+    """The bounds of a number that are told, of systems where they are known, and the mark of what they are."""
+    if row["low"] is None:
+        return row["low_these_checkpoints"], row["high_these_checkpoints"], "†"
+    return row["low"], row["high"], "‡" * row.get("note", "").startswith("too narrow")
+
+
 def cell(fields: Fields, units: bool = False) -> str:
-    """`+24 [14, 35]`, with units `+24 points [14, 35]`; empty where the record has no such number."""
+    """`+24 [14, 35]`, with units `+24 points [14, 35]`, a mark behind; empty where the record has no such number."""
     if (row := row_of(fields)) is None:
         return ""
     factor, decimals, unit = FORMS[fields["metric"]]
-    numbers = (row.get("value", row.get("difference")), row["low"], row["high"])
+    *bounds, mark = interval_of(row)
+    numbers = (row.get("value", row.get("difference")), *bounds)
     value, low, high = (short(number * factor, decimals) for number in numbers)
     if "difference" in row:
         value, unit = "+" * (float(value) > 0) + value, unit.replace("%", "points")
-    return f"{value}{unit * units} [{low}, {high}]"
+    return f"{value}{unit * units} [{low}, {high}]{mark}"
 
 
 def rollouts(fields: Fields) -> str:
@@ -263,7 +284,9 @@ def text_of(table: Table, page: str) -> str:
         used += filled
     lines = [f"| {' | '.join(row)} |" for row in [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]]
     n, records = sources(used, page)
-    return "\n".join(lines + [f"\nn = {n}. Record: {records}."] * (not table.units)) + "\n"
+    lines += [f"\nn = {n}. Record: {records}."] * (not table.units)
+    legend = [f"{mark} {text}." for mark, text in MARKS.items() if any(mark in line for line in lines)]
+    return "\n".join(lines + [f"\n{' '.join(legend)}"] * bool(legend)) + "\n"
 
 
 def sources(cells: list[Fields], page: str) -> list[str]:
@@ -279,20 +302,25 @@ def rewritten(page: str) -> str:
     return MARKED.sub(lambda found: found[1] + text_of(TABLES[found[2]], page) + found[3], text)
 
 
-def triples(row: dict[str, Any]) -> list[tuple[float, float, float]]:
-    """A number with its interval as it is, in per cent or for all synthetic episodes; of differences either way."""
+def triples(row: dict[str, Any]) -> list[tuple[float, float, float, str]]:
+    """A number with each of its intervals and their mark.
+
+    As it is, in per cent or for all synthetic episodes; of differences either way.
+    """
     value = row.get("value", row.get("difference"))
-    if value is None or row.get("low") is None:
-        return []
     scales = [1, 100, row["synthetic_per_task"]] if row["metric"] == "real_per_synthetic" else [1, 100]
-    found = [(value * scale, row["low"] * scale, row["high"] * scale) for scale in scales]
-    return found + [(-value, -high, -low) for value, low, high in found] * ("difference" in row)
+    intervals = [] if row["low"] is None else [interval_of(row)]
+    if "low_these_checkpoints" in row:
+        intervals.append(interval_of({**row, "low": None}))
+    found = [(value * scale, low * scale, high * scale, mark) for scale in scales for low, high, mark in intervals]
+    return found + [(-value, -high, -low, mark) for value, low, high, mark in found] * ("difference" in row)
 
 
-def rounds_to(exact: tuple[float, ...], written: tuple[str, ...]) -> bool:
-    return all(
+def rounds_to(exact: tuple[float, float, float, str], written: tuple[str, ...]) -> bool:
+    """If these are the numbers that are written, with the mark of what the interval is."""
+    return exact[3] == written[3] and all(
         abs(number - float(text)) <= 0.5 * 10 ** -len(text.partition(".")[2]) + 1e-9
-        for number, text in zip(exact, written, strict=True)
+        for number, text in zip(exact[:3], written[:3], strict=True)
     )
 
 
@@ -322,11 +350,14 @@ def test_every_interval_that_is_told_stands_somewhere_in_a_record(page: str) -> 
     told = INTERVAL.findall(" ".join((ROOT / page).read_text().split()))
     assert len(told) >= LEAST_INTERVALS.get(page, 0)
     assert [written for written in told if not any(rounds_to(exact, written) for exact in known)] == []
+    marks = {mark for *_, mark in told if mark}
+    assert [mark for mark in marks if f"{mark} {MARKS[mark]}" not in " ".join((ROOT / page).read_text().split())] == []
 
 
 def test_the_table_of_the_study_is_that_of_its_record() -> None:
     """Each cell belongs to the arm of its line, and to the policy and suite of its column: read back from the page."""
-    rows = [row for row in RECORDS[STUDY]["rows"] if row["metric"] == "success" and "arm" in row]
+    studies = [RECORDS[STUDY]["rows"], RECORDS[ONE_RUN]["rows"]]
+    rows = [[row for row in study if row["metric"] == "success" and "arm" in row] for study in studies]
     table = (ROOT / "docs/study.md").read_text().partition("| trained on |")[2].partition("\n\n")[0].splitlines()
     columns = [(policy, suite) for policy in ("pi05_compact", "diffusion_compact") for suite in ("unseen", "position")]
     assert [heading.split()[-1].rstrip("s") for heading in table[0].split("|")[:4]] == [suite for _, suite in columns]
@@ -336,7 +367,8 @@ def test_the_table_of_the_study_is_that_of_its_record() -> None:
         arm, *options = name.split("`")[1].split()
         for (policy, suite), text in zip(columns, cells, strict=True):
             fields = {"feed": "paper", "policy": policy, "suite": suite, **dict(word.split("=") for word in options)}
-            found = [r for r in rows if r["arm"] == arm and all(str(r[key]) == value for key, value in fields.items())]
+            some = rows[not options and arm in WITH_ROLLOUTS]
+            found = [r for r in some if r["arm"] == arm and all(str(r[key]) == value for key, value in fields.items())]
             if not text:
                 assert not found, f"{arm} {policy} {suite}: in the record, not in the table"
                 continue

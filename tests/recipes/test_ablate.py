@@ -146,7 +146,8 @@ def test_a_study_at_smoke_scale_marks_what_fails_and_goes_on(
     assert replayed == {"success": 2, "success plate-slide": 2}
     suites = {"filters, feed=paper generator=0", "unseen by task", "position by task"}
     assert suites < {row["suite"] for row in record["rows"]}
-    assert all(row["low"] <= row["value"] <= row["high"] for row in record["rows"])
+    assert all(row["low_these_checkpoints"] <= row["value"] <= row["high_these_checkpoints"] for row in record["rows"])
+    assert all(row["low"] is None and "training run" in row["note"] for row in record["rows"])  # of one seed or two
     assert {c["b"] for c in record["comparisons"]} == {"real_few few=2", "real_all feed=fair"}
     assert "rollouts an arm" in capsys.readouterr().out
     assert cli.main(["report", str(out), f"out={tmp_path / 'page'}"]) == 0

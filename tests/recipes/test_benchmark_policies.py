@@ -1,5 +1,6 @@
 """Ranks are shared by what the data cannot tell apart, and intervals know that checkpoints differ."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,19 +8,31 @@ from typing import Any
 
 import numpy as np
 
-from recipes.benchmark_policies import all_scenes_known, compare_all, leaderboard
+from recipes.benchmark_policies import (
+    all_scenes_known,
+    board_text,
+    compare_all,
+    labels_of,
+    leaderboard,
+    learned_from,
+)
 from toolkit.evaluation.statistics import wilson_interval
-from toolkit.reporting.results import RolloutResult
+from toolkit.evaluation.systems import Trained
+from toolkit.reporting.results import PretrainResult, RolloutResult
 
 
-def outcomes(*rates: float) -> np.ndarray:
+def outcomes(*rates: float) -> Trained:
     """(checkpoints, scenes); the same scenes are easy for all."""
     difficulty = np.random.default_rng(0).permutation(np.linspace(0, 1, 200, endpoint=False))
-    return np.stack([difficulty < rate for rate in rates]).astype(float)
+    return Trained(np.stack([difficulty < rate for rate in rates]).astype(float))
 
 
 def test_rank_is_shared_by_what_is_not_distinguishable() -> None:
-    tables = {"weak": outcomes(0.2, 0.3), "best": outcomes(0.8, 0.9), "close": outcomes(0.7, 0.95)}
+    tables = {
+        "weak": outcomes(0.2, 0.25, 0.3),
+        "best": outcomes(0.8, 0.85, 0.9),
+        "close": outcomes(0.7, 0.85, 0.95),
+    }
     board = {row.system: row for row in leaderboard(tables, compare_all(tables))}
     assert {name: row.rank for name, row in board.items()} == {"best": 1, "close": 1, "weak": 3}
     assert board["close"].not_distinguishable_from == "best"
@@ -27,19 +40,58 @@ def test_rank_is_shared_by_what_is_not_distinguishable() -> None:
 
 
 def test_what_is_told_from_the_best_alone_is_said_to_be_like_the_second() -> None:
-    tables = {"best": outcomes(0.90, 0.91), "second": outcomes(0.70, 0.91), "third": outcomes(0.69, 0.74)}
+    tables = {
+        "best": outcomes(0.90, 0.91, 0.92),
+        "second": outcomes(0.75, 0.83, 0.91),
+        "third": outcomes(0.70, 0.72, 0.74),
+    }
     board = {row.system: row for row in leaderboard(tables, compare_all(tables))}
     assert {name: row.rank for name, row in board.items()} == {"best": 1, "second": 1, "third": 2}
     assert board["third"].not_distinguishable_from == "second"
 
 
 def test_ranks_fall_from_best_to_worst() -> None:
-    tables = {"best": outcomes(0.9, 0.9), "even": outcomes(0.7, 0.7), "uneven": outcomes(0.45, 0.9)}
+    tables = {"best": outcomes(0.9, 0.9, 0.9), "even": outcomes(0.7, 0.7, 0.7), "uneven": outcomes(0.5, 0.7, 0.85)}
     assert [(row.system, row.rank) for row in leaderboard(tables, compare_all(tables))] == [
         ("best", 1),
         ("even", 2),
         ("uneven", 2),
     ]
+
+
+def test_checkpoints_are_ranked_as_themselves_where_too_few_were_trained() -> None:
+    tables = {"best": outcomes(0.9), "close": outcomes(0.885), "weak": outcomes(0.8)}
+    board = leaderboard(tables, compare_all(tables))
+    assert [(row.system, row.rank, row.low) for row in board] == [
+        ("best", 1, None),
+        ("close", 1, None),
+        ("weak", 3, None),
+    ]
+    assert board[0].low_these_checkpoints < 0.9 < board[0].high_these_checkpoints
+    assert "0.90  of these checkpoints [" in board_text("unseen", board)
+
+
+def test_what_a_policy_learned_from_is_read_from_its_run_and_those_that_it_goes_on_from(
+    tmp_path: Path, example: Callable[..., Any], write_stage: Callable[..., None]
+) -> None:
+    def write(name: str, command: str, config: dict[str, Any], data: dict[str, str]) -> str:
+        write_stage(tmp_path / name, command, example(PretrainResult))
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        record["data"] = [{"path": path, "id": identity, "episodes": 3} for path, identity in data.items()]
+        (tmp_path / name / "run.json").write_text(json.dumps({**record, "config": config}))
+        return str(tmp_path / name / "pretrained_model")
+
+    both = {"made": "id of made", "real": "id of real"}
+    first = write("first", "pretrain", {"synthetic": ["made"], "real": ["real"]}, both)
+    tuned = write("tuned", "finetune", {"checkpoint": first, "real": ["real"]}, both)
+    real = write("real", "pretrain", {"synthetic": [], "real": ["real"]}, both)
+    found = [learned_from(path) for path in (first, tuned, real, "hub/name")]
+    assert found == [{"id of made"}, {"id of made"}, frozenset(), None]
+    labels = labels_of([first, tuned, real, "hub/name"], found)
+    assert labels[0] == labels[1]
+    assert labels[2:] == [real, "hub/name"]
+    shared = Trained(outcomes(0.5, 0.6, 0.7, 0.8).outcomes, labels)
+    assert len(shared.runs_by_cluster) == 3
 
 
 def test_the_leaderboard_says_what_the_differences_say_whichever_way_they_were_taken() -> None:

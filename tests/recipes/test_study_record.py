@@ -53,44 +53,74 @@ def outcomes(**rates: float) -> study_record.Outcomes:
     return found
 
 
-def test_rows_say_how_much_of_the_gap_is_closed_and_comparisons_are_paired() -> None:
-    found = outcomes(real_few=0.3, cotrain=0.6, real_all=0.9)
-    rows = {(row.system, row.metric): row for row in study_record.system_rows(found)}
+def test_rows_say_how_much_of_the_gap_is_closed_and_comparisons_are_paired(
+    config: Callable[..., AblateConfig],
+) -> None:
+    study, found = config(), outcomes(real_few=0.3, cotrain=0.6, real_all=0.9)
+    rows = {(row.system, row.metric): row for row in study_record.system_rows(study, found)}
     assert rows["cotrain", "success"].n == 900
     closed = rows["cotrain", "gap_closed"]
-    assert closed.low < closed.value < closed.high
+    assert closed.low_these_checkpoints < closed.value < closed.high_these_checkpoints
     assert closed.value == pytest.approx(0.5, abs=0.1)
+    assert (closed.low, closed.note) == (None, "no interval of systems: 3 training runs, it takes 12")
     assert ("real_all", "gap_closed") not in rows
-    comparisons = {(c.a, c.b): c for c in study_record.system_comparisons(found)}
+    comparisons = {(c.a, c.b): c for c in study_record.system_comparisons(study, found)}
     assert comparisons.keys() == {("cotrain", "real_few"), ("cotrain", "real_all"), ("real_all", "real_few")}
     assert comparisons["cotrain", "real_few"].low > 0.2
-    assert comparisons["cotrain", "real_few"].p < 1e-6
+    assert comparisons["cotrain", "real_few"].p_these_checkpoints < 0.002
     assert comparisons["cotrain", "real_all"].high < -0.2
     close = outcomes(real_few=0.5, cotrain=0.56, real_all=0.57)
-    (paired,) = (c for c in study_record.system_comparisons(close) if (c.a, c.b) == ("cotrain", "real_few"))
+    (paired,) = (c for c in study_record.system_comparisons(study, close) if (c.a, c.b) == ("cotrain", "real_few"))
     assert 0 < paired.low < paired.high < 0.1  # the rates alone are only known within .06 each
     assert not [
         row
-        for row in study_record.system_rows(outcomes(real_few=0.5, cotrain=0.6, real_all=0.45))
+        for row in study_record.system_rows(study, outcomes(real_few=0.5, cotrain=0.6, real_all=0.45))
         if "gap" in row.metric
     ]
 
 
-def test_success_is_told_by_task(tmp_path: Path, example: Callable[..., Any], write_stage: Callable[..., None]) -> None:
+def test_policies_that_share_a_generator_are_one_cluster(config: Callable[..., AblateConfig]) -> None:
+    found = outcomes(real_few=0.3, cotrain=0.6, synthetic_only=0.65)
+    for seeds, lacking in (([0, 1], True), ([0, 1, 2], False)):
+        study = config(f"generator_seeds={seeds}")
+        rows = {row.system: row for row in study_record.system_rows(study, found)}
+        pairs = {(c.a, c.b): c for c in study_record.system_comparisons(study, found)}
+        assert rows["real_few"].low is not None  # it has no generator
+        told = [rows["cotrain"], pairs["cotrain", "real_few"], pairs["cotrain", "synthetic_only"]]
+        assert [row.low is None for row in told] == [lacking] * 3
+        assert all(("2 generators behind 3 training runs" in (row.note or "")) is lacking for row in told)
+        assert all(row.low_these_checkpoints is not None for row in told)
+    cells = [cell for cell, _ in found]
+    assert study_record.trained(config("generator_seeds=[7,8]"), cells[1], found[cells[1], "unseen"]).clusters == [
+        ("paper", 7),
+        ("paper", 8),
+        ("paper", 7),
+    ]
+
+
+def test_success_is_told_by_task(
+    config: Callable[..., AblateConfig],
+    tmp_path: Path,
+    example: Callable[..., Any],
+    write_stage: Callable[..., None],
+) -> None:
+    study = config("generator_seeds=[4,5]")
     cells = [Cell("real_few", seed=seed) for seed in (0, 1)]
     solved = {0: {"push": [True, True, False], "sweep": [False]}, 1: {"push": [True, False, False], "sweep": [True]}}
     for cell in cells:
         rollouts = [(task, i, s) for task, found in solved[cell.seed].items() for i, s in enumerate(found)]
         result = replace(example(RolloutResult), suites={"unseen": rollout_rates(rollouts)})
         write_stage(tmp_path / cell.name / "evaluate", "evaluate", result)
-    table = study_record.rollout_table(tmp_path, cells)
+    table = study_record.rollout_table(study, tmp_path, cells)
     assert table[["seed", "task", "scene", "success"]].values.tolist()[3:5] == [
         [0, "sweep", 0, False],
         [1, "push", 0, True],
     ]
     assert len(table) == 8
-    assert list(study_record.rollout_table(tmp_path, []).columns) == list(table.columns)
-    rows = study_record.task_rows(tmp_path, cells, study_record.gather(tmp_path, cells))
+    assert list(study_record.rollout_table(study, tmp_path, []).columns) == list(table.columns)
+    assert table["generator"].isna().all()
+    tasks = study_record.scene_tasks(tmp_path, cells)
+    rows = study_record.task_rows(study, study_record.gather(tmp_path, cells), tasks)
     told = {row.metric: (row.value, row.n, row.seeds) for row in rows}
     assert told == {"push": (0.5, 6, 2), "sweep": (0.5, 2, 2)}
     assert {row.suite for row in rows} == {"unseen by task"}
@@ -98,7 +128,8 @@ def test_success_is_told_by_task(tmp_path: Path, example: Callable[..., Any], wr
 
 def test_each_system_is_compared_with_as_many_real_episodes_as_it_has(config: Callable[..., AblateConfig]) -> None:
     found = outcomes(real_few_of_2=0.2, real_few_of_20=0.6, cotrain_of_20=0.65, cotrain_of_2=0.3, synthetic_only=0.4)
-    pairs = [(c.a, c.b) for c in study_record.system_comparisons(found)]
+    study = config("real_per_task=50")
+    pairs = [(c.a, c.b) for c in study_record.system_comparisons(study, found)]
     assert pairs == [
         ("cotrain few=20", "real_few few=20"),
         ("cotrain few=20", "synthetic_only"),
@@ -107,8 +138,7 @@ def test_each_system_is_compared_with_as_many_real_episodes_as_it_has(config: Ca
         ("synthetic_only", "real_few few=2"),
     ]
     few, augmented = (({(Cell(arm), "unseen"): {0: [True, False]}}) for arm in ("real_few", "real_few_augmented"))
-    assert len(study_record.system_comparisons(few | augmented)) == 1
-    study = config("real_per_task=50")
+    assert len(study_record.system_comparisons(study, few | augmented)) == 1
     rows = [row for row in study_record.exchange_rows(study, found) if row.metric != "synthetic_per_real"]
     assert {row.system for row in rows} == {"cotrain few=2"}  # nothing lies beyond 20 on the curve
     values = {row.metric: row.value for row in rows}
@@ -125,14 +155,16 @@ def test_each_system_is_compared_with_as_many_real_episodes_as_it_has(config: Ca
         assert not study_record.exchange_rows(study, {(cell, suite): seeds for (cell, _), seeds in found.items()})
 
 
-def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their_generator_saw() -> None:
+def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their_generator_saw(
+    config: Callable[..., AblateConfig],
+) -> None:
     seeds = next(iter(outcomes(any_arm=0.5).values()))
     cells = [Cell("real_few"), Cell("cotrain"), Cell("real_all"), Cell("cotrain_shuffled", feed="fair")]
     cells.append(Cell("cotrain_filtered_shuffled", feed="fair", filter="replay"))
     cells += [Cell(arm, feed="fair") for arm in ("real_all", "cotrain")]
     cells += [Cell("cotrain_filtered", feed="fair", filter="replay")]
     pairs: dict[str, list[str]] = {}
-    for found in study_record.system_comparisons({(cell, "unseen"): seeds for cell in cells}):
+    for found in study_record.system_comparisons(config(), {(cell, "unseen"): seeds for cell in cells}):
         pairs.setdefault(found.a, []).append(found.b)
     assert pairs == {
         "cotrain": ["real_few", "real_all"],
@@ -150,25 +182,27 @@ def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their
     }
 
 
-def test_each_variant_is_compared_with_what_it_is_a_variant_of() -> None:
+def test_each_variant_is_compared_with_what_it_is_a_variant_of(config: Callable[..., AblateConfig]) -> None:
     seeds = next(iter(outcomes(any_arm=0.5).values()))
     cells = [Cell("cotrain"), Cell("cotrain", weight_by="score_nearest"), Cell("cotrain_augmented")]
-    pairs = [(c.a, c.b) for c in study_record.system_comparisons({(cell, "unseen"): seeds for cell in cells})]
+    pairs = [(c.a, c.b) for c in study_record.system_comparisons(config(), {(cell, "unseen"): seeds for cell in cells})]
     assert pairs == [("cotrain weight_by=score_nearest", "cotrain"), ("cotrain_augmented", "cotrain")]
     tuned = [Cell("pretrain_finetune", finetune=name) for name in ("default", "gentle")]
-    (pair,) = study_record.system_comparisons({(cell, "unseen"): seeds for cell in tuned})
+    (pair,) = study_record.system_comparisons(config(), {(cell, "unseen"): seeds for cell in tuned})
     assert (pair.a, pair.b) == ("pretrain_finetune finetune=gentle", "pretrain_finetune")
 
 
-def test_where_a_cell_has_failed_the_training_seeds_that_both_have_are_compared() -> None:
+def test_where_a_cell_has_failed_the_training_seeds_that_both_have_are_compared(
+    config: Callable[..., AblateConfig],
+) -> None:
     found = outcomes(real_few=0.3, cotrain=0.6)
     few, cotrain = found.values()
     few |= {seed: cotrain[seed] for seed in (1, 2)}
     del cotrain[0]
-    (comparison,) = study_record.system_comparisons(found)
-    assert (comparison.seeds, comparison.difference, comparison.p) == (2, 0, 1)
+    (comparison,) = study_record.system_comparisons(config(), found)
+    assert (comparison.seeds, comparison.difference, comparison.p_these_checkpoints) == (2, 0, 1)
     del few[1], few[2]
-    assert study_record.system_comparisons(found) == []
+    assert study_record.system_comparisons(config(), found) == []
 
 
 def test_replays_are_told_by_task_and_generator(
@@ -187,7 +221,8 @@ def test_replays_are_told_by_task_and_generator(
         "success sweep": (0.5, 40),
     }
     assert (rows[name, "success"].value, rows[name, "success push"].value) == (35 / 40, 15 / 20)
-    assert rows[both, "success sweep"].low < 0.1  # one generator solves all, one none: who knows of the next
+    sweep = rows[both, "success sweep"]  # one generator solves all, one none: who knows of the next
+    assert (sweep.low, sweep.note) == (None, "no interval of systems: 2 training runs, it takes 3")
     assert rows[both, "success"].seeds == 2
     record = json.loads((tmp_path / "replay_paper_0/run.json").read_text())
     del record["result"]["systems"]["vag"]["outcomes"]  # of an earlier version
@@ -259,7 +294,7 @@ def test_what_is_told_of_tasks_without_real_episodes(config: Callable[..., Ablat
     assert "no more than -30 net_real_episodes" in told
     found = {(cell, suite): {0: [cell.arm != "real_few", True]} for cell in cells for suite in ("unseen", "task")}
     assert study_record.exchange_rows(study, found) == []
-    pairs = study_record.system_comparisons(found)
+    pairs = study_record.system_comparisons(config(), found)
     text = ablate.summary(AblateResult(rows=[], comparisons=pairs, notes={}))
-    assert "largest lift of 1 over real_few on unseen: cotrain (pi05_compact) +0.500" in text
+    assert "largest lift of 1 over real_few on unseen: cotrain (pi05_compact) +0.500, of these checkpoints [" in text
     assert "on task: cotrain" in text

@@ -49,8 +49,15 @@ def test_a_table_has_a_row_for_each_system_and_a_column_for_each_metric() -> Non
 
 def test_differences_and_ratios_say_what_they_are_and_what_they_are_read_beside() -> None:
     pair: Any = {"a": "ours", "b": "theirs", "suite": "easy", "low": -0.1, "high": 0.2, "paired": True}
-    difference = Difference(**pair, metric="success", difference=0.1, p=0.5, policy="act")
-    assert page_lines([], [difference])[-2] == "| act: ours - theirs | 0.1 [-0.1, 0.2], p 0.5 |"
+    difference = Difference(**pair, metric="success", difference=0.1, p_these_checkpoints=0.5, policy="act")
+    assert page_lines([], [difference])[-2] == ("| act: ours - theirs | 0.1 [-0.1, 0.2], p of these checkpoints 0.5 |")
+    scenes = {"low_these_checkpoints": 0.05, "high_these_checkpoints": 0.15}
+    both = replace(difference, **scenes, p_these_checkpoints=None)
+    assert "0.1 [-0.1, 0.2], of these checkpoints [0.05, 0.15] |" in page_lines([], [both])[-2]
+    lacking = replace(both, low=None, high=None)
+    assert "| 0.1, of these checkpoints [0.05, 0.15] |" in page_lines([], [lacking])[-2]
+    early = replace(difference, p_these_checkpoints=None, p=0.5, note="too narrow: generators are shared")
+    assert "| 0.1 [-0.1, 0.2] too narrow, largest p of a seed 0.5 |" in page_lines([], [early])[-2]
     ratio = Ratio(**pair, metric="ratio", value=2)
     assert page_lines([], [ratio])[-4:-1] == [
         "| Compared, `easy` | ratio |",

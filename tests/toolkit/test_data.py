@@ -202,7 +202,7 @@ def test_statistics_have_floors(store: ClipStore) -> None:
     statistics = compute_statistics([store])
     np.testing.assert_allclose(statistics[STATE]["mean"], store.states.mean(0), rtol=1e-5)
     assert statistics[IMAGE]["mean"].shape == (3, 1, 1)
-    still = describe(np.ones((50, 2)), ACTION_FLOOR)
+    still = describe(np.full((50, 2), 0.3, np.float32), ACTION_FLOOR)
     assert still["std"] == pytest.approx([ACTION_FLOOR] * 2)
     assert (still["q99"] - still["q01"]).min() > 0
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from toolkit.evaluation.statistics import bootstrap_means, percentile_interval
+from toolkit.evaluation.systems import Trained, measured_quantity
 
 
 def exchange_rate(
-    mixed: np.ndarray, curve: Mapping[int, np.ndarray], few: int, synthetic: int, *, seed: int = 0
-) -> dict[str, float]:
-    """How many real episodes one synthetic episode replaces: value, low, high; 1 / value synthetic ones replace one.
+    mixed: Trained, curve: Mapping[int, Trained], few: int, synthetic: int, *, seed: int = 0
+) -> dict[str, Any]:
+    """How many real episodes one synthetic one replaces, as `measured_quantity`; 1 / value synthetic ones replace one.
 
     It is also the break-even cost: a synthetic episode pays off if it costs less than so many real ones.
-    mixed: outcomes (training seeds, scenes) with `few` real and `synthetic` synthetic episodes of each task; curve:
-    number of real episodes of each task -> outcomes with those alone, on the same scenes. Between its points the curve
-    is linear in the logarithm of the number, after a running maximum. What does not beat `few` real episodes is worth
-    0; what beats the end of the curve counts as that end: where the upper bound does, `at_end_of_curve` is 1, else 0.
+    mixed: outcomes with `few` real and `synthetic` synthetic episodes of each task; curve: number of real episodes of
+    each task -> outcomes with those alone, on the same scenes. Between its points the curve is linear in the logarithm
+    of the number, after a running maximum. What does not beat `few` real episodes is worth 0; what beats the end of
+    the curve counts as that end: where the upper bound of these checkpoints does, `at_end_of_curve` is 1, else 0.
     Raises ValueError unless the curve has `few` and a larger number.
     """
     counts = np.array(sorted(count for count in curve if count >= few))
@@ -32,8 +33,9 @@ def exchange_rate(
         equivalent = np.exp(np.interp(success, rising[kept], numbers[kept], right=numbers[-1]))
         return max(0.0, equivalent - few) / synthetic
 
-    tables = [mixed, *(curve[count] for count in counts)]
-    value = worth(float(mixed.mean()), np.array([table.mean() for table in tables[1:]]))
-    means = bootstrap_means(tables, seed=seed)
-    found = percentile_interval(value, np.array([worth(float(row[0]), row[1:]) for row in means]))
-    return {**found, "at_end_of_curve": float(np.isclose(found["high"], (counts[-1] - few) / synthetic))}
+    def worths(means: np.ndarray) -> np.ndarray:
+        return np.array([worth(float(row[0]), row[1:]) for row in means])
+
+    found = measured_quantity([mixed, *(curve[int(count)] for count in counts)], worths, seed=seed)
+    at_end = np.isclose(found["high_these_checkpoints"], (counts[-1] - few) / synthetic)
+    return {**found, "at_end_of_curve": float(at_end)}

@@ -12,8 +12,9 @@ from toolkit.base.progress import progress
 from toolkit.base.randomness import stream_seed
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK
+from toolkit.data.normalizer import moments
 from toolkit.envs.base import Policy
-from toolkit.evaluation.statistics import paired_bootstrap
+from toolkit.evaluation.statistics import mean_interval
 
 
 def open_loop_error(
@@ -32,7 +33,7 @@ def open_loop_error(
         for episode, length in enumerate(store.episode_lengths)
         for step in range(0, int(length), n_action_steps)
     ]
-    mean = store.actions.mean(0)
+    mean, _ = moments(store.actions)
     errors: dict[str, list[np.ndarray]] = {"policy": [], "mean": []}
     owners: list[np.ndarray] = []
     bar = progress(description="open loop", total=len(rows), unit="step")
@@ -57,13 +58,13 @@ def open_loop_error(
     counts = np.bincount(owner)
     values = {name: np.concatenate(parts) for name, parts in errors.items()}  # (N, A)
     per_episode = {name: np.bincount(owner, np.linalg.norm(value, axis=-1)) / counts for name, value in values.items()}
-    interval = paired_bootstrap(per_episode["policy"].tolist(), [0.0] * len(counts))
+    low, high = mean_interval(per_episode["policy"])
     return {
         "action_distance": float(per_episode["policy"].mean()),
-        "low": interval["low"],
-        "high": interval["high"],
+        "low": low,
+        "high": high,
         "n": len(counts),
         "mean": float(per_episode["mean"].mean()),
-        "per_dimension": np.abs(values["policy"]).mean(0).tolist(),
+        "per_dimension": moments(np.abs(values["policy"]))[0].tolist(),
         "n_action_steps": n_action_steps,
     }

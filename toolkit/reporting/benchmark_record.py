@@ -19,7 +19,8 @@ from toolkit.reporting.values import Table
 
 Line = Row | Difference | Ratio
 COLUMNS = 6
-BESIDE = ("p", "floor", "shuffled", "real", "mean")  # what a value is read beside, where a row has it
+TOO_NARROW = "too narrow"  # how the note of an early row begins whose interval takes runs for independent
+BESIDE = ("floor", "shuffled", "real", "mean")  # what a value is read beside, where a row has it
 
 
 def write_record(
@@ -74,7 +75,7 @@ def record_page(record: BenchmarkRecord) -> str:
 
 def leaderboard_table(suite: str, board: Sequence[Ranked]) -> Table:
     columns = [(f"Rank, `{suite}`", True), ("system", False), ("success", True), ("not distinguishable from", False)]
-    rates = [f"{interval_text(row.rate, row.low, row.high)}, n = {row.n:,}" for row in board]
+    rates = [f"{_number(row.rate)}{bounds_text(row)}, n = {row.n:,}" for row in board]
     rows = zip(board, rates, strict=True)
     return Table(columns, [("", [str(r.rank), r.system, rate, r.not_distinguishable_from or ""]) for r, rate in rows])
 
@@ -103,16 +104,32 @@ def trials(row: Line) -> int | None:
 
 
 def cell_text(row: Line, usual: int | None) -> str:
-    """A value or difference with its interval and what it is read beside; n too unless it is the usual one."""
-    text = interval_text(row.difference if isinstance(row, Difference) else row.value, row.low, row.high)
-    beside: dict[str, Any] = {"p": row.p} if isinstance(row, Difference) else row.more if isinstance(row, Row) else {}
-    text += "".join(f", {key} {_number(beside[key])}" for key in BESIDE if beside.get(key) is not None)
+    """A value or difference with its intervals and what it is read beside; n too unless it is the usual one."""
+    text = _number(row.difference if isinstance(row, Difference) else row.value) + bounds_text(row)
+    beside: dict[str, Any] = row.more if isinstance(row, Row) else {}
+    told = {key: beside.get(key) for key in BESIDE}
+    if isinstance(row, Difference):
+        told = {"p of these checkpoints": row.p_these_checkpoints, "largest p of a seed": row.p}
+    text += "".join(f", {key} {_number(value)}" for key, value in told.items() if value is not None)
     text += ", one bound at the end of the curve" if beside.get("at_end_of_curve") else ""
     return text if trials(row) in (usual, None) else f"{text}, n = {trials(row):,}"
 
 
-def interval_text(value: float, low: float, high: float) -> str:
-    return f"{_number(value)} [{_number(low)}, {_number(high)}]"
+def bounds_text(row: Line | Ranked, form: str | None = None) -> str:
+    """` [low, high]` of systems and `, of these checkpoints [low, high]`, where there are such; form: of numbers."""
+
+    def bounds(low: float | None, high: float | None) -> str:
+        if low is None or high is None:
+            return ""
+        return f" [{format(low, form)}, {format(high, form)}]" if form else f" [{_number(low)}, {_number(high)}]"
+
+    text = bounds(row.low, row.high)
+    if isinstance(row, Ratio):
+        return text
+    if (row.note or "").startswith(TOO_NARROW):
+        text += f" {TOO_NARROW}"
+    scenes = bounds(row.low_these_checkpoints, row.high_these_checkpoints)
+    return text + (f", of these checkpoints{scenes}" if scenes else "")
 
 
 def system_name(row: Line) -> str:

@@ -11,15 +11,24 @@ from toolkit.evaluation.rates import Rate
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number of a benchmark with its 95 % bounds, from n measurements. axes: the cell of a study, and the like."""
+    """One number of a benchmark, from n measurements, with two 95 % intervals. axes: the cell of a study, and the like.
+
+    low, high: of systems, what another training would give on other scenes; null where too few were trained, which the
+    note says. low_these_checkpoints, high_these_checkpoints: over scenes alone. Of metrics that no scenes have (times,
+    distances between sets) low and high are what the notes of the record say. Of early records low and high are what
+    their note says.
+    """
 
     system: str
     suite: str
     metric: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    low_these_checkpoints: float | None = None
+    high_these_checkpoints: float | None = None
     n: int
+    note: str | None = None
     seeds: int | None = None
     policy: str | None = None
     arm: str | None = None
@@ -32,13 +41,18 @@ class Row:
 
     @property
     def rate(self) -> Rate:
-        """Of a row whose value is a share of n trials."""
-        return Rate(successes=round(self.value * self.n), n=self.n, rate=self.value, low=self.low, high=self.high)
+        """Of a row whose value is a share of n trials, with the interval of these checkpoints where it is known."""
+        low, high = narrowest(self)
+        return Rate(successes=round(self.value * self.n), n=self.n, rate=self.value, low=low, high=high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """System a minus system b on the same suite, with its 95 % bounds. arm, control: those of a and b."""
+    """System a minus system b on the same suite, with the intervals of a `Row`. arm, control: those of a and b.
+
+    p_these_checkpoints: of a permutation over scenes, no test of systems. p: of early records, the largest p of
+    McNemar's test of a single training seed, which is no test of systems either.
+    """
 
     a: str
     b: str
@@ -50,9 +64,13 @@ class Difference:
     paired: bool
     seeds: int | None = None
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    low_these_checkpoints: float | None = None
+    high_these_checkpoints: float | None = None
+    p_these_checkpoints: float | None = None
     p: float | None = None
+    note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +113,27 @@ class ValidityCard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Ranked:
+    """A system's place among others, with the intervals of a `Row`."""
+
     rank: int
     system: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranked(Rate, Place):
+    successes: int
+    n: int
+    rate: float
+    low: float | None
+    high: float | None
+    low_these_checkpoints: float | None = None
+    high_these_checkpoints: float | None = None
+    note: str | None = None
     seeds: int
     not_distinguishable_from: str | None
+
+    @property
+    def alone(self) -> Rate:
+        """The rate with the interval of these checkpoints where it is known."""
+        low, high = narrowest(self)
+        return Rate(successes=self.successes, n=self.n, rate=self.rate, low=low, high=high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +165,15 @@ class BenchmarkRecord:
     rows: list[Row]
     comparisons: list[Difference | Ratio]
     leaderboards: dict[str, list[Ranked]] | None = None
+
+
+def narrowest(row: Row | Ranked) -> tuple[float, float]:
+    """The interval of these checkpoints; of early records, and of what no scenes have, low and high."""
+    value = row.value if isinstance(row, Row) else row.rate
+    for low, high in ((row.low_these_checkpoints, row.high_these_checkpoints), (row.low, row.high)):
+        if low is not None and high is not None:
+            return low, high
+    return value, value
 
 
 @dataclass(frozen=True, kw_only=True)

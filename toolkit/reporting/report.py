@@ -90,7 +90,10 @@ def _header(runs: Sequence[RunPage]) -> Markup:
     if tested := [(rate, result) for result in evaluated for rate in result.suites.values()]:
         rate, result = max(tested, key=lambda item: item[0].rate)
         rates.append((f"highest policy success: {result.policy}, {result.arm}", rate))
-    tiles += [(f"{percent(rate.rate)} %", label, f"{fraction(rate)} {interval(rate)}") for label, rate in rates]
+    tiles += [
+        (f"{percent(rate.rate)} %", label, f"{fraction(rate)}, of these checkpoints {interval(rate)}")
+        for label, rate in rates
+    ]
     facts = [*machines, *(f"seed {seed}" for seed in seeds), *filter(None, [start])]
     return piece("header", shas=shas, facts=facts, tiles=tiles)
 

@@ -36,12 +36,13 @@ from toolkit.reporting.success import (
     arm_figures,
     fraction_figures,
     glossary,
+    interval_words,
     rates_pieces,
     rates_table,
     row_names,
     successes,
 )
-from toolkit.reporting.values import distinct
+from toolkit.reporting.values import distinct, percent
 
 type Results[Kind] = Sequence[tuple[str, Kind]]  # name of a run, what it found
 AGAINST_RECORDED = "Generated against recorded, same first picture"
@@ -105,8 +106,10 @@ def _benchmark_generators(runs: Results[BenchmarkGeneratorsResult], has_demo: bo
     pieces = []
     for _, result in runs:
         for suite, rows in _by_suite(result.rows).items():
-            bars = [plots.Bar(row.system, row.rate) for row in rows if row.metric == "replay_success"]
-            figures = [piece("figure", content=plots.success_bars(bars, f"Replay success, {suite}"))] if bars else []
+            replays = [row for row in rows if row.metric == "replay_success"]
+            bars, title = [plots.Bar(row.system, row.rate) for row in replays], f"Replay success, {suite}"
+            title += f", {interval_words(replays)}"
+            figures = [piece("figure", content=plots.success_bars(bars, title))] if bars else []
             if card := result.validity_cards.get(suite):
                 caption = "Dashed: the distance of recorded clips to each other. A useful distance rises."
                 figures.append(piece("figure", content=plots.validity_lines(card), caption=caption))
@@ -130,7 +133,7 @@ def _ablate(runs: Results[AblateResult], has_demo: bool) -> list[Markup]:
         for suite, rows in _by_suite(result.rows).items():
             figures = [piece("figure", content=svg) for svg in arm_figures(rows)]
             figures += [piece("figure", content=svg, caption=caption) for svg in fraction_figures(rows)]
-            rates = [RateRow({"policy": row.policy or "", "system": row.system}, row.rate) for row in successes(rows)]
+            rates = [rate_row(row) for row in successes(rows)]
             others = [row for row in rows if row.metric != "success"]
             pieces += [
                 *_suite(suite, figures),
@@ -144,12 +147,22 @@ def _ablate(runs: Results[AblateResult], has_demo: bool) -> list[Markup]:
     return pieces
 
 
+def rate_row(row: Row) -> RateRow:
+    """A row with both intervals; low and high of early records are told with the note that says what they are."""
+    of_systems = "" if row.low is None or row.high is None else f"[{percent(row.low)}, {percent(row.high)}]"
+    if row.low_these_checkpoints is None and (row.seeds or 0) > 1:
+        of_systems += " (too narrow)"
+    return RateRow({"policy": row.policy or "", "system": row.system}, row.rate, of_systems)
+
+
 def _benchmark_policies(runs: Results[BenchmarkPoliciesResult], has_demo: bool) -> list[Markup]:
     """Every suite: a leaderboard, whose ranks follow the paired differences below it."""
     pieces = []
     for _, result in runs:
         for suite, board in result.leaderboards.items():
-            svg = plots.success_bars([plots.Bar(row.system, row) for row in board], f"Success, {suite}")
+            svg = plots.success_bars(
+                [plots.Bar(row.system, row.alone) for row in board], f"Success, {suite}, {interval_words(board)}"
+            )
             table = piece("rows_table", rows=[to_json(row) for row in board])
             pieces += _suite(suite, [piece("figure", content=svg), table])
             pieces.append(_differences(result.comparisons, suite))

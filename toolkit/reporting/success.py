@@ -10,9 +10,9 @@ import numpy as np
 from markupsafe import Markup
 
 from toolkit.evaluation.rates import Rate
-from toolkit.evaluation.statistics import compare_systems
+from toolkit.evaluation.systems import Trained, compare_success
 from toolkit.reporting import plots
-from toolkit.reporting.benchmark_results import Row
+from toolkit.reporting.benchmark_results import Ranked, Row
 from toolkit.reporting.pages import piece
 from toolkit.reporting.story import ARMS
 from toolkit.reporting.values import Table, distinct, fraction, interval, percent, shown, spaced
@@ -20,10 +20,14 @@ from toolkit.reporting.values import Table, distinct, fraction, interval, percen
 
 @dataclass(frozen=True)
 class RateRow:
-    """A row of a table of rates. names: its first columns; the last one names it in figures, an earlier its group."""
+    """A row of a table of rates. names: its first columns; the last one names it in figures, an earlier its group.
+
+    of_systems: the interval of systems where there is one; that of the rate is of these checkpoints.
+    """
 
     names: dict[str, str]
     rate: Rate | None
+    of_systems: str = ""
     numbers: dict[str, float] = field(default_factory=dict)  # further columns
 
     @property
@@ -52,15 +56,18 @@ def rates_pieces(rows: Sequence[RateRow], title: str, has_figure: bool = True) -
 def rates_table(rows: Sequence[RateRow]) -> Table:
     """A row for each of `rows`, their tasks below; columns of names, then of other numbers, then the rate."""
     keys, more = list(rows[0].names), distinct(key for row in rows for key in row.numbers)
+    has_systems = any(row.of_systems for row in rows)
     lines = []
     for row in rows:
         tasks = [RateRow({keys[0]: task}, rate) for task, rate in getattr(row.rate, "tasks", {}).items()]
         for line, style in [(row, "total" if tasks else ""), *((task, "part") for task in tasks)]:
             rate = line.rate and [fraction(line.rate), f"{percent(line.rate.rate)} %", interval(line.rate)]
             cells = [line.names.get(key, "") for key in keys] + [shown(line.numbers.get(key)) for key in more]
-            lines.append((style, cells + (rate or ["–"] * 3)))
+            systems = [line.of_systems or "–"] * has_systems
+            lines.append((style, cells + (rate or ["–"] * 3) + systems))
     names, numbers = [(spaced(key), False) for key in keys], [(spaced(key), True) for key in more]
-    return Table([*names, *numbers, ("success", True), ("rate", True), ("95 % interval", True)], lines)
+    intervals = [("95 %, of these checkpoints", True), *[("95 %, of systems", True)] * has_systems]
+    return Table([*names, *numbers, ("success", True), ("rate", True), *intervals], lines)
 
 
 @dataclass(frozen=True)
@@ -81,9 +88,10 @@ def verdicts(rows: Sequence[RateRow]) -> list[Verdict]:
         for other in members[1:]:
             (low, least), (high, most) = sorted((members[0], other), key=lambda member: member[1].rate)
             if paired := on_the_same_scenes(most, least):
-                is_clear = paired["low"] > 0
-                points = [percent(paired[key]) for key in ("difference", "low", "high")]
-                reason = f"{points[0]} [{points[1]}, {points[2]}] points, paired by scene"
+                is_clear = paired["low_these_checkpoints"] > 0
+                keys = ("difference", "low_these_checkpoints", "high_these_checkpoints")
+                points = [percent(paired[key]) for key in keys]
+                reason = f"{points[0]} [{points[1]}, {points[2]}] points of these checkpoints, paired by scene"
             else:
                 is_clear = least.high < most.low
                 overlap = "intervals overlap, which alone says little"
@@ -93,13 +101,14 @@ def verdicts(rows: Sequence[RateRow]) -> list[Verdict]:
     return found
 
 
-def on_the_same_scenes(first: Rate, second: Rate) -> dict[str, float] | None:
+def on_the_same_scenes(first: Rate, second: Rate) -> dict[str, Any] | None:
     """First minus second, scene by scene, where both have the outcomes of the same scenes; else None."""
     outcomes = [getattr(rate, "outcomes", []) for rate in (first, second)]
     tables = [{(task, seed): success for task, seed, success in some} for some in outcomes]
     if not tables[0] or tables[0].keys() != tables[1].keys():
         return None
-    return compare_systems(*(np.array([[table[scene] for scene in tables[0]]], dtype=float) for table in tables))
+    sides = (np.array([[table[scene] for scene in tables[0]]], dtype=float) for table in tables)
+    return compare_success(*map(Trained, sides))
 
 
 def glossary(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -117,13 +126,19 @@ def successes(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.metric == "success"]
 
 
+def interval_words(rows: Iterable[Row | Ranked]) -> str:
+    """What the intervals of a figure are: those of early records are neither of systems nor of their checkpoints."""
+    early = any((row.seeds or 0) > 1 and row.low_these_checkpoints is None for row in rows)
+    return "95 %, too narrow" if early else "95 % of these checkpoints"
+
+
 def arm_figures(rows: Sequence[Row]) -> list[Markup]:
     """Success of all systems, an SVG for every suite."""
     bars: dict[str, list[plots.Bar]] = {}
     for row in successes(rows):
         group = f"{row.policy or ''}, {row.suite}"
         bars.setdefault(row.suite, []).append(plots.Bar(row.system, row.rate, group))
-    return [plots.success_bars(some, f"Success, {suite}") for suite, some in bars.items()]
+    return [plots.success_bars(some, f"Success, {suite}, {interval_words(rows)}") for suite, some in bars.items()]
 
 
 def fraction_figures(rows: Sequence[Row]) -> list[Markup]:
@@ -131,7 +146,9 @@ def fraction_figures(rows: Sequence[Row]) -> list[Markup]:
     figures = []
     for suite in dict.fromkeys(row.suite for row in rows):
         if lines := fraction_points([row for row in rows if row.suite == suite]):
-            figures.append(plots.fraction_lines(lines, f"Success by synthetic fraction, {suite}"))
+            figures.append(
+                plots.fraction_lines(lines, f"Success by synthetic fraction, {suite}, {interval_words(rows)}")
+            )
     return figures
 
 
