@@ -49,8 +49,8 @@ def open_clips(source: str | Path, image_size: int, image_key: str = IMAGE, work
         name = f"{identity}-{quote(image_key, safe='')}-{image_size}-{FORMAT}.h5"
         build = partial(build_clips, source, image_size, image_key, identity, content, workers)
         store = _open_cached(name, build, ClipStore.open)
-        names = {"state_names": dimension_names(info, STATE), "action_names": dimension_names(info, ACTION)}
-        store = replace(store, camera=image_key, **names)
+        store = replace(store, state_names=dimension_names(info, STATE), action_names=dimension_names(info, ACTION))
+        store = replace(store, camera=image_key)
     else:
         raise UserError(f"{source}: not found; expected a LeRobotDataset directory or a clip file (.h5)")
     if store.frames.shape[1:] != (image_size, image_size, 3):
@@ -93,9 +93,13 @@ def open_merged(stores: Sequence[ClipStore]) -> ClipStore:
     key = hashlib.sha256(" ".join([str(FORMAT), *map(_clip_id, stores)]).encode()).hexdigest()[:16]
     joined = _open_cached(f"{key}-joined-{first.image_size}.h5", partial(_join, stores, key), ClipStore.open)
     # Notes may have come since the file was made.
-    joined = replace(joined, metadata=[row for store in stores for row in store.metadata], camera=first.camera)
-    told = {key: [getattr(s, key) for s in stores if getattr(s, key)] for key in ("state_names", "action_names")}
-    return replace(joined, **{key: names[0] for key, names in told.items() if names})
+    return replace(
+        joined,
+        metadata=[row for store in stores for row in store.metadata],
+        state_names=next((store.state_names for store in stores if store.state_names), ()),
+        action_names=next((store.action_names for store in stores if store.action_names), ()),
+        camera=first.camera,
+    )
 
 
 def _join(stores: Sequence[ClipStore], source_id: str, path: Path) -> None:
