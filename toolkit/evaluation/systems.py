@@ -80,12 +80,12 @@ class Trained:
 def measured_success(system: Trained) -> dict[str, Any]:
     """Success as a row of a record has it: value, both intervals, n, the number of seeds; a note if one is lacking."""
     rate, scenes = system.mean, scene_rate_interval(system.outcomes)
-    low, high = _interval(rate, [system], system.outcomes.mean(0), (0, 1))
-    if low is not None and high is not None:  # where all runs are alike they alone would leave no doubt
-        low, high = min(low, scenes[0]), max(high, scenes[1])
+    bounds = _interval(rate, [system], system.outcomes.mean(0), (0, 1))
+    if bounds[0] is not None:  # where all runs are alike they alone would leave no doubt
+        bounds = (min(bounds[0], scenes[0]), max(bounds[1], scenes[1]))
     return {
         "value": rate,
-        **_told((low, high), scenes, [system]),
+        **_told(bounds, scenes, [system]),
         "n": system.outcomes.size,
         "seeds": len(system.outcomes),
     }
@@ -157,11 +157,11 @@ def bootstrap_means(
         for i, system in enumerate(systems):
             runs = list(system.runs_by_cluster.values())
             labels = i if system.clusters is None else frozenset(system.runs_by_cluster)
-            if not trained_anew:
-                weights = np.ones((len(block), len(runs)))
-            elif (weights := clusters.get(labels)) is None:
-                weights = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=len(block)).astype(float)
-                clusters[labels] = weights
+            weights = np.ones((len(block), len(runs)))
+            if trained_anew:
+                if labels not in clusters:
+                    clusters[labels] = rng.multinomial(len(runs), weights[0] / len(runs), size=len(block)).astype(float)
+                weights = clusters[labels]
             sums = weights @ np.stack([system.outcomes[some].sum(0) for some in runs])  # (block, scenes)
             size = weights @ np.array([len(some) for some in runs])
             block[:, i] = np.take_along_axis(sums, drawn, axis=1).mean(1) / size
