@@ -15,8 +15,9 @@ generators behind 4 runs. For quantities that are no means it is a percentile bo
 from BOOTSTRAP_CLUSTERS on: with 3 clusters it covers .87.
 
 Coverage, measured with training seeds and generators that differ by .10 each, 30 to 300 scenes, 3,000 studies: rates
-.947 to .988 for 3 to 12 clusters, differences .957 to .988, the bootstrap of a ratio of differences .95 for 12. With 2
-generators behind 3 runs a bootstrap over runs and scenes covers .79, and a t interval over the two is 1.4 wide.
+.947 to .988 for 3 to 12 clusters, differences .946 to .988, the bootstrap of a ratio of differences .945 for 12. With 2
+generators behind 3 runs a bootstrap over runs and scenes covers .79 of rates and .87 of differences, and a t interval
+over the two is 1.4 wide.
 `tests/toolkit/test_systems.py` asks for .93 or more of each kind.
 """
 
