@@ -383,7 +383,7 @@ def _with_width(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     Of others, however small their units, to such a share of what the dimension spans.
     """
     values = dict(values)
-    width = np.float32(SMALLEST_RANGE)
+    width: Any = np.float32(SMALLEST_RANGE)
     if {"min", "max"} <= values.keys():
         low, high = values["min"], values["max"]
         width = np.where(is_constant(low, high), width, SMALLEST_RANGE * (high - low)).astype(np.float32)

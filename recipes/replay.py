@@ -51,6 +51,6 @@ def run(config: ReplayConfig, run: Run) -> ReplayResult:
 
 def summary(result: ReplayResult) -> str:
     return "; ".join(
-        f"{name}: {rate.successes}/{rate.n} succeed [{rate.low:.2f}, {rate.high:.2f}]"
+        f"{name}: {rate.successes}/{rate.n} succeed, of this dataset [{rate.low:.2f}, {rate.high:.2f}]"
         for name, rate in result.systems.items()
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import Path
 
@@ -32,12 +31,16 @@ def power_sentence(config: AblateConfig, cells: Sequence[Cell]) -> str:
     needed = two_proportion_sample_size(few, many, config.power)
     tasks = min(len(config.new_tasks if SUITES[suite].new_tasks else config.tasks) for suite in config.suites)
     scenes = config.scenes_per_task * tasks  # of the suite that has the fewest
-    seeds = min(Counter(cell.group for cell in cells).values())  # of the arm that has the fewest
+    trained: dict[Cell, set[int]] = {}  # seeds of the generators of a cell, of its policies where it has none
+    for cell in cells:
+        trained.setdefault(cell.group, set()).add(generator_seed(config, cell) if cell.needs_generator else cell.seed)
+    seeds = min(map(len, trained.values()))  # of the arm that has the fewest
     found = design_power(few, many, scenes, seeds, config.seed_deviation)
+    lacking = f". No interval of systems of that arm: it takes {FEWEST_CLUSTERS}" if seeds < FEWEST_CLUSTERS else ""
     return (
         f"to tell {few} from {many} apart with power {config.power} takes {needed} independent rollouts an arm; "
-        f"{scenes} scenes x {seeds} training seeds have power {found:.2f} if the rate differs by "
-        f"{config.seed_deviation} from seed to seed"
+        f"{scenes} scenes x {seeds} training seeds, of generators where policies share them, have power {found:.2f} if "
+        f"the rate differs by {config.seed_deviation} from seed to seed{lacking}"
     )
 
 

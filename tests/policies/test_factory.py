@@ -208,6 +208,19 @@ def test_constant_dimension_does_not_blow_up(
     assert action[..., 0].abs().max() < 10
 
 
+def test_small_units_are_not_widened(make_policy: Make, statistics: Statistics, batch: Batch) -> None:
+    """Steps of .1 mm in metres: a range of 2e-4, which is no constant."""
+    scaled = {name: np.array(values) for name, values in statistics["action"].items()}
+    for values in scaled.values():
+        values[0] *= 1e-4
+    plain, small = make_policy("pi05_compact"), make_policy("pi05_compact")
+    plain.refit_statistics(statistics)
+    small.refit_statistics({**statistics, "action": scaled})
+    wanted = plain.preprocessor(dict(batch))["action"]
+    batch["action"][..., 0] *= 1e-4
+    assert torch.allclose(small.preprocessor(dict(batch))["action"], wanted, atol=1e-3)
+
+
 def test_bad_statistics(make_policy: Make, statistics: Statistics) -> None:
     def build(**changes: Any) -> None:
         make_policy("pi05_compact", stats={**statistics, **changes})

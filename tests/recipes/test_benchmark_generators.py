@@ -65,7 +65,12 @@ def test_systems_are_compared_on_the_same_scenes(tmp_path: Path, capsys: pytest.
     assert set(success) == {"vag", "two_stage_temporal", "action_only", "recorded"}
     assert (out / "vag_grid_coarse_0/generator").is_dir()  # for its video branch, which two_stage_temporal takes
     assert success["recorded"]["value"] == 1.0
-    assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in success.values())
+    scenes = ("low_these_checkpoints", "high_these_checkpoints")
+    made_by_training = [row for name, row in success.items() if name != "recorded"]
+    assert all(0 <= row[scenes[0]] <= row["value"] <= row[scenes[1]] <= 1 for row in made_by_training)
+    assert {(row["low"], row["note"]) for row in made_by_training} == {
+        (None, "no interval of systems: 1 training run, it takes 3")
+    }
     assert {row["n"] for row in success.values()} == {4}
     made = {(row["system"], row["metric"]) for row in record["rows"]}
     assert ("vag", "psnr") in made

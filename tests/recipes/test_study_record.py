@@ -277,6 +277,11 @@ def test_what_is_told_of_tasks_without_real_episodes(config: Callable[..., Ablat
     )
     assert "of window-open, sweep-into the policies get no real episode, but in real_all" in told["new tasks"]
     assert "80 scenes x 1 training seeds" in told["power"]
+    assert told["power"].endswith("No interval of systems of that arm: it takes 3")
+    shared = config("generator_seeds=[0,1]", "grid=['arm=real_few,cotrain seed=0,1,2,3']")
+    assert "250 scenes x 2 training seeds, of generators where policies share them" in study_notes.power_sentence(
+        shared, parse_grid(shared)
+    )
     assert {"generators", "real episodes"} <= told.keys()
     assert not {"exchange", "gap_closed"} & told.keys()
     lone = parse_grid(config("grid=['arm=real_all']"))

@@ -58,6 +58,7 @@ from toolkit.reporting.results import (
     TokenizerTraining,
     TrainGeneratorResult,
 )
+from toolkit.reporting.sections import rate_row
 from toolkit.reporting.success import RateRow, fraction_figures, fraction_points, verdicts
 from toolkit.reporting.values import duration
 
@@ -421,6 +422,32 @@ def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path, example: 
     page = page_of(write_run(tmp_path / "study", "ablate", result))
     shown = ("50 %  ·  40/80  ·  [39, 61]", "0.3012", "disk <full>", "synthetic fraction", "Does synthetic data")
     for words in (*shown, "has seen <50>", "64/80", "0.71 [0.39, 0.61]", "gap closed"):
+        assert words in page.words, words
+
+
+def test_intervals_say_if_they_are_of_systems_of_their_checkpoints_or_too_narrow(tmp_path: Path) -> None:
+    scenes = {"low_these_checkpoints": 0.41, "high_these_checkpoints": 0.59}
+    early = row("early", "visual", "success", 0.5, low=0.33, high=0.66, seeds=3, policy="act")
+    rows = [
+        row("several", "unseen", "success", 0.5, low=0.27, high=0.73, seeds=3, policy="act", **scenes),
+        row("lone", "unseen", "success", 0.5, low=None, high=None, seeds=1, policy="act", note="why", **scenes),
+    ]
+    assert [rates.rate.low for rates in map(rate_row, [*rows, early]) if rates.rate] == [0.41, 0.41, 0.33]
+    assert [rate_row(one).of_systems for one in [*rows, early]] == ["[27, 73]", "", "[33, 66] (too narrow)"]
+    pair: Any = {"a": "several", "b": "lone", "suite": "unseen", "metric": "success", "paired": True}
+    difference = Difference(**pair, difference=0.0, low=None, high=None, **scenes, p_these_checkpoints=0.4321)
+    page = page_of(
+        write_run(tmp_path / "x", "ablate", AblateResult(rows=[*rows, early], comparisons=[difference], notes={}))
+    )
+    for words in (
+        "Intervals: 95 % of these checkpoints.",
+        "Intervals: 95 %, too narrow.",
+        "95 %, of these checkpoints",
+        "95 %, of systems",
+        "[27, 73]",
+        "p these checkpoints",
+        "0.4321",
+    ):
         assert words in page.words, words
 
 

@@ -58,7 +58,7 @@ def open_loop_error(
     counts = np.bincount(owner)
     values = {name: np.concatenate(parts) for name, parts in errors.items()}  # (N, A)
     per_episode = {name: np.bincount(owner, np.linalg.norm(value, axis=-1)) / counts for name, value in values.items()}
-    low, high = mean_interval(per_episode["policy"])
+    low, high = mean_interval(per_episode["policy"].tolist())
     return {
         "action_distance": float(per_episode["policy"].mean()),
         "low": low,

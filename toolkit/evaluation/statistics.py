@@ -50,8 +50,8 @@ def design_power(
 ) -> float:
     """Chance to tell the rates p and q apart with several training seeds a side, each on the same number of scenes.
 
-    seed_deviation: of the rate from one training seed to the next; more scenes do not help against it. A two-sided
-    z-test that does not use that the scenes are paired, so it rather says too little.
+    seed_deviation: of the rate from one training seed to the next; more scenes do not help against it. Of a two-sided
+    z-test, which does not use that the scenes are paired, but takes seed_deviation for known: with few seeds too much.
     """
     variance = (p * (1 - p) + q * (1 - q)) / (scenes * seeds) + 2 * seed_deviation**2 / seeds
     shift, critical = abs(p - q) / np.sqrt(variance), stats.norm.isf(significance / 2)

@@ -107,9 +107,9 @@ def _benchmark_generators(runs: Results[BenchmarkGeneratorsResult], has_demo: bo
     for _, result in runs:
         for suite, rows in _by_suite(result.rows).items():
             replays = [row for row in rows if row.metric == "replay_success"]
-            bars, title = [plots.Bar(row.system, row.rate) for row in replays], f"Replay success, {suite}"
-            title += f", {interval_words(replays)}"
-            figures = [piece("figure", content=plots.success_bars(bars, title))] if bars else []
+            bars, told = [plots.Bar(row.system, row.rate) for row in replays], f"Intervals: {interval_words(replays)}."
+            svg = plots.success_bars(bars, f"Replay success, {suite}") if bars else ""
+            figures = [piece("figure", content=svg, caption=told)] if bars else []
             if card := result.validity_cards.get(suite):
                 caption = "Dashed: the distance of recorded clips to each other. A useful distance rises."
                 figures.append(piece("figure", content=plots.validity_lines(card), caption=caption))
@@ -131,8 +131,9 @@ def _ablate(runs: Results[AblateResult], has_demo: bool) -> list[Markup]:
     pieces = []
     for _, result in runs:
         for suite, rows in _by_suite(result.rows).items():
-            figures = [piece("figure", content=svg) for svg in arm_figures(rows)]
-            figures += [piece("figure", content=svg, caption=caption) for svg in fraction_figures(rows)]
+            told = f"Intervals: {interval_words(successes(rows))}."
+            figures = [piece("figure", content=svg, caption=told) for svg in arm_figures(rows)]
+            figures += [piece("figure", content=svg, caption=f"{caption} {told}") for svg in fraction_figures(rows)]
             rates = [rate_row(row) for row in successes(rows)]
             others = [row for row in rows if row.metric != "success"]
             pieces += [
@@ -152,7 +153,7 @@ def rate_row(row: Row) -> RateRow:
     of_systems = "" if row.low is None or row.high is None else f"[{percent(row.low)}, {percent(row.high)}]"
     if row.low_these_checkpoints is None and (row.seeds or 0) > 1:
         of_systems += " (too narrow)"
-    return RateRow({"policy": row.policy or "", "system": row.system}, row.rate, of_systems)
+    return RateRow({"policy": row.policy or "", "system": row.system}, row.rate, of_systems=of_systems)
 
 
 def _benchmark_policies(runs: Results[BenchmarkPoliciesResult], has_demo: bool) -> list[Markup]:
@@ -160,11 +161,10 @@ def _benchmark_policies(runs: Results[BenchmarkPoliciesResult], has_demo: bool) 
     pieces = []
     for _, result in runs:
         for suite, board in result.leaderboards.items():
-            svg = plots.success_bars(
-                [plots.Bar(row.system, row.alone) for row in board], f"Success, {suite}, {interval_words(board)}"
-            )
+            svg = plots.success_bars([plots.Bar(row.system, row.alone) for row in board], f"Success, {suite}")
             table = piece("rows_table", rows=[to_json(row) for row in board])
-            pieces += _suite(suite, [piece("figure", content=svg), table])
+            told = f"Intervals: {interval_words(board)}."
+            pieces += _suite(suite, [piece("figure", content=svg, caption=told), table])
             pieces.append(_differences(result.comparisons, suite))
         pieces.append(_notes(result.notes))
     return pieces

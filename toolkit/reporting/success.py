@@ -27,8 +27,8 @@ class RateRow:
 
     names: dict[str, str]
     rate: Rate | None
-    of_systems: str = ""
     numbers: dict[str, float] = field(default_factory=dict)  # further columns
+    of_systems: str = ""
 
     @property
     def label(self) -> str:
