@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,7 @@ def write_train_config(directory: Path, objective: PolicyObjective, config: Poli
     policy.device, policy.input_features, policy.output_features = None, {}, {}
     optim = make_optimizer(objective, config.optim)[1]
     rate, clip = optim.learning_rate, optim.gradient_clip or 0.0
+    first, second = optim.betas or (0.9, 0.95)
     TrainPipelineConfig(
         dataset=DatasetConfig(repo_id="local/dataset", root=first_dataset(config)),
         policy=policy,
@@ -46,7 +48,7 @@ def write_train_config(directory: Path, objective: PolicyObjective, config: Poli
         use_policy_training_preset=False,
         optimizer=AdamWConfig(
             lr=rate,
-            betas=(optim.betas or [0.9, 0.95])[:2],  # type: ignore[arg-type]
+            betas=(first, second),
             eps=optim.epsilon or 1e-8,
             weight_decay=optim.weight_decay or 0.0,
             grad_clip_norm=clip if clip < float("inf") else 0.0,  # which stands for none
@@ -112,7 +114,7 @@ def write_model_card(
         *("", "## Scenes that it, or the generator of its data, has seen", "", *scene_lines(seen)),
         *("", "## Training", "", *table("setting or result", "value")),
         *(row(name, value) for name, value in numbers.items()),
-        *("", "## Use", "", "In the place of DIR goes the directory of this file.", "", *usage(config)),
+        *("", "## Use", "", "In the place of DIR goes the directory of this file.", "", *usage(config, seen)),
     ]
     (directory / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -129,12 +131,18 @@ def scene_lines(seen: SeenScenes) -> list[str]:
     return lines or ["None is known."]
 
 
-def usage(config: PolicyTrainingConfig) -> list[str]:
+def usage(config: PolicyTrainingConfig, seen: SeenScenes) -> list[str]:
+    """Commands, for the simulator if the data comes from there."""
     several = len(config.real) + len(config.synthetic) > 1
     only = ", on the first dataset alone" if several else ""
+    rollouts = ["    vag evaluate checkpoint=DIR dataset=HELD_OUT"]
+    if tasks := [task for task in seen if re.fullmatch(r"[a-z-]+", task)]:
+        rollouts = [
+            f"    vag evaluate checkpoint=DIR tasks=[{tasks[0]}]",
+            f"    lerobot-eval --policy.path=DIR --env.type=metaworld --env.task={tasks[0]}-v3 --eval.n_episodes=10",
+        ]
     return [
-        "    vag evaluate checkpoint=DIR tasks=[push]",
-        "    lerobot-eval --policy.path=DIR --env.type=metaworld --env.task=push-v3 --eval.n_episodes=1",
+        *rollouts,
         "    lerobot-train --config_path=DIR/train_config.json",
         "",
         "LeRobot finds the type in the package `lerobot_policy_vag`. The last line trains another policy with these "

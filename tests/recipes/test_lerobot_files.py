@@ -112,6 +112,7 @@ def test_the_card_says_what_was_trained_and_is_read_by_the_hub(checkpoint: Path)
         "| steps | 1 |",
         "| seed | 3 |",
         "| observation.image | VISUAL | \\[3, 64, 64\\] |",
+        "    lerobot-eval --policy.path=DIR --env.type=metaworld --env.task=push-v3 --eval.n_episodes=10",
         "    lerobot-train --config_path=DIR/train_config.json",
     ):
         assert line in card.text.splitlines()
