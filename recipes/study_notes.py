@@ -91,8 +91,8 @@ def notes(
         f"synthetic_per_task={default.synthetic_per_task} synthetic ones, synthetic_fraction="
         f"{default.synthetic_fraction} of the clips while both take part",
         "scenes": scenes_text(config.suites, config.scenes_per_task, config.tasks, config.new_tasks)
-        + f"; all from seed {config.held_out_seed} on, the same for all cells. Objects stand where those of the few "
-        "real episodes may, in `position` where they may not",
+        + f"; all from seed {config.held_out_seed} on, the same for all cells, with the same noise for those of one "
+        "training seed. Objects stand where those of the few real episodes may, in `position` where they may not",
         "intervals": "95 %, over training seeds (for synthetic scenes those of the generators) and scenes: the outer "
         "bounds of Wilson's interval and a bootstrap for success, a bootstrap for all else. p is McNemar's exact test "
         "for the training seed where it is largest, not corrected for the number of comparisons",
