@@ -327,8 +327,10 @@ def build_policy(
     if issubclass(config_class, DiffusionConfig):
         step = InstructionEmbeddingProcessorStep(path=None if text_encoder is None else str(text_encoder))
         inputs[ENVIRONMENT_STATE] = PolicyFeature(FeatureType.ENV, (step.width,))
-        if policy_type == "diffusion" and min(image_shape[1:]) < SMALLEST_DIFFUSION_PICTURE:
-            options = {"resize_shape": (SMALLEST_DIFFUSION_PICTURE,) * 2, **options}
+        if policy_type == "diffusion":
+            # Named even where it is the size of the data: `lerobot-eval` passes on what the simulator renders.
+            large = min(image_shape[1:]) >= SMALLEST_DIFFUSION_PICTURE
+            options = {"resize_shape": image_shape[1:] if large else (SMALLEST_DIFFUSION_PICTURE,) * 2, **options}
     elif text_encoder is not None:
         raise UserError(f"{policy_type} reads the words themselves; a text encoder is for the diffusion policies")
     outputs = {ACTION: PolicyFeature(FeatureType.ACTION, (action_dim,))}

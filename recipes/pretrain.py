@@ -9,6 +9,7 @@ import numpy as np
 
 from policies.factory import CONFIGS, PolicyObjective, build_policy, check_choice
 from recipes.common import load_clips, load_notes, load_synthetic, seen_behind, speed
+from recipes.lerobot_files import write_model_card, write_train_config
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.base.errors import UserError, warn
 from toolkit.base.files import atomic_directory
@@ -159,16 +160,19 @@ def train_policy(
     name = objective.policy_type
     description = f"{run.record['command']} {name}"
     metrics, throughput = train(objective, data, config.optim, config.runtime, run.directory, description)
+    realised = mixture.fractions(config.optim.steps * config.optim.gradient_accumulation)
+    losses = {k: round(v, 4) for k, v in metrics.items() if k != "synthetic_fraction"}  # that of one batch
     trained_on = [source.store for source in sources if source.weight]
     starts = [scenes_of(store.metadata) for store in trained_on]
     behind = [seen_behind(source.store) if source.synthetic else source.store.seen_scenes or {} for source in sources]
+    seen = merge(seen_before or {}, *starts, *behind)
     with atomic_directory(run.directory / "pretrained_model") as temporary:
         objective.save_pretrained(temporary)
-        write_scenes(temporary, merge(seen_before or {}, *starts, *behind))
+        write_train_config(temporary, objective, config)
+        write_model_card(temporary, objective, config, sources, realised, seen, losses)
+        write_scenes(temporary, seen)
         Conventions.shared([*([before] if before else []), *trained_on]).write(temporary)
     run.remove_when_finished(run.directory / "checkpoints")
-    realised = mixture.fractions(config.optim.steps * config.optim.gradient_accumulation)
-    losses = {k: round(v, 4) for k, v in metrics.items() if k != "synthetic_fraction"}  # that of one batch
     return PretrainResult(
         policy=name,
         steps=config.optim.steps,

@@ -95,8 +95,8 @@ def notes(
         f"synthetic_per_task={default.synthetic_per_task} synthetic ones, synthetic_fraction="
         f"{default.synthetic_fraction} of the clips while both take part",
         "scenes": scenes_text(config.suites, config.scenes_per_task, config.tasks, config.new_tasks)
-        + f"; all from seed {config.held_out_seed} on, the same for all cells. Objects stand where those of the few "
-        "real episodes may, in `position` where they may not",
+        + f"; all from seed {config.held_out_seed} on, the same for all cells, with the same noise for those of one "
+        "training seed. Objects stand where those of the few real episodes may, in `position` where they may not",
         "intervals": HOW_TO_READ,
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
         + "; ".join(describe_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),

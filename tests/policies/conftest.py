@@ -66,6 +66,16 @@ def build_small(
     )
 
 
+def build_shipped(kind: str, weights: int = 0, **options: Any) -> PolicyObjective:
+    """As `vag pretrain` builds it of Meta-World's data, with weights from a seed."""
+    torch.manual_seed(weights)
+    stats = make_statistics()
+    stats["action"] = {name: np.repeat(value[:1], 4) for name, value in stats["action"].items()}
+    objective = build_policy(kind, image_shape=(3, 64, 64), state_dim=4, action_dim=4, stats=stats, options=options)
+    wake(objective)
+    return objective.eval()
+
+
 def wake(objective: PolicyObjective) -> None:
     """Give weights that start at zero values, as training does: those of adaRMS, and a convolution of the picture."""
     generator = torch.Generator().manual_seed(7)
@@ -89,6 +99,11 @@ def batch() -> dict[str, Any]:
 @pytest.fixture
 def make_policy() -> Callable[..., PolicyObjective]:
     return build_small
+
+
+@pytest.fixture
+def shipped() -> Callable[..., PolicyObjective]:
+    return build_shipped
 
 
 @pytest.fixture(params=sorted(SMALL))

@@ -1,34 +1,19 @@
 """The noise of a sample is its own, at the settings that ship: alone, in a batch, and for another set of weights."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
 
-from policies.factory import CONFIGS, PolicyObjective, build_policy
+from policies.factory import CONFIGS, PolicyObjective
 from policies.noise import predict_chunk
-from policies.stock import StockPolicy, load_policy
-from tests.policies.conftest import make_statistics, wake
-from tests.policies.test_stock import save_stock
 from toolkit.data.episode import IMAGE, STATE, TASK
 from toolkit.evaluation.rollout import rollout
 
+Make = Callable[..., PolicyObjective]
 SEEDS = [11, 12, 13]
-
-
-def shipped(kind: str, weights: int = 0, **options: Any) -> PolicyObjective:
-    """As `vag pretrain` builds it, for Meta-World's states and actions."""
-    torch.manual_seed(weights)
-    stats = make_statistics()
-    stats["action"] = {name: np.repeat(value[:1], 4) for name, value in stats["action"].items()}
-    sizes: dict[str, Any] = {"image_shape": (3, 64, 64), "state_dim": 4, "action_dim": 4}
-    objective = build_policy(kind, **sizes, stats=stats, options=options)
-    wake(objective)
-    return objective.eval()
 
 
 def observation(size: int) -> dict[str, Any]:
@@ -59,7 +44,7 @@ def watch(objective: PolicyObjective) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS))
-def test_alone_in_a_batch_and_in_another_order(kind: str) -> None:
+def test_alone_in_a_batch_and_in_another_order(kind: str, shipped: Make) -> None:
     objective, batch = shipped(kind), observation(3)
     seen = watch(objective)
     together = objective.predict_action_chunk(batch, SEEDS)
@@ -78,7 +63,7 @@ def test_alone_in_a_batch_and_in_another_order(kind: str) -> None:
     assert torch.equal(noise[0], seen[2])
 
 
-def test_a_stochastic_solver_takes_the_noise_of_its_steps_from_the_same_seed() -> None:
+def test_a_stochastic_solver_takes_the_noise_of_its_steps_from_the_same_seed(shipped: Make) -> None:
     """DDPM, LeRobot's own default; with a network that gives zeros a chunk is nothing but noise."""
     objective = shipped("diffusion", noise_scheduler_type="DDPM", prediction_type="epsilon")
     unet = cast(Any, objective.policy).diffusion.unet
@@ -94,7 +79,7 @@ def test_a_stochastic_solver_takes_the_noise_of_its_steps_from_the_same_seed() -
     assert torch.equal(objective.predict_action_chunk(batch), free)
 
 
-def test_the_noise_of_a_chunk_is_as_wide_as_the_policy_says() -> None:
+def test_the_noise_of_a_chunk_is_as_wide_as_the_policy_says(shipped: Make) -> None:
     for temperature in (0.5, 1.0):
         objective = shipped("pi05_compact", sampling_temperature=temperature)
         seen = watch(objective)
@@ -118,21 +103,8 @@ def test_a_policy_without_a_door_for_noise_predicts_samples_one_by_one() -> None
     assert not torch.equal(together[0], together[1])
 
 
-def test_a_stock_policy_draws_from_the_seed_and_leaves_the_global_generator(tmp_path: Path) -> None:
-    policy = load_policy(save_stock("diffusion", tmp_path / "diffusion"))
-    assert isinstance(policy, StockPolicy)
-    chunks = []
-    for start in (1, 2):
-        torch.manual_seed(start)
-        state = torch.get_rng_state()
-        policy.reset()
-        chunks.append(policy.predict_action_chunk(part(observation(1), [0]), [5]))
-        assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(*chunks)
-
-
 @pytest.mark.parametrize("kind", ["pi05_compact", "diffusion_compact"])
-def test_a_scene_alone_beside_others_and_under_two_arms(kind: str) -> None:
+def test_a_scene_alone_beside_others_and_under_two_arms(kind: str, shipped: Make) -> None:
     def noise(weights: int, scenes: dict[str, list[int]], row: int) -> list[torch.Tensor]:
         objective = shipped(kind, weights)
         seen = watch(objective)

@@ -1,5 +1,6 @@
 """What policies ask of their optimiser, at the settings that ship, and what of it a training takes."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -10,24 +11,23 @@ from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.modeling_act import ACTPolicy
 from omegaconf import OmegaConf
 
-from policies.factory import PolicyObjective, build_policy
+from policies.factory import PolicyObjective
 from policies.optimizer import own_groups
 from recipes.compose import checked_config, compose_config
-from tests.policies.conftest import make_statistics
 from toolkit.base.errors import UserError
 from toolkit.training.optim import make_optimizer
 
-SIZES: dict[str, Any] = {"image_shape": (3, 64, 64), "state_dim": 4, "action_dim": 3}
+Make = Callable[..., PolicyObjective]
 
 
-def shipped(command: str, *words: str) -> Any:
+def composed(command: str, *words: str) -> Any:
     return OmegaConf.to_object(checked_config(command, [*words]))
 
 
-def trained(kind: str, *words: str, **options: Any) -> dict[str, Any]:
+def trained(make: Make, kind: str, *words: str, **options: Any) -> dict[str, Any]:
     """How `vag pretrain` optimises a policy, with these words of the user."""
-    config = shipped("pretrain", f"policy={kind}", *words)
-    objective = build_policy(kind, **SIZES, stats=make_statistics(), options={**config.policy.options, **options})
+    config = composed("pretrain", f"policy={kind}", *words)
+    objective = make(kind, **config.policy.options, **options)
     optimizer, settled = make_optimizer(objective, config.optim)
     decayed, plain = optimizer.param_groups
     assert {id(p) for group in (decayed, plain) for p in group["params"]} == {id(p) for p in objective.parameters()}
@@ -43,27 +43,29 @@ OURS = {"betas": (0.9, 0.95), "decay": 0.01, "clip": 1.0}  # of all trainings be
     ("kind", "expected"),
     [("pi05_compact", OURS), ("diffusion_compact", OURS), ("diffusion", {**OURS, "clip": 10.0})],
 )
-def test_the_preset_of_the_policy_is_taken_at_the_shipped_settings(kind: str, expected: dict[str, Any]) -> None:
-    assert trained(kind) == expected
+def test_the_preset_of_the_policy_is_taken_at_the_shipped_settings(
+    kind: str, expected: dict[str, Any], shipped: Make
+) -> None:
+    assert trained(shipped, kind) == expected
 
 
-def test_the_users_words_win_over_the_policys_options_and_these_over_its_defaults() -> None:
+def test_the_users_words_win_over_the_policys_options_and_these_over_its_defaults(shipped: Make) -> None:
     options: dict[str, Any] = {"optimizer_betas": (0.5, 0.6), "optimizer_weight_decay": 0.2}
-    assert trained("pi05_compact", **options, optimizer_grad_clip_norm=3.0) == {
+    assert trained(shipped, "pi05_compact", **options, optimizer_grad_clip_norm=3.0) == {
         "betas": (0.5, 0.6),
         "decay": 0.2,
         "clip": 3.0,
     }
     words = ["optim.betas=[0.7,0.8]", "optim.weight_decay=0", "optim.gradient_clip=2"]
-    assert trained("diffusion", *words, **options) == {"betas": (0.7, 0.8), "decay": 0, "clip": 2}
+    assert trained(shipped, "diffusion", *words, **options) == {"betas": (0.7, 0.8), "decay": 0, "clip": 2}
 
 
 @pytest.mark.parametrize("command", ["ablate", "demo"])
-def test_the_shipped_study_and_demo_say_how_long_a_gradient_may_be(command: str) -> None:
+def test_the_shipped_study_and_demo_say_how_long_a_gradient_may_be(command: str, shipped: Make) -> None:
     config: Any = compose_config(command, [])
     lists = [config.train, config.finetune] if command == "ablate" else [config.real_only, config.pretrain]
     for words in [*lists, config.finetune]:
-        assert trained("diffusion", *[word for word in words if word.startswith("optim.")]) == OURS
+        assert trained(shipped, "diffusion", *[word for word in words if word.startswith("optim.")]) == OURS
 
 
 def act(**options: Any) -> ACTPolicy:
@@ -82,7 +84,7 @@ def test_a_backbone_has_the_lower_rate_that_its_policy_asks_for() -> None:
     """ACT, as LeRobot ships it but for the sizes: its backbone is a group, and its presets are its own."""
     policy = act(optimizer_lr=1e-5, optimizer_lr_backbone=1e-6)
     objective = PolicyObjective(policy, cast(Any, None), cast(Any, None))
-    config = shipped("pretrain")
+    config = composed("pretrain")
     optimizer, settled = make_optimizer(objective, config.optim)
     scales = {
         name: group["lr_scale"]

@@ -117,3 +117,18 @@ def test_a_state_of_another_width_is_named(tmp_path: Path) -> None:
     policy = load_policy(save_stock("act", tmp_path / "act"))
     with pytest.raises(UserError, match=r"observation.state: got shape \(1, 7\), expected \(1, 4\) \(act policy\)"):
         policy.predict_action_chunk({**observation(0), STATE: torch.zeros(1, 7)})
+
+
+def test_it_draws_from_the_seed_of_a_chunk_and_leaves_the_global_generator(tmp_path: Path) -> None:
+    policy = load_policy(save_stock("diffusion", tmp_path / "diffusion"))
+    assert isinstance(policy, StockPolicy)
+    actions = []
+    for start in (1, 2):
+        torch.manual_seed(start)
+        state = torch.get_rng_state()
+        policy.reset()
+        actions.append(policy.predict_action_chunk(observation(0), [5]))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(*actions)
+    policy.reset()
+    assert not torch.equal(policy.predict_action_chunk(observation(0), [6]), actions[0])

@@ -16,6 +16,7 @@ from toolkit.training.config import OptimConfig
 # Of an objective that asks for nothing.
 DEFAULTS: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.01, "lr_scale": 1.0}
 GRADIENT_CLIP = 1.0
+LOWEST_RATE = 0.05  # at the end, of the highest
 
 
 @runtime_checkable
@@ -74,7 +75,7 @@ def split_group(group: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def warmup_cosine(step: int, steps: int, warmup_steps: int, floor: float = 0.05) -> float:
+def warmup_cosine(step: int, steps: int, warmup_steps: int, floor: float = LOWEST_RATE) -> float:
     """Factor on the learning rate: linear to 1 over `warmup_steps`, then cosine down to `floor` at `steps`."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
