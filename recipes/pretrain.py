@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from policies.factory import PolicyObjective, build_policy
 from recipes.common import load_clips, load_notes, seen_behind, speed
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.base.errors import UserError
-from toolkit.base.files import atomic_directory
+from toolkit.base.processes import processes
 from toolkit.base.run import Run
 from toolkit.data.batches import Augmented, BatchSource, Mixture, WeightedDataset, make_sources
 from toolkit.data.clips import ClipStore
@@ -126,16 +127,21 @@ def train_policy(
     data: BatchSource = Augmented(mixture, config.seed) if config.augment else mixture
     name = objective.policy_type
     description = f"{run.record['command']} {name}"
-    metrics, throughput = train(objective, data, config.optim, config.runtime, run.directory, description)
+    metrics, throughput = train(
+        objective, data, config.optim, config.runtime, run.directory, description, seed=config.seed
+    )
     trained_on = [source.store for source in sources if source.weight]
     starts = [scenes_of(store.metadata) for store in trained_on]
     behind = [seen_behind(source.store) if source.synthetic else source.store.seen_scenes or {} for source in sources]
-    with atomic_directory(run.directory / "pretrained_model") as temporary:
-        objective.save_pretrained(temporary)
-        write_scenes(temporary, merge(seen_before or {}, *starts, *behind))
-        Conventions.shared([*([before] if before else []), *trained_on]).write(temporary)
+
+    def write(folder: Path) -> None:
+        objective.save_pretrained(folder)
+        write_scenes(folder, merge(seen_before or {}, *starts, *behind))
+        Conventions.shared([*([before] if before else []), *trained_on]).write(folder)
+
+    run.make("pretrained_model", write)
     run.remove_when_finished(run.directory / "checkpoints")
-    realised = mixture.fractions(config.optim.steps * config.optim.gradient_accumulation)
+    realised = mixture.fractions(config.optim.steps, config.optim.gradient_accumulation * processes().size)
     losses = {k: round(v, 4) for k, v in metrics.items() if k != "synthetic_fraction"}  # that of one batch
     return PretrainResult(
         policy=name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,9 @@ from recipes.common import (
 )
 from recipes.schema import TrainGeneratorConfig
 from toolkit.base.errors import UserError
-from toolkit.base.files import atomic_directory
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
-from toolkit.data.batches import GeneratorClips, LatentClips, TokenizerClips, to_tensors
+from toolkit.data.batches import ALL, GeneratorClips, LatentClips, Part, TokenizerClips, to_tensors
 from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import IMAGE
@@ -36,6 +36,7 @@ from toolkit.data.selection import select, subset
 from toolkit.reporting.results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
 from toolkit.training.logging import ScalarLog
 from toolkit.training.loop import train
+from toolkit.training.parallel import share_weights
 from toolkit.training.runtime import seed_everything, set_threads
 from vag_core import Generator
 from vag_core.clocks import clocks_of
@@ -66,9 +67,14 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     tokenized = tokenizer_stage(config, run, generator, data)
     metrics, throughput = streams_stage(config, run, generator, data, encode)
     behind = [*data.seen_behind, *([scenes_behind(taken)] if taken else [])]
-    with atomic_directory(run.directory / "generator") as temporary, user_errors():
-        generator.save_pretrained(temporary)
-        write_scenes(temporary, merge(scenes_of(data.store.metadata), *behind))
+    scenes = merge(scenes_of(data.store.metadata), *behind)
+
+    def write(folder: Path) -> None:
+        generator.save_pretrained(folder)
+        write_scenes(folder, scenes)
+
+    with user_errors():
+        run.make("generator", write)
     for stage in ("tokenizer", "streams"):  # the optimiser state has served
         run.remove_when_finished(run.directory / stage / "checkpoints")
     losses = {k: round(v, 4) for k, v in metrics.items()}
@@ -154,8 +160,9 @@ def tokenizer_stage(
             config.tokenizer_optim.groups,
         )
         tokenizer, directory = generator.tokenizer, run.directory / "tokenizer"
-        train(tokenizer, source, config.tokenizer_optim, config.runtime, directory, "tokenizer")
+        train(tokenizer, source, config.tokenizer_optim, config.runtime, directory, "tokenizer", seed=config.seed)
         tokenizer.calibrate(whole)
+        share_weights(tokenizer)  # other hardware rounds in its own way, and latents are named after the weights
         tokenizer.requires_grad_(False)
     if not config.generator.action.makes_video:
         return None
@@ -184,7 +191,9 @@ def streams_stage(
             log.video(step, "real_above_generated", sampled_above(generator, starts, encode), 10)
 
     directory = run.directory / "streams"
-    metrics, throughput = train(generator, source, config.optim, config.runtime, directory, "generator", log_samples)
+    metrics, throughput = train(
+        generator, source, config.optim, config.runtime, directory, "generator", log_samples, seed=config.seed
+    )
     if throughput and (tokens := generator.tokens_of(config.optim.batch_size)):
         rate = tokens / config.optim.batch_size
         throughput["tokens_per_second"] = rate * throughput["samples_per_second"]
@@ -255,8 +264,8 @@ class EncodedInstructions:
     def __init__(self, source: Any, encode: Any) -> None:
         self.source, self.encode = source, encode
 
-    def batch(self, step: int) -> dict[str, Any]:
-        batch = self.source.batch(step)
+    def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
+        batch = self.source.batch(step, part)
         return {**batch, "instruction": self.encode(batch["instruction"])}
 
 

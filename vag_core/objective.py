@@ -1,14 +1,14 @@
 """What the generator is trained on: flow matching of pairs, and plans from the scene alone.
 
 A training batch is two draws: joint clips, pairs of video and actions, each stream at a time of its own (`clocks`),
-and plan clips, of which the actions alone are asked for.
+and plan clips, of which the actions alone are asked for. It may be divided among processes: see `whole_batch`.
 
 Shapes: as in `branches`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from vag_core.clocks import Mode, without_labels
 from vag_core.flow_matching import interpolate, predict_clean, velocity
 from vag_core.tokenizer import to_float_frames
 from vag_core.trajectory import group_by_latent_frame
+from vag_core.whole_batch import WholeBatch
 
 SCORED_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -69,44 +70,55 @@ def training_loss(branches: Branches, batch: dict[str, Any]) -> tuple[Float[Tens
     uint8, the first frame; states (B, N + 1, S) and actions (B, N, A) in physical units; instruction;
     is_pad (B, N) bool, where True marks steps past the end of the episode: they do not count; has_actions (B,)
     bool, where False marks a video without action labels.
+    Of a part of a batch (whole, with rows, size and has_actions of all; rng) the loss is such that the mean over all
+    parts is the loss of the whole batch; so are the metrics.
     """
-    if Mode.PLAN in branches.clocks.modes and "has_actions" in batch:
-        batch = labelled_last(batch)  # what is planned needs labels, a video does not
+    labelled = batch.get("whole", batch).get("has_actions")  # of all clips
+    whole = WholeBatch.of(batch, len(batch["states"]))
+    if Mode.PLAN in branches.clocks.modes and labelled is not None:
+        batch, whole, labelled = labelled_last(batch, whole, labelled)  # what is planned needs labels, a video does not
     clips = read_clips(branches, batch)
-    size, device = len(clips.image), clips.image.device
-    joint = branches.clocks.num_joint_clips(size)
-    video, action, t_video, t_action = joint_loss(branches, clips.part(slice(joint)))
-    if joint < size:
-        action = torch.cat([action, plan_loss(branches, clips.part(slice(joint, None)))])
-        t_action = F.pad(t_action, (0, size - joint), value=1)
-    labelled = torch.ones(size, dtype=torch.bool, device=device) if clips.labelled is None else clips.labelled
-    video_loss = video.sum() / (t_video > 0).sum().clamp(min=1)
-    action_loss = (action * labelled).sum() / ((t_action > 0) & labelled).sum().clamp(min=1)
+    joint = branches.clocks.num_joint_clips(whole.size)
+    paired = whole.first(joint)
+    keep = paired.rand(clips.image.device) >= branches.config.instruction.dropout
+    t_video, t_action = branches.clocks.draw(joint, clips.image.device, whole.rng)
+    if labelled is not None:
+        t_video, t_action = without_labels(t_video, t_action, labelled[:joint], whole.rng)
+    own, times = len(paired.rows), (paired.own(t_video), paired.own(t_action))
+    video, action = times
+    if own:  # not so for each part of a small batch
+        video, action = joint_loss(branches, clips.part(slice(own)), keep, *times, paired)
+    if own < len(whole.rows):
+        action = torch.cat([action, plan_loss(branches, clips.part(slice(own, None)))])
+    t_action = F.pad(t_action, (0, whole.size - joint), value=1)
+    if labelled is None:
+        labelled = torch.ones_like(t_action, dtype=torch.bool)
+    video_loss = whole.parts * video.sum() / (t_video > 0).sum().clamp(min=1)
+    action_loss = whole.parts * (action * whole.own(labelled)).sum() / ((t_action > 0) & labelled).sum().clamp(min=1)
     metrics = {"video_loss": video_loss.detach(), "action_loss": action_loss.detach()}
     return video_loss + branches.config.action.loss_weight * action_loss, metrics
 
 
 def joint_loss(
-    branches: Branches, clips: Clips
-) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """Loss of joint clips at drawn times: video and action loss, t_video and t_action, each (B,)."""
-    size, device = len(clips.image), clips.image.device
+    branches: Branches,
+    clips: Clips,
+    keep: Bool[Tensor, " b"],
+    t_video: Float[Tensor, " b"],
+    t_action: Float[Tensor, " b"],
+    whole: WholeBatch,
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Video and action loss, each (B,), of joint clips at these times; keep (B,), False drops the instruction."""
     if branches.tokenizer is None:
-        latents = clips.image.new_zeros(size, *branches.config.latent_shape)
+        latents = clips.image.new_zeros(len(clips.image), *branches.config.latent_shape)
     elif clips.latents is not None:
         latents = clips.latents
     else:
         with torch.no_grad():
             latents = branches.tokenizer.encode(clips.frames)
-    keep = torch.rand(size, device=device) >= branches.config.instruction.dropout
     conditions = branches.encode_conditions(clips.image, latents[:, :, :1], clips.state, clips.instruction, keep)
-    t_video, t_action = branches.clocks.draw(size, device)
-    if clips.labelled is not None:
-        t_video, t_action = without_labels(t_video, t_action, clips.labelled)
-    video, action = pair_loss(
-        branches, latents, clips.trajectory, conditions, t_video, t_action, clips.valid, clips.frames
-    )
-    return video, action, t_video, t_action
+    noise = whole.randn(latents[:, :, 1:]), whole.randn(clips.trajectory)
+    times = t_video, t_action
+    return pair_loss(branches, latents, clips.trajectory, conditions, *times, clips.valid, clips.frames, noise)
 
 
 def plan_loss(branches: Branches, clips: Clips) -> Float[Tensor, " b"]:
@@ -125,16 +137,16 @@ def pair_loss(
     t_action: Float[Tensor, " b"],
     valid: Bool[Tensor, "b n"],
     frames: Float[Tensor, "b 3 f height width"] | None = None,
-    same_noise: bool = False,
+    noise: tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b n a"]] | None = None,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """Loss per pair of the video and of the action stream, each (B,), with noise for each or one for all.
+    """Loss per pair of the video and of the action stream, each (B,).
 
-    A stream at t = 0 is pinned, so its loss is 0. valid: (B, N), True for steps that count. frames:
+    noise: of the latent frames after the first and of the trajectory; None = from torch's global generator. A stream
+    at t = 0 is pinned, so its loss is 0. valid: (B, N), True for steps that count. frames:
     (B, 3, F, H, W), which frame-wise inverse dynamics read.
     """
     action, rest = branches.config.action, latents[:, :, 1:]
-    draws = slice(1) if same_noise else slice(None)
-    video_noise, action_noise = (torch.randn_like(x[draws]).expand_as(x) for x in (rest, trajectory))
+    video_noise, action_noise = noise or (torch.randn_like(rest), torch.randn_like(trajectory))
     noisy_trajectory = interpolate(trajectory, action_noise, t_action)
     video_error = view = None
     if branches.video is not None and not (action.two_stage and branches.video_is_taken):
@@ -176,16 +188,26 @@ def pair_score(
         torch.manual_seed(0)
         for time in SCORED_TIMES:
             t = torch.full_like(total, time)
-            video, action = pair_loss(branches, latents, trajectory, conditions, t, t, valid, frames, same_noise=True)
+            noise = tuple(torch.randn_like(x[:1]).expand_as(x) for x in (latents[:, :, 1:], trajectory))
+            video, action = pair_loss(branches, latents, trajectory, conditions, t, t, valid, frames, noise)
             total += (video + action) / len(SCORED_TIMES)
     return total
 
 
-def labelled_last(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with samples that have no actions before those that do, else in order."""
-    order = torch.argsort(batch["has_actions"].int(), stable=True)
-    rows = order.tolist()
-    return {key: [value[i] for i in rows] if isinstance(value, list) else value[order] for key, value in batch.items()}
+def labelled_last(
+    batch: dict[str, Any], whole: WholeBatch, labelled: Bool[Tensor, " w"]
+) -> tuple[dict[str, Any], WholeBatch, Bool[Tensor, " w"]]:
+    """The same batch with clips that have no actions before those that do, else in order; labelled: of all, (W,)."""
+    order = torch.argsort(labelled.int(), stable=True)
+    seats = torch.argsort(order).tolist()  # of every clip in the new order
+    places = sorted(range(len(whole.rows)), key=lambda place: seats[whole.rows[place]])
+    moved = {
+        key: value[places] if isinstance(value, Tensor) else [value[place] for place in places]
+        for key, value in batch.items()
+        if isinstance(value, Tensor | list)
+    }
+    rows = [seats[whole.rows[place]] for place in places]
+    return moved, replace(whole, rows=rows), labelled[order]
 
 
 def masked_mean(error: Float[Tensor, "b n"], valid: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
