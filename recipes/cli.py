@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from recipes.terminal import guarded, nobody_reads, open_streams, quiet_libraries, say, terminable
+from recipes.terminal import end_together, guarded, nobody_reads, open_streams, quiet_libraries, say, terminable
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.processes import processes
 
@@ -129,14 +129,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("lerobot").setLevel(logging.ERROR)  # it warns at length where torchcodec finds no FFmpeg
     words = sys.argv[1:] if arguments is None else arguments
     open_streams()
-    with terminable(), quiet_libraries():
-        try:
+    try:
+        with terminable(), quiet_libraries():
             code = guarded(lambda: run_command(words))
-        finally:
-            with suppress(UserError):  # `guarded` has told it
-                processes().leave()
-        if code:
-            gc.collect()  # what the error has left is given up here, not when Python ends
+            if code:
+                gc.collect()  # what the error has left is given up here, not when Python ends
+    finally:
+        end_together()
     nobody_reads()
     return code
 

@@ -123,6 +123,18 @@ def mendable(function: Callable[[], int]) -> int:
         raise
 
 
+def end_together() -> None:
+    """Leave the other processes of the command, if there are any.
+
+    The first one that ends makes torchrun end the others, each of which is about to do so with the same exit code.
+    """
+    with suppress(UserError):  # which `guarded` has told
+        if processes().size > 1:
+            for number in ENDED_BY:
+                signal.signal(number, signal.SIG_IGN)
+            processes().leave()
+
+
 def open_streams() -> None:
     """Give a process that was started with closed input or outputs some that lead nowhere.
 
