@@ -20,6 +20,7 @@ from vag_core.config import (
     UNetConfig,
     VideoConfig,
 )
+from vag_core.layers import AdaLNBlock, ModulatedNorm
 
 STEPS = 4
 SIZES = {"width": 32, "depth": 1, "heads": 2}
@@ -103,3 +104,16 @@ def test_losses_and_samples_are_those_of_before(system: str) -> None:
     if sample.loss is not None:
         made.append(sample.loss.mean())
     assert [float(value) for value in made] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("system", EXPECTED)
+def test_every_token_stream_has_one_precision_under_bf16(system: str) -> None:
+    """Whether a parameter is added to a stream or a condition on its way, or none is, as for plans, decides nothing."""
+    generator, seen = make(EXPECTED[system][0]), set()
+    for module in generator.modules():
+        if isinstance(module, AdaLNBlock | ModulatedNorm):
+            module.register_forward_pre_hook(lambda _, inputs: seen.update(part.dtype for part in inputs[:2]))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = generator.train().loss(make_batch())
+    assert seen == {torch.float32}
+    assert torch.isfinite(loss)
