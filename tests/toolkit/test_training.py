@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toolkit.base.errors import UserError
-from toolkit.data.batches import ALL, Part
+from toolkit.data.batches import ALL, RNG, Part
 from toolkit.training.loop import OptimConfig, one_ahead, train
 from toolkit.training.optim import ExponentialMovingAverage, parameter_groups, warmup_cosine
 from toolkit.training.runtime import RuntimeConfig, bf16_peak, make_accelerator, repeated_blocks, seed_everything
@@ -102,6 +102,34 @@ def test_accumulation_equals_a_larger_batch() -> None:
             )
         weights.append(model.weight.detach())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-7)
+
+
+def test_no_two_draws_of_a_run_share_a_seed(tmp_path: Path) -> None:
+    """Neither of two steps, parts of a step, stages or runs; a part draws for itself, and with the others."""
+    own, common = [], []
+
+    class Watched(Regression):
+        def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+            own.append(torch.initial_seed())
+            common.append(batch[RNG].initial_seed())
+            return super().loss(batch)
+
+    for stage, seed in (("tokenizer", 0), ("generator", 0), ("generator", 1)):
+        config = OptimConfig(steps=6, gradient_accumulation=2, warmup_steps=1)
+        train(Watched(), Numbers(), config, CPU, tmp_path / f"{stage}{seed}", stage, seed=seed)
+    assert len({*own, *common}) == 3 * 6 * 2 + 3 * 6
+    assert all(a == b for a, b in zip(common[::2], common[1::2], strict=True))
+
+
+def test_what_was_drawn_before_changes_no_training(tmp_path: Path) -> None:
+    weights = []
+    for stirred in range(2):
+        seed_everything(0)
+        model = Regression()
+        torch.rand(stirred)
+        train(model, Numbers(), OptimConfig(steps=3, warmup_steps=1), CPU, tmp_path / str(stirred), "test", seed=4)
+        weights.append(model.layers[0].weight)
+    assert torch.equal(*weights)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
