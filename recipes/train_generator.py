@@ -23,6 +23,7 @@ from recipes.common import (
 )
 from recipes.schema import TrainGeneratorConfig
 from toolkit.base.errors import UserError
+from toolkit.base.processes import processes
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.batches import ALL, GeneratorClips, LatentClips, Part, TokenizerClips, to_tensors
@@ -51,7 +52,8 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     config.generator.state_dim, config.generator.action_dim = data.store.states.shape[1], data.store.actions.shape[1]
     if (taken := config.video_from or config.tokenizer_from) is not None:
         run.add_data(taken, weights_id(taken))
-    if clocks_of(config.generator.action).plan_share > 0 and config.optim.batch_size == 1:
+    clips = config.optim.batch_size * config.optim.gradient_accumulation * processes().size
+    if clocks_of(config.generator.action).plan_share > 0 and clips == 1:
         raise UserError("optim.batch_size=1 leaves nothing to plan; take more, or generator.action.plan_share=0")
     encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
     if config.instruction_encoder is not None:

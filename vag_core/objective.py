@@ -78,6 +78,7 @@ def training_loss(branches: Branches, batch: dict[str, Any]) -> tuple[Float[Tens
     if Mode.PLAN in branches.clocks.modes and labelled is not None:
         batch, whole, labelled = labelled_last(batch, whole, labelled)  # what is planned needs labels, a video does not
     clips = read_clips(branches, batch)
+    labelled = None if labelled is None else labelled.to(clips.image.device)
     joint = branches.clocks.num_joint_clips(whole.size)
     paired = whole.first(joint)
     keep = paired.rand(clips.image.device) >= branches.config.instruction.dropout

@@ -69,6 +69,7 @@ class Run:
             "git_sha": git_sha(),
             "versions": versions(),
             "hardware": hardware(),
+            "processes": processes().size,
             "seed": config.get("seed"),
             "data": [],
             "started": datetime.now().isoformat(timespec="seconds"),
@@ -165,6 +166,11 @@ class Run:
                         f"out={self.directory}: was begun with {key}={before.get(key)}, not {now.get(key)}; "
                         "resume with the same settings, or use overwrite=true"
                     )
+        if earlier["processes"] != self.record["processes"]:  # which make the batch of a step
+            raise UserError(
+                f"out={self.directory}: was begun in {earlier['processes']} processes, not {self.record['processes']}; "
+                "resume with as many, or use overwrite=true"
+            )
         self._compare_code(earlier)
 
     def _compare_code(self, earlier: dict[str, Any]) -> None:
