@@ -37,8 +37,8 @@ class WholeBatch:
 
     def randn(self, like: Tensor) -> Tensor:
         """Normal numbers for the clips at hand, of the shape (b, ...) and kind of `like`."""
-        shape, kind = (self.size, *like.shape[1:]), {"device": like.device, "dtype": like.dtype}
-        return self.own(torch.randn(shape, generator=self.rng, **kind))
+        shape = (self.size, *like.shape[1:])
+        return self.own(torch.randn(shape, generator=self.rng, device=like.device, dtype=like.dtype))
 
     def rand(self, device: torch.device) -> Tensor:
         """Uniform numbers (b,) for the clips at hand."""
