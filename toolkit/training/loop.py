@@ -55,11 +55,10 @@ def train(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train `objective` in place and leave its averaged weights in it.
 
-    Returns the last metrics, those of all processes, and the values of `Throughput`. Continues from
-    `directory/checkpoints` where one is found; the result is then bit for bit that of an uninterrupted run, since all
-    that is drawn for a step depends on `seed`, `description`, the step and the part of its batch alone. Of several
-    processes the main one writes. Raises UserError when the loss, a gradient, a weight or an average is not finite: no
-    such number is ever saved.
+    Returns the last metrics and the values of `Throughput`, of all processes. Continues from `directory/checkpoints`
+    where one is found; the result is then bit for bit that of an uninterrupted run, since what is drawn for a step
+    depends on `seed`, `description`, the step and the part of its batch alone. The main process writes. Raises
+    UserError when the loss, a gradient, a weight or an average is not finite: no such number is ever saved.
     """
     accelerator = make_accelerator(runtime, directory)
     objective.train().to(accelerator.device)
@@ -74,13 +73,6 @@ def train(
     log = ScalarLog(accelerator, directory, first)
     batches = on_device(data, advance.places_from(first), accelerator.device)
 
-    def save(step: int) -> None:
-        try:
-            if accelerator.is_main_process:
-                save_checkpoint(checkpoints, step, objective, optimizer, average, metrics)
-        except UserError as error:
-            raise diverged(description, str(error), step, checkpoints) from error
-
     bar = progress(description=description, total=config.steps, initial=first, unit="step")
     for done in range(first + 1, config.steps + 1):
         values, norm = advance(done - 1, batches, speed)
@@ -91,7 +83,7 @@ def train(
         if done % config.log_every == 0 or saving:
             metrics = mean_over_processes(values, accelerator.device)
             last = {"gradient_norm": float(norm), "learning_rate": advance.learning_rate(done - 1)}
-            for name, number in (("loss", metrics["loss"]), ("gradient norm", last["gradient_norm"])):
+            for name, number in {"loss": metrics["loss"], "gradient norm": last["gradient_norm"]}.items():
                 if not math.isfinite(number):
                     raise diverged(description, f"the {name} is {number}", done, checkpoints)
             bar.set_postfix(loss=f"{metrics['loss']:.4f}")
@@ -99,8 +91,11 @@ def train(
             log.scalars(done, metrics | last)
             if on_log is not None and accelerator.is_main_process:
                 on_log(log, done)
-        if saving:
-            save(done)
+        if saving and accelerator.is_main_process:
+            try:
+                save_checkpoint(checkpoints, done, objective, optimizer, average, metrics)
+            except UserError as error:
+                raise diverged(description, str(error), done, checkpoints) from error
     for opened in (bar, batches, log):
         opened.close()
     objective.load_state_dict(average.shadow)
