@@ -31,8 +31,10 @@ from policies.noise import predict_chunk
 from policies.optimizer import own_groups
 from policies.pi05_compact import Pi05CompactConfig
 from policies.pi05_compact.processor_pi05_compact import InstructionTokenizerProcessorStep
+from policies.pi05_compact.training_draws import training_draws
 from toolkit.base.errors import UserError, first_line, nearest, warn
 from toolkit.base.files import atomic_directory
+from toolkit.data.batches import RNG, WHOLE
 from toolkit.data.episode import (
     ACTION,
     ACTION_DIM_IS_PAD,
@@ -136,12 +138,16 @@ class PolicyObjective(nn.Module):
 
         batch: observation.image (B, 3, H, W) float in [0, 1], observation.state (B, S), action (B, T, A),
         action_is_pad (B, T) bool, task (B strings); where a mixture has padded narrower robots, action_dim_is_pad
-        (B, A) bool. Raises UserError if a size is not the policy's, or if it cannot leave dimensions out.
+        (B, A) bool. Of a part of a batch (toolkit.data.batches) the mean over all parts is the loss of the whole one.
+        Raises UserError if a size is not the policy's, or if it cannot leave dimensions out.
         """
         self._check(batch, with_action=True)
         if ACTION_DIM_IS_PAD in batch and not isinstance(self.config, Pi05CompactConfig):
             raise UserError(f"{self.policy_type} cannot mix actions of different widths; use pi05_compact")
-        loss, report = self.policy.forward(self._prepare({k: v for k, v in batch.items() if k != SYNTHETIC}))
+        prepared = self._prepare({k: v for k, v in batch.items() if k not in (SYNTHETIC, WHOLE, RNG)})
+        if RNG in batch and isinstance(self.config, Pi05CompactConfig):
+            prepared |= training_draws(self.config, batch)
+        loss, report = self.policy.forward(prepared)
         metrics = {key: float(value) for key, value in (report or {}).items() if key != "loss"}
         if SYNTHETIC in batch:
             metrics["synthetic_fraction"] = float(batch[SYNTHETIC].mean())

@@ -16,8 +16,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from recipes.terminal import guarded, nobody_reads, open_streams, quiet_libraries, say, terminable
+from recipes.terminal import end_together, guarded, nobody_reads, open_streams, quiet_libraries, say, terminable
 from toolkit.base.errors import UserError, nearest
+from toolkit.base.processes import processes
 
 # In the order of the story.
 COMMANDS = {
@@ -119,6 +120,7 @@ POSITIONAL = {
     "replay": "dataset",
     "report": "runs",
 }
+TRAININGS = ("train-generator", "pretrain", "finetune")  # may be started in several processes
 MODULES = {"import": "import_data"}  # where the command is a keyword of Python
 
 
@@ -127,10 +129,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("lerobot").setLevel(logging.ERROR)  # it warns at length where torchcodec finds no FFmpeg
     words = sys.argv[1:] if arguments is None else arguments
     open_streams()
-    with terminable(), quiet_libraries():
-        code = guarded(lambda: run_command(words))
-        if code:
-            gc.collect()  # what the error has left is given up here, not when Python ends
+    try:
+        with terminable(), quiet_libraries():
+            code = guarded(lambda: run_command(words))
+            if code:
+                gc.collect()  # what the error has left is given up here, not when Python ends
+    finally:
+        end_together()
     nobody_reads()
     return code
 
@@ -152,6 +157,11 @@ def run_command(arguments: list[str]) -> int:
 
         say(help_text(command, COMMANDS[command], EXAMPLES[command], POSITIONAL.get(command)))
         return 0
+    if processes().size > 1 and command not in TRAININGS:
+        raise UserError(
+            f"{command}: runs in one process, but WORLD_SIZE={processes().size}; start it without torchrun "
+            f"(what can be started in several: {', '.join(TRAININGS)})"
+        )
     result = execute(command, keyed_words(command, rest))
     return 1 if command == "inspect" and result.problems else 0
 
@@ -218,15 +228,15 @@ def run_recipe(command: str, config: Any, stage: bool = False) -> Any:
     record, also where it failed.
     """
     from recipes.compose import file_name
+    from toolkit.base.followed_run import open_run
     from toolkit.base.record import RECORD
-    from toolkit.base.run import Run
     from toolkit.base.typed_json import from_json
     from toolkit.reporting.results import RESULTS
 
     module = importlib.import_module(f"recipes.{MODULES.get(command, file_name(command))}")
     extendable = getattr(module, "EXTENDABLE", False)
     again = {key: getattr(config, key) for key in ("overwrite", "resume", "strict")}
-    with Run(command, config.out, asdict(config), extendable=extendable, stage=stage, **again) as run:
+    with open_run(command, config.out, asdict(config), extendable=extendable, stage=stage, **again) as run:
         try:
             if not run.complete:
                 result = module.run(config, run)

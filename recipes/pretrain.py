@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from recipes.common import load_clips, load_notes, load_synthetic, seen_behind, 
 from recipes.lerobot_files import write_model_card, write_train_config
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.base.errors import UserError, warn
-from toolkit.base.files import atomic_directory
+from toolkit.base.processes import processes
 from toolkit.base.run import Run
 from toolkit.data.batches import Augmented, BatchSource, Mixture, WeightedDataset, make_sources
 from toolkit.data.clips import ClipStore
@@ -159,19 +160,24 @@ def train_policy(
     data: BatchSource = Augmented(mixture, config.seed) if config.augment else mixture
     name = objective.policy_type
     description = f"{run.record['command']} {name}"
-    metrics, throughput = train(objective, data, config.optim, config.runtime, run.directory, description)
-    realised = mixture.fractions(config.optim.steps * config.optim.gradient_accumulation)
+    metrics, throughput = train(
+        objective, data, config.optim, config.runtime, run.directory, description, seed=config.seed
+    )
+    realised = mixture.fractions(config.optim.steps, config.optim.gradient_accumulation * processes().size)
     losses = {k: round(v, 4) for k, v in metrics.items() if k != "synthetic_fraction"}  # that of one batch
     trained_on = [source.store for source in sources if source.weight]
     starts = [scenes_of(store.metadata) for store in trained_on]
     behind = [seen_behind(source.store) if source.synthetic else source.store.seen_scenes or {} for source in sources]
     seen = merge(seen_before or {}, *starts, *behind)
-    with atomic_directory(run.directory / "pretrained_model") as temporary:
-        objective.save_pretrained(temporary)
-        write_train_config(temporary, objective, config)
-        write_model_card(temporary, objective, config, sources, realised, seen, losses)
-        write_scenes(temporary, seen)
-        Conventions.shared([*([before] if before else []), *trained_on]).write(temporary)
+
+    def write(folder: Path) -> None:
+        objective.save_pretrained(folder)
+        write_train_config(folder, objective, config)
+        write_model_card(folder, objective, config, sources, realised, seen, losses)
+        write_scenes(folder, seen)
+        Conventions.shared([*([before] if before else []), *trained_on]).write(folder)
+
+    run.make("pretrained_model", write)
     run.remove_when_finished(run.directory / "checkpoints")
     return PretrainResult(
         policy=name,

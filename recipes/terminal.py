@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TextIO
 
 from toolkit.base.errors import Terminated, UserError, one_line
+from toolkit.base.processes import processes
 
 MOST_MESSAGE = 4000  # characters
 PATIENCE = 10.0  # seconds after a signal in which another one is not heard
@@ -96,6 +97,8 @@ def mendable(function: Callable[[], int]) -> int:
     except UserError as error:
         return complain(str(error), 2)
     except Exception as error:
+        if (told := processes().failure()) is not None:  # who loses a connection is not the one who failed
+            return told.code
         name = getattr(error, "filename", None)
         if isinstance(error, BrokenPipeError) and nobody_reads():
             return 128 + signal.SIGPIPE
@@ -108,7 +111,20 @@ def mendable(function: Callable[[], int]) -> int:
             return complain(f"no module '{error.name}': pip install 'lerobot_policy_vag[robot]'", 2)
         if isinstance(error, OSError) and name:
             return complain(f"{os.fsdecode(name)}: {error.strerror}", 2)
+        processes().fail(1, str(error))
         raise
+
+
+def end_together() -> None:
+    """Leave the other processes of the command, if there are any.
+
+    The first one that ends makes torchrun end the others, each of which is about to do so with the same exit code.
+    """
+    with suppress(UserError):  # which `guarded` has told
+        if processes().size > 1:
+            for number in ENDED_BY:
+                signal.signal(number, signal.SIG_IGN)
+            processes().leave()
 
 
 def open_streams() -> None:
@@ -148,7 +164,9 @@ def _is_broken(stream: TextIO) -> bool:
 
 
 def say(text: str) -> None:
-    """Print; it is no fault if nobody reads it, and no letter that the terminal lacks stops it."""
+    """Print, once; it is no fault if nobody reads it, and no letter that the terminal lacks stops it."""
+    if not processes().is_main:
+        return
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     with suppress(BrokenPipeError):
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
@@ -184,11 +202,16 @@ def _is_disk_full(error: BaseException | None) -> bool:
 
 
 def complain(message: str, code: int) -> int:
+    """Print an error in one line and return the exit code; those of the process that failed first count for all."""
     if loaded := sys.modules.get("toolkit.base.progress"):  # a command that has no bar yet need not wait for it
         loaded.close_progress()
     line = one_line(message)
     if len(line) > MOST_MESSAGE:
         line = f"{line[: MOST_MESSAGE - 600]} ... {line[-500:]}"
+    with suppress(UserError):  # the environment names half a group of processes, which is the error to tell
+        told = processes().fail(code, line)
+        if told.rank != processes().rank:
+            return told.code
     with suppress(BrokenPipeError):
         print(f"vag: error: {line}", file=sys.stderr, flush=True)
     return code

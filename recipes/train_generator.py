@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,10 @@ from recipes.common import (
 )
 from recipes.schema import TrainGeneratorConfig
 from toolkit.base.errors import UserError, warn
-from toolkit.base.files import atomic_directory
+from toolkit.base.processes import processes
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
-from toolkit.data.batches import GeneratorClips, LatentClips, TokenizerClips, to_tensors
+from toolkit.data.batches import ALL, GeneratorClips, LatentClips, Part, TokenizerClips, to_tensors
 from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
@@ -40,6 +41,7 @@ from toolkit.data.selection import select, subset
 from toolkit.reporting.results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
 from toolkit.training.logging import ScalarLog
 from toolkit.training.loop import train
+from toolkit.training.parallel import share_weights
 from toolkit.training.runtime import seed_everything, set_threads
 from vag_core import Generator
 from vag_core.clocks import clocks_of
@@ -58,7 +60,8 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     config.generator.state_dim, config.generator.action_dim = data.store.states.shape[1], data.store.actions.shape[1]
     if (taken := config.video_from or config.tokenizer_from) is not None:
         run.add_data(taken, weights_id(taken))
-    if clocks_of(config.generator.action).plan_share > 0 and config.optim.batch_size == 1:
+    clips = config.optim.batch_size * config.optim.gradient_accumulation * processes().size
+    if clocks_of(config.generator.action).plan_share > 0 and clips == 1:
         raise UserError("optim.batch_size=1 leaves nothing to plan; take more, or generator.action.plan_share=0")
     encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
     if config.instruction_encoder is not None:
@@ -77,10 +80,15 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     tokenized = tokenizer_stage(config, run, generator, data)
     metrics, throughput = streams_stage(config, run, generator, data, encode)
     behind = [*data.seen_behind, *([scenes_behind(taken)] if taken else [])]
-    with atomic_directory(run.directory / "generator") as temporary, user_errors():
-        generator.save_pretrained(temporary)
-        write_scenes(temporary, merge(scenes_of(data.store.metadata), *behind))
-        Conventions.shared([data.store]).write(temporary)
+    scenes = merge(scenes_of(data.store.metadata), *behind)
+
+    def write(folder: Path) -> None:
+        generator.save_pretrained(folder)
+        write_scenes(folder, scenes)
+        Conventions.shared([data.store]).write(folder)
+
+    with user_errors():
+        run.make("generator", write)
     for stage in ("tokenizer", "streams"):  # the optimiser state has served
         run.remove_when_finished(run.directory / stage / "checkpoints")
     losses = {k: round(v, 4) for k, v in metrics.items()}
@@ -213,9 +221,11 @@ def tokenizer_stage(
             config.tokenizer_optim.groups,
         )
         tokenizer, directory = generator.tokenizer, run.directory / "tokenizer"
-        train(tokenizer, source, config.tokenizer_optim, config.runtime, directory, "tokenizer")
+        train(tokenizer, source, config.tokenizer_optim, config.runtime, directory, "tokenizer", seed=config.seed)
         tokenizer.to(device).calibrate(_frames(starts, spread(data.store.num_episodes, CALIBRATION)).to(device))
-        tokenizer.to("cpu").requires_grad_(False)
+        tokenizer.to("cpu")
+        share_weights(tokenizer)  # other hardware rounds in its own way, and latents are named after the weights
+        tokenizer.requires_grad_(False)
     if not config.generator.action.makes_video:
         return None
     trained = 0 if taken else config.tokenizer_optim.steps
@@ -245,7 +255,9 @@ def streams_stage(
             log.video(step, "real_above_generated", sampled_above(generator, starts, encode), 10)
 
     directory = run.directory / "streams"
-    metrics, throughput = train(generator, source, config.optim, config.runtime, directory, "generator", log_samples)
+    metrics, throughput = train(
+        generator, source, config.optim, config.runtime, directory, "generator", log_samples, seed=config.seed
+    )
     if throughput and (tokens := generator.tokens_of(config.optim.batch_size)):
         rate = tokens / config.optim.batch_size
         throughput["tokens_per_second"] = rate * throughput["samples_per_second"]
@@ -328,8 +340,8 @@ class EncodedInstructions:
     def __init__(self, source: Any, encode: Any) -> None:
         self.source, self.encode = source, encode
 
-    def batch(self, step: int) -> dict[str, Any]:
-        batch = self.source.batch(step)
+    def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
+        batch = self.source.batch(step, part)
         return {**batch, "instruction": self.encode(batch["instruction"])}
 
 

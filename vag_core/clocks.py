@@ -49,12 +49,13 @@ Drawn = tuple[Float[Tensor, " b"], Float[Tensor, " b"]]
 class Clocks:
     """The clocks of one generator: what its training draws, and by that the modes that it may be used in.
 
-    draw(size, device) gives training times (t_video, t_action) of joint clips, each (B,); 0 marks a stream that is
-    pinned, without loss. Plan clips are drawn beside them (`num_joint_clips`); theirs is t_action = 1, without a video.
+    draw(size, device, rng) gives training times (t_video, t_action) of joint clips, each (B,); 0 marks a stream that
+    is pinned, without loss; rng None is torch's global generator. Plan clips are drawn beside them
+    (`num_joint_clips`); theirs is t_action = 1, without a video.
     order: how samples are made if nobody says otherwise.
     """
 
-    draw: Callable[[int, torch.device], Drawn]
+    draw: Callable[..., Drawn]
     order: str
     modes: frozenset[Mode]
     kind: str = ""  # of the action branch
@@ -74,43 +75,48 @@ class Clocks:
             )
 
 
-def draw_shared(size: int, device: torch.device) -> Drawn:
+def draw_shared(size: int, device: torch.device, rng: torch.Generator | None = None) -> Drawn:
     """As published: both streams at one time."""
-    t_video = sample_time(size, device)
+    t_video = sample_time(size, device, rng=rng)
     return t_video, t_video
 
 
-def draw_independent(size: int, device: torch.device, plans: bool) -> Drawn:
+def draw_independent(size: int, device: torch.device, rng: torch.Generator | None = None, *, plans: bool) -> Drawn:
     """Together, or one of them pinned. Without plans also the video alone, since it comes first then."""
-    t_video, (share, own) = sample_time(size, device), _own_time(size, device)
+    t_video, (share, own) = sample_time(size, device, rng=rng), _own_time(size, device, rng)
     actions_clean = ACTIONS_CLEAN_FIRST if plans else ACTIONS_CLEAN
     together = 1 - VIDEO_CLEAN - actions_clean
     following = t_video
     if not plans:
-        following = t_video.masked_fill(torch.rand(size, device=device) < ACTIONS_UNKNOWN, 1.0)
+        following = t_video.masked_fill(torch.rand(size, generator=rng, device=device) < ACTIONS_UNKNOWN, 1.0)
     t_action = torch.where(share < together, following, own)
     video_pinned = (share >= together) & (share < together + VIDEO_CLEAN)
     actions_pinned = share >= 1 - actions_clean
     return t_video.masked_fill(video_pinned, 0.0), t_action.masked_fill(actions_pinned, 0.0)
 
 
-def draw_actions(size: int, device: torch.device) -> Drawn:
+def draw_actions(size: int, device: torch.device, rng: torch.Generator | None = None) -> Drawn:
     """There is no video: both times are that of the actions."""
-    sample_time(size, device)  # of a video that is not there: the numbers drawn after it stay those of all systems
-    own = _own_time(size, device)[1]
+    sample_time(
+        size, device, rng=rng
+    )  # of a video that is not there: the numbers drawn after it stay those of all systems
+    own = _own_time(size, device, rng)[1]
     return own, own
 
 
-def draw_video(size: int, device: torch.device, t_action: float) -> Drawn:
+def draw_video(size: int, device: torch.device, rng: torch.Generator | None = None, *, t_action: float) -> Drawn:
     """The video alone is denoised."""
-    t_video = sample_time(size, device)
+    t_video = sample_time(size, device, rng=rng)
     return t_video, torch.full_like(t_video, t_action)
 
 
-def _own_time(size: int, device: torch.device) -> Drawn:
+def _own_time(size: int, device: torch.device, rng: torch.Generator | None) -> Drawn:
     """Uniform numbers (B,) that share the clips out, and times of the actions (B,) that do not follow the video."""
-    share, own = torch.rand(size, device=device), torch.rand(size, device=device).clamp(min=SMALLEST_TIME)
-    return share, torch.where(torch.rand(size, device=device) < ALL_NOISE, torch.ones_like(own), own)
+    share, own = (
+        torch.rand(size, generator=rng, device=device),
+        torch.rand(size, generator=rng, device=device).clamp(min=SMALLEST_TIME),
+    )
+    return share, torch.where(torch.rand(size, generator=rng, device=device) < ALL_NOISE, torch.ones_like(own), own)
 
 
 DENOISED = frozenset({Mode.JOINT, Mode.SCORE})
@@ -146,14 +152,18 @@ def clocks_of(action: ActionConfig) -> Clocks:
 
 
 def without_labels(
-    t_video: Float[Tensor, " b"], t_action: Float[Tensor, " b"], labelled: Bool[Tensor, " b"]
+    t_video: Float[Tensor, " b"],
+    t_action: Float[Tensor, " b"],
+    labelled: Bool[Tensor, " b"],
+    rng: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Times (B,) where some videos have no actions: unknown actions are noise, and nothing is inferred from the video.
 
     labelled: (B,) bool.
     """
     t_action = torch.where(labelled, t_action, torch.ones_like(t_action))
-    return torch.where(labelled | (t_video > 0), t_video, sample_time(len(t_video), t_video.device)), t_action
+    again = sample_time(len(t_video), t_video.device, rng=rng)
+    return torch.where(labelled | (t_video > 0), t_video, again), t_action
 
 
 def sampling_modes(order: str, video_pinned: bool, actions_pinned: bool, makes_video: bool) -> list[Mode]:

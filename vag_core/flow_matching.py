@@ -47,14 +47,16 @@ def predict_clean(
     return x_t - expand_time(t, x_t) * predicted_velocity
 
 
-def sample_time(batch_size: int, device: torch.device | str, start: float = 0.25) -> Float[Tensor, " {batch_size}"]:
+def sample_time(
+    batch_size: int, device: torch.device | str, start: float = 0.25, rng: torch.Generator | None = None
+) -> Float[Tensor, " {batch_size}"]:
     """Training times in (0, 1], (B,): a share `start` at t = 1, the rest logit-normal.
 
     The logit-normal puts weight on the middle of the path (arXiv 2403.03206, eq. 19) and hardly ever comes near its
     start, where sampling begins and the plan is made; few steps of training leave the network blind there.
     """
-    t = torch.sigmoid(torch.randn(batch_size, device=device))
-    return torch.where(torch.rand(batch_size, device=device) < start, torch.ones_like(t), t)
+    t = torch.sigmoid(torch.randn(batch_size, generator=rng, device=device))
+    return torch.where(torch.rand(batch_size, generator=rng, device=device) < start, torch.ones_like(t), t)
 
 
 def integrate(

@@ -67,7 +67,7 @@ class InstructionEncoder(nn.Module):
 
         keep: (B,), 0 puts `null` in the instruction's place.
         """
-        encoded = self._encode(instruction)
+        encoded = self._encode(instruction).to(self.null.dtype)  # under autocast too, whether any are dropped or not
         return encoded if keep is None else torch.where(keep[:, None].bool(), encoded, self.null)
 
     def _encode(self, instruction: list[str] | Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What the generator is trained on: flow matching of pairs, and plans from the scene alone.
 
 A training batch is two draws: joint clips, pairs of video and actions, each stream at a time of its own (`clocks`),
-and plan clips, of which the actions alone are asked for.
+and plan clips, of which the actions alone are asked for. It may be divided among processes: see `whole_batch`.
 
 Shapes: as in `branches`.
 """
@@ -22,6 +22,7 @@ from vag_core.clocks import Mode, without_labels
 from vag_core.flow_matching import interpolate, predict_clean, velocity
 from vag_core.tokenizer import to_float_frames
 from vag_core.trajectory import group_by_latent_frame
+from vag_core.whole_batch import WholeBatch
 
 SCORED_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -70,42 +71,54 @@ def training_loss(branches: Branches, batch: dict[str, Any]) -> tuple[Float[Tens
     is_pad (B, N) bool, where True marks steps past the end of the episode: they do not count; has_actions (B,)
     bool, where False marks a video without action labels. The first `clocks.num_joint_clips(B)` are the joint clips;
     a plan clip without labels counts for nothing.
+    Of a part of a batch (whole, with rows, size and has_actions of all; rng) the loss is such that the mean over all
+    parts is the loss of the whole batch; so are the metrics.
     """
+    labelled = batch.get("whole", batch).get("has_actions")  # of all clips
+    whole = WholeBatch.of(batch, len(batch["states"]))
     clips = read_clips(branches, batch)
-    size, device = len(clips.image), clips.image.device
-    joint = branches.clocks.num_joint_clips(size)
-    video, action, t_video, t_action = joint_loss(branches, clips.part(slice(joint)))
-    if joint < size:
-        action = torch.cat([action, plan_loss(branches, clips.part(slice(joint, None)))])
-        t_action = F.pad(t_action, (0, size - joint), value=1)
-    labelled = torch.ones(size, dtype=torch.bool, device=device) if clips.labelled is None else clips.labelled
-    video_loss = video.sum() / (t_video > 0).sum().clamp(min=1)
-    action_loss = (action * labelled).sum() / ((t_action > 0) & labelled).sum().clamp(min=1)
+    labelled = None if labelled is None else labelled.to(clips.image.device)
+    joint = branches.clocks.num_joint_clips(whole.size)
+    paired = whole.first(joint)
+    keep = paired.rand(clips.image.device) >= branches.config.instruction.dropout
+    t_video, t_action = branches.clocks.draw(joint, clips.image.device, whole.rng)
+    if labelled is not None:
+        t_video, t_action = without_labels(t_video, t_action, labelled[:joint], whole.rng)
+    own, times = len(paired.rows), (paired.own(t_video), paired.own(t_action))
+    video, action = times
+    if own:  # not so for each part of a small batch
+        video, action = joint_loss(branches, clips.part(slice(own)), keep, *times, paired)
+    if own < len(whole.rows):
+        action = torch.cat([action, plan_loss(branches, clips.part(slice(own, None)))])
+    t_action = F.pad(t_action, (0, whole.size - joint), value=1)
+    if labelled is None:
+        labelled = torch.ones_like(t_action, dtype=torch.bool)
+    video_loss = whole.parts * video.sum() / (t_video > 0).sum().clamp(min=1)
+    action_loss = whole.parts * (action * whole.own(labelled)).sum() / ((t_action > 0) & labelled).sum().clamp(min=1)
     metrics = {"video_loss": video_loss.detach(), "action_loss": action_loss.detach()}
     return video_loss + branches.config.action.loss_weight * action_loss, metrics
 
 
 def joint_loss(
-    branches: Branches, clips: Clips
-) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """Loss of joint clips at drawn times: video and action loss, t_video and t_action, each (B,)."""
-    size, device = len(clips.image), clips.image.device
+    branches: Branches,
+    clips: Clips,
+    keep: Bool[Tensor, " b"],
+    t_video: Float[Tensor, " b"],
+    t_action: Float[Tensor, " b"],
+    whole: WholeBatch,
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Video and action loss, each (B,), of joint clips at these times; keep (B,), False drops the instruction."""
     if branches.tokenizer is None:
-        latents = clips.image.new_zeros(size, *branches.config.latent_shape)
+        latents = clips.image.new_zeros(len(clips.image), *branches.config.latent_shape)
     elif clips.latents is not None:
         latents = clips.latents
     else:
         with torch.no_grad():
             latents = branches.tokenizer.encode(clips.frames)
-    keep = torch.rand(size, device=device) >= branches.config.instruction.dropout
     conditions = branches.encode_conditions(clips.image, latents[:, :, :1], clips.state, clips.instruction, keep)
-    t_video, t_action = branches.clocks.draw(size, device)
-    if clips.labelled is not None:
-        t_video, t_action = without_labels(t_video, t_action, clips.labelled)
-    video, action = pair_loss(
-        branches, latents, clips.trajectory, conditions, t_video, t_action, clips.valid, clips.frames
-    )
-    return video, action, t_video, t_action
+    noise = whole.randn(latents[:, :, 1:]), whole.randn(clips.trajectory)
+    times = t_video, t_action
+    return pair_loss(branches, latents, clips.trajectory, conditions, *times, clips.valid, clips.frames, noise)
 
 
 def plan_loss(branches: Branches, clips: Clips) -> Float[Tensor, " b"]:
@@ -124,19 +137,16 @@ def pair_loss(
     t_action: Float[Tensor, " b"],
     valid: Bool[Tensor, "b n"],
     frames: Float[Tensor, "b 3 f height width"] | None = None,
-    rng: torch.Generator | None = None,
+    noise: tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b n a"]] | None = None,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Loss per pair of the video and of the action stream, each (B,).
 
-    Noise is drawn for each pair from torch's global generator; with `rng`, which is on the CPU, once for all pairs.
-    A stream at t = 0 is pinned, so its loss is 0. valid: (B, N), True for steps that count. frames:
+    noise: of the latent frames after the first and of the trajectory; None = from torch's global generator. A stream
+    at t = 0 is pinned, so its loss is 0. valid: (B, N), True for steps that count. frames:
     (B, 3, F, H, W), which frame-wise inverse dynamics read.
     """
     action, rest = branches.config.action, latents[:, :, 1:]
-    video_noise, action_noise = (
-        torch.randn_like(x) if rng is None else torch.randn(x.shape[1:], generator=rng).to(x).expand_as(x)
-        for x in (rest, trajectory)
-    )
+    video_noise, action_noise = noise or (torch.randn_like(rest), torch.randn_like(trajectory))
     noisy_trajectory = interpolate(trajectory, action_noise, t_action)
     video_error = view = None
     if branches.video is not None and not (action.two_stage and branches.video_is_taken):
@@ -174,10 +184,13 @@ def pair_score(
     branches.clocks.check(Mode.SCORE)
     total = torch.zeros(len(latents), device=latents.device)
     valid = torch.ones_like(trajectory[..., 0], dtype=torch.bool)
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)  # on the CPU, so that a score is the same on every device
     for time in SCORED_TIMES:
         t = torch.full_like(total, time)
-        video, action = pair_loss(branches, latents, trajectory, conditions, t, t, valid, frames, rng)
+        rest, wanted = (
+            torch.randn(x.shape[1:], generator=rng).to(x).expand_as(x) for x in (latents[:, :, 1:], trajectory)
+        )
+        video, action = pair_loss(branches, latents, trajectory, conditions, t, t, valid, frames, (rest, wanted))
         total += (video + action) / len(SCORED_TIMES)
     return total
 

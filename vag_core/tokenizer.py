@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vag_core.config import TokenizerConfig
 from vag_core.layers import ResidualBlock
+from vag_core.whole_batch import WholeBatch
 
 
 def _tower(inputs: int, width: int, depth: int, outputs: int) -> nn.Sequential:
@@ -69,10 +70,14 @@ class VideoTokenizer(nn.Module):
         return self._decode(latents * std + mean, first_frame).clamp(0, 1)
 
     def loss(self, batch: dict[str, Any]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Reconstruction + KL. batch["frames"]: (B, 3, F, H, W) in [0, 1] or (B, F, H, W, 3) uint8."""
+        """Reconstruction + KL. batch["frames"]: (B, 3, F, H, W) in [0, 1] or (B, F, H, W, 3) uint8.
+
+        Of a part of a batch (see `whole_batch`) the mean over all parts is the loss of the whole one.
+        """
         frames = to_float_frames(batch["frames"])
         mean, log_variance = self._posterior(frames)
-        latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        noise = WholeBatch.of(batch, len(frames)).randn(mean)
+        latents = mean + noise * (0.5 * log_variance).exp()
         reconstruction = self._decode(latents, frames[:, :, 0])
         first = self._decode(latents[:, :, :1], None)
         error = F.mse_loss(reconstruction[:, :, 1:], frames[:, :, 1:]) if frames.shape[2] > 1 else frames.new_zeros(())

@@ -76,7 +76,9 @@ class VideoDiT(nn.Module):
             assert t_action is not None
             x = x + self.embed_actions(grouped).repeat_interleave(height * width, dim=1)
             c = c + self.action_time(t_action)
-        x = torch.cat([prefix, x], dim=1)  # (B, N, D)
+        # Blocks add to the stream in the precision of the weights, which autocast does not change; else one added
+        # parameter, or none, would decide on it.
+        x = torch.cat([prefix, x], dim=1).to(self.embed.weight.dtype)  # (B, N, D)
         x = x + positions(frames, height, width, x.shape[-1], x.device).to(x.dtype)
         for block in self.blocks:
             x = block(x, c, frames)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from policies.observation_encoder import ObservationEncoder
 from policies.pi05_compact.configuration_pi05_compact import Pi05CompactConfig
+from policies.pi05_compact.training_draws import COUNT, NOISE, TIME
 from policies.strict_loading import StrictLoading
 from toolkit.data.episode import ACTION_DIM_IS_PAD, ACTION_IS_PAD
 from vag_core.flow_matching import interpolate, velocity
@@ -277,11 +278,13 @@ class Pi05Compact(nn.Module):
         noise: Tensor,
         t: Tensor,
         dim_is_pad: Tensor | None = None,
+        count: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of the velocity over real steps (arXiv 2410.24164, eq. 1); actions, noise (B, T, A).
 
         dim_is_pad (B, A) marks dimensions that the robot of a sample does not have: they enter as zeros, as the
-        padding inside the network does, and their error does not count.
+        padding inside the network does, and their error does not count. count: by which the sum of errors is divided;
+        None = how many are real.
         """
         real = (~step_is_pad)[..., None].to(actions.dtype)  # (B, T, 1)
         x_t = torch.where(step_is_pad[..., None], noise, interpolate(actions, noise, t))  # nothing of what is not there
@@ -291,7 +294,7 @@ class Pi05Compact(nn.Module):
         error = (
             self.denoise(x_t, t, prefix, prefix_mask, step_is_pad) - velocity(actions, noise)
         ).square()  # (B, T, A)
-        return (error * real).sum() / real.expand_as(error).sum().clamp(min=1)
+        return (error * real).sum() / (real.expand_as(error).sum() if count is None else count).clamp(min=1)
 
     # ------------------------------------------------------------------------------------------ sampler
 
@@ -352,9 +355,13 @@ class Pi05CompactPolicy(StrictLoading, PreTrainedPolicy):
             prefix = [(k.repeat(draws, 1, 1, 1), v.repeat(draws, 1, 1, 1)) for k, v in prefix]
             prefix_mask, step_is_pad = prefix_mask.repeat(draws, 1), step_is_pad.repeat(draws, 1)
             actions = actions.repeat(draws, 1, 1)
-        noise = sample_noise(actions.shape, actions.device)
-        t = self.model.sample_time(actions.shape[0], actions.device)
-        loss = self.model.flow_matching_loss(prefix, prefix_mask, actions, step_is_pad, noise, t, dim_is_pad)
+        noise, t = batch.get(NOISE), batch.get(TIME)
+        if noise is None or t is None:
+            noise = sample_noise(actions.shape, actions.device)
+            t = self.model.sample_time(actions.shape[0], actions.device)
+        loss = self.model.flow_matching_loss(
+            prefix, prefix_mask, actions, step_is_pad, noise, t, dim_is_pad, batch.get(COUNT)
+        )
         return loss, {"loss": loss.item()}
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 from policies.factory import PolicyObjective
 from policies.observation_encoder import ObservationEncoder
 from policies.pi05_compact.modeling_pi05_compact import AdaptiveRMSNorm, Pi05Compact, rms_norm
+from policies.pi05_compact.training_draws import training_draws
 from toolkit.base.errors import UserError
 
 Batch = dict[str, Any]
@@ -280,6 +281,27 @@ def test_dimensions_that_a_robot_lacks_do_not_change_the_loss(pi05: PolicyObject
     assert torch.equal(flow_loss(pi05, batch), flow_loss(pi05, other))
     other["action"][2, :, 2] += 1
     assert not torch.equal(flow_loss(pi05, batch), flow_loss(pi05, other))
+
+
+@pytest.mark.parametrize("flow_samples", [1, 3])
+def test_the_mean_over_the_parts_of_a_batch_is_the_whole(
+    make_policy: Callable[..., PolicyObjective], batch: Batch, flow_samples: int
+) -> None:
+    """Of parts with unlike numbers of padded steps and dimensions."""
+    objective = make_policy("pi05_compact", flow_samples=flow_samples).eval()
+    batch["action_is_pad"][0, 2:] = True
+    batch["action_dim_is_pad"] = torch.tensor([[False, True, True], *[[False] * 3] * 3])
+    pads = {key: batch[key] for key in ("action_is_pad", "action_dim_is_pad")}
+    losses = []
+    for part in range(2):
+        own = {key: value[part::2] for key, value in batch.items()}
+        own |= {"whole": {"rows": range(part, 4, 2), "size": 4, **pads}, "rng": torch.Generator().manual_seed(5)}
+        losses.append(objective.loss(own)[0])
+    whole, _ = objective.loss({**batch, "rng": torch.Generator().manual_seed(5)})
+    torch.testing.assert_close(torch.stack(losses).mean(), whole)
+    times = training_draws(objective.config, {**batch, "rng": torch.Generator().manual_seed(6)})["time"]
+    assert times.shape == (4 * flow_samples,)
+    assert ((times > 0) & (times <= 1)).all()
 
 
 def test_padded_dimensions_do_not_change_the_loss(pi05: PolicyObjective, batch: Batch) -> None:

@@ -12,12 +12,18 @@ from toolkit.base import files
 from toolkit.base.engine import die_with_parent
 
 
-def run_command(words: list[str], complaints: Path | None, stop: tuple[Path, int] | None = None) -> None:
+def run_command(
+    words: list[str],
+    complaints: Path | None,
+    stop: tuple[Path, int] | None = None,
+    environment: dict[str, str] | None = None,
+) -> None:
     """Exit with the command's code, in a session of its own, as from a terminal of its own.
 
     stop: a file that gets a byte for every name that this process changes, and before which of them it is killed.
     """
     os.setsid()
+    os.environ.update(environment or {})
     die_with_parent()  # should the tests be killed
     if complaints is not None:
         os.dup2(os.open(complaints, os.O_WRONLY | os.O_CREAT), 2)

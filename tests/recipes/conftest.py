@@ -26,7 +26,8 @@ PRELOAD = [
 
 @pytest.fixture(scope="session")
 def start() -> Callable[..., BaseProcess]:
-    """start(words, complaints=None, stop=None) -> the running process; `complaints` is the file that its errors go to.
+    """start(words, complaints=None, stop=None, environment=None) -> the running process; `complaints` is the file that
+    its errors go to.
 
     Commands run in processes of their own, of a fork server that has imported everything: starting Python and importing
     torch and LeRobot takes longer than most of these commands work.
@@ -37,9 +38,12 @@ def start() -> Callable[..., BaseProcess]:
     context.set_forkserver_preload(PRELOAD)
 
     def start_command(
-        words: list[str], complaints: Path | None = None, stop: tuple[Path, int] | None = None
+        words: list[str],
+        complaints: Path | None = None,
+        stop: tuple[Path, int] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> BaseProcess:
-        process = context.Process(target=run_command, args=(words, complaints, stop))
+        process = context.Process(target=run_command, args=(words, complaints, stop, environment))
         process.start()
         return process
 

@@ -10,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.base.errors import UserError
-from toolkit.data.batches import Mixture, make_sources
+from toolkit.data.batches import (
+    ROWS,
+    SIZE,
+    WHOLE,
+    GeneratorClips,
+    LatentClips,
+    Mixture,
+    Part,
+    TokenizerClips,
+    make_sources,
+)
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
 from toolkit.data.episode import ACTION, ACTION_DIM_IS_PAD, ACTION_IS_PAD, STATE, SYNTHETIC
@@ -77,9 +87,37 @@ def test_fraction_is_realised_and_processes_share_it(store: ClipStore) -> None:
     assert mixed.fractions(200) == pytest.approx([0.7, 0.3], abs=0.01)
     assert mixed.fractions(1) == pytest.approx([0.7, 0.3], abs=0.05)  # every batch holds it, up to rounding
     assert not (mixed.batch(17)[STATE] == mixed.batch(18)[STATE]).all()
-    for process in range(2):  # of two: batches process, process + 2, ...
-        drawn = [float(mixed.batch(step)[SYNTHETIC].mean()) for step in range(process, 100, 2)]
+    for process in range(2):
+        drawn = [float(mixed.batch(step, Part(process, 2))[SYNTHETIC].mean()) for step in range(50)]
         assert np.mean(drawn) == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["mixture", "windows", "latents", "tokenizer"])
+def test_the_parts_of_a_batch_are_the_batch_of_twice_the_size(store: ClipStore, kind: str) -> None:
+    """Row for row; every part knows what is padded, or labelled, in all of them."""
+
+    def source(size: int) -> Any:
+        if kind == "mixture":
+            narrow = replace(store, actions=store.actions[:, :1])
+            return mixture([store, narrow], [0.6, 0.4], size, pad_widths=True)
+        labelled = np.arange(store.num_episodes) < 2
+        clips = GeneratorClips(store, size, 17, seed=0, random_start=True, labelled=labelled)
+        latents = np.arange(store.num_episodes, dtype=np.float32)[:, None]
+        return {"windows": clips, "latents": LatentClips(clips, latents), "tokenizer": TokenizerClips(clips, 4, 2)}[
+            kind
+        ]
+
+    whole, parts = source(14).batch(3), [source(7).batch(3, Part(index, 2)) for index in range(2)]
+    assert WHOLE not in whole
+    for index, part in enumerate(parts):
+        known = part.pop(WHOLE)
+        assert (known.pop(ROWS), known.pop(SIZE)) == (range(index, 14, 2), 14)
+        assert part.keys() == whole.keys()
+        for key, value in part.items():
+            assert np.array_equal(np.asarray(value), np.asarray(whole[key][index::2])), key
+        wanted = {"mixture": {ACTION_IS_PAD, ACTION_DIM_IS_PAD}, "tokenizer": set()}.get(kind, {"has_actions"})
+        assert known.keys() == wanted
+        assert all(np.array_equal(value, whole[key]) for key, value in known.items())
 
 
 def test_sources_that_do_not_fit_are_refused(store: ClipStore) -> None:

@@ -548,3 +548,13 @@ def test_a_disk_that_is_full_at_the_first_write_leaves_what_was_there(
             start(tmp_path / out, **options).__enter__()
         assert tree(tmp_path) == before
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_goes_on_in_as_many_processes_as_it_was_begun_in(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), start(tmp_path / "run"):
+        raise KeyboardInterrupt
+    record = read_record(tmp_path / "run")
+    assert record["processes"] == 1
+    files.write_json(tmp_path / "run/run.json", {**record, "processes": 2})
+    with pytest.raises(UserError, match="was begun in 2 processes, not 1; resume with as many"):
+        start(tmp_path / "run", resume=True).__enter__()

@@ -2,10 +2,6 @@
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toolkit.base.errors import UserError
+from toolkit.data.batches import ALL, RNG, Part
 from toolkit.training.loop import OptimConfig, one_ahead, train
 from toolkit.training.optim import ExponentialMovingAverage, make_optimizer, warmup_cosine
 from toolkit.training.runtime import RuntimeConfig, bf16_peak, make_accelerator, repeated_blocks, seed_everything
@@ -41,10 +38,10 @@ class Numbers:
     def __init__(self, fail_at: int | None = None) -> None:
         self.fail_at = fail_at
 
-    def batch(self, step: int) -> dict[str, Tensor]:
+    def batch(self, step: int, part: Part = ALL) -> dict[str, Tensor]:
         if step == self.fail_at:
             raise KeyboardInterrupt
-        rng = torch.Generator().manual_seed(step)
+        rng = torch.Generator().manual_seed(step * part.count + part.index)
         x = torch.randn(8, 3, generator=rng)
         return {"x": x, "y": x.sum(1, keepdim=True)}
 
@@ -66,7 +63,7 @@ def test_resume_is_bit_exact(tmp_path: Path, fail_at: int, accumulation: int) ->
     options = {"gradient_accumulation": accumulation}
     whole = fit(tmp_path / "whole", Numbers(), **options)
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "cut", Numbers(fail_at * accumulation), **options)
+        fit(tmp_path / "cut", Numbers(fail_at), **options)
     torch.rand(5)  # whatever happens between
     resumed = fit(tmp_path / "cut", Numbers(), **options)
     for name, tensor in whole.state_dict().items():
@@ -86,9 +83,8 @@ def test_accumulation_equals_a_larger_batch() -> None:
             return (batch["x"] @ self.weight - batch["y"]).square().mean(), {}
 
     class Halves(Numbers):
-        def batch(self, step: int) -> dict[str, Tensor]:
-            whole = super().batch(step // 2)
-            return {k: v.chunk(2)[step % 2] for k, v in whole.items()}
+        def batch(self, step: int, part: Part = ALL) -> dict[str, Tensor]:
+            return {k: v[part.index :: part.count] for k, v in super().batch(step).items()}
 
     import tempfile
 
@@ -108,58 +104,32 @@ def test_accumulation_equals_a_larger_batch() -> None:
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-7)
 
 
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-import torch
-from torch import nn
-from toolkit.training.loop import OptimConfig, train
-from toolkit.training.runtime import RuntimeConfig
+def test_no_two_draws_of_a_run_share_a_seed(tmp_path: Path) -> None:
+    """Neither of two steps, parts of a step, stages or runs; a part draws for itself, and with the others."""
+    own, common = [], []
 
-class Line(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(3, 1))
-    def loss(self, batch):
-        return (batch["x"] @ self.weight - batch["y"]).square().mean(), {}
+    class Watched(Regression):
+        def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+            own.append(torch.initial_seed())
+            common.append(batch[RNG].initial_seed())
+            return super().loss(batch)
 
-class Part:
-    def __init__(self, parts):
-        self.parts = parts
-    def batch(self, step):
-        rng = torch.Generator().manual_seed(step // self.parts)
-        x = torch.randn(8, 3, generator=rng)
-        y = x.sum(1, keepdim=True)
-        return {k: v.chunk(self.parts)[step % self.parts] for k, v in {"x": x, "y": y}.items()}
-
-model = Line()
-config = OptimConfig(steps=5, warmup_steps=1, checkpoint_every=2)
-train(model, Part(int(sys.argv[1])), config, RuntimeConfig(device="cpu"), Path(sys.argv[2]), "x")
-print(model.weight.flatten().tolist())
-"""
+    for stage, seed in (("tokenizer", 0), ("generator", 0), ("generator", 1)):
+        config = OptimConfig(steps=6, gradient_accumulation=2, warmup_steps=1)
+        train(Watched(), Numbers(), config, CPU, tmp_path / f"{stage}{seed}", stage, seed=seed)
+    assert len({*own, *common}) == 3 * 6 * 2 + 3 * 6
+    assert all(a == b for a, b in zip(common[::2], common[1::2], strict=True))
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one_of_twice_the_batch(tmp_path: Path) -> None:
-    def run(rank: int, world: int) -> subprocess.Popen[str]:
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
-        more = {name: str(value) for name, value in places.items()} if world > 1 else {}
-        more["MASTER_ADDR"] = "127.0.0.1"
-        command = [sys.executable, "-c", TWO_PROCESSES, str(world), str(tmp_path / str(world))]
-        env = {**os.environ, **more, "ACCELERATE_USE_CPU": "true"}
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def test_what_was_drawn_before_changes_no_training(tmp_path: Path) -> None:
     weights = []
-    for process in [run(0, 1), run(0, 2), run(1, 2)]:
-        out, complaint = process.communicate(timeout=200)
-        assert process.returncode == 0, complaint[-2000:]
-        weights.append(json.loads(out.strip().splitlines()[-1]))
-    assert weights[1] == pytest.approx(weights[0], rel=1e-4)
-    assert weights[2] == weights[1]
-    assert len(list((tmp_path / "2/tensorboard").iterdir())) == 1
+    for stirred in range(2):
+        seed_everything(0)
+        model = Regression()
+        torch.rand(stirred)
+        train(model, Numbers(), OptimConfig(steps=3, warmup_steps=1), CPU, tmp_path / str(stirred), "test", seed=4)
+        weights.append(model.layers[0].weight)
+    assert torch.equal(*weights)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
@@ -190,8 +160,6 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "step of another training": lambda folder: edit_state(folder, step=999_999),
     "step as text": lambda folder: edit_state(folder, step="4"),
     "metrics as text": lambda folder: edit_state(folder, metrics={"loss": "small"}),
-    "random state": lambda folder: edit_state(folder, python_random=[3, [1, 2], None]),
-    "random state as text": lambda folder: edit_state(folder, python_random="x"),
     "renamed weight": lambda folder: edit_tensors(folder, "model", lambda t: t.update(other=t.popitem()[1])),
     "misshapen weight": lambda folder: edit_tensors(folder, "model", lambda t: t.update({min(t): torch.zeros(7)})),
     "misshapen average": lambda folder: edit_tensors(folder, "ema", lambda t: t.update({min(t): torch.zeros(7)})),
@@ -202,12 +170,8 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "moment of nothing": lambda folder: edit_tensors(
         folder, "optimizer", lambda t: t.update({"99.exp_avg": torch.ones(1)})
     ),
+    "no average": lambda folder: (folder / "ema.safetensors").unlink(),
     "moment without a number": lambda folder: edit_tensors(folder, "optimizer", lambda t: t.update(x=torch.ones(1))),
-    "random bytes": lambda folder: edit_tensors(folder, "random", lambda t: t.update(torch=torch.ones(3))),
-    "short random keys": lambda folder: edit_tensors(
-        folder, "random", lambda t: t.update(numpy_keys=torch.zeros(1, dtype=torch.int64))
-    ),
-    "no random bytes": lambda folder: (folder / "random.safetensors").unlink(),
 }
 
 
@@ -266,7 +230,7 @@ def test_numbers_that_are_not_finite_are_never_saved(where: str, tmp_path: Path)
 
 def test_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path) -> None:
     class Broken(Numbers):
-        def batch(self, step: int) -> dict[str, Tensor]:
+        def batch(self, step: int, part: Part = ALL) -> dict[str, Tensor]:
             return {k: v * float("nan") for k, v in super().batch(step).items()}
 
     with pytest.raises(UserError, match=r"diverged, the loss is nan \(seen at step 4\); there is no check"):
@@ -388,7 +352,7 @@ def test_blocks_that_repeat_are_found() -> None:
 
 def test_speed_leaves_the_first_steps_out(tmp_path: Path) -> None:
     class SlowStart(Numbers):
-        def batch(self, step: int) -> dict[str, Tensor]:
+        def batch(self, step: int, part: Part = ALL) -> dict[str, Tensor]:
             if step == 0:
                 time.sleep(1.0)
             return super().batch(step)
@@ -421,7 +385,7 @@ def test_scalars_go_to_the_tracker_and_a_resumed_training_goes_on_in_it(tmp_path
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     class Cut(Numbers):
-        def batch(self, step: int) -> dict[str, Any]:
+        def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
             if step == 6:
                 raise KeyboardInterrupt
             return super().batch(step)

@@ -20,6 +20,7 @@ from vag_core.config import (
     UNetConfig,
     VideoConfig,
 )
+from vag_core.layers import AdaLNBlock, ModulatedNorm
 
 STEPS = 4
 SIZES = {"width": 32, "depth": 1, "heads": 2}
@@ -106,3 +107,52 @@ def test_losses_and_samples_are_those_of_before(system: str) -> None:
     if sample.loss is not None:
         made.append(sample.loss.mean())
     assert [float(value) for value in made] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("system", EXPECTED)
+def test_every_token_stream_has_one_precision_under_bf16(system: str) -> None:
+    """Whether a parameter is added to a stream or a condition on its way, or none is, as for plans, decides nothing."""
+    generator, seen = make(EXPECTED[system][0]), set()
+    for module in generator.modules():
+        if isinstance(module, AdaLNBlock | ModulatedNorm):
+            module.register_forward_pre_hook(lambda _, inputs: seen.update(part.dtype for part in inputs[:2]))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = generator.train().loss(make_batch())
+    assert seen == {torch.float32}
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("system", EXPECTED)
+@pytest.mark.parametrize("parts", [2, 5])
+def test_the_mean_over_the_parts_of_a_batch_is_the_whole(system: str, parts: int) -> None:
+    """Loss, metrics and gradient, where clips without actions, padded steps and drawn times are shared out unevenly."""
+    size, found = 10, []
+    for divided in (1, parts):
+        generator, batch = make(EXPECTED[system][0]).eval(), make_batch(size)
+        total = torch.zeros(3)
+        for part in range(divided):
+            rows = range(part, size, divided)
+            known = {"rows": rows, "size": size, "has_actions": batch["has_actions"]}
+            own = {key: [value[row] for row in rows] for key, value in batch.items() if isinstance(value, list)}
+            own |= {key: value[part::divided] for key, value in batch.items() if isinstance(value, torch.Tensor)}
+            own |= {"rng": torch.Generator().manual_seed(5)} | ({"whole": known} if divided > 1 else {})
+            torch.manual_seed(part)
+            loss, metrics = generator.loss(own)
+            (loss / divided).backward()
+            total += torch.stack([loss.detach(), *metrics.values()]) / divided
+        gradient = {name: p.grad for name, p in generator.named_parameters() if p.grad is not None}
+        found.append({"values": total, **gradient})
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_the_tokenizer_learns_the_same_from_parts(parts: int) -> None:
+    tokenizer, found = make(TransformerConfig(**SIZES)).tokenizer, []
+    for divided in (1, parts):
+        losses = []
+        for part in range(divided):
+            batch = {"frames": make_batch(6)["frames"][part::divided], "rng": torch.Generator().manual_seed(5)}
+            batch |= {"whole": {"rows": range(part, 6, divided), "size": 6}} if divided > 1 else {}
+            losses.append(tokenizer.loss(batch)[0])
+        found.append(torch.stack(losses).mean())
+    torch.testing.assert_close(found[1], found[0])

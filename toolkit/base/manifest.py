@@ -56,6 +56,7 @@ def sync_folder(path: Path) -> None:
 
 _open: list[tuple[Path, set[str]]] = []  # of this process: run directory, what its manifest lists; the innermost last
 _given: list[Path] = []  # the same directories by the names that they were given
+_others: list[Path] = []  # run directories in which another process writes
 
 
 @contextmanager
@@ -71,9 +72,21 @@ def recording(directory: Path) -> Iterator[None]:
         _given.pop()
 
 
+@contextmanager
+def written_elsewhere(directory: Path) -> Iterator[None]:
+    """Inside, whatever would write below `directory` is a fault of this program: the main process does that."""
+    _others.append(Path(directory).resolve())
+    try:
+        yield
+    finally:
+        _others.pop()
+
+
 def check_inside(path: Path) -> None:
     """Raise UserError for a place in an open run that a link, such as of somebody who prepared it, leads out of it."""
     place, named = path.parent.resolve() / path.name, Path(os.path.abspath(path))
+    if any(place.is_relative_to(root) for root in _others):
+        raise RuntimeError(f"{path}: one process of a run writes, and this is not it")
     for (root, _), given in zip(_open, _given, strict=True):
         if (named.is_relative_to(given) or named.is_relative_to(root)) and not place.is_relative_to(root):
             raise UserError(f"{path}: a link leads out of {given}; vag writes to nothing else, so remove that link")

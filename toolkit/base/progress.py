@@ -9,6 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from toolkit.base.processes import processes
+
 LOST_AFTER = 1.0  # seconds: work that goes on for so long after an interruption has not heard of it
 
 _interruptions: list[tuple[float, BaseException]] = []  # the last one, and when it came
@@ -41,7 +43,10 @@ def forget() -> None:
 
 
 def progress(items: Iterable[Any] | None = None, *, description: str, total: int | None = None, **options: Any) -> tqdm:
-    """A tqdm bar with an ETA; $VAG_PROGRESS_POSITION gives parallel processes a line each."""
+    """A tqdm bar with an ETA; $VAG_PROGRESS_POSITION gives parallel processes a line each.
+
+    Of the processes of one command the main one shows it.
+    """
     position = int(os.environ.get("VAG_PROGRESS_POSITION", "0"))
     return Bar(
         items,
@@ -50,6 +55,7 @@ def progress(items: Iterable[Any] | None = None, *, description: str, total: int
         position=position,
         mininterval=1.0,
         dynamic_ncols=True,
+        disable=not processes().is_main,
         **options,
     )
 

@@ -36,6 +36,7 @@ RECORD_TYPES: dict[str, tuple[type | tuple[type, ...], Any]] = {
     "git_sha": (str, "unknown"),
     "versions": (dict, {}),
     "hardware": (str, "unknown"),
+    "processes": (int, 1),
     "started": (str, ""),
     "code_before": (list, []),
     "leftovers": (list, []),

@@ -1,7 +1,8 @@
 """The output directory of a command and its `run.json`: what ran, on what, with which result.
 
 A directory belongs to one process at a time (a lock), and vag removes only what its manifest lists: a user's own
-files stay where they are, whatever `overwrite` says.
+files stay where they are, whatever `overwrite` says. Where a command is started in several processes the main one has
+the `Run`, the others a `FollowedRun` of the same directory, which writes nothing (`followed_run`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import is_dataclass
 from datetime import datetime
@@ -20,6 +22,7 @@ from typing import Any, Self
 from toolkit.base import files, manifest
 from toolkit.base.errors import UserError, warn
 from toolkit.base.files import write_json
+from toolkit.base.processes import processes
 from toolkit.base.provenance import git_sha, hardware, versions
 from toolkit.base.record import RECORD, leaves, read_record
 from toolkit.base.typed_json import MisfitError, read_as, to_json
@@ -66,6 +69,7 @@ class Run:
             "git_sha": git_sha(),
             "versions": versions(),
             "hardware": hardware(),
+            "processes": processes().size,
             "seed": config.get("seed"),
             "data": [],
             "started": datetime.now().isoformat(timespec="seconds"),
@@ -89,6 +93,8 @@ class Run:
         try:
             self._held.enter_context(manifest.locked(self.directory))
             self._begin()
+            told = {"directory": str(self.directory), "complete": self.complete, "result": self.record["result"]}
+            processes().from_main(told)
         except BaseException:
             self._leave()
             raise
@@ -160,6 +166,11 @@ class Run:
                         f"out={self.directory}: was begun with {key}={before.get(key)}, not {now.get(key)}; "
                         "resume with the same settings, or use overwrite=true"
                     )
+        if earlier["processes"] != self.record["processes"]:  # which make the batch of a step
+            raise UserError(
+                f"out={self.directory}: was begun in {earlier['processes']} processes, not {self.record['processes']}; "
+                "resume with as many, or use overwrite=true"
+            )
         self._compare_code(earlier)
 
     def _compare_code(self, earlier: dict[str, Any]) -> None:
@@ -246,11 +257,20 @@ class Run:
     ) -> None:
         try:
             if kind is None:
-                self._finish()
+                self._end()
             else:
                 self._stop(error)
         finally:
             self._leave()
+
+    def _end(self) -> None:
+        try:
+            processes().wait()  # others may still read what goes now
+        except BaseException as error:
+            self._stop(error)
+            raise
+        self._finish()
+        processes().wait()  # whether that went well decides on the exit code of all
 
     def _finish(self) -> None:
         """Everything is made: say so, remove what has served, and only then be finished."""
@@ -272,7 +292,8 @@ class Run:
             self._undo_replacement()
             return
         self.record["status"] = "interrupted" if interrupted else "failed"
-        self.record["error"] = str(error) or type(error).__name__
+        told = processes().failure()  # a process that was left alone knows only that
+        self.record["error"] = told.message if told else str(error) or type(error).__name__
         if self._replaces:
             print(
                 f"vag: {self.directory}: what it is to replace is kept in {self.directory / REPLACED} until it is "
@@ -314,6 +335,11 @@ class Run:
                     return
         self.record["data"] = [other for other in self.record["data"] if other["path"] != entry["path"]] + [entry]
         self.write()
+
+    def make(self, name: str, write: Callable[[Path], None]) -> None:
+        """The folder `name` of the run, whole or not at all: `write` fills it."""
+        with files.atomic_directory(self.directory / name) as temporary:
+            write(temporary)
 
     def remove_when_finished(self, path: Path) -> None:
         """A file or folder that has served once the run is complete: as checkpoints to go on from."""

@@ -1,6 +1,6 @@
-"""Batches for the training loop. Batch k is a pure function of (seed, k), so resuming is exact by design.
+"""Batches for the training loop. The batch of a step is a pure function of (seed, step), so resuming is exact.
 
-For the same reason several processes need not talk: process p of P takes the batches p, p + P, p + 2P, ...
+For the same reason several processes need not talk: each draws the whole batch of a step, and reads its part of it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,44 @@ from toolkit.base.errors import UserError
 from toolkit.base.randomness import isolated_randomness
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import check_dimensions
-from toolkit.data.episode import ACTION_DIM_IS_PAD, IMAGE, PICTURE_EVERY, SYNTHETIC
+from toolkit.data.episode import ACTION_DIM_IS_PAD, ACTION_IS_PAD, IMAGE, PICTURE_EVERY, SYNTHETIC
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
 from toolkit.data.seen_scenes import is_hole
+
+WHOLE = "whole"  # key of a part of a batch: what is known of the whole one
+ROWS, SIZE = "rows", "size"  # keys in there: the clips of this part among all, and how many these are
+RNG = "rng"  # key of a batch in training: torch.Generator of what is drawn for the whole batch of a step
+
+
+@dataclass(frozen=True)
+class Part:
+    """Every `count`-th clip of the batch of a step, from clip `index` on; the batch is `count` times as large."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, size: int) -> range:
+        """Of a whole batch of `size` clips, those of this part."""
+        return range(self.index, size, self.count)
+
+    def marked(self, batch: dict[str, Any], size: int, **known: np.ndarray) -> dict[str, Any]:
+        """This part of a batch, with its place in the whole one, and what is known of all `size` clips of that.
+
+        Without these keys a batch is a whole one.
+        """
+        if self.count == 1:
+            return batch
+        return {**batch, WHOLE: {ROWS: self.rows(size), SIZE: size, **to_tensors(known)}}
+
+
+ALL = Part()
 
 
 class BatchSource(Protocol):
     """What the training loop reads from."""
 
-    def batch(self, step: int) -> dict[str, Any]:
-        """The batch of a step, the same at every call."""
+    def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
+        """A part of the batch of a step, the same at every call."""
 
 
 @dataclass
@@ -160,6 +188,7 @@ def _onto_first_range(values: list[np.ndarray], floor: float) -> list[np.ndarray
 class Mixture:
     """Policy batches from weighted sources: first a source is drawn, then one of its rows.
 
+    batch_size: clips of a part; with several parts the batch of a step has so many for each.
     Of rows that have a picture of their own: a policy acts on what it sees now, and must not learn from older pictures.
     Beside the keys of `ClipStore.policy_batch`: `synthetic` (B,), and where an action was padded
     `action_dim_is_pad` (B, A).
@@ -170,10 +199,11 @@ class Mixture:
         self.weights = np.array([source.weight for source in sources])
         self.padded = any(source.action_dim_is_pad.any() for source in sources)
 
-    def _counts(self, rng: np.random.Generator) -> np.ndarray:
+    def _counts(self, rng: np.random.Generator, parts: int) -> np.ndarray:
         """Samples per source of one batch."""
         # One stratified draw instead of B independent ones: each batch holds the wanted fraction, up to rounding.
-        positions = (np.arange(self.batch_size) + rng.random()) / self.batch_size
+        size = parts * self.batch_size
+        positions = (np.arange(size) + rng.random()) / size
         sources = np.searchsorted(np.cumsum(self.weights)[:-1], positions, side="right")
         return np.bincount(sources, minlength=len(self.sources))
 
@@ -189,23 +219,30 @@ class Mixture:
         every = source.picture_every[episodes]
         return episodes, every * rng.integers(-(-store.episode_lengths[episodes] // every))
 
-    def batch(self, step: int) -> dict[str, Any]:
+    def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, step))
-        parts = []
-        for source, count in zip(self.sources, self._counts(rng), strict=True):
+        rows, first = np.array(part.rows(part.count * self.batch_size)), 0
+        found: list[dict[str, Any]] = []
+        known: dict[str, list[np.ndarray]] = {ACTION_IS_PAD: [], ACTION_DIM_IS_PAD: []}  # of all samples
+        for source, count in zip(self.sources, self._counts(rng, part.count), strict=True):
             if count:
-                store = source.store
-                part = store.policy_batch(*self._rows(source, count, rng), self.horizon)
-                part[SYNTHETIC] = np.full(count, source.synthetic, np.float32)
+                episodes, steps = self._rows(source, count, rng)
+                own = rows[(rows >= first) & (rows < first + count)] - first
+                first += count
+                samples = source.store.policy_batch(episodes[own], steps[own], self.horizon)
+                samples[SYNTHETIC] = np.full(len(own), source.synthetic, np.float32)
+                known[ACTION_IS_PAD].append(source.store.past_the_end(episodes, steps, self.horizon))
                 if self.padded:
-                    part[ACTION_DIM_IS_PAD] = np.tile(source.action_dim_is_pad, (count, 1))
-                parts.append(part)
-        return to_tensors({key: _concatenate([part[key] for part in parts]) for key in parts[0]})
+                    known[ACTION_DIM_IS_PAD].append(np.tile(source.action_dim_is_pad, (count, 1)))
+                    samples[ACTION_DIM_IS_PAD] = known[ACTION_DIM_IS_PAD][-1][own]
+                found.append(samples)
+        batch = to_tensors({key: _concatenate([samples[key] for samples in found]) for key in found[0]})
+        return part.marked(batch, first, **{key: np.concatenate(value) for key, value in known.items() if value})
 
-    def fractions(self, steps: int) -> list[float]:
+    def fractions(self, steps: int, parts: int = 1) -> list[float]:
         """Realised share of each source among the samples of the first `steps` batches."""
-        counts = [self._counts(np.random.default_rng((self.seed, step))) for step in range(steps)]
-        return (np.sum(counts, axis=0) / (steps * self.batch_size)).tolist()
+        counts = [self._counts(np.random.default_rng((self.seed, step)), parts) for step in range(steps)]
+        return (np.sum(counts, axis=0) / (steps * parts * self.batch_size)).tolist()
 
 
 class Augmented:
@@ -213,6 +250,7 @@ class Augmented:
 
     Not its small moves of the picture: at 64 pixels one is about a centimetre, and a moved picture another scene.
     Pictures are transformed in groups of `GROUP`, each in its own way: one by one would take longer than training.
+    The groups of a batch that is divided are others than those of the whole one.
     """
 
     GROUP = 4
@@ -226,9 +264,9 @@ class Augmented:
         del config.tfs["affine"]
         self.transforms = ImageTransforms(config)
 
-    def batch(self, step: int) -> dict[str, Any]:
-        batch = self.source.batch(step)
-        with isolated_randomness(self.seed * 1_000_003 + step):
+    def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
+        batch = self.source.batch(step, part)
+        with isolated_randomness(self.seed * 1_000_003 + step * part.count + part.index):
             images = torch.cat([self.transforms(group) for group in batch[IMAGE].split(self.GROUP)])
         return {**batch, IMAGE: images.clamp(0, 1)}
 
@@ -236,6 +274,7 @@ class Augmented:
 class GeneratorClips:
     """Generator batches: windows from the start of an episode, or from anywhere in it (`random_start`).
 
+    batch_size: clips of a part; with several parts the batch of a step has so many for each.
     frame_stride: rows from one frame to the next. labelled: (E,) True for episodes whose actions may be used; batches
     then say so under has_actions (B,). num_joint: how many of so many clips of a batch, the first ones, are pairs of
     video and actions; the others are plans, which need labels, so they come from labelled episodes alone. shares: (E,)
@@ -258,10 +297,10 @@ class GeneratorClips:
         self.random_start, self.frame_stride, self.labelled, self.shares = random_start, frame_stride, labelled, shares
         self.num_joint = num_joint
 
-    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Episodes and starts of a step, each (B,)."""
+    def draw(self, step: int, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Episodes and starts of the batch of a step that has so many parts, each (B * parts,)."""
         rng = np.random.default_rng((self.seed, step))
-        episodes = self._draw_episodes(rng, self.batch_size)
+        episodes = self._draw_episodes(rng, self.batch_size * parts)
         rows = (self.num_frames - 1) * self.frame_stride + 1
         room = np.maximum(self.store.episode_lengths[episodes] - rows, 0)
         starts = rng.integers(room + 1) if self.random_start else np.zeros_like(room)
@@ -293,8 +332,15 @@ class GeneratorClips:
         batch = self.store.generator_batch(episodes, starts, self.num_frames, self.frame_stride, with_frames)
         return batch if self.labelled is None else {**batch, "has_actions": self.labelled[episodes]}
 
-    def batch(self, step: int) -> dict[str, Any]:
-        return to_tensors(self.window(*self.draw(step)))
+    def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
+        episodes, starts = self.draw(step, part.count)
+        own = np.array(part.rows(len(episodes)))
+        return self.part_of(part, episodes, to_tensors(self.window(episodes[own], starts[own])))
+
+    def part_of(self, part: Part, episodes: np.ndarray, batch: dict[str, Any]) -> dict[str, Any]:
+        """A part of the batch of these episodes with what is known of all of them."""
+        known = {} if self.labelled is None else {"has_actions": self.labelled[episodes]}
+        return part.marked(batch, len(episodes), **known)
 
 
 class TokenizerClips:
@@ -306,9 +352,9 @@ class TokenizerClips:
     def __init__(self, clips: GeneratorClips, temporal_stride: int, groups: int) -> None:
         self.clips, self.stride, self.groups = clips, temporal_stride, groups
 
-    def batch(self, step: int) -> dict[str, Any]:
-        episodes, starts = self.clips.draw(step)
-        store, clips = self.clips.store, self.clips
+    def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
+        episodes, starts = self.clips.draw(step, part.count)
+        store, clips, own = self.clips.store, self.clips, np.array(part.rows(len(episodes)))
         rng = np.random.default_rng((clips.seed, step, 1))
         chosen = rng.integers((clips.num_frames - 1) // self.stride, size=(len(episodes), self.groups))
         steps = 1 + chosen[..., None] * self.stride + np.arange(self.stride)  # (B, groups, stride), in frames
@@ -316,7 +362,7 @@ class TokenizerClips:
         last = store.episode_lengths[episodes][:, None] - 1
         steps = starts[:, None] + clips.frame_stride * steps
         rows = store.episode_starts[episodes][:, None] + np.minimum(steps, last)
-        return {"frames": torch.from_numpy(store.frames[rows])}
+        return part.marked({"frames": torch.from_numpy(store.frames[rows[own]])}, len(episodes))
 
 
 class LatentClips:
@@ -325,10 +371,12 @@ class LatentClips:
     def __init__(self, clips: GeneratorClips, latents: np.ndarray, with_frames: bool = False) -> None:
         self.clips, self.latents, self.with_frames = clips, latents, with_frames
 
-    def batch(self, step: int) -> dict[str, Any]:
-        episodes, starts = self.clips.draw(step)
-        batch = self.clips.window(episodes, starts, self.with_frames)
-        return {**to_tensors(batch), "latents": torch.from_numpy(np.array(self.latents[episodes]))}
+    def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
+        episodes, starts = self.clips.draw(step, part.count)
+        own = np.array(part.rows(len(episodes)))
+        batch = to_tensors(self.clips.window(episodes[own], starts[own], self.with_frames))
+        batch["latents"] = torch.from_numpy(np.array(self.latents[episodes[own]]))
+        return self.clips.part_of(part, episodes, batch)
 
 
 def to_tensors(batch: dict[str, Any]) -> dict[str, Any]:

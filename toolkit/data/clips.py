@@ -173,9 +173,13 @@ class ClipStore:
             IMAGE: images,
             STATE: self.states.take(first + steps, axis=0),
             ACTION: self.actions.take(first[:, None] + np.minimum(ahead, last), axis=0),
-            ACTION_IS_PAD: ahead > last,
+            ACTION_IS_PAD: self.past_the_end(episodes, steps, horizon),
             TASK: [self.instruction(e) for e in episodes],
         }
+
+    def past_the_end(self, episodes: np.ndarray, steps: np.ndarray, horizon: int) -> np.ndarray:
+        """(B, T) True where one of the next `horizon` steps is none of the episode any more."""
+        return steps[:, None] + np.arange(horizon) >= self.episode_lengths[episodes][:, None]
 
 
 def _about(path: Path, text: np.ndarray) -> dict[str, Any]:

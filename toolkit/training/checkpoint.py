@@ -1,18 +1,17 @@
-"""Whole training checkpoints: weights, average, optimizer and random state, all in safetensors and JSON.
+"""Whole training checkpoints: weights, average and optimizer, all in safetensors and JSON.
 
-Nothing is pickled. A checkpoint exists under its final name only when it is complete and on the disk.
+No random state: what a step draws depends on the seed and the step alone. Nothing is pickled. A checkpoint exists under
+its final name only when it is complete and on the disk.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,7 +23,7 @@ from toolkit.base.reading import read_json
 from toolkit.training.optim import ExponentialMovingAverage
 
 NAME = re.compile(r"step_(\d{6,9})")
-PARTS = ("model", "ema", "optimizer", "random")
+PARTS = ("model", "ema", "optimizer")
 
 
 def save_checkpoint(
@@ -38,21 +37,18 @@ def save_checkpoint(
     """Write `directory/step_XXXXXX`, then remove older ones. Raises UserError if a number in it is not finite."""
     state = optimizer.state_dict()["state"]
     moments = {f"{i}.{k}": torch.as_tensor(v) for i, values in state.items() for k, v in values.items()}
-    parts = {"model": module.state_dict(), "ema": average.shadow, "optimizer": moments, "random": _random_tensors()}
-    for name in ("model", "ema", "optimizer"):
+    parts = {"model": module.state_dict(), "ema": average.shadow, "optimizer": moments}
+    for name in PARTS:
         if bad := not_finite(parts[name].items()):
             raise UserError(f"{name}: '{bad}' holds NaN or infinity at step {step}")
     target = directory / f"step_{step:06d}"
-    version, internal, gauss = random.getstate()
     with atomic_directory(target) as temporary:
         for name, tensors in parts.items():
             save_file(
                 {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
                 temporary / f"{name}.safetensors",
             )
-        (temporary / "state.json").write_text(
-            json.dumps({"step": step, "metrics": metrics, "python_random": [version, internal, gauss]})
-        )
+        (temporary / "state.json").write_text(json.dumps({"step": step, "metrics": metrics}))
     for old in saved_steps(directory).values():
         if old != target:
             discard(old)
@@ -99,7 +95,6 @@ def load_checkpoint(
         if shapes(tensors["ema"]) != shapes(average.shadow):
             raise ValueError("ema.safetensors holds other tensors")
         module.load_state_dict(tensors["model"], strict=True)
-        _restore_random(tensors["random"], state["python_random"])
     except (
         *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, SafetensorError, UserError),
     ) as error:
@@ -135,26 +130,3 @@ def _moments(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> di
         if values.keys() != expected:
             raise ValueError(f"optimizer.safetensors: parameter {place} has {', '.join(sorted(values))[:80]}")
     return moments
-
-
-def _random_tensors() -> dict[str, Tensor]:
-    _, keys, position, has_gauss, gauss = np.random.get_state()
-    tensors = {
-        "torch": torch.get_rng_state(),
-        "numpy_keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-        "numpy_rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
-    }
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    return tensors
-
-
-def _restore_random(tensors: dict[str, Tensor], python_random: list[Any]) -> None:
-    torch.set_rng_state(tensors["torch"])
-    position, has_gauss, gauss = tensors["numpy_rest"].tolist()
-    keys = tensors["numpy_keys"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
-    version, internal, gauss_next = python_random
-    random.setstate((version, tuple(internal), gauss_next))
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])

@@ -29,7 +29,7 @@ class OptimConfig:
     """Length and optimiser of one training stage."""
 
     steps: int = option(1000, "gradient steps", least=1, most=MOST_STEPS)
-    batch_size: int = option(16, "clips of one batch", least=1, most=MOST_BATCH)
+    batch_size: int = option(16, "clips of one batch, for each process", least=1, most=MOST_BATCH)
     gradient_accumulation: int = option(1, "batches of one gradient step", least=1, most=MOST_BATCH)
     learning_rate: float = option(3e-4, "of AdamW, after the warm-up", least=0, most=1)
     betas: list[float] | None = option(

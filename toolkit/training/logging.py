@@ -16,7 +16,7 @@ EVENTS = "events.out.tfevents.*"
 
 
 class ScalarLog:
-    """The tracker of a training: scalars, and videos in TensorBoard. One process writes.
+    """The tracker of a training: scalars, and videos in TensorBoard. The main process writes.
 
     After a resume TensorBoard forgets what came after `first_step`; its files are in `directory/tensorboard`.
     """
@@ -25,6 +25,8 @@ class ScalarLog:
         self.accelerator, folder = accelerator, directory / "tensorboard"
         own = {"wandb": {"name": directory.parent.name, "group": directory.name, "dir": str(directory)}}
         options: dict[str, Any] = {"tensorboard": {"purge_step": first_step + 1 if first_step else None}, **own}
+        if not accelerator.is_main_process:
+            return
         check_inside(folder / EVENTS)
         before = set(folder.glob(EVENTS))
         accelerator.init_trackers("tensorboard" if _board(accelerator) else "vag", init_kwargs=options)

@@ -1,6 +1,10 @@
 """The one training loop: generator, tokenizer and policies all train through it.
 
-It sees two Protocols only: `loss(batch) -> (loss, metrics)` and `batch(step) -> batch`.
+It sees two Protocols only: `loss(batch) -> (loss, metrics)` and `batch(step, part) -> batch`.
+
+A step has one batch, whose size is `batch_size` times the batches that are accumulated times the processes. Each of
+these takes its part of it, every so-many-th clip, and the mean of the losses of the parts is that of the whole batch:
+what is learned does not depend on how the batch is divided.
 """
 
 from __future__ import annotations
@@ -20,25 +24,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
-from toolkit.data.batches import BatchSource
+from toolkit.data.batches import RNG, BatchSource, Part
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint, saved_steps
 from toolkit.training.config import OptimConfig as OptimConfig
 from toolkit.training.logging import ScalarLog
 from toolkit.training.optim import ExponentialMovingAverage, make_optimizer, warmup_cosine
-from toolkit.training.runtime import RuntimeConfig, bf16_peak, forwards, make_accelerator, repeated_blocks
+from toolkit.training.parallel import average_gradients, mean_over_processes, mixed_seed, share_weights
+from toolkit.training.runtime import (
+    RuntimeConfig,
+    bf16_peak,
+    forwards,
+    make_accelerator,
+    repeated_blocks,
+    seed_everything,
+)
 
 THROUGHPUT = ("samples_per_second", "flop_per_second", "flop_per_sample", "bf16_peak_share")
-
-
-class LossModule(nn.Module):
-    """Makes `loss` the forward pass, which accelerate wraps."""
-
-    def __init__(self, objective: nn.Module) -> None:
-        super().__init__()
-        self.objective = objective
-
-    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        return cast(Any, self.objective).loss(batch)
 
 
 def train(
@@ -49,44 +50,40 @@ def train(
     directory: Path,
     description: str,
     on_log: Callable[[ScalarLog, int], None] | None = None,
+    *,
+    seed: int = 0,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train `objective` in place and leave its averaged weights in it.
 
-    Returns the last metrics, and the values of `Throughput`. Continues from `directory/checkpoints` where one is
-    found; the result is then bit for bit that of an uninterrupted run, since batch k depends on the seed and k alone
-    and the random state is restored. Of P processes each takes every P-th batch; the first one writes.
-    Raises UserError when the loss, a gradient, a weight or an average is not finite: no such number is ever saved.
+    Returns the last metrics and the values of `Throughput`, of all processes. Continues from `directory/checkpoints`
+    where one is found; the result is then bit for bit that of an uninterrupted run, since what is drawn for a step
+    depends on `seed`, `description`, the step and the part of its batch alone. The main process writes. Raises
+    UserError when the loss, a gradient, a weight or an average is not finite: no such number is ever saved.
     """
     accelerator = make_accelerator(runtime, directory)
-    objective.train()
-    trained = LossModule(objective).to(accelerator.device)
+    objective.train().to(accelerator.device)
+    share_weights(objective)
     optimizer, config = make_optimizer(objective, config)
     average = ExponentialMovingAverage(objective, config.ema_decay)
     checkpoints = directory / "checkpoints"
     first, metrics = load_checkpoint(checkpoints, objective, optimizer, average, config.steps)
-    advance = GradientSteps(accelerator, trained, optimizer, config, runtime.compile)
-    speed = Throughput(accelerator.device, metrics)
+    accelerator.wait_for_everyone()  # all have read it, and the main process may write the next one
+    advance = GradientSteps(accelerator, objective, optimizer, config, runtime.compile, f"{seed} {description}")
+    speed = Throughput(accelerator.device, metrics, accelerator.num_processes)
     log = ScalarLog(accelerator, directory, first)
-    batches = on_device(data, advance.batches_from(first), accelerator.device)
-
-    def save(step: int) -> None:
-        try:
-            if accelerator.is_main_process:
-                save_checkpoint(checkpoints, step, objective, optimizer, average, metrics)
-        except UserError as error:
-            raise diverged(description, str(error), step, checkpoints) from error
+    batches = on_device(data, advance.places_from(first), accelerator.device)
 
     bar = progress(description=description, total=config.steps, initial=first, unit="step")
     for done in range(first + 1, config.steps + 1):
-        loss, values, norm = advance(done - 1, batches, speed)
+        values, norm = advance(done - 1, batches, speed)
         average.update(objective, done - 1)
         speed.count(config.batch_size * config.gradient_accumulation * accelerator.num_processes)
         bar.update()
         saving = done % config.checkpoint_every == 0 or done == config.steps
         if done % config.log_every == 0 or saving:
-            metrics = {"loss": loss.item(), **{key: float(value) for key, value in values.items()}}
+            metrics = mean_over_processes(values, accelerator.device)
             last = {"gradient_norm": float(norm), "learning_rate": advance.learning_rate(done - 1)}
-            for name, number in (("loss", metrics["loss"]), ("gradient norm", last["gradient_norm"])):
+            for name, number in {"loss": metrics["loss"], "gradient norm": last["gradient_norm"]}.items():
                 if not math.isfinite(number):
                     raise diverged(description, f"the {name} is {number}", done, checkpoints)
             bar.set_postfix(loss=f"{metrics['loss']:.4f}")
@@ -94,11 +91,15 @@ def train(
             log.scalars(done, metrics | last)
             if on_log is not None and accelerator.is_main_process:
                 on_log(log, done)
-        if saving:
-            save(done)
+        if saving and accelerator.is_main_process:
+            try:
+                save_checkpoint(checkpoints, done, objective, optimizer, average, metrics)
+            except UserError as error:
+                raise diverged(description, str(error), done, checkpoints) from error
     for opened in (bar, batches, log):
         opened.close()
     objective.load_state_dict(average.shadow)
+    share_weights(objective)  # what is measured in a forward pass differs: running statistics of normalisation
     objective.to("cpu").eval()
     return {key: value for key, value in metrics.items() if key not in THROUGHPUT}, speed.values
 
@@ -109,64 +110,74 @@ class GradientSteps:
     def __init__(
         self,
         accelerator: Accelerator,
-        trained: LossModule,
+        objective: nn.Module,
         optimizer: torch.optim.Optimizer,
         config: OptimConfig,
         compiles: bool,
+        seed: str,
     ) -> None:
-        self.accelerator, self.objective, self.config = accelerator, trained.objective, config
-        self.model, self.optimizer = accelerator.prepare(trained, optimizer)
-        blocks = repeated_blocks(trained.objective) if compiles else []
+        """seed: names the training, whatever its steps draw."""
+        self.accelerator, self.objective, self.optimizer, self.config = accelerator, objective, optimizer, config
+        blocks = repeated_blocks(objective) if compiles else []
         self.compiled = [(block, torch.compile(block.forward)) for block in blocks]
-        self.first_seed = torch.initial_seed()
+        self.seed = seed
 
-    def batches_from(self, step: int) -> Iterator[int]:
-        """Numbers of the batches of this process, from a step to the last one."""
-        config, accelerator = self.config, self.accelerator
-        for part in range(step * config.gradient_accumulation, config.steps * config.gradient_accumulation):
-            yield part * accelerator.num_processes + accelerator.process_index
+    def parts(self) -> list[Part]:
+        """The parts of a step's batch that this process takes, in order."""
+        accumulated, processes = self.config.gradient_accumulation, self.accelerator.num_processes
+        first = self.accelerator.process_index
+        return [Part(first + i * processes, accumulated * processes) for i in range(accumulated)]
+
+    def places_from(self, step: int) -> Iterator[tuple[int, Part]]:
+        """What this process reads, from a step to the last one."""
+        return ((number, part) for number in range(step, self.config.steps) for part in self.parts())
 
     def learning_rate(self, step: int) -> float:
         return self.config.learning_rate * warmup_cosine(step, self.config.steps, self.config.warmup_steps)
 
     def __call__(
         self, step: int, batches: Iterator[dict[str, Any]], speed: Throughput
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Loss and metrics of the last batch, and the norm of the gradient before it was clipped."""
-        accelerator, parts = self.accelerator, self.config.gradient_accumulation
+    ) -> tuple[dict[str, Tensor | float], Tensor]:
+        """Loss and metrics, the mean of this process, and the norm of the gradient of all before it was clipped."""
+        parts, values = self.parts(), dict[str, Tensor | float]()
         for group in self.optimizer.param_groups:
             group["lr"] = group["lr_scale"] * self.learning_rate(step)
-        if accelerator.num_processes > 1:  # noise of its own for every process, the same again after a resume
-            index = step * accelerator.num_processes + accelerator.process_index
-            torch.manual_seed(self.first_seed + index * 1_000_003)
-        for part in range(parts):
+        for part in parts:
             batch = next(batches)
+            # For the whole batch, of which an objective that knows of parts takes its rows.
+            batch[RNG] = torch.Generator(self.accelerator.device).manual_seed(mixed_seed(f"{self.seed} {step}"))
+            seed_everything(mixed_seed(f"{self.seed} {step} {part.index}"))  # dropout, and whatever draws by itself
+            first = step == 0 and part is parts[0]
             # Counting changes the last bit of sums: never at a step that depends on when training was interrupted.
-            with count_flop() if step == part == 0 else nullcontext() as counter:
+            with count_flop() if first else nullcontext() as counter:
                 # Counting would switch compilation off for good.
-                with accelerator.autocast(), forwards(self.compiled if counter is None else []):
-                    loss, values = self.model(batch)
-                accelerator.backward(loss / parts)
+                with self.accelerator.autocast(), forwards(self.compiled if counter is None else []):
+                    loss, metrics = cast(Any, self.objective).loss(batch)
+                (loss.float() / len(parts)).backward()
             if counter is not None:
                 speed.flop = counter.get_total_flops() / self.config.batch_size
-        norm = accelerator.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
+            for key, value in {"loss": loss.detach(), **metrics}.items():
+                values[key] = values.get(key, 0.0) + value / len(parts)
+        trained = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
+        average_gradients(trained)
+        norm = nn.utils.clip_grad_norm_(trained, self.config.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss, values, norm
+        return values, norm
 
 
 class Throughput:
-    """Speed of this process, without the steps up to the first measurement if there are more: code is compiled there.
+    """Speed of all processes, without the steps up to the first measurement if there are more: code is compiled there.
 
     values: samples_per_second; flop_per_sample of the first step (matrix products, convolutions and attention, forwards
     and backwards); flop_per_second; on a GPU bf16_peak_share of it in what that GPU was measured to reach in large
-    matrix products.
+    matrix products, times the processes.
     """
 
-    def __init__(self, device: torch.device, before: dict[str, float]) -> None:
+    def __init__(self, device: torch.device, before: dict[str, float], processes: int = 1) -> None:
         self.values = {key: before[key] for key in THROUGHPUT if key in before}  # of a run that was killed at its end
         self.flop = before.get("flop_per_sample", 0.0)
-        self.peak = bf16_peak(device) if device.type == "cuda" else None
+        self.peak = processes * bf16_peak(device) if device.type == "cuda" else None
         self._started, self._samples, self._warm = time.perf_counter(), 0, False
 
     def count(self, samples: int) -> None:
@@ -193,15 +204,17 @@ def diverged(description: str, reason: str, step: int, checkpoints: Path) -> Use
     )
 
 
-def on_device(data: BatchSource, places: Iterable[int], device: torch.device) -> Generator[dict[str, Any], None, None]:
-    """The batches of these places in the order of training, on the device.
+def on_device(
+    data: BatchSource, places: Iterable[tuple[int, Part]], device: torch.device
+) -> Generator[dict[str, Any], None, None]:
+    """The parts of batches at these places (step, part) in the order of training, on the device.
 
     For a GPU the next one is made meanwhile, in memory that it reads by itself: the process need not wait for a copy.
     Sources that draw from torch's own generator (`draws_from_torch`) make theirs in turn.
     """
 
-    def made(place: int) -> dict[str, Any]:
-        batch = data.batch(place)
+    def made(place: tuple[int, Part]) -> dict[str, Any]:
+        batch = data.batch(*place)
         return {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()} if on_gpu else batch
 
     on_gpu = device.type == "cuda"

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from toolkit.base.errors import UserError
+from toolkit.base.processes import processes
 from toolkit.training.config import DEVICES, MOST_THREADS, PRECISIONS, TRACKERS
 from toolkit.training.config import RuntimeConfig as RuntimeConfig
 
@@ -45,12 +46,19 @@ def make_accelerator(config: RuntimeConfig, directory: Path | None = None) -> Ac
     """An Accelerator on the device asked for, whose tracker writes into `directory`. Raises UserError."""
     check_runtime(config)
     set_threads(config)
-    return Accelerator(
-        cpu=config.device == "cpu",
+    accelerator = Accelerator(
+        # Without this word it takes no part in a group of processes on a machine without a GPU.
+        cpu=config.device == "cpu" or not torch.cuda.is_available(),
         mixed_precision=config.mixed_precision,
         log_with=config.tracker if directory else None,
         project_dir=directory,
     )
+    if accelerator.num_processes != processes().size:
+        raise UserError(
+            f"WORLD_SIZE={processes().size}, but accelerate sees {accelerator.num_processes} processes; start them "
+            "with torchrun or accelerate launch"
+        )
+    return accelerator
 
 
 def bf16_peak(device: torch.device | str, side: int = 8192) -> float:

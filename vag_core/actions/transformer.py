@@ -37,6 +37,7 @@ class GroupTransformer(nn.Module):
 
     def forward(self, x: Float[Tensor, "b k d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k n"]:
         """x: (B, K, D), condition: (B, D) -> (B, K, n)."""
+        x = x.to(self.out.weight.dtype)  # under autocast too, whatever has been added to it: see `VideoDiT`
         x = x + sinusoidal_embedding(torch.arange(x.shape[1], device=x.device), x.shape[2], 100.0).to(x.dtype)
         for block in self.blocks:
             x = block(x, condition)

@@ -1,0 +1,80 @@
+"""What the processes of one training exchange: first weights, gradients, metrics. With one process nothing happens.
+
+Not DistributedDataParallel: what a step learns is normalised by the counts of its whole batch, parts of it may leave
+weights without a gradient, and several of them may be accumulated; one sum at the end of the step is right for all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+
+MOST_VALUES = 1 << 24  # that are sent at once
+
+
+def mixed_seed(text: str) -> int:
+    """A seed for everything that `text` names, with no relation to the seeds of other texts."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def several_processes() -> bool:
+    """True where there is anything to exchange."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def share_weights(module: nn.Module) -> None:
+    """Give all processes the weights and buffers that the main one has."""
+    if several_processes():
+        for tensor in module.state_dict().values():
+            sent = tensor.detach().to(_device(), copy=True).contiguous()
+            distributed.broadcast(sent, 0)
+            tensor.copy_(sent)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes; None counts as 0, unless it is None everywhere."""
+    if not several_processes():
+        return
+    parameters = list(parameters)
+    reached = torch.tensor([float(p.grad is not None) for p in parameters], device=_device())
+    distributed.all_reduce(reached)
+    used = [parameter for parameter, count in zip(parameters, reached.tolist(), strict=True) if count]
+    for bucket in _buckets(used):
+        sent = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
+        distributed.all_reduce(sent)
+        sent /= distributed.get_world_size()
+        for parameter, gradient in zip(bucket, sent.split([p.numel() for p in bucket]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+
+
+def mean_over_processes(values: dict[str, Tensor | float], device: torch.device) -> dict[str, float]:
+    """Numbers of the same names in all processes, averaged."""
+    sent = torch.stack([torch.as_tensor(value, dtype=torch.float64).to(device) for value in values.values()])
+    if several_processes():
+        distributed.all_reduce(sent)
+        sent /= distributed.get_world_size()
+    return dict(zip(values, sent.tolist(), strict=True))
+
+
+def _buckets(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """The parameters in order, in groups of one kind that are sent together."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        full = sum(p.numel() for p in bucket) + parameter.numel() > MOST_VALUES
+        if bucket and (full or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket
+
+
+def _device() -> torch.device:
+    """Where what is exchanged must lie."""
+    if distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
