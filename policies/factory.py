@@ -32,7 +32,7 @@ from policies.optimizer import own_groups
 from policies.pi05_compact import Pi05CompactConfig
 from policies.pi05_compact.processor_pi05_compact import InstructionTokenizerProcessorStep
 from policies.pi05_compact.training_draws import training_draws
-from toolkit.base.errors import UserError, first_line, nearest, warn
+from toolkit.base.errors import UserError, first_line, nearest
 from toolkit.base.files import atomic_directory
 from toolkit.data.batches import RNG, WHOLE
 from toolkit.data.episode import (
@@ -46,7 +46,6 @@ from toolkit.data.episode import (
     TASK,
 )
 from toolkit.data.normalizer import is_constant
-from toolkit.data.text import split_words
 
 Statistics = dict[str, dict[str, np.ndarray]]
 
@@ -172,20 +171,9 @@ class PolicyObjective(nn.Module):
 
     def check_instructions(self, tasks: Sequence[str]) -> None:
         """Warn where the policy reads a part of an instruction alone; raise UserError where two then are the same."""
-        step = next((s for s in self.preprocessor.steps if isinstance(s, InstructionTokenizerProcessorStep)), None)
-        if step is None:
-            return
-        read: dict[tuple[str, ...], str] = {}
-        for task in dict.fromkeys(tasks):
-            words = split_words(task)
-            other = read.setdefault(tuple(words[: step.length]), task)
-            if split_words(other) != words:
-                raise UserError(
-                    f"'{task:.200}' and '{other:.200}' differ after the {step.length} words that the policy reads; "
-                    f"train one with policy.options.tokenizer_max_length={max(len(words), len(split_words(other)))}"
-                )
-            if len(words) > step.length:
-                warn(f"'{task:.200}' has {len(words)} words; the policy reads the first {step.length}")
+        for step in self.preprocessor.steps:
+            if isinstance(step, InstructionTokenizerProcessorStep):
+                step.check(tasks)
 
     def optimizer_groups(self) -> tuple[list[dict[str, Any]], float]:
         """As the training loop asks: see `policies.optimizer.own_groups`."""

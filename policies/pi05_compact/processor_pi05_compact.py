@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,9 @@ from lerobot.processor import (
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 
 from policies.pi05_compact.configuration_pi05_compact import Pi05CompactConfig
+from toolkit.base.errors import UserError, warn
 from toolkit.data.episode import TASK
-from toolkit.data.text import InstructionTokenizer
+from toolkit.data.text import InstructionTokenizer, split_words
 
 
 @ProcessorStepRegistry.register(name="pi05_compact_instruction_tokenizer")
@@ -47,6 +49,20 @@ class InstructionTokenizerProcessorStep(ProcessorStep):
             OBS_LANGUAGE_ATTENTION_MASK: mask,
         }
         return transition
+
+    def check(self, tasks: Sequence[str]) -> None:
+        """Warn where a part of an instruction alone is read; raise UserError where two instructions then are the same."""
+        read: dict[tuple[str, ...], str] = {}
+        for task in dict.fromkeys(tasks):
+            words = split_words(task)
+            other = read.setdefault(tuple(words[: self.length]), task)
+            if split_words(other) != words:
+                raise UserError(
+                    f"'{task:.200}' and '{other:.200}' differ after the {self.length} words that the policy reads; "
+                    f"train one with policy.options.tokenizer_max_length={max(len(words), len(split_words(other)))}"
+                )
+            if len(words) > self.length:
+                warn(f"'{task:.200}' has {len(words)} words; the policy reads the first {self.length}")
 
     def get_config(self) -> dict[str, Any]:
         return {"length": self.length, "buckets": self.buckets}
