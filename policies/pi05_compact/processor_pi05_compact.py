@@ -51,7 +51,7 @@ class InstructionTokenizerProcessorStep(ProcessorStep):
         return transition
 
     def check(self, tasks: Sequence[str]) -> None:
-        """Warn where a part of an instruction alone is read; raise UserError where two instructions then are the same."""
+        """Warn where only a part of an instruction is read; raise UserError where two of them then are the same."""
         read: dict[tuple[str, ...], str] = {}
         for task in dict.fromkeys(tasks):
             words = split_words(task)

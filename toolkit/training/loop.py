@@ -160,6 +160,7 @@ class GradientSteps:
                 values[key] = values.get(key, 0.0) + value / len(parts)
         trained = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
         average_gradients(trained)
+        assert self.config.gradient_clip is not None  # `make_optimizer` has settled it
         norm = nn.utils.clip_grad_norm_(trained, self.config.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
