@@ -304,6 +304,16 @@ def test_the_mean_over_the_parts_of_a_batch_is_the_whole(
     assert ((times > 0) & (times <= 1)).all()
 
 
+def test_both_token_streams_keep_the_precision_of_the_weights_under_bf16(pi05: PolicyObjective, batch: Batch) -> None:
+    seen = set()
+    network = pi05.policy.model
+    for layer in (*network.prefix_layers, *network.expert_layers):
+        layer.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        pi05.loss(batch)
+    assert seen == {torch.float32}
+
+
 def test_padded_dimensions_do_not_change_the_loss(pi05: PolicyObjective, batch: Batch) -> None:
     before = flow_loss(pi05, batch)
     model = pi05.policy.model
