@@ -58,14 +58,14 @@ def element(kind: Any) -> Any:
 def test_every_option_has_help_and_every_number_a_range(name: str, schema: type) -> None:
     for key, kind in members(schema).items():
         assert kind.told.get("help", "").strip(), f"{name}.{key} has no help"
-        assert kind.told.keys() <= {"help", "least", "most", "above", "below", "choices", "paths", "kinds"}
+        assert kind.told.keys() <= {"help", "least", "most", "above", "below", "choices", "paths", "numbers", "kinds"}
         if element(kind.type) in (int, float):
             assert {"least", "above"} & kind.told.keys(), f"{name}.{key} has no lower bound"
             assert {"most", "below"} & kind.told.keys(), f"{name}.{key} has no upper bound"
             for bound in kind.told.keys() & {"least", "most", "above", "below"}:
                 assert float("-inf") < kind.told[bound] < float("inf")
         if kind.type is Any:
-            assert kind.told.get("paths"), f"{name}.{key} takes anything"
+            assert kind.told.get("paths") or kind.told.get("numbers"), f"{name}.{key} takes anything"
 
 
 @pytest.mark.parametrize("command", SCHEMAS)

@@ -137,7 +137,7 @@ def write_demo(root: Path, example: Callable[..., Any]) -> Path:
     write_run(root / "collect", "collect", {**to_json(collected), **surprise})
     trained = replace(
         example(TrainGeneratorResult),
-        tokenizer=TokenizerTraining(steps=300, psnr=28.31),
+        tokenizer=TokenizerTraining(steps=300, training_psnr=28.31),
         generator=StreamsTraining(steps=800, loss=0.1234, parameters=3_456_789),
     )
     run = write_run(root / "train_generator", "train-generator", trained)
