@@ -290,6 +290,7 @@ TRAIN = [
 ]
 
 
+@pytest.mark.long  # tests of kills and of several processes kill trainings too
 @pytest.mark.slow
 def test_killed_training_resumes_bit_for_bit(dataset: Path, tmp_path: Path, start: Callable[..., BaseProcess]) -> None:
     """SIGKILL in the middle of each stage, then resume=true: the same weights as an undisturbed run."""
