@@ -85,7 +85,8 @@ def same_curves(one: Path, two: Path, *stages: str) -> None:
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does_of_twice_the_batch(dataset: Path, tmp_path: Path) -> None:
     words = (
-        f"train-generator dataset={dataset} {SMALL} tokenizer_optim.steps=3 optim.steps=4 generator.action.dropout=0"
+        f"train-generator dataset={dataset} {SMALL} tokenizer_optim.steps=3 optim.steps=4 generator.action.dropout=0 "
+        "labelled_fraction=0.4"
     )
     sizes = "optim.batch_size={0} tokenizer_optim.batch_size={0} out={1}"
     started = torchrun(f"{words} {sizes.format(5, tmp_path / 'two')}")
