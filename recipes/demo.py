@@ -154,8 +154,8 @@ def table(result: DemoResult, root: Path) -> str:
         replay = "needs a simulator" if system.replay_success is None else _rate(system.replay_success)
         lines.append(f"{system.system:<36}{system.metrics['action_distance']:>9.3f}  {replay}")
     measure = "success" if isinstance(result.policies[0], PolicyRate) else "open-loop action distance"
-    lines += ["", f"{'policy, unseen scenes':<18}{'arm':<20}{measure}, 95 % of this checkpoint"]
-    lines += [f"{row.policy:<18}{row.arm:<20}{_rate(row)}" for row in result.policies]
+    lines += ["", f"{'policy, unseen scenes':<24}{'arm':<20}{measure}, 95 % of this checkpoint"]
+    lines += [f"{row.policy:<24}{row.arm:<20}{_rate(row)}" for row in result.policies]
     lines += [
         "",
         "The generator saw every episode of its dataset, the policies perhaps few: read the arms with that in mind.",
