@@ -54,6 +54,7 @@ NEEDED = {
     NormalizationMode.QUANTILE10: ("q10", "q90"),
 }
 MOST_STEPS = 64
+MOST_NAME = 100  # letters of a pipeline's name, which names files
 MOST_STATE_NUMBERS = 10_000_000  # of the statistics of one step
 _STATE_FILE = re.compile(r"[\w-][\w.-]*\.safetensors")
 
@@ -127,6 +128,8 @@ def _check_pipeline(
     steps = values.get("steps")
     if not isinstance(steps, list) or len(steps) > MOST_STEPS:
         raise UserError(f"{path}: expected 'steps', a list of at most {MOST_STEPS}")
+    if not isinstance(name := values.get("name", ""), str) or len(name) > MOST_NAME:
+        raise UserError(f"{path}: 'name' is {name!r:.80}; expected a text of at most {MOST_NAME} letters")
     names = [_check_step(config, path, place, entry, loading) for place, entry in enumerate(steps)]
     known = POLICY_TYPES.get(config.type)
     conditional = [

@@ -155,6 +155,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "class beside a name": (entry_of(PRE, "device_processor", **{"class": "os.system"}), "the Python class"),
     "class of the postprocessor": (step(POST, 0, **POPEN), "names the Python class"),
     "class of a module nearby": (step(PRE, 0, **{"class": "evil_module.Step", "config": {}}), "the Python class"),
+    "name that is no text": (
+        lambda directory: edit(directory / PRE, lambda found: {**found, "name": {"class": "subprocess.Popen"}}),
+        "'name' is .* expected a text",
+    ),
     "unknown step": (step(PRE, 0, registry_name="evil_step", config={}), r"allow=\[evil_step\]"),
     "step of no policy": (
         step(PRE, 0, registry_name="reward_classifier_processor", config={"pretrained_path": "evil/x"}),
