@@ -53,7 +53,8 @@ def main(paths: Sequence[str]) -> None:
 def recomputed(record: BenchmarkRecord, rollouts: Path) -> BenchmarkRecord:
     """The record of a study with intervals from its rollouts; raises UserError if they give other measured values."""
     words = shlex.split(record.command)[2:]  # vag ablate
-    config: AblateConfig = OmegaConf.to_object(compose_config("ablate", words))  # type: ignore[assignment]
+    made_of: Any = OmegaConf.to_object(compose_config("ablate", words))
+    config: AblateConfig = made_of
     outcomes, tasks = read_rollouts(rollouts)
     rows = system_rows(config, outcomes) + exchange_rows(config, outcomes) + task_rows(config, outcomes, tasks)
     new: dict[tuple[Any, ...], Row | Difference] = {identity(row): row for row in rows}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.base import files, manifest
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, warn
 from toolkit.base.processes import FailedElsewhereError, Processes
 
 
@@ -69,3 +69,13 @@ def test_what_another_process_writes_cannot_be_written(tmp_path: Path) -> None:
                 write()
     assert not list(tmp_path.iterdir())
     files.write_json(tmp_path / "run.json", {})
+
+
+def test_of_several_processes_the_main_one_warns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, lines in ((0, 1), (1, 0)):
+        several = Processes({"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})
+        monkeypatch.setattr("toolkit.base.processes.processes", lambda several=several: several)
+        warn("a window covers a tenth")
+        assert capsys.readouterr().err.count("vag: warning: a window covers a tenth") == lines

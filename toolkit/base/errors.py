@@ -20,8 +20,11 @@ class Terminated(KeyboardInterrupt):
 
 
 def warn(text: str) -> None:
-    """One line on stderr about what goes on all the same."""
-    print(one_line(f"vag: warning: {text}"), file=sys.stderr, flush=True)
+    """One line on stderr about what goes on all the same; of several processes the main one says it."""
+    from toolkit.base.processes import processes  # which raises errors of this module
+
+    if processes().is_main:
+        print(one_line(f"vag: warning: {text}"), file=sys.stderr, flush=True)
 
 
 def one_line(text: str) -> str:

@@ -7,12 +7,11 @@ are learned alike. Only a constant dimension, which has no scale of its own, get
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from toolkit.base.errors import one_line
+from toolkit.base.errors import warn
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import ACTION, IMAGE, STATE
 
@@ -43,7 +42,7 @@ def describe(values: np.ndarray, floor: float, names: Sequence[str] = ()) -> dic
                 f"{name} lies in [{low[i]:.4g}, {high[i]:.4g}] and moves so seldom that its deviation is "
                 f"{deviation[i]:.4g}; normalised with {floors[i]:.4g}, or rare values would be enormous"
             )
-            print(one_line(f"vag: warning: {text}"), file=sys.stderr, flush=True)
+            warn(text)
     middle, half = (q01 + q99) / 2, np.maximum((q99 - q01) / 2, floors)
     statistics = {
         "mean": mean,

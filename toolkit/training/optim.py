@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, warn
 from toolkit.training.config import OptimConfig
 
 # Of an objective that asks for nothing.
@@ -45,9 +44,7 @@ def make_optimizer(objective: nn.Module, config: OptimConfig) -> tuple[torch.opt
     wanted = {id(parameter) for group in own for parameter in group["params"]}
     left = [p for p in objective.parameters() if p.requires_grad and id(p) not in wanted]
     if left:
-        print(
-            f"optimiser: {sum(p.numel() for p in left)} weights stay as they are, as the policy asks", file=sys.stderr
-        )
+        warn(f"{sum(p.numel() for p in left)} weights stay as they are, as the policy asks of its optimiser")
     for parameter in left:
         parameter.requires_grad_(False)
     for group in own:
