@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import logging
 import os
 import sys
 from contextlib import suppress
@@ -126,7 +125,6 @@ MODULES = {"import": "import_data"}  # where the command is a keyword of Python
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
-    logging.getLogger("lerobot").setLevel(logging.ERROR)  # it warns at length where torchcodec finds no FFmpeg
     words = sys.argv[1:] if arguments is None else arguments
     open_streams()
     try:

@@ -287,7 +287,7 @@ def _run_all(root: Path, chain: Chain) -> int:
 def _run_chain(root: Path, chain: Chain, position: int) -> None:
     """In a process of its own. position: the line of its progress bar."""
     os.environ["VAG_PROGRESS_POSITION"] = str(position)
-    with terminal.terminable():
+    with terminal.terminable(), terminal.quiet_libraries():
         try:
             code = terminal.mendable(partial(_run_all, root, chain))
         except KeyboardInterrupt:

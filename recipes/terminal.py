@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import select
@@ -29,11 +30,15 @@ def quiet_libraries() -> Iterator[None]:
     """Inside, warnings and faults of objects that are given up are not shown, unless Python is asked for them (-W).
 
     They are for programmers; what a user must know has a line of our own. A video that is given up on a full disk, for
-    one, prints a traceback after that line.
+    one, prints a traceback after that line; LeRobot prints five where torchcodec finds no FFmpeg. Each process of a
+    command asks for this.
     """
     if sys.warnoptions:
         yield
         return
+    lerobot = logging.getLogger("lerobot")
+    level = lerobot.level
+    lerobot.setLevel(logging.ERROR)
     hooks = sys.unraisablehook, sys.excepthook  # Cython's destructors call both
     sys.unraisablehook, sys.excepthook = lambda _: None, lambda *_: None
     try:
@@ -42,6 +47,7 @@ def quiet_libraries() -> Iterator[None]:
             yield
     finally:
         sys.unraisablehook, sys.excepthook = hooks
+        lerobot.setLevel(level)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import terminal
+from recipes import stages, terminal
 
 
 def status(out: Path) -> str:
@@ -87,6 +88,15 @@ def test_a_signal_ends_all_stages_of_a_command_made_of_others(
     wait_for(lambda: all(any((tmp_path / name / ".spool.vag-partial").glob("*.npz")) for name in "ab"))
     assert "ended by SIGTERM" in end_and_check(process, signal.SIGTERM, complaints)
     assert [status(tmp_path / name) for name in "ab"] == ["interrupted", "interrupted"]
+
+
+def test_each_process_of_a_command_keeps_libraries_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torchcodec finds no FFmpeg, LeRobot logs five tracebacks; they hid the line that says what happened."""
+    levels = []
+    monkeypatch.setattr(stages, "_run_all", lambda *_: levels.append(logging.getLogger("lerobot").level) or 0)
+    with pytest.raises(SystemExit):
+        stages._run_chain(tmp_path, stages.Chain([], set()), 0)
+    assert levels == [logging.ERROR]
 
 
 def test_a_second_signal_does_not_break_into_the_cleaning_up() -> None:
