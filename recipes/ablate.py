@@ -17,7 +17,7 @@ from recipes.compose import command_words
 from recipes.stages import Stage, check_begun, entry, finished_result, run_stage, run_stages
 from recipes.study import (
     ARMS,
-    FEEDS,
+    GENERATOR_DATA,
     POLICIES,
     Cell,
     cell_stages,
@@ -118,10 +118,10 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
         for policy in getattr(config, key):
             if policy not in POLICIES:
                 raise UserError(f"ablate: {key}: unknown policy '{policy}'. {nearest(policy, POLICIES)}")
-    for key in ("feed_synthesize", "rounds"):
-        for feed in getattr(config, key):
-            if feed not in FEEDS:
-                raise UserError(f"ablate: {key}: unknown feed '{feed}'. {nearest(feed, FEEDS)}")
+    for key in ("synthesize_by_generator_data", "rounds"):
+        for data in getattr(config, key):
+            if data not in GENERATOR_DATA:
+                raise UserError(f"ablate: {key}: unknown generator_data '{data}'. {nearest(data, GENERATOR_DATA)}")
     check_rounds(config)
     for suite in config.suites:
         if suite not in SUITES:
@@ -147,12 +147,14 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
     for cell in cells:
         if ARMS[cell.arm].shuffled and cell.synthetic_per_task < 2:
             raise UserError(f"ablate: '{cell.system}': a single episode has no other one to take actions from")
-        if cell.feed == "fair" and not [*config.other_tasks, *config.new_tasks]:
-            raise UserError("ablate: feed=fair needs other_tasks=[...], of which its generator sees all real episodes")
-        if cell.feed == "fair" and ARMS[cell.arm].real == "few" and cell.few != config.fed_few:
+        if cell.generator_data == "other_tasks" and not [*config.other_tasks, *config.new_tasks]:
             raise UserError(
-                f"ablate: '{cell.system}': a fair generator has seen fed_few={config.fed_few} real episodes of each "
-                f"task, the policy would get {cell.few}; expected the same"
+                "ablate: generator_data=other_tasks needs other_tasks=[...], which its generator sees whole"
+            )
+        if cell.generator_data == "other_tasks" and ARMS[cell.arm].real == "few" and cell.few != config.generator_few:
+            raise UserError(
+                f"ablate: '{cell.system}': its generator saw generator_few={config.generator_few} real episodes of "
+                f"each task, the policy would get {cell.few}; expected the same"
             )
 
 
@@ -205,9 +207,9 @@ def check_nested(root: Path) -> None:
 def study_stages(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> list[Stage]:
     """The generators, then the cells, each pretraining before the first cell that goes on from it."""
     stages: list[Stage] = []
-    for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
+    for data, seed in dict.fromkeys((c.generator_data, generator_seed(config, c)) for c in cells if c.needs_generator):
         episodes = max(c.synthetic_per_task for c in cells if c.needs_generator)
-        stages += generator_stages(config, root, feed, seed, episodes)
+        stages += generator_stages(config, root, data, seed, episodes)
     pretrained: set[str] = set()
     for cell in cells:
         if ARMS[cell.arm].finetuned and cell.pretraining not in pretrained:

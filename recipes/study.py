@@ -16,7 +16,7 @@ from recipes.stages import Stage, in_turn, make_stage
 from recipes.study_schema import AblateConfig
 from toolkit.base.errors import UserError, nearest
 
-FEEDS = ("paper", "fair")
+GENERATOR_DATA = ("same_tasks", "other_tasks")
 POLICIES = ("pi05_compact", "diffusion", "diffusion_compact")
 SCORES = ("score_cycle_error", "score_flow_loss", "score_limit_excess", "score_nearest", "replay_success")
 
@@ -59,7 +59,9 @@ class Cell:
 
     arm: str
     policy: str = "pi05_compact"
-    feed: str = "paper"  # what the generator was trained on: every real demo, or the few and those of other tasks
+    generator_data: str = (
+        "same_tasks"  # what the generator was trained on: every real demo, or the few and those of other tasks
+    )
     few: int = 5  # real episodes per task that the policy gets
     synthetic_fraction: float = 0.5  # of the clips of a co-training
     synthetic_per_task: int = 200
@@ -139,7 +141,7 @@ def _cell(config: AblateConfig, values: dict[str, str], line: str) -> Cell:
     known: dict[str, Sequence[str]] = {
         "arm": list(ARMS),
         "policy": POLICIES,
-        "feed": FEEDS,
+        "generator_data": GENERATOR_DATA,
         "filter": ["none", *config.filters],
         "weight_by": ["none", *SCORES],
         "finetune": ["default", *config.finetunes],
@@ -168,7 +170,7 @@ def _relevant(config: AblateConfig, cell: Cell) -> Cell:
     if not arm.synthetic:
         changes |= {"synthetic_per_task": default.synthetic_per_task, "weight_by": default.weight_by}
     if not arm.synthetic and arm.real != "all":
-        changes["feed"] = default.feed
+        changes["generator_data"] = default.generator_data
     if arm.real != "few":
         changes["few"] = default.few
     if not arm.synthetic or arm.finetuned or arm.real is None:
@@ -194,32 +196,32 @@ def generator_seed(config: AblateConfig, cell: Cell) -> int:
     return config.generator_seeds[cell.seed % len(config.generator_seeds)]
 
 
-def generator_name(config: AblateConfig, feed: str, seed: int, turn: int | None = None) -> str:
+def generator_name(config: AblateConfig, data: str, seed: int, turn: int | None = None) -> str:
     """What the directories of a generator and its episodes end in, of one of its rounds or the last."""
-    turn = turn or config.rounds.get(feed, 1)
-    return f"{feed}_{seed}" + (f"_round_{turn}" if turn > 1 else "")
+    turn = turn or config.rounds.get(data, 1)
+    return f"{data}_{seed}" + (f"_round_{turn}" if turn > 1 else "")
 
 
-def generator_stages(config: AblateConfig, root: Path, feed: str, seed: int, episodes: int) -> list[Stage]:
-    """Train a generator on what the feed gives it, let it generate, and score what it made.
+def generator_stages(config: AblateConfig, root: Path, data: str, seed: int, episodes: int) -> list[Stage]:
+    """Train a generator on its data, let it generate, and score what it made.
 
     In further rounds another one is trained on that and on what was selected of the episodes so far (expert iteration,
     arXiv 1705.08439), and generates from scenes that are new to it.
     """
     single = {"seed": seed, "runtime.threads": config.threads}
-    make = [*config.synthesize, *config.feed_synthesize.get(feed, [])]
+    make = [*config.synthesize, *config.synthesize_by_generator_data.get(data, [])]
     stages: list[Stage] = []
     earlier: list[str] = []
     replays: list[str] = []
-    for turn in range(1, config.rounds.get(feed, 1) + 1):
-        name = generator_name(config, feed, seed, turn)
+    for turn in range(1, config.rounds.get(data, 1) + 1):
+        name = generator_name(config, data, seed, turn)
         generator, synthetic = str(root / f"generator_{name}/generator"), str(root / f"synthetic_{name}/dataset")
         further: dict[str, Any] = {}
         if earlier:
-            first = root / f"generator_{generator_name(config, feed, seed, 1)}/generator"
+            first = root / f"generator_{generator_name(config, data, seed, 1)}/generator"
             further = {"synthetic": list(earlier), "notes": list(replays), "select": config.round_select}
             further["tokenizer_from"] = str(first)
-        learn = {"dataset": fed_datasets(root, config, feed)}
+        learn = {"dataset": generator_datasets(root, config, data)}
         scenes = {
             "checkpoint": generator,
             "tasks": [*config.tasks, *config.new_tasks],
@@ -234,40 +236,40 @@ def generator_stages(config: AblateConfig, root: Path, feed: str, seed: int, epi
         ]
         earlier.append(synthetic)
         replays.append(str(root / f"replay_{name}"))
-    score = {"dataset": synthetic, "checkpoint": generator, "real": fed_datasets(root, config, feed), **single}
+    score = {"dataset": synthetic, "checkpoint": generator, "real": generator_datasets(root, config, data), **single}
     return in_turn([*stages, make_stage(f"score_{name}", "score", score)])
 
 
 def scored(config: AblateConfig, cell: Cell) -> tuple[str, ...]:
     """The stage after which the episodes of a cell's generator are complete; none where it has none."""
-    name = generator_name(config, cell.feed, generator_seed(config, cell))
+    name = generator_name(config, cell.generator_data, generator_seed(config, cell))
     return (f"score_{name}",) if cell.needs_generator else ()
 
 
-def fed_datasets(root: Path, config: AblateConfig, feed: str) -> list[str]:
-    """Datasets that the generator of a feed is trained on."""
-    names = ["real_all"] if feed == "paper" else [few_dataset(config, config.fed_few), "real_others"]
+def generator_datasets(root: Path, config: AblateConfig, data: str) -> list[str]:
+    """Datasets that a generator of this generator_data is trained on."""
+    names = ["real_all"] if data == "same_tasks" else [few_dataset(config, config.generator_few), "real_others"]
     return [str(root / name / "dataset") for name in names]
 
 
 def few_dataset(config: AblateConfig, few: int) -> str:
     """Directory of so many real episodes a task. Larger numbers have one of their own, so that a grid can grow."""
-    return "real_few" if few <= config.fed_few else f"real_few_{few}"
+    return "real_few" if few <= config.generator_few else f"real_few_{few}"
 
 
 def collect_stages(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> list[Stage]:
     """Record what the policies and generators learn from; the few are among all."""
-    feeds = {cell.feed for cell in cells if cell.needs_generator or ARMS[cell.arm].real == "all"}
-    counts = {max(cell.few, config.fed_few) for cell in cells if ARMS[cell.arm].real == "few"}
+    needed = {cell.generator_data for cell in cells if cell.needs_generator or ARMS[cell.arm].real == "all"}
+    counts = {max(cell.few, config.generator_few) for cell in cells if ARMS[cell.arm].real == "few"}
     wanted: list[tuple[str, dict[str, Any]]] = []
-    for few in sorted(counts | ({config.fed_few} if "fair" in feeds else set())):
+    for few in sorted(counts | ({config.generator_few} if "other_tasks" in needed else set())):
         inner = {"tasks": config.tasks, "episodes_per_task": few, "positions": "inner"}
         wanted.append((few_dataset(config, few), inner))
-    for feed, name, tasks in (
-        ("paper", "real_all", [*config.tasks, *config.new_tasks]),
-        ("fair", "real_others", [*config.new_tasks, *config.other_tasks]),
+    for data, name, tasks in (
+        ("same_tasks", "real_all", [*config.tasks, *config.new_tasks]),
+        ("other_tasks", "real_others", [*config.new_tasks, *config.other_tasks]),
     ):
-        if feed in feeds:
+        if data in needed:
             wanted.append((name, {"tasks": tasks, "episodes_per_task": config.real_per_task}))
     seeds = {"first_seed": config.first_seed, "seed": config.seed}
     return [make_stage(name, "collect", {**what, **seeds}, config.collect) for name, what in wanted]
@@ -282,7 +284,7 @@ def training(config: AblateConfig, cell: Cell, steps: int) -> tuple[list[str], d
 
 def generated_data(config: AblateConfig, root: Path, cell: Cell) -> dict[str, Any]:
     """The synthetic episodes of a cell."""
-    name = generator_name(config, cell.feed, generator_seed(config, cell))
+    name = generator_name(config, cell.generator_data, generator_seed(config, cell))
     synthetic = root / f"synthetic_{name}/dataset"
     found: dict[str, Any] = {"synthetic": [str(synthetic)], "synthetic_per_task": cell.synthetic_per_task}
     if ARMS[cell.arm].filtered or cell.weight_by != "none":
@@ -354,8 +356,8 @@ def training_stage(config: AblateConfig, root: Path, cell: Cell) -> Stage:
     if arm.real == "few":
         values |= few_data(config, root, cell)
     if arm.real == "all":
-        values["real"] = fed_datasets(root, config, cell.feed)
-        if cell.feed == "fair":  # the few get the share that they get beside synthetic episodes
+        values["real"] = generator_datasets(root, config, cell.generator_data)
+        if cell.generator_data == "other_tasks":  # the few get the share that they get beside synthetic episodes
             values["real_shares"] = [1 - cell.synthetic_fraction, cell.synthetic_fraction]
     if arm.synthetic:
         values |= generated_data(config, root, cell)

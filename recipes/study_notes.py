@@ -69,13 +69,15 @@ def describe_commits(root: Path, cells: Sequence[Cell]) -> str:
 def describe_draws(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> str:
     """How many scenes the first plan of each generator solves and how many all of its draws; empty without draws."""
     found = []
-    for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
-        for turn in range(1, config.rounds.get(feed, 1) + 1):
-            directory = root / f"synthetic_{generator_name(config, feed, seed, turn)}"
+    for data, seed in dict.fromkeys((c.generator_data, generator_seed(config, c)) for c in cells if c.needs_generator):
+        for turn in range(1, config.rounds.get(data, 1) + 1):
+            directory = root / f"synthetic_{generator_name(config, data, seed, turn)}"
             result = finished_result(directory, SynthesizeResult)
             if result is not None and (solved := result.solved_by_draw):
                 tries = sum(result.episodes - done for done in [0, *solved[:-1]])
-                which = f"feed={feed} generator={seed}" + (f" round={turn}" if config.rounds.get(feed, 1) > 1 else "")
+                which = f"generator_data={data} generator={seed}" + (
+                    f" round={turn}" if config.rounds.get(data, 1) > 1 else ""
+                )
                 found.append(
                     f"{which}: {solved[0]} of {result.episodes} scenes by the first, {solved[-1]} by one of "
                     f"{len(solved)}, {tries:,} tries"
@@ -87,7 +89,7 @@ def notes(
     config: AblateConfig, cells: Sequence[Cell], failed: Sequence[str], metrics: Container[str]
 ) -> dict[str, str]:
     """What a reader needs to judge the numbers, of the `metrics` that the rows have."""
-    feeds = dict.fromkeys(cell.feed for cell in cells if cell.needs_generator)
+    generators = dict.fromkeys(cell.generator_data for cell in cells if cell.needs_generator)
     measured = [cell for cell in cells if cell.name not in failed]
     default, used = Cell("cotrain"), sorted({cell.filter for cell in cells} - {"none"})
     found = {
@@ -104,7 +106,7 @@ def notes(
     }
     if any(ARMS[cell.arm].real == "few" for cell in cells):
         found["real episodes"] = "the few are the same for all seeds: what other ones would give, no interval knows"
-    if feeds:
+    if generators:
         seeds = {cell.seed for cell in cells if cell.needs_generator}
         count = len({generator_seed(config, cell) for cell in cells if cell.needs_generator})
         found["generators"] = f"{count} behind {len(seeds)} training seeds of the policies" + (
@@ -127,7 +129,7 @@ def notes(
         found["filters"] = "; ".join(f"{name}: {' and '.join(config.filters[name])}" for name in used)
     if config.evaluate:
         found["rollouts"] = " ".join(config.evaluate)
-    found |= {f"generator of feed={feed}": generator_note(config, feed) for feed in feeds}
+    found |= {f"generator trained on {data}": generator_note(config, data) for data in generators}
     if failed:
         found["failed"] = ", ".join(failed)
     return found
@@ -136,7 +138,9 @@ def notes(
 def exchange_note(config: AblateConfig, measured: Sequence[Cell]) -> str:
     """How to read `real_per_synthetic` and `net_real_episodes`."""
     curve = {cell.few for cell in measured if cell.arm == "real_few"}
-    curve |= {config.real_per_task for cell in measured if (cell.arm, cell.feed) == ("real_all", "paper")}
+    curve |= {
+        config.real_per_task for cell in measured if (cell.arm, cell.generator_data) == ("real_all", "same_tasks")
+    }
     return (
         "a synthetic episode is worth real_per_synthetic real ones if what its generator saw is free; it is also "
         "the break-even cost: a synthetic one, generated and chosen, pays off if it costs less than so many real "
@@ -144,25 +148,25 @@ def exchange_note(config: AblateConfig, measured: Sequence[Cell]) -> str:
         "filter drops too. net_real_episodes: what all synthetic ones of a task are worth, less what the generator "
         f"has seen of it beyond the policy's own. Read off a curve through {' and '.join(map(str, sorted(curve)))} "
         "real episodes a task, straight in the logarithm of their number, which no interval covers; where these "
-        "are all, their objects stand anywhere. It ends there, so with feed=paper no more than "
+        "are all, their objects stand anywhere. It ends there, so with generator_data=same_tasks no more than "
         f"{max(curve) - config.real_per_task} net_real_episodes can be found"
     )
 
 
-def generator_note(config: AblateConfig, feed: str) -> str:
-    """What the generator of a feed has seen, and how it generates."""
+def generator_note(config: AblateConfig, data: str) -> str:
+    """What a generator of this generator_data has seen, and how it generates."""
     everything, others = [*config.tasks, *config.new_tasks], [*config.new_tasks, *config.other_tasks]
-    episodes = {"paper": f"{config.real_per_task} real episodes of each of {', '.join(everything)}"}
-    episodes["fair"] = f"{config.fed_few} real episodes of each of {', '.join(config.tasks)}"
+    episodes = {"same_tasks": f"{config.real_per_task} real episodes of each of {', '.join(everything)}"}
+    episodes["other_tasks"] = f"{config.generator_few} real episodes of each of {', '.join(config.tasks)}"
     if others:
-        episodes["fair"] += f", {config.real_per_task} of each of {', '.join(others)}"
-    seen = f"has seen {episodes[feed]}"
-    if (rounds := config.rounds.get(feed, 1)) > 1:
+        episodes["other_tasks"] += f", {config.real_per_task} of each of {', '.join(others)}"
+    seen = f"has seen {episodes[data]}"
+    if (rounds := config.rounds.get(data, 1)) > 1:
         chosen = f" with {' and '.join(config.round_select)}" if config.round_select else ""
         seen += (
             f"; after round 1 also its earlier episodes{chosen}, in {rounds} rounds. Each round generates from new "
             "scenes; policies get episodes of the last"
         )
-    if make := [*config.synthesize, *config.feed_synthesize.get(feed, [])]:
+    if make := [*config.synthesize, *config.synthesize_by_generator_data.get(data, [])]:
         seen += f". Generates with {' '.join(make)}"
     return seen

@@ -23,7 +23,7 @@ from toolkit.reporting.benchmark_results import Difference, Row
 from toolkit.reporting.results import ReplayResult, RolloutResult
 
 SHARES = (10, 25, 50, 75, 100)  # per cent of the episodes of a task that a filter keeps
-ROW_AXES = ("arm", "policy", "feed", "few", "synthetic_fraction", "synthetic_per_task", "weight_by")
+ROW_AXES = ("arm", "policy", "generator_data", "few", "synthetic_fraction", "synthetic_per_task", "weight_by")
 Outcomes = dict[tuple[Cell, str], dict[int, list[bool]]]  # (cell with seed 0, suite): training seed: scenes
 
 
@@ -77,7 +77,7 @@ def trained(
 ) -> Trained:
     """Outcomes of a cell and the generator behind each training seed, of all or of some seeds."""
     chosen = [seed for seed in sorted(seeds) if common is None or seed in common]
-    generators = [(cell.feed, generator_seed(config, replace(cell, seed=seed))) for seed in chosen]
+    generators = [(cell.generator_data, generator_seed(config, replace(cell, seed=seed))) for seed in chosen]
     outcomes = np.array([seeds[seed] for seed in chosen], dtype=float)
     return Trained(outcomes, generators if cell.needs_generator else None)
 
@@ -112,7 +112,9 @@ def system_rows(config: AblateConfig, outcomes: Outcomes) -> list[Row]:
         by_seed = {"successes_by_seed": [int(scenes.sum()) for scenes in system.outcomes]}
         rows.append(Row(**where, metric="success", **measured_success(system), more=axes | by_seed))
         few = few_alone(cell, outcomes, suite)
-        everything = outcomes.get((Cell("real_all", cell.policy), suite))  # of the same tasks, whatever the feed
+        everything = outcomes.get(
+            (Cell("real_all", cell.policy), suite)
+        )  # of the same tasks, whatever the generator has seen
         if few is None or everything is None or cell == few or ARMS[cell.arm].real == "all":
             continue
         bars = [
@@ -149,10 +151,10 @@ def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
     """
     arm, found = ARMS[cell.arm], [few_alone(cell, outcomes, suite)]
     if arm.synthetic and not arm.shuffled:
-        found.append(Cell("real_all", cell.policy, cell.feed))
+        found.append(Cell("real_all", cell.policy, cell.generator_data))
         found.append(replace(cell, arm=f"{cell.arm}_shuffled"))
     if arm.synthetic and arm.real and not (arm.shuffled or arm.filtered or arm.augmented):
-        alone = Cell("synthetic_only", cell.policy, cell.feed)
+        alone = Cell("synthetic_only", cell.policy, cell.generator_data)
         found.append(replace(alone, synthetic_per_task=cell.synthetic_per_task, weight_by=cell.weight_by))
     if arm.filtered:
         found.append(replace(cell, arm=cell.arm.replace("_filtered", ""), filter="none"))
@@ -197,21 +199,23 @@ def system_comparisons(config: AblateConfig, outcomes: Outcomes) -> list[Differe
 def generator_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list[Row]:
     """How good the synthetic episodes are: how many succeed when their actions are replayed, in all and by task.
 
-    A row for all generators of a feed whose episodes were replayed, and one for each where there are several; the same
-    for the rounds before the last, whose episodes no policy gets.
+    A row for all generators of a generator_data whose episodes were replayed, one for each where there are several;
+    the same for the rounds before the last, whose episodes no policy gets.
     """
     rows = []
-    rounds = {feed: config.rounds.get(feed, 1) for feed in dict.fromkeys(c.feed for c in cells if c.needs_generator)}
-    for feed, turn in [(feed, turn) for feed, last in rounds.items() for turn in range(1, last + 1)]:
-        seeds = {generator_seed(config, cell) for cell in cells if cell.needs_generator and cell.feed == feed}
+    rounds = {
+        data: config.rounds.get(data, 1) for data in dict.fromkeys(c.generator_data for c in cells if c.needs_generator)
+    }
+    for data, turn in [(data, turn) for data, last in rounds.items() for turn in range(1, last + 1)]:
+        seeds = {generator_seed(config, cell) for cell in cells if cell.needs_generator and cell.generator_data == data}
         found: dict[int, dict[tuple[str, int], bool]] = {}  # generator: scene: success
         for seed in sorted(seeds):
-            directory = root / f"replay_{generator_name(config, feed, seed, turn)}"
+            directory = root / f"replay_{generator_name(config, data, seed, turn)}"
             if (result := finished_result(directory, ReplayResult)) is None:
                 continue
             replayed = entry(directory, "systems", result.systems, "vag")
             found[seed] = {(task, scene): success for task, scene, success in replayed.outcomes}
-        named = f"synthetic feed={feed}" + (f" round={turn}" if turn < rounds[feed] else "")
+        named = f"synthetic generator_data={data}" + (f" round={turn}" if turn < rounds[data] else "")
         groups = {named: list(found.values())} if found else {}
         if len(found) > 1:
             groups |= {f"{named} generator={seed}": [outcomes] for seed, outcomes in found.items()}
@@ -230,8 +234,8 @@ def filter_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list
     Of each generator whose episodes were scored and replayed; of each task the best by a score, at random where equal.
     """
     rows = []
-    for feed, seed in dict.fromkeys((c.feed, generator_seed(config, c)) for c in cells if c.needs_generator):
-        name = generator_name(config, feed, seed)
+    for data, seed in dict.fromkeys((c.generator_data, generator_seed(config, c)) for c in cells if c.needs_generator):
+        name = generator_name(config, data, seed)
         if not all(map(is_finished, outcome_runs(root, name))):
             continue
         dataset = root / f"synthetic_{name}/dataset"
@@ -243,7 +247,11 @@ def filter_rows(root: Path, cells: Sequence[Cell], config: AblateConfig) -> list
             values = column(score, episodes, str(dataset)) * (-1 if score in HIGHER_IS_BETTER else 1)
             parts = [np.flatnonzero(tasks == task) for task in np.unique(tasks)]
             ranked = [part[np.lexsort((chance[part], values[part]))] for part in parts]
-            where: Any = {"system": score, "policy": "replay", "suite": f"filters, feed={feed} generator={seed}"}
+            where: Any = {
+                "system": score,
+                "policy": "replay",
+                "suite": f"filters, generator_data={data} generator={seed}",
+            }
             for share in SHARES:
                 kept = np.concatenate([part[: math.ceil(share / 100 * len(part))] for part in ranked])
                 found = measured_success(Trained(solved[None, kept]))
@@ -280,7 +288,7 @@ def exchange_rows(config: AblateConfig, outcomes: Outcomes) -> list[Row]:
         where, axes = place(cell, suite)
         found = exchange_rate(system, curve, cell.few, cell.synthetic_per_task)
         axes["at_end_of_curve"] = found.pop("at_end_of_curve")
-        seen = config.real_per_task - cell.few if cell.feed == "paper" else 0
+        seen = config.real_per_task - cell.few if cell.generator_data == "same_tasks" else 0
         worth = exchange_metrics(found, cell.synthetic_per_task, seen)
         counts: Any = {"n": system.outcomes.size, "seeds": len(seeds)}
         rows += [Row(**where, metric=metric, **numbers, **counts, more=axes) for metric, numbers in worth.items()]

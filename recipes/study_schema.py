@@ -139,11 +139,11 @@ class AblateConfig(CommonConfig):
     grid: list[str] = option(MISSING, "Hydra multirun lines: 'arm=real_few,cotrain policy=diffusion seed=0,1,2'")
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
     new_tasks: list[str] = option([], "suite `task`: real episodes of them are in real_all alone")
-    other_tasks: list[str] = option([], "more of what the generator of the feed `fair` sees")
+    other_tasks: list[str] = option([], "more of what the generator of generator_data=other_tasks sees")
     real_per_task: int = option(50, "real episodes recorded of each task", least=1, most=MOST_EPISODES)
-    fed_few: int = option(
+    generator_few: int = option(
         5,
-        "of each task, what the generator of the feed `fair` sees; the policy gets the same ones",
+        "of each task, what the generator of generator_data=other_tasks sees; the policy gets the same ones",
         least=1,
         most=MOST_EPISODES,
     )
@@ -162,10 +162,12 @@ class AblateConfig(CommonConfig):
     collect: list[str] = option([], "overrides for every collect")
     train_generator: list[str] = option([], "overrides for every train-generator")
     synthesize: list[str] = option([], "overrides for every synthesize")
-    feed_synthesize: dict[str, list[str]] = option({}, "after them, overrides for single feeds")
+    synthesize_by_generator_data: dict[str, list[str]] = option(
+        {}, "after them, overrides for single values of generator_data"
+    )
     rounds: dict[str, int] = option(
         {},
-        "how often the generators of a feed learn, from the second time on of their own episodes too",
+        "by generator_data, how often its generators learn, from the second time on of their own episodes too",
         least=1,
         most=100,
     )

@@ -101,9 +101,9 @@ ARMS = {
     "synthetic_only": "the synthetic ones alone",
     "cotrain_shuffled": "as `cotrain`, with the actions of other episodes of the task",
     "real_all": "the 50 real episodes a task that the generator has seen",
-    "cotrain_filtered feed=fair filter=replay": "the 5, and the successes of a generator that saw only these 5",
-    "cotrain_shuffled feed=fair": "the 5, and all episodes of that generator, their actions shuffled",
-    "real_all feed=fair": "the 5 and the real ones of other tasks that this generator saw, half and half",
+    "cotrain_filtered generator_data=other_tasks filter=replay": "the 5, and successes of a generator of these 5",
+    "cotrain_shuffled generator_data=other_tasks": "the 5, and all episodes of that generator, their actions shuffled",
+    "real_all generator_data=other_tasks": "the 5 and the real ones of other tasks that it saw, half and half",
 }
 OVER_FEW = [f"{arm} - real_few" for arm in list(ARMS)[1:6]]
 COMPARED = ["action_only", "vag_grid", "two_stage_temporal", "vag_published", "two_stage_resnet"]
@@ -118,7 +118,7 @@ VARIANTS = {
     "dedicated_forward_dynamics": "a network for that alone",
 }
 KEPT = ["random", "replay", "no_copies", "limits", "flow", "cycle", "cycle_quarter"]
-FAIR_ARM = "cotrain_filtered feed=fair filter=replay"
+FAIR_ARM = "cotrain_filtered generator_data=other_tasks filter=replay"
 
 TABLES = {
     "claims": Table(
@@ -198,10 +198,10 @@ TABLES = {
         systems(NEW_TASKS, dict.fromkeys(["real_few", "cotrain", "cotrain_shuffled"], "")),
         {"two tasks without real episodes": PI05 | {"suite": "task"}, "the three others": PI05 | UNSEEN},
     ),
-    "fair_one": Table("points, one plan a scene", changes(FAIR, f"{FAIR_ARM} - real_few"), BOTH_POLICIES),
-    "fair": Table(
+    "other_tasks_one": Table("points, one plan a scene", changes(FAIR, f"{FAIR_ARM} - real_few"), BOTH_POLICIES),
+    "other_tasks": Table(
         "points, eight plans a scene, two rounds",
-        changes(STUDY, f"{FAIR_ARM} - real_few", f"{FAIR_ARM} - real_all feed=fair"),
+        changes(STUDY, f"{FAIR_ARM} - real_few", f"{FAIR_ARM} - real_all generator_data=other_tasks"),
         BOTH_POLICIES,
     ),
     "filters": Table(
@@ -366,7 +366,12 @@ def test_the_table_of_the_study_is_that_of_its_record() -> None:
         name, *cells = (text.strip() for text in line.strip("|").split("|")[:5])
         arm, *options = name.split("`")[1].split()
         for (policy, suite), text in zip(columns, cells, strict=True):
-            fields = {"feed": "paper", "policy": policy, "suite": suite, **dict(word.split("=") for word in options)}
+            fields = {
+                "generator_data": "same_tasks",
+                "policy": policy,
+                "suite": suite,
+                **dict(word.split("=") for word in options),
+            }
             some = rows[not options and arm in WITH_ROLLOUTS]
             found = [r for r in some if r["arm"] == arm and all(str(r[key]) == value for key, value in fields.items())]
             if not text:

@@ -39,14 +39,29 @@ from toolkit.reporting.results import RESULTS
         (["gap=[0.3,0.3]"], "expected two different rates"),
         (["power=1"], "power=1"),
         (["policy_steps={difusion:9}"], "policy_steps: unknown policy 'difusion'"),
-        (["rounds={fare:2}"], "rounds: unknown feed 'fare'. Did you mean 'fair'"),
-        (["feed_synthesize={fare:['draws=2']}"], "feed_synthesize: unknown feed 'fare'"),
+        (["rounds={other_task:2}"], "rounds: unknown generator_data 'other_task'. Did you mean 'other_tasks'"),
+        (
+            ["synthesize_by_generator_data={other_task:['draws=2']}"],
+            "synthesize_by_generator_data: unknown generator_data 'other_task'",
+        ),
         (["round_select=['score']"], "cannot read 'score'"),
-        (["rounds={fair:2}", "round_select=['score_nearest>=1']"], "'score_nearest>=1': between rounds there are"),
-        (["rounds={fair:2}", "train_generator=['dataset_shares=[1,1]']"], "does not fit generators that learn in"),
-        (["grid=['arm=cotrain synthetic_per_task=25000']", "rounds={fair:2}"], "keep 500,000 seeds between them"),
-        (["grid=['arm=cotrain feed=fair']"], "feed=fair needs other_tasks"),
-        (["grid=['arm=cotrain feed=fair few=2']", "other_tasks=[door-open]"], "has seen fed_few=5 .* would get 2"),
+        (
+            ["rounds={other_tasks:2}", "round_select=['score_nearest>=1']"],
+            "'score_nearest>=1': between rounds there are",
+        ),
+        (
+            ["rounds={other_tasks:2}", "train_generator=['dataset_shares=[1,1]']"],
+            "does not fit generators that learn in",
+        ),
+        (
+            ["grid=['arm=cotrain synthetic_per_task=25000']", "rounds={other_tasks:2}"],
+            "keep 500,000 seeds between them",
+        ),
+        (["grid=['arm=cotrain generator_data=other_tasks']"], "generator_data=other_tasks needs other_tasks"),
+        (
+            ["grid=['arm=cotrain generator_data=other_tasks few=2']", "other_tasks=[door-open]"],
+            "saw generator_few=5 .* would get 2",
+        ),
     ],
 )
 def test_studies_that_would_mislead_are_refused(
@@ -140,15 +155,22 @@ def test_a_study_at_smoke_scale_marks_what_fails_and_goes_on(
     assert len(rollouts) == table["n"].sum()
     assert rollouts["success"].sum() == table["successes"].sum()
     systems = {row["system"] for row in record["rows"]}
-    assert {"real_few few=2", "real_few few=3", "real_all", "cotrain feed=fair few=2 synthetic_per_task=2"} <= systems
+    assert {
+        "real_few few=2",
+        "real_few few=3",
+        "real_all",
+        "cotrain generator_data=other_tasks few=2 synthetic_per_task=2",
+    } <= systems
     assert {row["metric"] for row in record["rows"]} >= {"success", "real_per_synthetic"}
-    replayed = {row["metric"]: row["n"] for row in record["rows"] if row["system"] == "synthetic feed=fair"}
+    replayed = {
+        row["metric"]: row["n"] for row in record["rows"] if row["system"] == "synthetic generator_data=other_tasks"
+    }
     assert replayed == {"success": 2, "success plate-slide": 2}
-    suites = {"filters, feed=paper generator=0", "unseen by task", "position by task"}
+    suites = {"filters, generator_data=same_tasks generator=0", "unseen by task", "position by task"}
     assert suites < {row["suite"] for row in record["rows"]}
     assert all(row["low_these_checkpoints"] <= row["value"] <= row["high_these_checkpoints"] for row in record["rows"])
     assert all(row["low"] is None and "training run" in row["note"] for row in record["rows"])  # of one seed or two
-    assert {c["b"] for c in record["comparisons"]} == {"real_few few=2", "real_all feed=fair"}
+    assert {c["b"] for c in record["comparisons"]} == {"real_few few=2", "real_all generator_data=other_tasks"}
     assert "rollouts an arm" in capsys.readouterr().out
     assert cli.main(["report", str(out), f"out={tmp_path / 'page'}"]) == 0
 

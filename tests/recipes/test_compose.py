@@ -173,7 +173,7 @@ def test_choices_are_those_of_the_code_that_reads_them() -> None:
         ("benchmark generators", ["variants={a:{overrides:[x]}}"], "variants.a.system=... is required"),
         ("ablate", ["grid=[a]", "steps=1", "gap=[nan,0.5]"], "gap=[nan] is not a finite number"),
         ("ablate", ["grid=[a]", "steps=1", "policy_steps={a:0}"], "policy_steps={a:0}: expected at least 1"),
-        ("ablate", ["grid=[a]", "steps=1", "rounds={fair:0}"], "rounds={fair:0}: expected at least 1"),
+        ("ablate", ["grid=[a]", "steps=1", "rounds={other_tasks:0}"], "rounds={other_tasks:0}: expected at least 1"),
         ("train-generator", ["dataset=x", "labelled_fraction=-0.1"], "labelled_fraction=-0.1"),
         ("train-generator", ["dataset=x", "labelled_fraction=1.5"], "labelled_fraction=1.5"),
         ("train-generator", ["dataset=x", "labelled_fraction=[1,few]"], "labelled_fraction=[1,few]"),

@@ -44,7 +44,9 @@ def test_intervals_are_computed_again_from_the_rollouts_beside_a_record(study: B
     assert cotrain.low_these_checkpoints < cotrain.value < cotrain.high_these_checkpoints
     assert [row.value for row in made.rows] == [row.value for row in study.rows]
     assert all((one.p, one.low) == (None, None) and one.p_these_checkpoints is not None for one in made.comparisons)
-    assert found["synthetic feed=paper", "synthetic scenes"].note.startswith(TOO_NARROW)  # their replays are not kept
+    assert found["synthetic generator_data=same_tasks", "synthetic scenes"].note.startswith(
+        TOO_NARROW
+    )  # their replays are not kept
     assert "computed again from the rollouts in ablation-task-2xcpu-20261126.parquet" in made.notes["computed again"]
     assert made.notes["generators"] == (
         "2 behind 3 training seeds of the policies: too few for an interval of systems of what they taught"

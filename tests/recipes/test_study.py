@@ -17,13 +17,15 @@ from toolkit.base.errors import UserError
 
 
 def test_lines_are_products_and_axes_that_do_not_matter_make_no_cells(config: Callable[..., AblateConfig]) -> None:
-    grid = "grid=['arm=real_few,cotrain synthetic_fraction=0.25,0.5 feed=paper,fair seed=0,1','arm=real_few seed=1,2']"
-    cells = parse_grid(config(grid))
+    axes = "synthetic_fraction=0.25,0.5 generator_data=same_tasks,other_tasks seed=0,1"
+    cells = parse_grid(config(f"grid=['arm=real_few,cotrain {axes}','arm=real_few seed=1,2']"))
     assert len(cells) == len(set(cells)) == 3 + 2 * 2 * 2
     assert [cell.seed for cell in cells if cell.arm == "real_few"] == [0, 1, 2]
-    fair = next(cell for cell in cells if (cell.feed, cell.synthetic_fraction, cell.seed) == ("fair", 0.25, 1))
-    assert fair.system == "cotrain feed=fair synthetic_fraction=0.25"
-    assert fair.name == "cotrain-feed_fair-synthetic_fraction_0.25-pi05_compact-1"
+    other = next(
+        cell for cell in cells if (cell.generator_data, cell.synthetic_fraction, cell.seed) == ("other_tasks", 0.25, 1)
+    )
+    assert other.system == "cotrain generator_data=other_tasks synthetic_fraction=0.25"
+    assert other.name == "cotrain-generator_data_other_tasks-synthetic_fraction_0.25-pi05_compact-1"
     (filtered,) = parse_grid(config("grid=['arm=cotrain_filtered']"))
     assert filtered.filter == "cycle"  # the first
 
@@ -75,7 +77,9 @@ def test_every_arm_takes_the_same_steps_and_commands_that_compose(
 ) -> None:
     batch = "['optim.batch_size=7']"
     study = config("steps=11", f"policy_train={{pi05_compact:{batch}}}", f"finetune={batch}")
-    (cell,) = parse_grid(config(f"grid=['arm={arm} seed=3 feed=fair finetune_share=0.3 finetune_fraction=0.25']"))
+    (cell,) = parse_grid(
+        config(f"grid=['arm={arm} seed=3 generator_data=other_tasks finetune_share=0.3 finetune_fraction=0.25']")
+    )
     before = [pretraining_stage(study, Path("root"), cell)] if ARMS[arm].finetuned else []
     stages = [*before, *cell_stages(study, Path("root"), cell)]
     composed = [stage.config for stage in stages]
@@ -92,7 +96,7 @@ def test_every_arm_takes_the_same_steps_and_commands_that_compose(
     if arm == "real_all":
         assert composed[0].real_shares == [0.5, 0.5]
     assert composed[-1].checkpoint.startswith(f"root/{stages[-2].name}")
-    made = generator_stages(study, Path("root"), "fair", 0, 20)
+    made = generator_stages(study, Path("root"), "other_tasks", 0, 20)
     assert [stage.needs for stage in stages[1:]] == [(stage.name,) for stage in stages[:-1]]
     assert stages[0].needs == ((made[-1].name,) if cell.needs_generator else ())
 
@@ -101,13 +105,15 @@ def test_generators_learn_in_rounds_and_policies_get_the_last(
     config: Callable[..., AblateConfig], tmp_path: Path
 ) -> None:
     study = config(
-        "rounds={fair:3}", "feed_synthesize={fair:['draws=4']}", "grid=['arm=cotrain feed=paper,fair seed=1']"
+        "rounds={other_tasks:3}",
+        "synthesize_by_generator_data={other_tasks:['draws=4']}",
+        "grid=['arm=cotrain generator_data=same_tasks,other_tasks seed=1']",
     )
-    by_feed = {feed: generator_stages(study, tmp_path, feed, 1, 20) for feed in ("paper", "fair")}
-    stages = {stage.name: stage.config for feed in by_feed.values() for stage in feed}
-    suffixes = ("fair_1", "fair_1_round_2", "fair_1_round_3")
+    stages_by_data = {data: generator_stages(study, tmp_path, data, 1, 20) for data in ("same_tasks", "other_tasks")}
+    stages = {stage.name: stage.config for data in stages_by_data.values() for stage in data}
+    suffixes = ("other_tasks_1", "other_tasks_1_round_2", "other_tasks_1_round_3")
     made = [f"{kind}_{suffix}" for suffix in suffixes for kind in ("generator", "synthetic", "replay")]
-    assert [stage.name for stage in by_feed["fair"]] == [*made, "score_fair_1_round_3"]
+    assert [stage.name for stage in stages_by_data["other_tasks"]] == [*made, "score_other_tasks_1_round_3"]
     synthetic = [str(tmp_path / f"synthetic_{suffix}/dataset") for suffix in suffixes]
     for turn, suffix in enumerate(suffixes):
         learned, generated = stages[f"generator_{suffix}"], stages[f"synthetic_{suffix}"]
@@ -116,13 +122,13 @@ def test_generators_learn_in_rounds_and_policies_get_the_last(
         assert learned.select == ["replay_success==1"] * bool(turn)
         assert (learned.tokenizer_from is None) == (turn == 0)
         assert (generated.first_seed, generated.draws) == (study.synthetic_seed + 20 * turn, 4)
-    assert stages["synthetic_paper_1"].draws == 1
+    assert stages["synthetic_same_tasks_1"].draws == 1
     given = [cell_stages(study, tmp_path, cell)[0].config.synthetic for cell in parse_grid(study)]
-    assert given == [[str(tmp_path / "synthetic_paper_1/dataset")], synthetic[-1:]]
+    assert given == [[str(tmp_path / "synthetic_same_tasks_1/dataset")], synthetic[-1:]]
 
 
 def test_more_real_episodes_have_a_dataset_of_their_own(config: Callable[..., AblateConfig]) -> None:
-    study = config("fed_few=5", "grid=['arm=real_few few=2,5,20']")
+    study = config("generator_few=5", "grid=['arm=real_few few=2,5,20']")
     named = [cell_stages(study, Path("root"), cell)[0].config.real for cell in parse_grid(study)]
     assert named == [[f"root/{name}/dataset"] for name in ("real_few", "real_few", "real_few_20")]
 
@@ -133,7 +139,13 @@ def test_all_ways_to_fine_tune_go_on_from_one_pretraining(config: Callable[..., 
     assert len(cells) == 8
     assert {cell.pretraining for cell in cells} == {"pretrain_finetune-pi05_compact-0/train"}
     first = cells[0]
-    changes = {"finetune_share": 0.25, "seed": 1, "policy": "diffusion", "synthetic_per_task": 20, "feed": "fair"}
+    changes = {
+        "finetune_share": 0.25,
+        "seed": 1,
+        "policy": "diffusion",
+        "synthetic_per_task": 20,
+        "generator_data": "other_tasks",
+    }
     others = [replace(first, **{axis: value}) for axis, value in changes.items()]
     assert len({cell.pretraining for cell in [first, *others]}) == 6
     trained = tmp_path / first.pretraining

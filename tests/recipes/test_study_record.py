@@ -21,23 +21,23 @@ from toolkit.reporting.results import ReplayResult, RolloutResult, SynthesizeRes
 def test_the_record_tells_what_each_round_solved(
     config: Callable[..., AblateConfig], tmp_path: Path, example: Callable[..., Any], write_stage: Callable[..., None]
 ) -> None:
-    solved = {"fair_0": [2, 4], "fair_0_round_2": [3, 6]}
+    solved = {"other_tasks_0": [2, 4], "other_tasks_0_round_2": [3, 6]}
     for k, values in solved.items():
         made = replace(example(SynthesizeResult), episodes=9, solved_by_draw=values)
         write_stage(tmp_path / f"synthetic_{k}", "synthesize", made)
         replayed = rollout_rates([("push", i, i < values[-1]) for i in range(9)])
         write_stage(tmp_path / f"replay_{k}", "replay", ReplayResult(systems={"vag": replayed}))
-    study = config("rounds={fair:2}", "generator_seeds=[0]", "grid=['arm=cotrain feed=fair']")
+    study = config("rounds={other_tasks:2}", "generator_seeds=[0]", "grid=['arm=cotrain generator_data=other_tasks']")
     assert study_notes.describe_draws(study, tmp_path, parse_grid(study)) == (
-        "feed=fair generator=0 round=1: 2 of 9 scenes by the first, 4 by one of 2, 16 tries; "
-        "feed=fair generator=0 round=2: 3 of 9 scenes by the first, 6 by one of 2, 15 tries"
+        "generator_data=other_tasks generator=0 round=1: 2 of 9 scenes by the first, 4 by one of 2, 16 tries; "
+        "generator_data=other_tasks generator=0 round=2: 3 of 9 scenes by the first, 6 by one of 2, 15 tries"
     )
     rows = study_record.generator_rows(tmp_path, parse_grid(study), study)
     assert [(r.system, r.value) for r in rows if r.metric == "success"] == [
-        ("synthetic feed=fair round=1", 4 / 9),
-        ("synthetic feed=fair", 6 / 9),
+        ("synthetic generator_data=other_tasks round=1", 4 / 9),
+        ("synthetic generator_data=other_tasks", 6 / 9),
     ]
-    told = study_notes.notes(study, parse_grid(study), [], ())["generator of feed=fair"]
+    told = study_notes.notes(study, parse_grid(study), [], ())["generator trained on other_tasks"]
     assert "after round 1 also its earlier episodes with replay_success==1, in 2 rounds" in told
 
 
@@ -92,9 +92,9 @@ def test_policies_that_share_a_generator_are_one_cluster(config: Callable[..., A
         assert all(row.low_these_checkpoints is not None for row in told)
     cells = [cell for cell, _ in found]
     assert study_record.trained(config("generator_seeds=[7,8]"), cells[1], found[cells[1], "unseen"]).clusters == [
-        ("paper", 7),
-        ("paper", 8),
-        ("paper", 7),
+        ("same_tasks", 7),
+        ("same_tasks", 8),
+        ("same_tasks", 7),
     ]
 
 
@@ -146,10 +146,14 @@ def test_each_system_is_compared_with_as_many_real_episodes_as_it_has(config: Ca
     found |= outcomes(real_all=0.9)
     rows = [row for row in study_record.exchange_rows(study, found) if row.metric == "real_per_synthetic"]
     assert {row.system for row in rows} == {"cotrain few=2", "cotrain few=20"}
-    fair = {(replace(cell, feed="fair"), suite): s for (cell, suite), s in found.items() if cell.arm == "cotrain"}
-    values = {(row.system, row.metric): row.value for row in study_record.exchange_rows(study, found | fair)}
-    worth = 200 * values["cotrain feed=fair few=2", "real_per_synthetic"]
-    assert values["cotrain feed=fair few=2", "net_real_episodes"] == pytest.approx(worth)
+    other = {
+        (replace(cell, generator_data="other_tasks"), suite): s
+        for (cell, suite), s in found.items()
+        if cell.arm == "cotrain"
+    }
+    values = {(row.system, row.metric): row.value for row in study_record.exchange_rows(study, found | other)}
+    worth = 200 * values["cotrain generator_data=other_tasks few=2", "real_per_synthetic"]
+    assert values["cotrain generator_data=other_tasks few=2", "net_real_episodes"] == pytest.approx(worth)
     assert values["cotrain few=2", "net_real_episodes"] == pytest.approx(worth - 48)
     for suite in ("position", "task"):  # which real episodes of the curve never cover
         assert not study_record.exchange_rows(study, {(cell, suite): seeds for (cell, _), seeds in found.items()})
@@ -159,25 +163,37 @@ def test_filtered_episodes_are_compared_with_unfiltered_ones_and_with_what_their
     config: Callable[..., AblateConfig],
 ) -> None:
     seeds = next(iter(outcomes(any_arm=0.5).values()))
-    cells = [Cell("real_few"), Cell("cotrain"), Cell("real_all"), Cell("cotrain_shuffled", feed="fair")]
-    cells.append(Cell("cotrain_filtered_shuffled", feed="fair", filter="replay"))
-    cells += [Cell(arm, feed="fair") for arm in ("real_all", "cotrain")]
-    cells += [Cell("cotrain_filtered", feed="fair", filter="replay")]
+    cells = [
+        Cell("real_few"),
+        Cell("cotrain"),
+        Cell("real_all"),
+        Cell("cotrain_shuffled", generator_data="other_tasks"),
+    ]
+    cells.append(Cell("cotrain_filtered_shuffled", generator_data="other_tasks", filter="replay"))
+    cells += [Cell(arm, generator_data="other_tasks") for arm in ("real_all", "cotrain")]
+    cells += [Cell("cotrain_filtered", generator_data="other_tasks", filter="replay")]
     pairs: dict[str, list[str]] = {}
     for found in study_record.system_comparisons(config(), {(cell, "unseen"): seeds for cell in cells}):
         pairs.setdefault(found.a, []).append(found.b)
     assert pairs == {
         "cotrain": ["real_few", "real_all"],
         "real_all": ["real_few"],
-        "cotrain_shuffled feed=fair": ["real_few"],
-        "cotrain_filtered_shuffled feed=fair filter=replay": ["real_few", "cotrain_shuffled feed=fair"],
-        "real_all feed=fair": ["real_few"],
-        "cotrain feed=fair": ["real_few", "real_all feed=fair", "cotrain_shuffled feed=fair"],
-        "cotrain_filtered feed=fair filter=replay": [
+        "cotrain_shuffled generator_data=other_tasks": ["real_few"],
+        "cotrain_filtered_shuffled generator_data=other_tasks filter=replay": [
             "real_few",
-            "real_all feed=fair",
-            "cotrain_filtered_shuffled feed=fair filter=replay",
-            "cotrain feed=fair",
+            "cotrain_shuffled generator_data=other_tasks",
+        ],
+        "real_all generator_data=other_tasks": ["real_few"],
+        "cotrain generator_data=other_tasks": [
+            "real_few",
+            "real_all generator_data=other_tasks",
+            "cotrain_shuffled generator_data=other_tasks",
+        ],
+        "cotrain_filtered generator_data=other_tasks filter=replay": [
+            "real_few",
+            "real_all generator_data=other_tasks",
+            "cotrain_filtered_shuffled generator_data=other_tasks filter=replay",
+            "cotrain generator_data=other_tasks",
         ],
     }
 
@@ -211,10 +227,10 @@ def test_replays_are_told_by_task_and_generator(
     solved = {0: {"push": 9, "sweep": 0}, 1: {"push": 15, "sweep": 20}}  # of 20 episodes each
     for seed, tasks in solved.items():
         replayed = rollout_rates([(t, i, i < n) for t, n in tasks.items() for i in range(20)])
-        write_stage(tmp_path / f"replay_paper_{seed}", "replay", ReplayResult(systems={"vag": replayed}))
+        write_stage(tmp_path / f"replay_same_tasks_{seed}", "replay", ReplayResult(systems={"vag": replayed}))
     study = config("generator_seeds=[0,1,2]", "grid=['arm=cotrain seed=0,1,2']")  # the third one was not replayed
     rows = {(r.system, r.metric): r for r in study_record.generator_rows(tmp_path, parse_grid(study), study)}
-    both, name = "synthetic feed=paper", "synthetic feed=paper generator=1"
+    both, name = "synthetic generator_data=same_tasks", "synthetic generator_data=same_tasks generator=1"
     assert {metric: (rows[both, metric].value, rows[both, metric].n) for s, metric in rows if s == both} == {
         "success": (44 / 80, 80),
         "success push": (24 / 40, 40),
@@ -224,17 +240,19 @@ def test_replays_are_told_by_task_and_generator(
     sweep = rows[both, "success sweep"]  # one generator solves all, one none: who knows of the next
     assert (sweep.low, sweep.note) == (None, "no interval of systems: 2 training runs, it takes 3")
     assert rows[both, "success"].seeds == 2
-    record = json.loads((tmp_path / "replay_paper_0/run.json").read_text())
+    record = json.loads((tmp_path / "replay_same_tasks_0/run.json").read_text())
     del record["result"]["systems"]["vag"]["outcomes"]  # of an earlier version
-    (tmp_path / "replay_paper_0/run.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="replay_paper_0/run.json: 'result.systems.vag.outcomes' is missing; delete"):
+    (tmp_path / "replay_same_tasks_0/run.json").write_text(json.dumps(record))
+    with pytest.raises(
+        UserError, match="replay_same_tasks_0/run.json: 'result.systems.vag.outcomes' is missing; delete"
+    ):
         study_record.generator_rows(tmp_path, parse_grid(study), study)
 
 
 def test_filters_are_told_by_how_many_of_what_they_keep_succeed(
     config: Callable[..., AblateConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_record, "is_finished", lambda path: path.name.endswith("paper_0"))
+    monkeypatch.setattr(study_record, "is_finished", lambda path: path.name.endswith("same_tasks_0"))
     episodes = [
         {
             "task_name": task,
@@ -248,7 +266,7 @@ def test_filters_are_told_by_how_many_of_what_they_keep_succeed(
     monkeypatch.setattr(study_record, "noted_episodes", lambda dataset, runs: episodes)
     study = config("generator_seeds=[0,1]", "grid=['arm=cotrain seed=0,1']")  # of the second one nothing is finished
     rows = study_record.filter_rows(tmp_path, parse_grid(study), study)
-    assert {row.suite for row in rows} == {"filters, feed=paper generator=0"}
+    assert {row.suite for row in rows} == {"filters, generator_data=same_tasks generator=0"}
     found = {(row.system, row.metric): row for row in rows}
     best = "success of the best {} %"
     assert found["score_cycle_error", best.format(25)].value == 1

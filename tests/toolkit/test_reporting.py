@@ -390,7 +390,7 @@ def test_generators_side_by_side(tmp_path: Path, example: Callable[..., Any]) ->
 
 
 def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path, example: Callable[..., Any]) -> None:
-    axes = {"policy": "diffusion", "feed": "paper", "few": 5}
+    axes = {"policy": "diffusion", "generator_data": "same_tasks", "few": 5}
     rate = {**axes, "n": 80, "low": 0.39, "high": 0.61}
     rows = [
         row(arm, "unseen", "success", value, **rate, arm=arm, synthetic_fraction=fraction, synthetic_per_task=count)
@@ -409,7 +409,7 @@ def test_a_study_shows_arms_fractions_and_failed_cells(tmp_path: Path, example: 
         rows=[*rows, replace(rows[0], metric="gap_closed", value=0.71)],
         comparisons=[Difference(**pair, difference=0.3012, low=0.1, high=0.5, p=0.001)],
         failed=["cotrain-diffusion-2"],
-        notes={"generator of feed=paper": "has seen <50>"},
+        notes={"generator trained on same_tasks": "has seen <50>"},
     )
     lines = fraction_points(rows)
     points = {name: [(fraction, rate.rate) for fraction, rate in line.points] for name, line in lines.items()}

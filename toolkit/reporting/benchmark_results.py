@@ -32,7 +32,7 @@ class Row:
     seeds: int | None = None
     policy: str | None = None
     arm: str | None = None
-    feed: str | None = None
+    generator_data: str | None = None
     few: int | None = None
     synthetic_fraction: float | None = None
     synthetic_per_task: int | None = None

@@ -155,20 +155,20 @@ def fraction_figures(rows: Sequence[Row]) -> list[Markup]:
 def fraction_points(rows: Sequence[Row]) -> dict[str, plots.FractionLine]:
     """Lines for `plots.fraction_lines` from rows of one suite: the few alone, co-training, synthetic alone.
 
-    A line for each policy, feed, number of real and number of synthetic episodes; named by what differs.
+    A line for each policy, data, number of real and number of synthetic episodes; named by what differs.
     """
     rates = [row for row in successes(rows) if row.weight_by in (None, "none")]
-    axes = ("policy", "feed", "few", "synthetic_per_task")
+    axes = ("policy", "generator_data", "few", "synthetic_per_task")
     lines = {tuple(getattr(row, axis) for axis in axes) for row in rates if row.arm == "cotrain"}
     differ = [i for i in range(len(axes)) if i == 0 or len({line[i] for line in lines}) > 1]
     found = {}
     for line in sorted(lines, key=str):
-        policy, feed, few, count = line
+        policy, data, few, count = line
         where: dict[str | None, dict[str, Any]] = {
             "real_few": {"policy": policy, "few": few},
             "cotrain": dict(zip(axes, line, strict=True)),
-            "synthetic_only": {"policy": policy, "feed": feed, "synthetic_per_task": count},
-            "real_all": {"policy": policy, "feed": feed},
+            "synthetic_only": {"policy": policy, "generator_data": data, "synthetic_per_task": count},
+            "real_all": {"policy": policy, "generator_data": data},
         }
         drawn = plots.FractionLine([])
         for row in rates:
