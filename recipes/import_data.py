@@ -15,10 +15,15 @@ LOSSLESS = 0  # H.264 without loss in yuv444p, since frames are to come back at 
 
 
 def run(config: ImportConfig, run: Run) -> ImportResult:
-    """Read `source` and write `dataset`; actions and states stay as they are, frames keep at least 45 dB."""
+    """Read `source` and write `dataset`; actions and states stay as they are, and video where it can be copied."""
     options = ImportOptions(
         task=config.task,
+        task_key=config.task_key,
         episodes=config.episodes,
+        filter_key=config.filter_key,
+        skip_bad=config.skip_bad,
+        split_at=tuple(config.split_at),
+        colour_order=config.colour_order,
         image_keys=dict(config.image_keys),
         state_keys=tuple(config.state_keys),
         action_key=config.action_key,
@@ -29,23 +34,31 @@ def run(config: ImportConfig, run: Run) -> ImportResult:
         fps=config.fps,
         robot_type=None if config.robot_type == "unknown" else config.robot_type,
     )
-    frames, tasks = 0, set()
+    episodes, frames, tasks = 0, 0, set()
     with scratch_folder(run.directory / "source") as workspace:  # for what LeRobot and the hub's client write
         source = open_source(config.source, config.layout, options, workspace)
         run.add_data(config.source, source.identity(), source.num_episodes)
-        target = run.directory / "dataset"
+        if source.left_out:
+            print(f"left out: {', '.join(source.left_out)}")
+        names = source.state_names, source.action_names, source.robot_type
+        copies = source.copies if config.codec is None and config.crf is None else None
+        codec = config.codec or "h264"
+        crf = LOSSLESS if config.crf is None and codec == "h264" else config.crf
         with EpisodeWriter(
-            target, source.fps, source.state_names, source.action_names, source.robot_type, crf=LOSSLESS
+            run.directory / "dataset", source.fps, *names, crf=crf, codec=codec, copies=copies
         ) as writer:
             for episode in progress(source, description="import", total=source.num_episodes, unit="ep"):
                 writer.add(episode)
+                episodes += 1
                 frames += len(episode)
                 tasks.add(episode.task)
             if source.seen_scenes is not None:
                 write_scenes(writer.temporary / "meta", source.seen_scenes)
+    for line in source.skipped:
+        print(f"skipped {line}")
     return ImportResult(
         layout=source.layout,
-        episodes=source.num_episodes,
+        episodes=episodes,
         frames=frames,
         tasks=len(tasks),
         fps=source.fps,
@@ -56,6 +69,9 @@ def run(config: ImportConfig, run: Run) -> ImportResult:
         action_key=source.action_key,
         action_names=source.action_names,
         robot_type=source.robot_type,
+        left_out=source.left_out,
+        skipped=source.skipped,
+        video="copied" if copies else f"encoded as {codec}",
         dataset="dataset",
     )
 
@@ -63,5 +79,6 @@ def run(config: ImportConfig, run: Run) -> ImportResult:
 def summary(result: ImportResult) -> str:
     return (
         f"{result.episodes} episodes, {result.frames} frames at {result.fps}/s ({result.fps_from}), "
-        f"{result.layout} layout, {len(result.cameras)} cameras"
+        f"{result.layout} layout, {len(result.cameras)} cameras, state {'+'.join(result.state_keys)}, action "
+        f"{result.action_key}, video {result.video}" + (f", {len(result.skipped)} skipped" if result.skipped else "")
     )

@@ -24,6 +24,9 @@ ORDERS = ("synchronised", "video_first", "actions_once", "actions_first")
 GIVEN = ("nothing", "video", "actions")
 POSITIONS = ("all", "inner", "outer")
 NORMALIZATIONS = ("shared", "per_source")
+COLOUR_ORDERS = ("rgb", "bgr")
+CODECS = ("h264", "hevc", "av1")
+CUTS = ("jumps", "instructions")
 SUITES = ("unseen", "position", "visual", "language", "task")
 
 
@@ -86,20 +89,35 @@ class CollectConfig(CommonConfig):
 @dataclass
 class ImportConfig(CommonConfig):
     source: str = option(MISSING, "HDF5 file, directory of them, LeRobotDataset directory or repo id on the hub")
-    layout: str = option("auto", "robomimic, libero, aloha, bridge or lerobot; auto = by the structure")
+    layout: str = option(
+        "auto", "robomimic, libero, isaaclab, aloha, droid, lerobot, hdf5 ...; auto = by the structure"
+    )
     task: str | None = option(None, "instruction of episodes that carry none")
-    episodes: str | None = option(None, "part of them, 'first:last' as in Python")
+    task_key: str | None = option(
+        None, "where the instructions are: an attribute, a dataset, a key of JSON; null = found"
+    )
+    episodes: str | None = option(None, "part of them: first:last as in Python, or a list [0,5,8:20]")
+    filter_key: str | None = option(None, "robomimic's mask of the episodes to take, such as train")
+    skip_bad: bool = option(False, "leave out episodes that are damaged or show nothing, with a list of them")
+    split_at: list[str] = option([], "cut episodes where time stamps jump or the instruction changes", choices=CUTS)
     image_keys: dict[str, str] = option({}, "feature: camera in the source; {} = all of them")
-    state_keys: list[str] = option([], "put side by side in this order; [] = the layout's own")
-    action_key: str | None = option(None, "where the actions are in the source; null = the layout's own")
+    state_keys: list[str] = option([], "put side by side in this order; [] = known by the layout, or found by name")
+    action_key: str | None = option(None, "where the actions are, several as a,b; null = known by the layout, or found")
     state_names: list[str] = option([], "names of the numbers of a state; [] = those of the source")
     action_names: list[str] = option([], "names of the numbers of an action; [] = those of the source")
+    colour_order: str | None = option(
+        None, "bgr where red and blue are swapped, as cv2 leaves them; null = rgb", choices=COLOUR_ORDERS
+    )
     image_size: int | None = option(
         None, "pictures become squares of this size; null keeps them", least=4, most=MOST_PIXELS
     )
     flip_vertical: bool = option(False, "for pictures stored upside down, as LIBERO's are")
     fps: int | None = option(None, "of a source that names none", least=1, most=10_000)
     robot_type: str = option("unknown", "name of the robot")
+    codec: str | None = option(
+        None, "of the video; null = copied where nothing changes, else h264 without loss", choices=CODECS
+    )
+    crf: int | None = option(None, "quality of the video, less is better; null = lossless in h264", least=0, most=63)
 
 
 @dataclass

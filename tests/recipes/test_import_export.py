@@ -67,7 +67,10 @@ def test_mistakes_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "no instruction; give one with task=" in complaint(capsys, "import", str(source), f"out={out}")
     again = (f"out={out}", "resume=true")
     for words, expected in (
-        ((str(source), "task=wave"), "no dataset 'front_image'"),  # of the second episode, after the first is written
+        (
+            (str(source), "task=wave"),
+            "no dataset 'obs/front_image'",
+        ),  # of the second, after the first is written
         ((str(tmp_path / "none.hdf5"),), "not found"),
         ((str(source), "layout=robomimik"), "Did you mean 'robomimic'"),
         (("nobody/nothing",), "the Hugging Face hub does not give it"),

@@ -12,6 +12,7 @@ from toolkit.base.errors import UserError, first_line
 
 MOST_JSON_BYTES = 64 << 20
 MOST_JSON_DEPTH = 64
+GIT_LFS = b"version https://git-lfs"
 
 
 def read_bytes(path: str | Path, most_bytes: int) -> bytes:
@@ -32,6 +33,12 @@ def read_bytes(path: str | Path, most_bytes: int) -> bytes:
             return file.read(most_bytes + 1)
     finally:
         os.close(handle)
+
+
+def check_content(path: Path) -> None:
+    """Raise UserError for the few lines that git keeps in place of a large file until it is fetched."""
+    if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(GIT_LFS):
+        raise UserError(f"{path}: is a git-lfs pointer, not the file itself; run `git lfs pull` in its repository")
 
 
 def read_json(path: str | Path, expected: type | tuple[type, ...] = dict, most_bytes: int = MOST_JSON_BYTES) -> Any:

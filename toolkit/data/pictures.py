@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.base.errors import UserError, first_line
+from toolkit.base.reading import check_content
 from toolkit.data.formats.lerobot_layout import data_file, read_info, video_file
 from toolkit.data.formats.parquet import read_parquet
 from toolkit.data.images import decode_picture
@@ -52,6 +53,7 @@ def open_video(path: Path) -> Any:
     """A PyAV container. Raises `av.FFmpegError` or ValueError for a damaged file and one of no video format."""
     import av
 
+    check_content(path)
     return av.open(str(path), options={"format_whitelist": CONTAINERS})
 
 

@@ -6,7 +6,7 @@ directory. A field that is None by default is there only where the command measu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from toolkit.base.typed_json import check_lengths, rest
@@ -69,6 +69,9 @@ class ImportResult:
     action_key: str
     action_names: list[str]
     robot_type: str | None
+    left_out: list[str] = field(default_factory=list)  # keys of the source that were not taken, with their shapes
+    skipped: list[str] = field(default_factory=list)  # episodes that skip_bad left out, and why
+    video: str = "encoded"  # or copied
     dataset: str
 
 

@@ -18,13 +18,18 @@ import h5py
 import numpy as np
 
 from toolkit.base.errors import UserError
+from toolkit.base.reading import check_content
 from toolkit.data.images import decode_picture
 
 MAX_EPISODE_BYTES = 4 * 2**30  # of one episode in memory
 MAX_EXPANSION = 2000  # times; gzip reaches 1,030 on zeros
 MAX_LINKS = 8  # soft links in a row
 HEAP = b"GCOL\x01\0\0\0"  # begins each heap that holds texts and rows of bytes
+MAX_DATASETS, MAX_DEPTH = 2000, 6  # of a group
+MAX_TEXTS = 10_000  # texts in a dataset of them
+LEAST_SIDE = 8  # of grey pictures without an axis of channels; smaller ones are matrices
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
+PICTURES = "pictures (T, H, W, C) or (T, C, H, W) of uint8, floats of 3 channels, or one JPEG or PNG a row"
 
 
 def natural_order(name: str) -> list[tuple[int, int | str]]:
@@ -44,6 +49,7 @@ class Hdf5File:
 
     def __enter__(self) -> Self:
         with self._reading("/"):
+            check_content(self.path)
             self.size = self.path.stat().st_size
             self._file = h5py.File(self.path, "r")
         return self
@@ -89,6 +95,12 @@ class Hdf5File:
         with self._reading(key):
             return (node.shape or (), node.dtype) if isinstance(node, h5py.Dataset) else None
 
+    def numbers(self, key: str) -> np.ndarray:
+        """A dataset of numbers (T,) or (T, 1) as (T,) float64."""
+        dataset = self._dataset(key, MAX_EPISODE_BYTES)
+        with self._reading(key):
+            return np.asarray(dataset[()], dtype=np.float64).ravel()
+
     def vectors(self, key: str, limit: int = MAX_EPISODE_BYTES) -> np.ndarray:
         """A dataset (T,) or (T, D) of finite numbers as (T, D) float32."""
         dataset = self._dataset(key, limit)
@@ -104,37 +116,83 @@ class Hdf5File:
         return values
 
     def pictures(self, key: str, limit: int = MAX_EPISODE_BYTES) -> np.ndarray:
-        """Frames (T, H, W, 3) uint8, raw or one JPEG or PNG file a row."""
+        """Frames (T, H, W, 3) uint8, from any of what `is_pictures` takes."""
         dataset = self._dataset(key, limit)
-        if dataset.dtype == np.uint8 and dataset.ndim == 4 and dataset.shape[-1] == 3:
+        shape, kind = dataset.shape, dataset.dtype
+        if _encoded(shape, kind):
+            frames = self._decoded(key, dataset, limit)
+        elif channels := _channels(shape, kind):
             with self._reading(key):
                 frames = np.asarray(dataset[()])
-        elif self._encoded(dataset):
-            frames = self._decoded(key, dataset, limit)
+            frames = frames[..., None] if frames.ndim == 3 else frames
+            frames = self._eight_bits(key, np.moveaxis(frames, channels, -1))
         else:
-            raise UserError(
-                f"{self.path}: '{key}' is {dataset.shape} {dataset.dtype}; expected pictures (T, H, W, 3) uint8, or "
-                "one JPEG or PNG a row"
-            )
+            raise UserError(f"{self.path}: '{key}' is {shape} {kind}; expected {PICTURES}")
         if not frames.size:
             raise UserError(f"{self.path}: '{key}' holds no picture")
         return frames
 
-    def is_encoded(self, key: str) -> bool:
-        """True for rows of bytes of which the first begins as a JPEG or PNG file does."""
+    def _eight_bits(self, key: str, frames: np.ndarray) -> np.ndarray:
+        """(T, H, W, C) as (T, H, W, 3) uint8: grey three times, without transparency, floats from 0..1 or 0..255."""
+        frames = frames[..., :3] if frames.shape[-1] > 1 else np.repeat(frames, 3, axis=-1)
+        if frames.dtype == np.uint8:
+            return frames
+        least, most = (float(end(frames, initial=0)) for end in (np.min, np.max))
+        if not 0 <= least <= most <= 255:  # NaN, too
+            raise UserError(f"{self.path}: '{key}' holds numbers from {least:g} to {most:g}; expected 0..1 or 0..255")
+        return np.round(frames * (255 if most <= 1 else 1)).astype(np.uint8)
+
+    def is_pictures(self, key: str) -> bool:
+        """True for arrays with 1, 3 or 4 channels, last or first, and for rows that begin as a JPEG or PNG file does.
+
+        Depth is neither: floats of one channel, and integers of more than 8 bits.
+        """
         node = self._find(key)
-        if not isinstance(node, h5py.Dataset) or not self._encoded(node) or not len(node):
+        if not isinstance(node, h5py.Dataset) or not node.shape:
             return False
+        if not _encoded(node.shape, node.dtype):
+            return bool(_channels(node.shape, node.dtype))
+        return bool(len(node)) and self._row(key, self._dataset(key, MAX_EPISODE_BYTES), 0).startswith((JPEG, PNG))
+
+    def is_encoded(self, key: str) -> bool:
+        """True for pictures of which each row is a file."""
+        return _encoded(*(self.shape(key) or ((), np.dtype("O"))))
+
+    def texts(self, key: str) -> list[str]:
+        """The texts that a small dataset holds, none if it holds anything else."""
+        shape, kind = self.shape(key) or ((), np.dtype("f4"))
+        if h5py.check_string_dtype(kind) is None or math.prod(shape) > MAX_TEXTS:
+            return []
         dataset = self._dataset(key, MAX_EPISODE_BYTES)
         with self._reading(key):
-            return bytes(np.asarray(dataset[0][:4])).startswith((JPEG, PNG))
+            cells = np.ravel(np.asarray(dataset[()])).tolist()
+        return [cell.decode("utf-8", "replace") if isinstance(cell, bytes) else str(cell) for cell in cells]
+
+    def datasets(self, key: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and type of every dataset below a group, by its path from there; links out of the file are left out."""
+        found: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+        places = [("", 0)]
+        while places and len(found) < MAX_DATASETS:
+            place, depth = places.pop(0)
+            for name in self.names(f"{key}/{place}"):
+                inner = f"{place}/{name}".strip("/")
+                try:
+                    shape = self.shape(f"{key}/{inner}")
+                except UserError:
+                    continue
+                if shape is not None:
+                    found[inner] = shape
+                elif depth < MAX_DEPTH:
+                    places.append((inner, depth + 1))
+        return found
 
     def _decoded(self, key: str, dataset: h5py.Dataset, limit: int) -> np.ndarray:
         frames: list[np.ndarray] = []
         for row in range(len(dataset)):
-            with self._reading(key):
-                data = bytes(np.asarray(dataset[row]))
+            data = self._row(key, dataset, row)
             try:
+                if data.startswith(PNG) and data[24:25] == b"\x10":
+                    raise ValueError("a PNG of 16 bits, as depth is kept; leave it out")
                 frames.append(decode_picture(data))
             except ValueError as error:
                 raise UserError(f"{self.path}: '{key}' row {row}: {_printable(error)}") from error
@@ -144,11 +202,10 @@ class Hdf5File:
                 raise UserError(self._too_large(key, frames[0].nbytes * len(dataset)))
         return np.stack(frames) if frames else np.zeros((0, 0, 0, 3), np.uint8)
 
-    @staticmethod
-    def _encoded(dataset: h5py.Dataset) -> bool:
-        if h5py.check_vlen_dtype(dataset.dtype) == np.uint8:
-            return dataset.ndim == 1
-        return dataset.dtype == np.uint8 and dataset.ndim == 2
+    def _row(self, key: str, dataset: h5py.Dataset, row: int) -> bytes:
+        with self._reading(key):
+            cell = dataset[row]
+            return cell if isinstance(cell, bytes) else bytes(np.asarray(cell))
 
     def _dataset(self, key: str, limit: int) -> h5py.Dataset:
         """The dataset, if it lies in this file and its size is one that the file can hold."""
@@ -228,6 +285,23 @@ class Hdf5File:
             raise UserError(f"{self.path}: not found") from error
         except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, ValueError, TypeError and others
             raise UserError(f"{self.path}: '{key}' is not readable as HDF5 ({_printable(error)})") from error
+
+
+def _encoded(shape: tuple[int, ...], kind: np.dtype) -> bool:
+    """True for rows of bytes, of which each may be a file."""
+    if kind == np.uint8:
+        return len(shape) == 2
+    return len(shape) == 1 and (kind.kind == "S" or h5py.check_vlen_dtype(kind) == np.uint8)
+
+
+def _channels(shape: tuple[int, ...], kind: np.dtype) -> int:
+    """The axis of the channels of pictures (T, H, W, C) or (T, C, H, W), the last for (T, H, W); 0 for no pictures."""
+    if kind != np.uint8 and kind.kind != "f":
+        return 0
+    if len(shape) == 3:
+        return 3 if kind == np.uint8 and min(shape[1:]) >= LEAST_SIDE else 0
+    allowed = (1, 3, 4) if kind == np.uint8 else (3, 4)
+    return next((axis for axis in (3, 1) if len(shape) == 4 and shape[axis] in allowed), 0)
 
 
 def _check_heap(content: mmap.mmap, start: int) -> None:

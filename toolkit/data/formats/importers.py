@@ -1,15 +1,7 @@
-"""Recordings of other projects as a stream of episodes: HDF5 in four layouts, and LeRobotDatasets.
-
-robomimic  data/demo_0/{actions, obs/<camera>_image, obs/robot0_eef_pos, ...}
-libero     data/demo_0/{actions, obs/<camera>_rgb, obs/ee_states, ...}
-bridge     data/demo_0/{actions, obs/image_0, obs/state}
-aloha      one file per episode: /action, /observations/{qpos, images/<camera>}
-lerobot    a LeRobotDataset directory, or its name on the hub (toolkit/data/formats/lerobot_import.py)
-"""
+"""Recordings of other projects as a stream of episodes: any HDF5 (see `hints`), and LeRobotDatasets."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,49 +12,32 @@ import numpy as np
 from toolkit.base.errors import UserError, nearest, warn
 from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
 from toolkit.data.formats.hdf5 import MAX_EPISODE_BYTES, Hdf5File, natural_order
+from toolkit.data.formats.hdf5_keys import Keys, find_keys, missing, stamped_rate, video_at
+from toolkit.data.formats.hdf5_texts import LIKELY, env_args, instruction
+from toolkit.data.formats.hints import LAYOUTS
 from toolkit.data.formats.lerobot_layout import INFO, check_inside
 from toolkit.data.formats.recording import (
-    INSTRUCTIONS,
     ImportOptions,
     Recording,
-    check_cameras,
     chosen,
-    default_cameras,
     is_text,
     provenance,
     vector_names,
     whole_fps,
 )
+from toolkit.data.formats.videos import Span
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_from
 
 SUFFIXES = (".hdf5", ".h5")
-MAX_WIDTH = 10_000
+RATES = ("control_freq", "fps", "frequency", "hz", "control_frequency")
+OFF = 0.1  # share by which time stamps may disagree with a rate
 GUESSED = "default"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where an episode keeps what, below its group."""
-
-    fps: int  # of files that name none
-    actions: str
-    vectors: str  # group of low-dimensional observations
-    images: str  # group of cameras
-    states: tuple[str, ...]  # the default state: those of these that are there
-
-
-LAYOUTS = {
-    "robomimic": Layout(20, "actions", "obs", "obs", ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")),
-    "libero": Layout(20, "actions", "obs", "obs", ("ee_states", "gripper_states", "joint_states")),
-    "bridge": Layout(5, "actions", "obs", "obs", ("state",)),
-    "aloha": Layout(50, "action", "observations", "observations/images", ("qpos",)),
-}
 
 
 def open_source(source: str | Path, layout: str, options: ImportOptions, workspace: Path) -> Recording:
     """Find out what `source` is and what it holds; layout "auto" goes by structure.
 
-    workspace: directory for a download or conversion; the caller deletes it after reading.
+    workspace: directory for a download; the caller deletes it after reading.
     Raises UserError for what cannot be imported.
     """
     known = ("auto", *LAYOUTS, "lerobot")
@@ -82,46 +57,46 @@ class _Demo:
     path: Path
     group: str  # "" = the whole file
     name: str
+    masks: str = ""  # names of robomimic's masks that it belongs to
 
 
 def _open_hdf5(source: Path, layout: str, options: ImportOptions) -> Recording:
     files, root = _files(source)
-    layout, demos = _survey(files, layout)
+    demos = _all_demos(files, layout)
+    if options.filter_key:
+        demos = _masked(demos, options.filter_key, source)
     demos = chosen(demos, options.episodes, str(source))
+    firsts = {demo.path: demo for demo in reversed(demos)}  # of each file the first episode
+    told = {path: _told(firsts[path], layout, options) for path in dict.fromkeys(demo.path for demo in demos)}
     first = demos[0]
     with Hdf5File(first.path) as file:
-        arguments = _env_args(file)
-        reader = _Reader(layout, options, root)
-        reader.survey(file, first, arguments)
-        state_widths = [_width(file, key) for key in reader.states(file, first)]
-        action_width = _width(file, reader.action(file, first))
-    parts = zip(reader.state_keys, state_widths, strict=True)
-    defaults = [f"{key}_{i}" for key, width in parts for i in range(width)]
-    told = _agreed(demos, layout, options)
-    if told.fps_from.startswith(GUESSED):
-        warn(f"{source}: no file says its rate; taken as {told.fps} steps a second, the {told.fps_from}. Give fps=...")
+        arguments = env_args(file)
+        keys = find_keys(file, first.group, _root(first), layout, options)
+        fps, fps_from = _frame_rate(file, first, keys, options, told[first.path])
+    common = _agreed(told, keys.layout)
+    reader = _Reader(keys, options, root, fps)
+    defaults = [f"{key.rsplit('/', 1)[-1]}_{i}" for key in keys.states for i in range(keys.widths[key])]
+    if len(set(defaults)) < len(defaults):
+        defaults = [f"{key.replace('/', '_')}_{i}" for key in keys.states for i in range(keys.widths[key])]
+    numbered = [f"action_{i}" for i in range(sum(keys.widths[key] for key in keys.actions))]
     stored_robot = arguments.get("robot_type")
     return Recording(
-        layout=layout,
-        fps=told.fps,
-        fps_from=told.fps_from,
-        cameras=reader.cameras,
-        state_keys=reader.state_keys,
-        action_key=reader.action_key,
-        state_names=vector_names("state_names", options.state_names, told.state_names, defaults),
-        action_names=vector_names(
-            "action_names",
-            options.action_names,
-            told.action_names,
-            [f"action_{i}" for i in range(action_width)],
-        ),
-        num_episodes=len(demos),
+        layout=keys.layout,
+        fps=fps,
+        fps_from=fps_from,
+        cameras=keys.cameras,
+        state_keys=keys.states,
+        action_key=",".join(keys.actions),
+        state_names=vector_names("state_names", options.state_names, common.state_names, defaults),
+        action_names=vector_names("action_names", options.action_names, common.action_names, numbered),
         robot_type=options.robot_type or (str(stored_robot) if is_text(stored_robot) else "unknown"),
-        files=files,
+        files=list(told),
         root=root,
         options=options,
-        read=lambda: (reader.episode(demo) for demo in demos),
-        seen_scenes=told.scenes,
+        items=demos,
+        load=reader.episode,
+        seen_scenes=common.scenes,
+        left_out=keys.left_out,
     )
 
 
@@ -141,54 +116,57 @@ def _files(source: Path) -> tuple[list[Path], Path]:
     return sorted(paths, key=lambda path: natural_order(str(path.relative_to(source)))), source
 
 
-def _detected(file: Hdf5File) -> str:
-    top = file.names()
-    if "action" in top and "observations" in top:
-        return "aloha"
-    demos = file.names("data")
-    if not demos:
-        raise UserError(
-            f"{file.path}: no known layout; expected data/demo_0/{{actions, obs}} or /action and /observations, "
-            f"found: {', '.join(top)[:200] or 'nothing'}"
-        )
-    observations = file.names(f"data/{demos[0]}/obs")
-    if any(name.endswith("_rgb") for name in observations):
-        return "libero"
-    return "bridge" if {"image_0", "state"} <= set(observations) else "robomimic"
-
-
-def _survey(files: list[Path], layout: str) -> tuple[str, list[_Demo]]:
-    """The layout, which all files must have, and the episodes of all. Raises UserError for a file without one."""
-    common, demos = layout, []
+def _all_demos(files: list[Path], layout: str) -> list[_Demo]:
+    """The episodes of all files; where the first file is one episode the others are, too, and are not opened."""
+    demos: list[_Demo] = []
+    group = LAYOUTS[layout].group if layout in LAYOUTS else None
     for path in files:
+        if demos and not demos[0].group:
+            demos.append(_Demo(path, "", path.stem))
+            continue
         with Hdf5File(path) as file:
-            if layout == "auto":
-                own = _detected(file)
-                if path != files[0] and own != common:
-                    raise UserError(
-                        f"{path}: has the layout {own}, {files[0].name} the layout {common}; import them one by one, "
-                        "or give layout=..."
-                    )
-                common = own
-            found = _demos(file, common)
+            found = _demos(file, group)
         if not found:
-            raise UserError(f"{path}: no episode; expected data/demo_0, data/demo_1, ...")
+            what = "no known layout" if layout == "auto" else "no episode"
+            raise UserError(f"{path}: {what}; expected data/demo_0, data/demo_1, ...")
         demos += found
-    return common, demos
+    return demos
 
 
-def _demos(file: Hdf5File, layout: str) -> list[_Demo]:
-    if layout == "aloha":
-        return [_Demo(file.path, "", file.path.stem)]
-    names = (name for name in file.names("data") if file.shape(f"data/{name}") is None)
-    return [_Demo(file.path, f"data/{name}", name) for name in names]
+def _demos(file: Hdf5File, group: str | None) -> list[_Demo]:
+    """Groups below `data`, else numbered groups such as traj_0, else the whole file."""
+    top = [name for name in file.names() if file.shape(name) is None]
+    members: dict[str, list[str]] = {}
+    for mask in file.names("mask"):
+        for name in file.texts(f"mask/{mask}"):
+            members.setdefault(name, []).append(mask)
+    if group == "data" or (group is None and "data" in top):
+        names = [(f"data/{name}", name) for name in file.names("data") if file.shape(f"data/{name}") is None]
+        if names or file.datasets("data") == {}:
+            return [_Demo(file.path, place, name, ",".join(members.get(name, []))) for place, name in names]
+    numbered = [name for name in top if re.fullmatch(r"[A-Za-z_-]*\d+", name)]
+    if group is None and numbered:
+        return [_Demo(file.path, name, name, ",".join(members.get(name, []))) for name in numbered]
+    return [_Demo(file.path, "", file.path.stem)]
+
+
+def _root(demo: _Demo) -> str:
+    return demo.group.rpartition("/")[0] if "/" in demo.group else ("" if not demo.group else "*")
+
+
+def _masked(demos: list[_Demo], mask: str, source: Path) -> list[_Demo]:
+    known = sorted({name for demo in demos for name in demo.masks.split(",") if name})
+    if found := [demo for demo in demos if mask in demo.masks.split(",")]:
+        return found
+    raise UserError(f"{source}: filter_key={mask} is no mask of its files. {nearest(mask, known) if known else ''}")
 
 
 @dataclass(frozen=True)
 class _Told:
     """What a file says of all its episodes, as far as the user does not."""
 
-    fps: int
+    layout: str
+    fps: Any
     fps_from: str
     state_names: Any
     action_names: Any
@@ -196,28 +174,35 @@ class _Told:
 
 
 def _told(demo: _Demo, layout: str, options: ImportOptions) -> _Told:
+    from toolkit.data.formats.hints import recognised
+
     with Hdf5File(demo.path) as file:
-        arguments = _env_args(file)
+        arguments = env_args(file)
+        own = recognised(_root(demo), file.datasets(demo.group)) if layout == "auto" else layout
         return _Told(
-            *_frame_rate(file, demo, layout, options, arguments),
+            own,
+            *_stored_rate(file, demo, options, arguments),
             options.state_names or _stored_names(arguments.get("features"), STATE),
             options.action_names or _stored_names(arguments.get("features"), ACTION),
             _stored_scenes(arguments),
         )
 
 
-def _agreed(demos: list[_Demo], layout: str, options: ImportOptions) -> _Told:
+def _agreed(told: dict[Path, _Told], layout: str) -> _Told:
     """What all files of the episodes say, with the scenes of all. Raises UserError where two differ."""
-    firsts = {demo.path: demo for demo in reversed(demos)}  # of each file the first episode
-    told = {path: _told(firsts[path], layout, options) for path in dict.fromkeys(demo.path for demo in demos)}
-    common = told[demos[0].path]
+    first, common = next(iter(told.items()))
     for path, other in told.items():
+        if other.layout != common.layout:
+            raise UserError(
+                f"{path}: has the layout {other.layout}, {first.name} the layout {common.layout}; import them one by "
+                "one, or give layout=..."
+            )
         for option in ("fps", "state_names", "action_names"):
             ours, theirs = getattr(common, option), getattr(other, option)
             if ours != theirs:
                 raise UserError(
-                    f"{path}: {option} is {_shown(theirs)}, in {demos[0].path.name} {_shown(ours)}; import the files "
-                    f"one by one, or give {option}=..."
+                    f"{path}: {option} is {_shown(theirs)}, in {first.name} {_shown(ours)}; import the files one by "
+                    f"one, or give {option}=..."
                 )
     scenes = [one.scenes for one in told.values() if one.scenes is not None]
     return replace(common, scenes=merge(*scenes) if len(scenes) == len(told) else None)
@@ -228,161 +213,126 @@ def _shown(value: Any) -> str:
 
 
 class _Reader:
-    """Episodes of one layout with the keys that the first of them settled."""
+    """Episodes read by the keys that the first of them settled."""
 
-    cameras: dict[str, str]
-    state_keys: list[str]
-    action_key: str
-
-    def __init__(self, layout: str, options: ImportOptions, root: Path) -> None:
-        self.layout, self.options, self.root = LAYOUTS[layout], options, root
-
-    def survey(self, file: Hdf5File, demo: _Demo, arguments: dict[str, Any]) -> None:
-        """Settle cameras and vectors by what the first episode holds."""
-        self.action_key = self.options.action_key or self.layout.actions
-        images, vectors = (f"{demo.group}/{group}" for group in (self.layout.images, self.layout.vectors))
-        found = [name for name in file.names(images) if _is_camera(file, f"{images}/{name}", name)]
-        stored = arguments.get("cameras")
-        cameras = self.options.image_keys
-        if not cameras and isinstance(stored, dict) and sorted(map(str, stored.values())) == sorted(found):
-            cameras = stored
-        source = str(file.path)
-        self.cameras = check_cameras(cameras or default_cameras(found, source), found, source)
-        self.state_keys = list(self.options.state_keys) or [
-            key for key in self.layout.states if file.shape(f"{vectors}/{key}") is not None
-        ]
-        if not self.state_keys:  # unnamed: all that are vectors of floats
-            shapes = {name: file.shape(f"{vectors}/{name}") for name in file.names(vectors)}
-            self.state_keys = [n for n, s in shapes.items() if s and s[1].kind == "f" and len(s[0]) in (1, 2)]
-        if not self.state_keys:
-            raise UserError(f"{file.path}: '{vectors}' holds no state; name what to take with state_keys=[...]")
-
-    def states(self, file: Hdf5File, demo: _Demo) -> list[str]:
-        """Absolute keys of the state; they lie with the observations, or in the episode itself."""
-        return [self._place(file, demo, key, (self.layout.vectors, "")) for key in self.state_keys]
-
-    def action(self, file: Hdf5File, demo: _Demo) -> str:
-        return self._place(file, demo, self.action_key, ("", self.layout.vectors))
-
-    def _place(self, file: Hdf5File, demo: _Demo, key: str, groups: tuple[str, ...]) -> str:
-        for group in groups:
-            place = "/".join(part for part in (demo.group, group, key) if part)
-            if file.shape(place) is not None:
-                return place
-        holds = [name for group in groups for name in file.names(f"{demo.group}/{group}")]
-        raise UserError(f"{file.path}: no dataset '{key}' in '{demo.group or '/'}'. It holds: {', '.join(holds)[:300]}")
+    def __init__(self, keys: Keys, options: ImportOptions, root: Path, fps: int) -> None:
+        self.keys, self.options, self.root, self.fps = keys, options, root, fps
+        self.told_cut = self.told_place = False
 
     def episode(self, demo: _Demo) -> Episode:
         """Read one episode. Raises UserError that names file and key."""
+        keys = self.keys
         with Hdf5File(demo.path) as file:
-            keys = self.action(file, demo), *self.states(file, demo)
-            actions, *states = (file.vectors(key) for key in keys)
-            lengths = {key: len(values) for key, values in zip(keys, (actions, *states), strict=True)}
-            left, frames = MAX_EPISODE_BYTES, {}
-            for feature, camera in self.cameras.items():
-                key = self._place(file, demo, camera, (self.layout.images,))
-                frames[feature] = file.pictures(key, left)
-                lengths[key] = len(frames[feature])
-                left -= frames[feature].nbytes
-            if len(set(lengths.values())) > 1:
-                told = ", ".join(f"'{key}' has {length}" for key, length in lengths.items())
-                raise UserError(f"{file.path}: lengths differ: {told}")
+            for key in (*keys.actions, *keys.states):
+                if file.shape(f"{demo.group}/{key}") is None:
+                    raise UserError(missing(file, demo.group, key))
+            vectors = {key: file.vectors(f"{demo.group}/{key}".strip("/")) for key in (*keys.actions, *keys.states)}
+            frames = self._frames(file, demo, len(vectors[keys.actions[0]]))
             attributes = file.attributes(demo.group)
-            task = _instruction(file, attributes) or self.options.task
-        if not task:
-            raise UserError(f"{file.path}: '{demo.name}' has no instruction; give one with task='...'")
-        name = str(demo.path.relative_to(self.root))
+            length = self._length(demo, keys, vectors, frames, attributes)
+            task, place = instruction(file, demo.group, self.options.task_key, not demo.group)
+        if not task and not self.options.task:
+            raise UserError(
+                f"{demo.path}: '{demo.name}' has no instruction; give one with task='...', or its place with "
+                f"task_key=...; texts seen: {place}"
+            )
+        if task and not self.options.task_key and place.rsplit(".", 1)[-1] in LIKELY and not self.told_place:
+            warn(
+                f"{demo.path}: instructions are taken from '{place}', as '{task[:60]}'; give task_key= or task= if not"
+            )
+            self.told_place = True
         return Episode(
-            images=frames.pop(IMAGE),
-            states=np.concatenate(states, axis=1),
-            actions=actions,
-            task=task,
-            metadata=provenance(attributes, demo.name, name, str(demo.path)),
-            cameras=frames,
+            images=frames.pop(IMAGE)[:length],
+            states=np.concatenate([vectors[key][:length] for key in keys.states], axis=1),
+            actions=np.concatenate([vectors[key][:length] for key in keys.actions], axis=1),
+            task=task or str(self.options.task),
+            metadata={
+                **provenance(attributes, demo.name, str(demo.path.relative_to(self.root)), str(demo.path)),
+                **({"masks": demo.masks} if demo.masks else {}),
+            },
+            cameras={feature: images[:length] for feature, images in frames.items()},
         )
 
+    def _frames(self, file: Hdf5File, demo: _Demo, length: int) -> dict[str, np.ndarray]:
+        left, frames = MAX_EPISODE_BYTES, {}
+        for feature, camera in self.keys.cameras.items():
+            key = self.keys.places[camera]
+            place = f"{demo.group}/{key}".strip("/")
+            if file.shape(place) is not None:
+                frames[feature] = file.pictures(place, left)
+            elif demo.group or self.keys.places[camera] != camera:
+                raise UserError(missing(file, demo.group, key))
+            else:
+                video = video_at(demo.path, camera)
+                frames[feature] = video.read(video.rows(Span(video.path), np.arange(length) / self.fps, self.fps))
+            left -= frames[feature].nbytes
+        return frames
 
-def _is_camera(file: Hdf5File, key: str, name: str) -> bool:
-    """True for pictures; for what only its name says to be, too, so that its faults are told when it is read."""
-    found = file.shape(key)
-    if found is None:
-        return False
-    shape, kind = found
-    named = name.endswith(("image", "_rgb")) or "/images/" in key
-    if len(shape) == 4:
-        return named or name.startswith("image") or (kind == np.uint8 and shape[-1] == 3)
-    return named or file.is_encoded(key)
-
-
-def _width(file: Hdf5File, key: str) -> int:
-    """Values a step."""
-    shape, kind = file.shape(key) or ((), np.dtype("O"))
-    if len(shape) not in (1, 2) or kind.kind not in "biuf":
-        raise UserError(f"{file.path}: '{key}' is {shape} {kind}; expected numbers (T, D)")
-    width = shape[1] if len(shape) == 2 else 1
-    if not 1 <= width <= MAX_WIDTH:
-        raise UserError(f"{file.path}: '{key}' has {width} values a step; expected 1 to {MAX_WIDTH}")
-    return width
-
-
-def _env_args(file: Hdf5File) -> dict[str, Any]:
-    return _json(file, file.attributes("data"), "env_args")
-
-
-def _json(file: Hdf5File, attributes: dict[str, Any], name: str) -> dict[str, Any]:
-    """An attribute that holds a JSON object; {} if there is none. Raises UserError if it is damaged."""
-    text = attributes.get(name)
-    try:
-        value = json.loads(text) if text else {}
-        if not isinstance(value, dict):
-            raise ValueError("expected an object")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{file.path}: attribute '{name}' of 'data' is no JSON ({error})") from error
-    return value
+    def _length(self, demo: _Demo, keys: Keys, vectors: Any, frames: Any, attributes: dict[str, Any]) -> int:
+        """Steps of the episode that were written. Raises UserError where keys disagree, or more are announced."""
+        names = {feature: keys.places[camera] for feature, camera in keys.cameras.items()}
+        lengths = {key: len(values) for key, values in vectors.items()}
+        lengths |= {names[feature]: len(images) for feature, images in frames.items()}
+        length = lengths[keys.actions[0]]
+        if {count - (keys.longer and key not in keys.actions) for key, count in lengths.items()} != {length}:
+            told = ", ".join(f"'{demo.group}/{key}' has {count}" for key, count in lengths.items())
+            raise UserError(f"{demo.path}: lengths differ: {told}")
+        written = attributes.get("num_samples", length)
+        if not isinstance(written, int | float) or written > length or written < 1:
+            raise UserError(f"{demo.path}: '{demo.name}' says num_samples {written}, and has {length} rows")
+        if written < length and not self.told_cut:
+            warn(
+                f"{demo.path}: '{demo.name}' has {length} rows and num_samples {written}; rows after these are left out"
+            )
+            self.told_cut = True
+        return int(written)
 
 
-def _instruction(file: Hdf5File, attributes: dict[str, Any]) -> str | None:
-    """What the episode says, else its file: LIBERO's problem_info, robomimic's env_args, attributes of the file."""
-    data = file.attributes("data")
-    problem, arguments = _json(file, data, "problem_info"), _json(file, data, "env_args")
-    kwargs = arguments.get("env_kwargs")
-    for place in (attributes, problem, arguments, kwargs if isinstance(kwargs, dict) else {}, data, file.attributes()):
-        for key in INSTRUCTIONS:
-            text: Any = place.get(key)
-            if isinstance(text, list) and all(isinstance(part, str) for part in text):
-                text = "".join(text)  # LIBERO has lists of letters
-            if is_text(text):
-                found = _unquoted(text.strip()) if place is problem else text.strip()
-                if found:
-                    return found
-    return None
-
-
-def _unquoted(text: str) -> str:
-    """LIBERO writes the whole instruction in quotes; those inside of one, or at one end, belong to it."""
-    inner = text[1:-1]
-    return inner.strip() if text == f'"{inner}"' and '"' not in inner else text
-
-
-def _frame_rate(
-    file: Hdf5File, demo: _Demo, layout: str, options: ImportOptions, arguments: dict[str, Any]
-) -> tuple[int, str]:
-    """Frames per second, and who says so."""
+def _stored_rate(file: Hdf5File, demo: _Demo, options: ImportOptions, arguments: dict[str, Any]) -> tuple[Any, str]:
+    """Frames per second that the user or an attribute tells, and which; None if none does."""
     if options.fps is not None:
         return whole_fps(options.fps, "fps"), "fps="
-    kwargs = arguments.get("env_kwargs")
+    nested = (arguments.get(key) for key in ("env_kwargs", "sim_args"))
+    kwargs, simulator = (value if isinstance(value, dict) else {} for value in nested)
     places: dict[str, Any] = {
         "attributes of the episode": file.attributes(demo.group),
         "attributes of data": file.attributes("data"),
         "attributes of the file": file.attributes(),
         "env_args": arguments,
-        "env_args env_kwargs": kwargs if isinstance(kwargs, dict) else {},
+        "env_args env_kwargs": kwargs,
     }
     for name, place in places.items():
-        for key in ("control_freq", "fps"):
+        for key in RATES:
             if key in place:
                 return whole_fps(place[key], f"{file.path}: {key} ({name})"), f"{name}: {key}"
-    return LAYOUTS[layout].fps, f"{GUESSED} of the {layout} layout"
+    step: Any = simulator.get("dt"), simulator.get("decimation")
+    if all(isinstance(value, int | float) and value > 0 for value in step):
+        told = "env_args sim_args: dt, decimation"
+        return whole_fps(round(1 / (step[0] * step[1]), 6), f"{file.path}: {told}"), told
+    return None, ""
+
+
+def _frame_rate(file: Hdf5File, demo: _Demo, keys: Keys, options: ImportOptions, told: _Told) -> tuple[int, str]:
+    """Frames per second: as told, else by time stamps, videos or the layout's habit; what is guessed is said."""
+    stamped = stamped_rate(file, demo.group, file.datasets(demo.group), keys.length)
+    if told.fps is not None:
+        if stamped and abs(stamped[0] / told.fps - 1) > OFF:
+            said = f"time stamps '{stamped[1]}' say {stamped[0]:.4g} steps a second"
+            warn(f"{file.path}: {said}, {told.fps_from} {told.fps}")
+        return told.fps, told.fps_from
+    if stamped:
+        rate = max(round(stamped[0]), 1)
+        if abs(stamped[0] / rate - 1) > 0.005:
+            warn(f"{file.path}: time stamps '{stamped[1]}' say {stamped[0]:.4g} steps a second; taken as {rate}")
+        return rate, f"time stamps {stamped[1]}"
+    beside = [name for name in keys.cameras.values() if not demo.group and file.shape(keys.places[name]) is None]
+    if beside:
+        period = video_at(demo.path, beside[0]).period
+        return whole_fps(round(1 / period, 2), f"{demo.path}: rate of the video '{beside[0]}'"), f"video {beside[0]}"
+    rate = LAYOUTS[keys.layout].fps
+    by = f"{GUESSED} of the {keys.layout} layout"
+    warn(f"{file.path}: no file says its rate; taken as {rate} steps a second, the {by}. Give fps=...")
+    return rate, by
 
 
 def _stored_names(features: Any, key: str) -> Any:

@@ -19,6 +19,7 @@ from toolkit.data.episode import ACTION, IMAGE, STATE
 MOST_LETTERS = 10_000  # of an instruction
 INFO = "meta/info.json"
 PICTURES = ("video", "image")
+BOOKKEEPING = ("frame_index", "index", "episode_index", "task_index", "timestamp")  # features that LeRobot adds
 UNFINISHED = (".partial", PARTIAL, REMOVED)  # ends of names that writers leave when they are killed
 
 
@@ -68,15 +69,18 @@ def copy_files(directory: Path, target: Path, leave_out: Sequence[str] = ()) -> 
         path.chmod(path.stat().st_mode | stat.S_IWUSR)
 
 
-def read_info(directory: Path) -> dict[str, Any]:
+def read_info(directory: Path, versions: tuple[str, ...] = ("v3",)) -> dict[str, Any]:
     """`meta/info.json`. Raises UserError that names the file, the key and what was expected."""
     path = check_inside(directory, INFO)
     if not path.is_file():
         raise UserError(f"{directory}: not a LeRobotDataset (no {INFO})")
     info = read_json(path)
     version = str(info.get("codebase_version", "unknown"))
-    if not version.startswith("v3"):
-        raise UserError(f"{path}: LeRobotDataset {version}; expected v3.x. Convert it with LeRobot's own script")
+    if not version.startswith(versions):
+        raise UserError(
+            f"{path}: LeRobotDataset {version}; expected {' or '.join(versions)}. `vag import` reads v2.0, v2.1 and "
+            "v3; convert others with LeRobot's own script"
+        )
     fps = info.get("fps")
     if not isinstance(fps, int | float) or isinstance(fps, bool) or not 0 < fps < 1e6:
         raise UserError(f"{path}: 'fps' is {fps!r}; expected a positive number")

@@ -70,7 +70,7 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
     tasks = _read_parquet(directory, "meta", ["task_index"], stem="tasks", most_rows=totals["frames"])
     try:
         episodes, frames = episodes.sort_values("episode_index"), frames.sort_values("index")
-        names = _task_names(directory, tasks)
+        names = task_names(directory, tasks)
         lengths = episodes["length"].to_numpy(np.int64)
         if len(lengths) == 0 or lengths.min() < 1 or lengths.max() > len(frames):
             raise UserError(f"{directory}: the episode table has no rows, or lengths that cannot be")
@@ -113,7 +113,7 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
     return Table(records, lengths, states, actions, [str(name) for name in instructions], ids, metadata)
 
 
-def _task_names(directory: Path, tasks: Any) -> dict[int, str]:
+def task_names(directory: Path, tasks: Any) -> dict[int, str]:
     """Instructions by number: the index of the table, as LeRobot writes it, or its column `task`."""
     texts = tasks.get("task", tasks.index)
     if not all(isinstance(text, str) for text in texts):

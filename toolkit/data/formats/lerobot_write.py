@@ -15,6 +15,7 @@ from toolkit.base import files, manifest, reading
 from toolkit.base.errors import UserError
 from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
 from toolkit.data.episode_notes import FILE, check_row, episode_id, write_notes
+from toolkit.data.formats.lerobot_copy import Copies, CopyingEncoder
 from toolkit.data.formats.lerobot_layout import check_instruction
 from toolkit.data.formats.lerobot_stats import two_shortcuts
 
@@ -28,6 +29,8 @@ class EpisodeWriter:
     "superfast" and "veryfast" give smaller files of worse pictures, and the usual yuv420p stops at 35 dB.
     `crf=0` codes yuv444p without loss: 51 dB or more whatever the pictures show, since only the colour conversion
     rounds, where `crf=2` falls to 41 dB on small noisy ones. It takes 3 (noise) to 20 (camera) percent more bytes.
+    Other codecs (hevc, av1) code yuv420p, at LeRobot's quality where `crf` is None. `copies` gives videos of the source
+    that are taken as they are.
     Every key of `Episode.cameras` becomes a video feature of its own.
     Leaving the block with an exception removes what was written. Raises UserError on entering if something stands at
     the place that the open run has not written.
@@ -40,10 +43,13 @@ class EpisodeWriter:
         state_names: list[str],
         action_names: list[str],
         robot_type: str = "sawyer",
-        crf: int = 2,
+        crf: int | None = 2,
+        codec: str = "h264",
+        copies: Copies | None = None,
     ) -> None:
         self.directory, self.fps, self.robot_type = Path(directory), fps, robot_type
         self.state_names, self.action_names, self.crf = state_names, action_names, crf
+        self.codec, self.copies = codec, copies
         self.temporary = manifest.partial_name(self.directory)
         self.metadata: list[dict[str, Any]] = []
         self.ids: list[str] = []
@@ -135,19 +141,27 @@ class EpisodeWriter:
             STATE: {**vector, "shape": (len(self.state_names),), "names": self.state_names},
             ACTION: {**vector, "shape": (len(self.action_names),), "names": self.action_names},
         }
+        encoder: Any = {"vcodec": {"av1": "libsvtav1"}.get(self.codec, self.codec)}
+        if self.crf is not None:
+            encoder["crf"] = self.crf
+        if self.codec == "h264":
+            encoder |= {"pix_fmt": "yuv444p", "preset": "ultrafast"}
         dataset = LeRobotDataset.create(
             f"local/{self.directory.name}",
             fps=self.fps,
             features=features,
             root=self.temporary,
             robot_type=self.robot_type,
-            rgb_encoder=RGBEncoderConfig(vcodec="h264", crf=self.crf, pix_fmt="yuv444p", preset="ultrafast"),
+            rgb_encoder=RGBEncoderConfig(**encoder),
             streaming_encoding=True,
             encoder_threads=1,
             encoder_queue_maxsize=1_000_000,  # at its default LeRobot drops frames when the encoder falls behind
         )
         # LeRobot rewrites the latest video file with every episode; at its 200 MB that soon takes longest.
         dataset.meta.update_chunk_settings(video_files_size_in_mb=VIDEO_FILE_MB)
+        if self.copies is not None:
+            writer: Any = dataset.writer
+            writer._streaming_encoder, writer._rgb_encoder = CopyingEncoder(self.copies), None
         return dataset
 
     def _write_global_statistics(self) -> None:

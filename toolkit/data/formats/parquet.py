@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.base.errors import UserError, first_line
+from toolkit.base.reading import check_content
 
 FREE_BYTES = 512 << 20  # in memory, that every file may take
 MAX_EXPANSION = 100  # times the size of the file, for what takes more; real tables stay below 50
@@ -54,9 +55,14 @@ def read_parquet(
     return _opened(path, read)
 
 
+def column_names(path: Path) -> list[str]:
+    """What the columns of a file are called. Raises UserError as `read_parquet`."""
+    return _opened(path, lambda file: list(file.schema_arrow.names))
+
+
 def read_data_frame(path: Path, columns: Sequence[str] = (), *, only: bool = False, most_rows: int) -> Any:
     """A pandas table that has each of `columns` once; `only` leaves others out. Raises UserError as `read_parquet`."""
-    names: list[str] = _opened(path, lambda file: list(file.schema_arrow.names))
+    names = column_names(path)
     for column in columns:
         if names.count(column) != 1:
             raise UserError(f"{path}: no column '{column}', or two; it has: {', '.join(names)[:500]}")
@@ -169,6 +175,7 @@ def _belongs(place: str, columns: Sequence[str]) -> bool:
 def _opened[Found](path: Path, use: Callable[[Any], Found]) -> Found:
     if not path.is_file():  # a pipe would wait for a writer
         raise UserError(f"{path}: is missing, or no regular file; the dataset is incomplete")
+    check_content(path)
     try:
         import pyarrow.parquet
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ import numpy as np
 
 from toolkit.base.errors import UserError, nearest, warn
 from toolkit.data.episode import IMAGE, Episode
-from toolkit.data.formats.hdf5 import natural_order
+from toolkit.data.formats.hdf5 import PICTURES, natural_order
+from toolkit.data.formats.looks import Looks, Moves
 from toolkit.data.images import resized
 from toolkit.data.seen_scenes import SeenScenes
 
 NEAR_RATE = 0.005  # 29.97 is a thousandth below 30
+WHOLE_BYTES, PART_BYTES = 256 << 20, 1 << 16  # of a file's identity
 SIDES = 8, 8192  # pixels; video encoders have limits, and LeRobot takes three rows for three channels
 CAMERAS = "observation.images."
-INSTRUCTIONS = ("language_instruction", "language", "lang")
+INSTRUCTIONS = ("language_instruction", "language", "lang", "instruction")
 NOT_PROVENANCE = (*INSTRUCTIONS, "num_samples", "model_file", "compress")
 LEROBOT_COLUMNS = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
 MAIN_CAMERAS = ("image", "image_0", "agentview", "cam_high", "top", "front")
@@ -38,6 +40,11 @@ class ImportOptions:
     action_key: str | None = None
     state_names: tuple[str, ...] = ()
     action_names: tuple[str, ...] = ()
+    task_key: str | None = None
+    filter_key: str | None = None
+    colour_order: str | None = None
+    split_at: tuple[str, ...] = ()
+    skip_bad: bool = False
     image_size: int | None = None
     flip_vertical: bool = False
     fps: int | None = None
@@ -56,66 +63,134 @@ class Recording:
     action_key: str
     state_names: list[str]
     action_names: list[str]
-    num_episodes: int
     robot_type: str
     files: list[Path]
     root: Path
     options: ImportOptions
-    read: Callable[[], Iterator[Episode]]
+    items: Sequence[Any]
+    load: Callable[[Any], Episode]  # raises UserError for an item that is damaged
     seen_scenes: SeenScenes | None = None
+    left_out: list[str] = field(default_factory=list)  # keys of the source that were not taken, with their shapes
+    copies: Callable[[str], Callable[[Path], None]] | None = None  # of a feature's video of the last item, where it can
+    skipped: list[str] = field(default_factory=list)  # episodes that `skip_bad` left out, and why
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.items)
 
     def __iter__(self) -> Iterator[Episode]:
-        """Episodes as they will be written. Raises UserError for the first that is damaged or does not fit."""
-        kinds: dict[str, type] = {}
-        for episode in self.read():
-            where = f"{episode.metadata['source_file']} {episode.metadata['source_episode']}"
-            for label, values, names in (
-                ("state", episode.states, self.state_names),
-                ("action", episode.actions, self.action_names),
-            ):
-                if values.shape[1] != len(names):
-                    raise UserError(f"{where}: {label} width {values.shape[1]}; expected {len(names)}")
-            if len(episode) < 2:
-                raise UserError(f"{where}: has {len(episode)} step; an episode takes at least 2. Leave it out")
-            for key, images in {IMAGE: episode.images, **episode.cameras}.items():
-                height, width = images.shape[1:3]
-                if not SIDES[0] <= min(height, width) <= max(height, width) <= SIDES[1]:
-                    raise UserError(
-                        f"{where}: pictures of '{self.cameras[key]}' are {height}x{width}; expected sides of "
-                        f"{SIDES[0]} to {SIDES[1]} pixels"
-                    )
-            for key, value in episode.metadata.items():
-                kind = float if type(value) is int else type(value)
-                if kinds.setdefault(key, kind) is not kind:
-                    raise UserError(f"{where}: '{key}' is {value!r}; earlier episodes have {kinds[key].__name__}")
+        """Episodes as they will be written. Raises UserError for the first that is bad, unless `skip_bad`."""
+        self.skipped.clear()
+        kinds: dict[str, Any] = {}
+        for number, item in enumerate(self.items):
+            try:
+                episode = self.load(item)
+                where = f"{episode.metadata['source_file']} {episode.metadata['source_episode']}"
+                self._check(episode, where, kinds)
+                doubts = self._doubts(episode)
+                if doubts and self.options.skip_bad:
+                    raise UserError(f"{where}: {doubts[0]}")
+            except UserError as error:
+                if not self.options.skip_bad:
+                    hint = "; skip_bad=true leaves out episodes like this one" if len(self.items) > 1 else ""
+                    raise UserError(f"{error}{hint}") from error
+                self.skipped.append(f"episode {number}: {error}")
+                continue
+            for doubt in doubts:
+                warn(f"{where}: {doubt}")
             yield replace(
                 episode,
                 images=self._fitted(episode.images),
                 cameras={key: self._fitted(images) for key, images in episode.cameras.items()},
             )
 
+    def _check(self, episode: Episode, where: str, kinds: dict[str, Any]) -> None:
+        """Raise UserError for an episode that does not fit to the others; `kinds` holds what they are like."""
+        for label, values, names in (
+            ("state", episode.states, self.state_names),
+            ("action", episode.actions, self.action_names),
+        ):
+            if values.shape[1] != len(names):
+                raise UserError(f"{where}: {label} width {values.shape[1]}; expected {len(names)}")
+        if len(episode) < 2:
+            raise UserError(f"{where}: has {len(episode)} step; an episode takes at least 2. Leave it out")
+        for key, images in {IMAGE: episode.images, **episode.cameras}.items():
+            height, width = images.shape[1:3]
+            if not SIDES[0] <= min(height, width) <= max(height, width) <= SIDES[1]:
+                raise UserError(
+                    f"{where}: pictures of '{self.cameras[key]}' are {height}x{width}; expected sides of "
+                    f"{SIDES[0]} to {SIDES[1]} pixels"
+                )
+        told: dict[str, Any] = {key: type(value) for key, value in episode.metadata.items()}
+        told = {key: float if kind is int else kind for key, kind in told.items()}
+        if self.options.image_size is None:
+            pictures = {IMAGE: episode.images, **episode.cameras}
+            told |= {f"the size of '{self.cameras[key]}'": images.shape[1:3] for key, images in pictures.items()}
+        for key, kind in told.items():
+            if kinds.get(key, kind) != kind:
+                value, before = episode.metadata.get(key, kind), getattr(kinds[key], "__name__", kinds[key])
+                raise UserError(f"{where}: '{key}' is {value!r}; earlier episodes have {before}")
+        kinds |= told
+
+    def _doubts(self, episode: Episode) -> list[str]:
+        """What makes an episode look useless though it can be read."""
+        moves = Moves(np.concatenate([episode.states, episode.actions], axis=1))
+        found = []
+        for key, images in {IMAGE: episode.images, **episode.cameras}.items():
+            looks = Looks()
+            for picture in images:
+                looks.add(picture)
+            found += [f"'{self.cameras[key]}': {text}" for text in looks.doubts(moves)]
+        return found + moves.doubts()
+
     def _fitted(self, images: np.ndarray) -> np.ndarray:
+        images = images[..., ::-1] if self.options.colour_order == "bgr" else images
         images = images[:, ::-1] if self.options.flip_vertical else images
         return np.ascontiguousarray(images if (size := self.options.image_size) is None else resized(images, size))
 
     def identity(self) -> str:
-        """SHA-256 over names and contents of the files, first 16 hex digits."""
+        """SHA-256 over names, sizes and contents of the files that are read, first 16 hex digits.
+
+        Of a file of more than `WHOLE_BYTES` 256 evenly spread parts count, so that a few episodes of a large one do not
+        cost reading all of it.
+        """
         digest = hashlib.sha256()
         for path in self.files:
+            size = path.stat().st_size
             digest.update(os.fsencode(path.relative_to(self.root)))
             with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                if size <= WHOLE_BYTES:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                    continue
+                digest.update(str(size).encode())
+                for place in np.linspace(0, size - PART_BYTES, 256).astype(int).tolist():
+                    file.seek(place)
+                    digest.update(file.read(PART_BYTES))
         return digest.hexdigest()[:16]
 
 
 def chosen(items: list[Any], part: str | None, source: str) -> list[Any]:
-    """`items[first:last]`. Raises UserError if `part` is no such slice, or nothing is left."""
+    """The items that `part` names: numbers and ranges first:last as in Python, with commas between them.
+
+    Raises UserError if it is no such list, names an item that is not there, or nothing is left.
+    """
     if part is None:
         return items
-    if not re.fullmatch(r"-?\d*:-?\d*", part):
-        raise UserError(f"episodes={part}: expected first:last, e.g. episodes='0:100'")
-    first, last = (int(bound) if bound.strip("-") else None for bound in part.split(":"))
-    if not (found := items[first:last]):
+    numbers: list[int] = []
+    for word in part.strip("[]").split(","):
+        word = word.strip(" '\"")
+        if re.fullmatch(r"-?\d+", word):
+            if not -len(items) <= int(word) < len(items):
+                raise UserError(f"episodes={part}: {source} has {len(items)} episodes, none of number {word}")
+            numbers.append(int(word) % len(items))
+        elif re.fullmatch(r"-?\d*:-?\d*", word):
+            first, last = (int(bound) if bound.strip("-") else None for bound in word.split(":"))
+            numbers += range(len(items))[first:last]
+        else:
+            raise UserError(
+                f"episodes={part}: expected first:last, e.g. episodes=0:100, or a list, episodes=[0,5,8:20]"
+            )
+    if not (found := [items[number] for number in sorted(set(numbers))]):
         raise UserError(f"episodes={part}: {source} has {len(items)} episodes; none is left")
     return found
 
@@ -155,15 +230,18 @@ def default_cameras(found: list[str], source: str) -> dict[str, str]:
 
 
 def camera_name(key: str) -> str:
-    """`agentview_image` and `agentview_rgb` -> `agentview`; a feature key loses its prefix."""
+    """`agentview_image`, `agentview_rgb`, `images/agentview/rgb` -> `agentview`; a feature key loses its prefix."""
     name = key.removeprefix(CAMERAS).removeprefix("observation.")
-    return name.removesuffix("_image").removesuffix("_rgb")
+    parts = [part for part in name.split("/") if part]
+    while len(parts) > 1 and parts[-1] in ("rgb", "color", "image", "images", "data"):
+        parts.pop()
+    return parts[-1].removesuffix("_image").removesuffix("_rgb") if parts else name
 
 
 def check_cameras(cameras: dict[str, str], found: list[str], source: str) -> dict[str, str]:
     """The mapping with whole keys of the source, `observation.image` first. Raises UserError if it cannot be read."""
     if not found:
-        raise UserError(f"{source}: no camera; expected pictures (T, H, W, 3) uint8, or one JPEG a row")
+        raise UserError(f"{source}: no camera; expected {PICTURES}")
     if IMAGE not in cameras:
         raise UserError(f"image_keys: no '{IMAGE}', the main camera; choose one of: {', '.join(found)}")
     names = [camera_name(key) for key in found]

@@ -18,12 +18,10 @@ from toolkit.base.errors import UserError
 from toolkit.base.reading import read_json
 from toolkit.data.episode import ACTION, STATE
 from toolkit.data.episode_notes import episode_id
-from toolkit.data.formats.lerobot_layout import INFO, PICTURES, check_inside, read_info
+from toolkit.data.formats.lerobot_layout import BOOKKEEPING, INFO, PICTURES, check_inside, read_info
 from toolkit.data.formats.lerobot_read import OWN_NOTES, own_notes
 from toolkit.data.formats.parquet import plausible_rows, read_data_frame
 
-COUNTERS = ("frame_index", "index", "episode_index", "task_index")
-BOOKKEEPING = (*COUNTERS, "timestamp")  # features that LeRobot adds to every dataset
 MAX_LETTERS = 1000  # of a line
 MAX_LINES = 20  # of one kind; the rest is counted
 

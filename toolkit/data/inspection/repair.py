@@ -11,10 +11,10 @@ from toolkit.base.files import atomic_directory, write_json
 from toolkit.base.progress import progress
 from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
 from toolkit.data.episode_notes import filled
-from toolkit.data.formats.lerobot_layout import UNFINISHED, camera_keys, copy_files
+from toolkit.data.formats.lerobot_layout import BOOKKEEPING, UNFINISHED, camera_keys, copy_files
 from toolkit.data.formats.lerobot_read import provenance
 from toolkit.data.formats.lerobot_write import EpisodeWriter, check_finite
-from toolkit.data.inspection.contents import BOOKKEEPING, Contents, flat_names
+from toolkit.data.inspection.contents import Contents, flat_names
 from toolkit.data.inspection.picture_spans import EpisodePictures
 from toolkit.data.inspection.stats_checks import repaired_statistics
 from toolkit.data.inspection.validate import Inspection
@@ -59,10 +59,10 @@ def _rewrite(inspection: Inspection, target: Path) -> list[str]:
         raise UserError(f"{contents.directory}: no episode is whole, so there is nothing to repair; record it again")
     _check_nothing_lost(contents, kept)
     readers = {camera: EpisodePictures(contents, camera) for camera in cameras}
-    layout = {f"{name}_names": _names(contents, key) for name, key in (("state", STATE), ("action", ACTION))}
+    names = _names(contents, STATE), _names(contents, ACTION)
     robot = contents.info.get("robot_type")
     # Without loss, since the pictures went through one encoder already.
-    with EpisodeWriter(target, round(contents.fps), robot_type=str(robot or "unknown"), crf=0, **layout) as writer:
+    with EpisodeWriter(target, round(contents.fps), *names, str(robot or "unknown"), crf=0) as writer:
         for episode in progress(kept, description="repair", total=len(kept), unit="ep"):
             rows = contents.rows[episode]
             pictures = {camera: reader.read(episode) for camera, reader in readers.items()}

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from toolkit.data.episode import ACTION, STATE
-from toolkit.data.formats.lerobot_layout import MOST_LETTERS
-from toolkit.data.inspection.contents import BOOKKEEPING, Contents, Findings, dimension, whole_numbers
+from toolkit.data.formats.lerobot_layout import BOOKKEEPING, MOST_LETTERS
+from toolkit.data.inspection.contents import Contents, Findings, dimension, whole_numbers
 
 TIME_TOLERANCE = 1e-4  # seconds; LeRobot's own, beyond which it refuses a frame
 CLIPPED_SHARE = 0.1  # of the values of a dimension at one end of its range

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.data.formats.lerobot_layout import BOOKKEEPING
 from toolkit.data.formats.lerobot_stats import level_statistics
-from toolkit.data.inspection.contents import BOOKKEEPING, Contents, Findings, dimension, read_statistics
+from toolkit.data.inspection.contents import Contents, Findings, dimension, read_statistics
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 VALUE_TOLERANCE = 1e-3  # of the range of a dimension; LeRobot's histograms have bins of 1/5000
