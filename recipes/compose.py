@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -31,10 +31,12 @@ from vag_core.config import ACTIONS
 
 MOST_WORD = 32_768  # characters of a word; Hydra reads a few thousand a second
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+SIMPLE = re.compile(r"[A-Za-z0-9_./+-]*")  # what no grammar minds
+LISTED = re.compile(rf"""(?:{QUOTED.pattern}|[^,])+""", re.DOTALL)
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")  # what Hydra takes as a text as it stands, but for
 WORDS = ("null", "true", "false", "nan", "inf")
 LISTS_NEED_QUOTES = (
-    "in a list or a mapping, texts with = ( ) [ ] { } , : quotes or letters beyond ASCII need quotes of their own: "
+    "in a list, texts with [ ] { } , and in a mapping also those with = ( ) : need quotes of their own: "
     "real=['runs (1)/a','b'], train=['optim.steps=3']"
 )
 # What hydra and OmegaConf raise at words that they cannot read; the plain ones come from conversions inside them.
@@ -177,8 +179,8 @@ def quoted(text: str) -> str:
 def _as_meant(command: str, word: str) -> str:
     """Two things that Hydra's grammar asks for and nobody types.
 
-    A mapping that takes any key gets its `++`. A text gets its quotes: a path or an instruction may hold commas,
-    brackets and equals signs. `null` and what is quoted by hand stay as they are, and so do lists.
+    A mapping that takes any key gets its `++`. A text gets its quotes, also in a list: a path or an instruction may
+    hold commas, brackets and equals signs. `null` and what is quoted by hand stay as they are.
     """
     key, _, value = word.partition("=")
     kind = kind_of(command, key.strip().lstrip("+"))
@@ -186,11 +188,22 @@ def _as_meant(command: str, word: str) -> str:
         return word
     value = value.strip()
     a_list = kind.type is Any and value.startswith("[") and value.endswith("]")
-    if kind.is_text and value != "null" and not a_list and not QUOTED.fullmatch(value):
+    if a_list or (get_origin(kind.type) is list and get_args(kind.type) == (str,)):
+        value = _list_as_meant(value)
+    elif kind.is_text and value != "null" and not QUOTED.fullmatch(value):
         value = quoted(value)
     if kind.open or get_origin(kind.type) is dict:
         key = "++" + key.strip().lstrip("+")
     return f"{key}={value}"
+
+
+def _list_as_meant(value: str) -> str:
+    """A list of texts, of which those that Hydra could not read get quotes; commas part them, unless quoted by hand."""
+    inner = value[1:-1]
+    if not (value.startswith("[") and value.endswith("]")) or set("[]{}") & set(inner):
+        return value
+    texts = [text.strip() for text in LISTED.findall(inner)]
+    return f"[{','.join(text if SIMPLE.fullmatch(text) or QUOTED.fullmatch(text) else quoted(text) for text in texts)}]"
 
 
 def _parse(command: str, word: str) -> Override:

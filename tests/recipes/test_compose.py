@@ -243,8 +243,8 @@ def test_what_large_machines_need_is_in_range() -> None:
         (["inspect", "dataset=caf\udce9"], r"'dataset=caf\udce9' is not valid UTF-8"),
         (["caf\udce9"], r"unknown command 'caf\udce9'"),
         (["collect", "caf\udce9=1"], "is not valid UTF-8"),
-        (["pretrain", "real=[runs (1)/a]"], "need quotes of their own: real=['runs (1)/a','b']"),
-        (["pretrain", "real=[données]"], "need quotes of their own"),
+        (["pretrain", "real=[runs [1]/a]"], "need quotes of their own: real=['runs (1)/a','b']"),
+        (["pretrain", "real=[données (1)/a=b]"], "données (1)/a=b: not found"),
         (["inspect", "a", "b"], "takes one dataset, got 'a' and 'b'"),
         (["inspect", "a", "dataset=b"], "got 'a' and 'dataset=b'; give one of them"),
         (["demo", "policies=[evil]"], "unknown policy 'evil'"),
@@ -314,6 +314,11 @@ def test_texts_need_no_quotes(text: str) -> None:
     words = [f"{key}={typed(text)}" for key in ("checkpoints.a", "out")]
     config = checked_config("benchmark policies", [*words, f"checkpoints.b={text}/x"])
     assert (config.checkpoints, config.out) == ({"a": text, "b": f"{text}/x"}, text)
+
+
+def test_texts_in_lists_need_no_quotes_but_for_commas() -> None:
+    assert compose_config("pretrain", ["real=[runs (1)/a=b,'c,d', é:f]"]).real == ["runs (1)/a=b", "c,d", "é:f"]
+    assert compose_config("train-generator", ["dataset=[a=b(1),c]"]).dataset == ["a=b(1)", "c"]
 
 
 def test_bare_words_need_no_quotes() -> None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from toolkit.base.errors import UserError, warn
@@ -174,7 +175,8 @@ def _width(file: Hdf5File, key: str, found: tuple[tuple[int, ...], np.dtype]) ->
 
 
 def _shape(found: tuple[tuple[int, ...], np.dtype]) -> str:
-    kind = "text" if found[1].kind in "OS" else str(found[1])
+    rows = h5py.check_vlen_dtype(found[1]) == np.uint8
+    kind = "rows of bytes" if rows else "text" if found[1].kind in "OS" else str(found[1])
     return f"{'x'.join(map(str, found[0])) or 'scalar'} {kind}"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from toolkit.base.errors import UserError, nearest, warn
 from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
 from toolkit.data.formats.hdf5 import MAX_EPISODE_BYTES, Hdf5File, natural_order
-from toolkit.data.formats.hdf5_keys import Keys, find_keys, missing, stamped_rate, video_at
+from toolkit.data.formats.hdf5_keys import Keys, find_keys, missing, stamped_rate, video_at, videos_beside
 from toolkit.data.formats.hdf5_texts import LIKELY, env_args, instruction
 from toolkit.data.formats.hints import LAYOUTS
 from toolkit.data.formats.lerobot_layout import INFO, check_inside
@@ -90,7 +90,7 @@ def _open_hdf5(source: Path, layout: str, options: ImportOptions) -> Recording:
         state_names=vector_names("state_names", options.state_names, common.state_names, defaults),
         action_names=vector_names("action_names", options.action_names, common.action_names, numbered),
         robot_type=options.robot_type or (str(stored_robot) if is_text(stored_robot) else "unknown"),
-        files=list(told),
+        files=[*told, *(video for demo in demos for video in _videos(demo, keys))],
         root=root,
         options=options,
         items=demos,
@@ -98,6 +98,12 @@ def _open_hdf5(source: Path, layout: str, options: ImportOptions) -> Recording:
         seen_scenes=common.scenes,
         left_out=keys.left_out,
     )
+
+
+def _videos(demo: _Demo, keys: Keys) -> list[Path]:
+    """The files beside an episode that its cameras are read from."""
+    wanted = {camera for camera in keys.cameras.values() if keys.places[camera] == camera}
+    return [] if demo.group or not wanted else [p for name, p in videos_beside(demo.path).items() if name in wanted]
 
 
 def _files(source: Path) -> tuple[list[Path], Path]:

@@ -60,6 +60,10 @@ class Source:
     tables: dict[int, Path] = field(default_factory=dict)  # version 2: rows by episode
     videos: dict[tuple[str, int], Path] = field(default_factory=dict)  # version 2: by camera and episode
 
+    def __post_init__(self) -> None:
+        self._video: Any = lru_cache(maxsize=4)(Video)  # several episodes of version 3 share a file
+        self._table: Any = lru_cache(maxsize=2)(_table)
+
     @property
     def is_v3(self) -> bool:
         return str(self.info["codebase_version"]).startswith("v3")
@@ -83,7 +87,7 @@ class Source:
         """Raises UserError that names the file for rows that are missing, damaged or not finite."""
         where = f"{self.root}: episode {part.number}"
         table = self.table(part)
-        frame, places = _table(table, tuple(vectors), self.info["total_frames"])
+        frame, places = self._table(table, tuple(vectors), self.info["total_frames"])
         if self.is_v3 and places is not None:
             frame = frame.iloc[places.get(part.number, [])]
         frame = frame.sort_values("frame_index" if "frame_index" in frame else "index")
@@ -134,7 +138,7 @@ class Source:
     def video(self, part: Part, key: str, rows: Rows) -> tuple[Video, np.ndarray]:
         """The video of a camera, and the number of the picture of each row of the episode."""
         span = self.span(part, key)
-        video = open_video(span.path)
+        video = self._video(span.path)
         return video, video.rows(span, rows.stamps, self.info["fps"])
 
     def pictures(self, part: Part, key: str, rows: Rows) -> tuple[np.ndarray, Any]:
@@ -168,14 +172,8 @@ class Source:
         )
 
 
-@lru_cache(maxsize=4)
-def open_video(path: Path) -> Video:
-    return Video(path)
-
-
-@lru_cache(maxsize=2)
 def _table(path: Path, vectors: tuple[str, ...], total: int) -> tuple[Any, Any]:
-    """The numbers of a file of rows, of which several episodes of version 3 share one, and the rows of each episode."""
+    """The numbers of a file of rows, and the rows of each episode."""
     there = column_names(path)
     wanted = [key for key in ("frame_index", "index", "episode_index", "timestamp", "task_index") if key in there]
     if not {"frame_index", "index"} & {*wanted}:

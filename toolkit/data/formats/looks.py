@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 SIDE = 48  # of a picture about so many pixels a side are looked at
 STILL = 1.0  # levels of 255, in the mean: what an encoder changes in a picture that stays the same
 PLAIN = 6  # levels between the darkest and the brightest pixel of pictures that show one colour
-BLACK = 24  # levels
+MOVED = 32  # levels of one pixel
 LEAST = 5  # pictures of a camera that stands still
 
 
@@ -34,28 +36,27 @@ class Looks:
 
     def __init__(self) -> None:
         self.count = self.still_from = 0
-        self._latest: np.ndarray | None = None
-        self._least, self._most = np.full(3, 255), np.zeros(3, int)
+        self._still: np.ndarray | None = None
+        self._ends: list[tuple[int, int]] = []  # darkest and brightest of each plane so far
 
-    def add(self, picture: np.ndarray) -> None:
-        """A picture (H, W, 3), or the grey of one (H, W), uint8."""
-        step = max(1, min(picture.shape[:2]) // SIDE)
-        small = picture[::step, ::step].astype(np.int16)
-        flat = small.reshape(-1, small.shape[-1] if small.ndim == 3 else 1)
-        self._least, self._most = np.minimum(self._least, flat.min(0)), np.maximum(self._most, flat.max(0))
-        if self._latest is None or small.shape != self._latest.shape or self._moved(small, self._latest):
-            self.still_from, self._latest = self.count, small
+    def add(self, planes: Sequence[np.ndarray] | np.ndarray) -> None:
+        """The colours of a picture, each (h, w) uint8; brightness and colour differences do as well."""
+        small = [plane[:: max(1, len(plane) // SIDE), :: max(1, plane.shape[1] // SIDE)] for plane in planes]
+        ends = [(int(plane.min()), int(plane.max())) for plane in small]
+        before = self._ends or ends
+        self._ends = [(min(a, c), max(b, d)) for (a, b), (c, d) in zip(before, ends, strict=True)]
+        picture = np.concatenate([plane.ravel() for plane in small]).astype(np.int16)
+        if self._still is None or picture.shape != self._still.shape or self._moved(picture):
+            self.still_from, self._still = self.count, picture
         self.count += 1
 
-    @staticmethod
-    def _moved(small: np.ndarray, reference: np.ndarray) -> bool:
-        difference = np.abs(small - reference)
-        return bool(difference.mean() > STILL or difference.max() > 32)
+    def _moved(self, picture: np.ndarray) -> bool:
+        difference = np.abs(picture - self._still)
+        return bool(difference.max() > MOVED or difference.mean() > STILL)
 
     def doubts(self, moves: Moves) -> list[str]:
-        if self.count and (self._most - self._least).max() <= PLAIN:
-            colour = "black" if self._most.max() <= BLACK else "of the same colour"
-            return [f"every picture is {colour}; is the camera covered?"]
+        if all(most - least <= PLAIN for least, most in self._ends):
+            return ["every picture is black or of one colour; is the camera covered?"]
         still = self.count - self.still_from
         if still >= max(LEAST, self.count / 2) and moves.last_change > self.still_from + self.count // 4:
             return [f"its picture stands still from step {self.still_from} on, while the robot moves on"]

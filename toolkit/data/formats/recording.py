@@ -139,7 +139,7 @@ class Recording:
         for key, images in {IMAGE: episode.images, **episode.cameras}.items():
             looks = Looks()
             for picture in images:
-                looks.add(picture)
+                looks.add(picture.transpose(2, 0, 1))
             found += [f"'{self.cameras[key]}': {text}" for text in looks.doubts(moves)]
         return found + moves.doubts()
 

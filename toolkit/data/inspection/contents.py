@@ -20,7 +20,7 @@ from toolkit.data.episode import ACTION, STATE
 from toolkit.data.episode_notes import episode_id
 from toolkit.data.formats.lerobot_layout import BOOKKEEPING, INFO, PICTURES, check_inside, read_info
 from toolkit.data.formats.lerobot_read import OWN_NOTES, own_notes
-from toolkit.data.formats.parquet import plausible_rows, read_data_frame
+from toolkit.data.formats.parquet import column_names, plausible_rows, read_data_frame
 
 MAX_LETTERS = 1000  # of a line
 MAX_LINES = 20  # of one kind; the rest is counted
@@ -89,6 +89,7 @@ class Contents:
     values: dict[str, np.ndarray]  # (N, D) of every numeric feature; NaN where a cell holds something else
     instructions: dict[int, str]  # by task index
     has_tasks: bool  # False if meta/tasks.parquet is missing or damaged
+    videos: dict[tuple[str, int, int], Path] = field(default_factory=dict)  # by camera, chunk and file, once looked up
 
     @property
     def features(self) -> dict[str, Any]:
@@ -256,7 +257,8 @@ def _tables(directory: Path, folder: str, findings: Findings, most_rows: int) ->
 
 def _parquet(directory: Path, path: Path, most_rows: int) -> Any:
     check_inside(directory, path.relative_to(directory))
-    return read_data_frame(path, most_rows=most_rows)
+    columns = [name for name in column_names(path) if not name.startswith("stats/")]  # of episodes, which nobody reads
+    return read_data_frame(path, list(dict.fromkeys(columns)), only=True, most_rows=most_rows)
 
 
 def _instructions(directory: Path, findings: Findings, most_rows: int) -> dict[int, str] | None:

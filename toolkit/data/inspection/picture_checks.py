@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,14 @@ import numpy as np
 
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
-from toolkit.data.inspection.contents import Contents, Findings
-from toolkit.data.inspection.picture_spans import Span, cell_picture, video_frames, video_span
+from toolkit.data.episode import ACTION, STATE
+from toolkit.data.formats.looks import Looks, Moves
+from toolkit.data.inspection.contents import MAX_LINES, Contents, Findings
+from toolkit.data.inspection.picture_spans import Span, cell_picture, planes, video_frames, video_span
 from toolkit.data.inspection.row_checks import LEAVE_OUT
 
 SHOWN = 8  # episodes on a contact sheet
+MOST_FRAMES = 10  # of a video for each row; spans of damaged tables are endless
 SAMPLED = 2000  # pictures of a camera that statistics come from
 SAMPLED_SIDE = 64  # of a sampled picture about so many pixels a side count
 
@@ -27,6 +31,7 @@ class CameraSample:
     levels: np.ndarray = field(default_factory=lambda: np.zeros((3, 256), np.int64))
     shown: dict[int, dict[int, np.ndarray]] = field(default_factory=dict)
     sizes: set[tuple[int, int]] = field(default_factory=set)
+    looks: dict[int, Looks] = field(default_factory=lambda: defaultdict(Looks))  # by episode
 
     def count(self, picture: np.ndarray) -> None:
         self.sizes.add(picture.shape[:2])
@@ -49,6 +54,7 @@ def check_pictures(contents: Contents, findings: Findings) -> dict[str, CameraSa
             _check_videos(contents, findings, camera, sample, wanted, bar)
         else:
             _check_images(contents, findings, camera, sample, wanted, bar)
+        _check_size(contents, findings, camera, sample)
         _check_looks(contents, findings, camera, sample)
     bar.close()
     return samples
@@ -83,10 +89,20 @@ def _check_videos(
     stride = max(1, len(contents.frames) // SAMPLED)
     for path, spans in files.items():
         spans.sort(key=lambda pair: pair[0].start)
-        _check_video(contents, findings, camera, path, spans, _look(sample, spans, wanted, stride), bar)
+        _check_video(
+            contents,
+            findings,
+            camera,
+            path,
+            spans,
+            _look(sample, spans, wanted, stride, MOST_FRAMES * len(contents.frames)),
+            bar,
+        )
 
 
-def _look(sample: CameraSample, spans: list[tuple[Span, int]], wanted: dict[int, set[int]], stride: int) -> Any:
+def _look(
+    sample: CameraSample, spans: list[tuple[Span, int]], wanted: dict[int, set[int]], stride: int, most: int
+) -> Any:
     """A function that takes a frame at a place of a file, counts a sample and keeps what is to be shown."""
     kept = {
         span.start + frame: (episode, frame)
@@ -95,7 +111,13 @@ def _look(sample: CameraSample, spans: list[tuple[Span, int]], wanted: dict[int,
         if frame < span.stop - span.start
     }
 
+    owners = np.full(min(max(span.stop for span, _ in spans), most), -1)
+    for span, episode in spans:
+        owners[span.start : span.stop] = episode
+
     def look(place: int, frame: Any) -> None:
+        if place < len(owners) and owners[place] >= 0:
+            sample.looks[int(owners[place])].add(planes(frame))
         if place in kept or place % stride == 0:
             picture = frame.to_ndarray(format="rgb24")
             sample.count(picture)
@@ -118,7 +140,7 @@ def _check_video(
     """Decode one file; an episode is lost if any frame of its span is missing."""
     name = path.relative_to(contents.directory)
     claimed = sum(span.stop - span.start for span, _ in spans)
-    seen = np.zeros(min(max(span.stop for span, _ in spans), 10 * len(contents.frames)), bool)
+    seen = np.zeros(min(max(span.stop for span, _ in spans), MOST_FRAMES * len(contents.frames)), bool)
     beyond = 0
     try:
         for place, frame in video_frames(path, contents.fps):
@@ -170,6 +192,7 @@ def _check_images(
             except UserError:
                 broken.append(number)
                 continue
+            sample.looks[episode].add(picture.transpose(2, 0, 1))
             if row % stride == 0:
                 sample.count(picture)
             if number in wanted.get(episode, ()):
@@ -180,7 +203,7 @@ def _check_images(
     findings.each("drop", camera, found)
 
 
-def _check_looks(contents: Contents, findings: Findings, camera: str, sample: CameraSample) -> None:
+def _check_size(contents: Contents, findings: Findings, camera: str, sample: CameraSample) -> None:
     feature = contents.features[camera]
     names = feature.get("names")
     first = isinstance(names, list) and len(names) == 3 and str(names[0]).startswith("channel")
@@ -188,8 +211,20 @@ def _check_looks(contents: Contents, findings: Findings, camera: str, sample: Ca
     if sizes := sorted(size for size in sample.sizes if size != declared):
         text = f"pictures are {sizes[0][0]}x{sizes[0][1]}, info.json says {'x'.join(map(str, declared))}"
         findings.add("rewrite", f"{camera}: {text}; correct the shape")
-    if (sample.levels > 0).sum(axis=1).max() == 1:
-        findings.warn(f"{camera}: all pictures show one colour; is the camera covered?")
+
+
+def _check_looks(contents: Contents, findings: Findings, camera: str, sample: CameraSample) -> None:
+    """Warn of episodes whose pictures show nothing, or stand still while the robot moves."""
+    keys = [key for key in (STATE, ACTION) if key in contents.values]
+    found = []
+    for episode, looks in sorted(sample.looks.items()):
+        rows = contents.rows[episode]
+        moves = Moves(np.concatenate([contents.values[key][rows] for key in keys], axis=1) if keys else rows[:, None])
+        found += [f"{camera}: {contents.name(episode)}: {text}" for text in looks.doubts(moves)]
+    for text in found[:MAX_LINES]:
+        findings.warn(text)
+    if len(found) > MAX_LINES:
+        findings.warn(f"{camera}: {len(found) - MAX_LINES} further episodes look like these")
 
 
 def _listed(contents: Contents, episodes: list[int]) -> str:

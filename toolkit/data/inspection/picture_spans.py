@@ -32,10 +32,12 @@ def video_span(contents: Contents, episode: int, camera: str) -> Span | None:
     try:
         chunk, file, first, last = (float(row[f"videos/{camera}/{name}"]) for name in names)
         start, stop = round(first * contents.fps), round(last * contents.fps)
-        path = video_place(contents.directory, contents.info, camera, int(chunk), int(file))
+        place = camera, int(chunk), int(file)
+        if place not in contents.videos:
+            contents.videos[place] = video_place(contents.directory, contents.info, *place)
     except (KeyError, TypeError, ValueError, OverflowError, UserError):
         return None
-    return Span(path, start, stop) if 0 <= start < stop else None
+    return Span(contents.videos[place], start, stop) if 0 <= start < stop else None
 
 
 def video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
@@ -74,6 +76,16 @@ def video_frames(path: Path, fps: float) -> Iterator[tuple[int, Any]]:
                     yield latest, frame
                 else:
                     yield -1, frame
+
+
+def planes(frame: Any) -> list[np.ndarray]:
+    """The colours of a decoded picture, each (h, w) uint8, as its format keeps them: nothing is converted."""
+    if frame.format.name not in ("yuv420p", "yuv422p", "yuv444p"):
+        return list(frame.to_ndarray(format="rgb24").transpose(2, 0, 1))
+    return [
+        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+        for plane in frame.planes
+    ]
 
 
 def cell_picture(cell: Any) -> np.ndarray:

@@ -12,9 +12,6 @@ from toolkit.data.formats.lerobot_layout import BOOKKEEPING, MOST_LETTERS
 from toolkit.data.inspection.contents import Contents, Findings, dimension, whole_numbers
 
 TIME_TOLERANCE = 1e-4  # seconds; LeRobot's own, beyond which it refuses a frame
-CLIPPED_SHARE = 0.1  # of the values of a dimension at one end of its range
-CLIPPED_DISTINCT = 20  # fewer different values are a switch, such as a gripper
-NEAR = 1e-3  # standard deviations between two episodes that are the same but for noise
 LEAVE_OUT = "leave the episode out or record it again"
 
 
@@ -34,7 +31,6 @@ def check_rows(contents: Contents, findings: Findings) -> None:
     _check_finite(contents, findings)
     _check_instructions(contents, findings)
     _check_duplicates(contents, findings)
-    _check_spread(contents, findings)
 
 
 def _check_totals(contents: Contents, findings: Findings) -> None:
@@ -159,7 +155,6 @@ def _check_instructions(contents: Contents, findings: Findings) -> None:
     known = contents.instructions
     if contents.has_tasks and list(known) != list(range(len(known))):
         findings.add("rewrite", "meta/tasks.parquet: task_index does not count from 0, so LeRobot reads other tasks")
-    used: set[float] = set()
     unknown: list[tuple[int, str]] = []
     nameless: list[tuple[int, str]] = []
     differing: list[tuple[int, str]] = []
@@ -168,7 +163,6 @@ def _check_instructions(contents: Contents, findings: Findings) -> None:
             continue
         name = contents.name(episode)
         indices = contents.task_indices(episode)
-        used |= set(indices)
         missing = [f"{index:g}" for index in indices if index not in known]
         instruction = contents.instruction(episode)
         if instruction is not None and len(instruction) > MOST_LETTERS:
@@ -189,8 +183,6 @@ def _check_instructions(contents: Contents, findings: Findings) -> None:
     findings.each("drop", "instructions", nameless)
     findings.each("rewrite", "task indices", unknown)
     findings.each("rewrite", "tasks", differing)
-    for index in sorted(set(known) - used):
-        findings.warn(f"meta/tasks.parquet: task {index} ('{known[index]}') is used by no episode")
 
 
 def _check_duplicates(contents: Contents, findings: Findings) -> None:
@@ -215,54 +207,3 @@ def _check_duplicates(contents: Contents, findings: Findings) -> None:
         else:
             findings.warn(f"{text}, with another instruction")
     findings.each("duplicate", "duplicates", again)
-    with np.errstate(invalid="ignore"):
-        scale = np.nanstd(np.where(np.isfinite(numbers), numbers, np.nan), axis=0)
-    _check_near_duplicates(contents, findings, numbers / np.where(scale > 0, scale, 1), list(first.values()))
-
-
-def _check_near_duplicates(contents: Contents, findings: Findings, scaled: np.ndarray, episodes: list[int]) -> None:
-    """Warn of episodes of the same length whose numbers differ by no more than `NEAR` anywhere."""
-    from scipy.spatial import cKDTree
-
-    lengths: dict[int, list[int]] = {}
-    for episode in episodes:
-        if np.isfinite(scaled[contents.rows[episode]]).all():
-            lengths.setdefault(len(contents.rows[episode]), []).append(episode)
-    rng = np.random.default_rng(0)
-    for length, members in lengths.items():
-        if len(members) < 2:
-            continue
-        # A few numbers of each episode find the candidates; only these are compared in full.
-        frames, columns = rng.integers(length, size=8), rng.integers(scaled.shape[1], size=8)
-        sketches = np.stack([scaled[contents.rows[e][frames], columns] for e in members])
-        tree, seen = cKDTree(sketches), set()
-        for i, episode in enumerate(members):
-            if i in seen:
-                continue
-            for j in sorted(tree.query_ball_point(sketches[i], NEAR, p=np.inf)):
-                difference = scaled[contents.rows[members[j]]] - scaled[contents.rows[episode]]
-                if j > i and j not in seen and np.abs(difference).max() <= NEAR:
-                    seen.add(j)
-                    findings.warn(
-                        f"{contents.name(members[j])}: nearly the same states and actions as {contents.name(episode)}"
-                    )
-
-
-def _check_spread(contents: Contents, findings: Findings) -> None:
-    """Warn of dimensions that never change, and of actions that were clipped."""
-    for key in contents.vectors:
-        feature, values = contents.features[key], contents.values[key]
-        for column in range(values.shape[1]):
-            numbers = values[np.isfinite(values[:, column]), column]
-            if len(numbers) < 2:
-                continue
-            low, high = numbers.min(), numbers.max()
-            where = f"{key}: {dimension(feature, column)}"
-            if low == high:
-                findings.warn(f"{where} is {low:g} in all frames; nothing can be learned from it")
-                continue
-            for end in (low, high) if key == ACTION else ():
-                share = float((numbers == end).mean())
-                if share > CLIPPED_SHARE and len(np.unique(numbers)) > CLIPPED_DISTINCT:
-                    text = f"the end of its range, in {share:.0%} of the frames; it looks clipped"
-                    findings.warn(f"{where} is exactly {end:g}, {text}")
