@@ -147,9 +147,11 @@ def _demos(file: Hdf5File, group: str | None) -> list[_Demo]:
         for name in file.texts(f"mask/{mask}"):
             members.setdefault(name, []).append(mask)
     if group == "data" or (group is None and "data" in top):
-        names = [(f"data/{name}", name) for name in file.names("data") if file.shape(f"data/{name}") is None]
-        if names or file.datasets("data") == {}:
-            return [_Demo(file.path, place, name, ",".join(members.get(name, []))) for place, name in names]
+        inside = file.names("data")
+        groups = [name for name in inside if file.shape(f"data/{name}") is None]
+        groups = [name for name in groups if name[-1].isdigit()] or groups
+        if group == "data" or len(groups) == len(inside) or any(name[-1].isdigit() for name in groups):
+            return [_Demo(file.path, f"data/{name}", name, ",".join(members.get(name, []))) for name in groups]
     numbered = [name for name in top if re.fullmatch(r"[A-Za-z_-]*\d+", name)]
     if group is None and numbered:
         return [_Demo(file.path, name, name, ",".join(members.get(name, []))) for name in numbered]

@@ -19,6 +19,7 @@ from toolkit.data.episode import ACTION, IMAGE, STATE
 MOST_LETTERS = 10_000  # of an instruction
 INFO = "meta/info.json"
 PICTURES = ("video", "image")
+DEPTH = ("is_depth_map", "video.is_depth_map")
 BOOKKEEPING = ("frame_index", "index", "episode_index", "task_index", "timestamp")  # features that LeRobot adds
 UNFINISHED = (".partial", PARTIAL, REMOVED)  # ends of names that writers leave when they are killed
 
@@ -120,8 +121,13 @@ def check_features(
 def camera_keys(info: dict[str, Any]) -> list[str]:
     """Feature keys of pictures, `observation.image` first, the rest by name."""
     features = info["features"].items()
-    found = [key for key, feature in features if feature["dtype"] in PICTURES and 3 in feature["shape"]]  # not depth
-    return sorted(found, key=lambda key: (key != IMAGE, key))
+    found = [key for key, feature in features if feature["dtype"] in PICTURES and 3 in feature["shape"]]
+    return sorted((key for key in found if not _is_depth(info["features"][key])), key=lambda key: (key != IMAGE, key))
+
+
+def _is_depth(feature: dict[str, Any]) -> bool:
+    told = [feature.get(name) for name in ("info", "video_info")]
+    return any(one.get(key) is True for one in told if isinstance(one, dict) for key in DEPTH)
 
 
 def dimension_names(info: dict[str, Any], key: str) -> list[str]:
