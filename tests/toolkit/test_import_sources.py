@@ -284,6 +284,21 @@ def test_bad_episodes_are_left_out_on_request(tmp_path: Path, capsys: Capture) -
     assert f"warning: {IMAGE}: episode 2: its picture stands still from step 3 on" in told
 
 
+def test_the_first_episode_and_whole_files_may_be_bad(tmp_path: Path) -> None:
+    def damage(demo: h5py.Group, number: int) -> None:
+        if number == 0:
+            del demo["obs/agentview_image"], demo["actions"]
+
+    for name, lengths in (("a", {0: 6, 1: 6}), ("b", {2: 6}), ("c", {3: 6})):
+        robomimic(tmp_path / f"{name}.hdf5", lengths, damage)
+    (tmp_path / "b.hdf5").write_bytes(b"no HDF5")
+    with pytest.raises(UserError, match=r"b.hdf5: '/' is not readable as HDF5"):
+        opened(tmp_path, task="x")
+    source = opened(tmp_path, task="x", skip_bad=True)
+    assert [episode.metadata["source_episode"] for episode in source] == ["demo_1", "demo_3"]
+    assert len(source.skipped) == 2
+
+
 def test_pointers_of_git_lfs_are_told(tmp_path: Path) -> None:
     pointer = tmp_path / "x.hdf5"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")

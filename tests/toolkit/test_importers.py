@@ -23,9 +23,10 @@ from toolkit.data.formats.importers import ImportOptions, open_source
 from toolkit.data.formats.lerobot_layout import check_inside
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.formats.recording import Recording
+from toolkit.data.formats.videos import Video
 from toolkit.data.images import resized
 from toolkit.data.inspection.picture_spans import video_frames
-from toolkit.data.pictures import check_videos, read_pictures
+from toolkit.data.pictures import read_pictures
 from toolkit.evaluation.video_metrics import psnr
 
 WRIST = "observation.images.eye_in_hand"
@@ -699,7 +700,7 @@ def test_a_playlist_that_is_named_like_a_video_is_not_followed(broken: Path, tmp
         with pytest.raises(UserError, match="file-000.mp4: not readable as video"):
             list(video_frames(path, 20))
         with pytest.raises(UserError, match="file-000.mp4: not readable as video"):
-            check_videos([path])
+            Video(path)
 
 
 def test_ragged_vectors_and_links_out_of_a_dataset_are_refused(broken: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ of the Parquet file. The frames are those that reading everything in order gives
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,13 +55,6 @@ def open_video(path: Path) -> Any:
 
     check_content(path)
     return av.open(str(path), options={"format_whitelist": CONTAINERS})
-
-
-def check_videos(paths: Iterable[Path]) -> None:
-    """Raise UserError for the first file that cannot be opened as a video; nothing is decoded."""
-    for path in paths:
-        with _readable(path, "video"):
-            open_video(path).close()
 
 
 def check_video_lengths(directory: Path, info: dict[str, Any], episodes: list[dict[str, Any]], key: str) -> None:

@@ -171,9 +171,9 @@ class Hdf5File:
     def datasets(self, key: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and type of every dataset below a group, by its path from there; links out of the file are left out."""
         found: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-        places = [("", 0)]
-        while places and len(found) < MAX_DATASETS:
-            place, depth = places.pop(0)
+        places, looked_at = [("", 0)], 0
+        while places and len(found) < MAX_DATASETS and looked_at < MAX_DATASETS:
+            (place, depth), looked_at = places.pop(0), looked_at + 1
             for name in self.names(f"{key}/{place}"):
                 inner = f"{place}/{name}".strip("/")
                 try:

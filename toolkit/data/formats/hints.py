@@ -80,7 +80,7 @@ LAYOUTS = {
 ACTION_GROUPS = ("action", "actions", "qaction", "master", "leader")
 OBSERVED = ("obs", "observation", "observations", "puppet", "follower", "state", "states", "robot_state", "proprio")
 NO_STATE = re.compile(
-    r"action|master|leader|target|command|goal|reward|done|terminal|success|time|stamp|index|object|cube|_to_|vel"
+    r"action|master|leader|target|command|goal|reward|done|terminal|success|time|stamp|(^|_)index$|object|cube|_to_|vel"
     r"|torque|effort|extrinsic|intrinsic|initial|datagen|label|mask|embed|camera|image|rgb|depth|prev_|error|seed"
 )
 A_STATE = re.compile(r"(^|[_/])(qpos|q|joints?|eef|ee|tcp|arm|gripper|hand|cartesian|proprio|robot|states?|pose)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
 from toolkit.data.formats.hdf5 import MAX_EPISODE_BYTES, Hdf5File, natural_order
 from toolkit.data.formats.hdf5_keys import Keys, find_keys, missing, stamped_rate, video_at, videos_beside
 from toolkit.data.formats.hdf5_texts import LIKELY, env_args, instruction
-from toolkit.data.formats.hints import LAYOUTS
+from toolkit.data.formats.hints import ANY, LAYOUTS, recognised
 from toolkit.data.formats.lerobot_layout import INFO, check_inside
 from toolkit.data.formats.recording import (
     ImportOptions,
@@ -62,18 +63,12 @@ class _Demo:
 
 def _open_hdf5(source: Path, layout: str, options: ImportOptions) -> Recording:
     files, root = _files(source)
-    demos = _all_demos(files, layout)
+    demos = _all_demos(files, layout, options.skip_bad)
     if options.filter_key:
         demos = _masked(demos, options.filter_key, source)
     demos = chosen(demos, options.episodes, str(source))
-    firsts = {demo.path: demo for demo in reversed(demos)}  # of each file the first episode
-    told = {path: _told(firsts[path], layout, options) for path in dict.fromkeys(demo.path for demo in demos)}
-    first = demos[0]
-    with Hdf5File(first.path) as file:
-        arguments = env_args(file)
-        keys = find_keys(file, first.group, _root(first), layout, options)
-        fps, fps_from = _frame_rate(file, first, keys, options, told[first.path])
-    common = _agreed(told, keys.layout)
+    told, keys, (fps, fps_from), arguments = _survey(demos, layout, options)
+    common = _agreed(told, (keys.layout, ANY) if options.skip_bad else (keys.layout,))
     reader = _Reader(keys, options, root, fps)
     defaults = [f"{key.rsplit('/', 1)[-1]}_{i}" for key in keys.states for i in range(keys.widths[key])]
     if len(set(defaults)) < len(defaults):
@@ -122,16 +117,26 @@ def _files(source: Path) -> tuple[list[Path], Path]:
     return sorted(paths, key=lambda path: natural_order(str(path.relative_to(source)))), source
 
 
-def _all_demos(files: list[Path], layout: str) -> list[_Demo]:
-    """The episodes of all files; where the first file is one episode the others are, too, and are not opened."""
+def _all_demos(files: list[Path], layout: str, skip_bad: bool) -> list[_Demo]:
+    """The episodes of all files; where the first file is one episode the others are, too, and are not opened.
+
+    With `skip_bad` a file that cannot be opened counts as one episode, which is left out when it is read.
+    """
     demos: list[_Demo] = []
     group = LAYOUTS[layout].group if layout in LAYOUTS else None
+    alone = False
     for path in files:
-        if demos and not demos[0].group:
+        if alone:
             demos.append(_Demo(path, "", path.stem))
             continue
-        with Hdf5File(path) as file:
-            found = _demos(file, group)
+        try:
+            with Hdf5File(path) as file:
+                found = _demos(file, group)
+            alone = bool(found) and not found[0].group
+        except UserError:
+            if not skip_bad:
+                raise
+            found = [_Demo(path, "", path.stem)]
         if not found:
             what = "no known layout" if layout == "auto" else "no episode"
             raise UserError(f"{path}: {what}; expected data/demo_0, data/demo_1, ...")
@@ -169,6 +174,27 @@ def _masked(demos: list[_Demo], mask: str, source: Path) -> list[_Demo]:
     raise UserError(f"{source}: filter_key={mask} is no mask of its files. {nearest(mask, known) if known else ''}")
 
 
+def _survey(demos: list[_Demo], layout: str, options: ImportOptions) -> Any:
+    """What each file tells, and by the first episode the keys, the rate and what stands in its file's `env_args`.
+
+    With `skip_bad` files and episodes that are damaged are passed over, but for the last.
+    """
+    firsts = {demo.path: demo for demo in reversed(demos)}  # of each file the first episode
+    told: dict[Path, _Told] = {}
+    for path in dict.fromkeys(demo.path for demo in demos):
+        with _passing(options.skip_bad and path != demos[-1].path):
+            told[path] = _told(firsts[path], layout, options)
+    for demo in demos:
+        with _passing(options.skip_bad and demo is not demos[-1]), Hdf5File(demo.path) as file:
+            keys = find_keys(file, demo.group, _root(demo), layout, options)
+            return told, keys, _frame_rate(file, demo, keys, options, told[demo.path]), env_args(file)
+    raise AssertionError("the last one returns or raises")
+
+
+def _passing(skip_bad: bool) -> AbstractContextManager[Any]:
+    return suppress(UserError) if skip_bad else nullcontext()
+
+
 @dataclass(frozen=True)
 class _Told:
     """What a file says of all its episodes, as far as the user does not."""
@@ -182,8 +208,6 @@ class _Told:
 
 
 def _told(demo: _Demo, layout: str, options: ImportOptions) -> _Told:
-    from toolkit.data.formats.hints import recognised
-
     with Hdf5File(demo.path) as file:
         arguments = env_args(file)
         own = recognised(_root(demo), file.datasets(demo.group)) if layout == "auto" else layout
@@ -196,14 +220,14 @@ def _told(demo: _Demo, layout: str, options: ImportOptions) -> _Told:
         )
 
 
-def _agreed(told: dict[Path, _Told], layout: str) -> _Told:
+def _agreed(told: dict[Path, _Told], layouts: tuple[str, ...]) -> _Told:
     """What all files of the episodes say, with the scenes of all. Raises UserError where two differ."""
     first, common = next(iter(told.items()))
     for path, other in told.items():
-        if other.layout != common.layout:
+        if other.layout not in layouts:
             raise UserError(
-                f"{path}: has the layout {other.layout}, {first.name} the layout {common.layout}; import them one by "
-                "one, or give layout=..."
+                f"{path}: has the layout {other.layout}, {first.name} the layout {layouts[0]}; import them one by one, "
+                "or give layout=..."
             )
         for option in ("fps", "state_names", "action_names"):
             ours, theirs = getattr(common, option), getattr(other, option)

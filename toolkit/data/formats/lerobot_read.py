@@ -49,20 +49,20 @@ class Table:
     states: np.ndarray  # (N, S) float32
     actions: np.ndarray  # (N, A) float32
     tasks: list[str]  # (E,) instructions
-    ids: list[str]  # (E,), see `episode_id`; none where other keys than `STATE` and `ACTION` were read
+    ids: list[str]  # (E,), see `episode_id`
     metadata: list[dict[str, Any]]  # (E,) what is noted of them in the dataset itself
 
 
-def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key: str = ACTION) -> Table:
-    """States (of several keys side by side), actions, tasks and what the dataset notes of its episodes.
+def read_table(directory: Path) -> Table:
+    """States, actions, tasks and what the dataset notes of its episodes.
 
     Raises UserError for missing keys, damaged files, tables that do not fit together, NaN.
     """
     directory = Path(directory)
     info = read_info(directory)
     noted = os.path.lexists(directory / OWN_NOTES)
-    vectors = dict.fromkeys([*state_keys, action_key, *((STATE, ACTION) if noted else ())])
-    check_features(directory, info, None, list(vectors))
+    vectors = STATE, ACTION
+    check_features(directory, info, None, vectors)
     totals = {key: plausible_rows(info[f"total_{key}"]) for key in ("episodes", "frames")}
     episodes = _read_parquet(directory, "meta/episodes", ["episode_index", "length"], most_rows=totals["episodes"])
     rows = ["index", "episode_index", "task_index", *vectors]  # without pictures, where they lie there
@@ -82,7 +82,7 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
         if not np.array_equal(frames["episode_index"], np.repeat(indices, lengths)):
             raise UserError(f"{directory}: 'episode_index' of the rows disagrees with the lengths of the episodes")
         columns = {key: _columns(directory, info, key, frames[key]) for key in vectors}
-        states, actions = np.concatenate([columns[key] for key in state_keys], axis=1), columns[action_key]
+        states, actions = columns[STATE], columns[ACTION]
         first = np.cumsum(lengths) - lengths
         numbers = frames["task_index"].to_numpy()
         instructions = [names.get(int(i)) for i in numbers[first]]
@@ -100,14 +100,14 @@ def read_table(directory: Path, state_keys: Sequence[str] = (STATE,), action_key
         raise UserError(f"{directory}: episode {instructions.index(None)} has a 'task_index' that meta/tasks lacks")
     for episode, text in enumerate(instructions):
         check_instruction(str(text), f"{directory}: episode {episode}")
-    for key, values in ((" + ".join(state_keys), states), (action_key, actions)):
+    for key, values in columns.items():
         if not np.isfinite(values).all():
             row = int(np.argmax(~np.isfinite(values).all(axis=1)))
             episode = int(np.searchsorted(first, row, side="right")) - 1
             raise UserError(f"{directory}: '{key}' holds NaN or infinity (episode {episode}); remove that episode")
     records = episodes.to_dict("records")
     metadata = [provenance(row) for row in records]
-    ids = episode_ids(columns[STATE], columns[ACTION], lengths) if {STATE, ACTION} <= columns.keys() else []
+    ids = episode_ids(states, actions, lengths)
     if noted:
         metadata = add_notes(metadata, ids, [own_notes(directory, ids)])
     return Table(records, lengths, states, actions, [str(name) for name in instructions], ids, metadata)
@@ -179,8 +179,6 @@ def read_episodes(
     image_key: str = IMAGE,
     *,
     cameras: Sequence[str] = (),
-    state_keys: Sequence[str] = (STATE,),
-    action_key: str = ACTION,
 ) -> Iterator[Episode]:
     """All episodes in order; `cameras` names further picture features, for `Episode.cameras`.
 
@@ -189,8 +187,8 @@ def read_episodes(
     directory = Path(directory)
     info = read_info(directory)
     for key in (image_key, *cameras):
-        check_features(directory, info, key, (*state_keys, action_key))
-    table = read_table(directory, state_keys, action_key)
+        check_features(directory, info, key)
+    table = read_table(directory)
     pictures = {}
     for key in (image_key, *cameras):
         check_video_lengths(directory, info, table.episodes, key)

@@ -84,11 +84,6 @@ def _converted[Found](path: Path, convert: Callable[[], Found]) -> Found:
         raise UserError(f"{path}: not readable as Parquet ({first_line(error)})") from error
 
 
-def check_parquet(path: Path, most_rows: int | None = None) -> None:
-    """Raise UserError as `read_parquet` would, from the footer alone: before other code reads the file."""
-    _opened(path, lambda file: check_size(path, file.metadata, range(file.metadata.num_row_groups), None, most_rows))
-
-
 def check_size(
     path: Path, metadata: Any, groups: Sequence[int], columns: Sequence[str] | None, most_rows: int | None
 ) -> None:

@@ -20,6 +20,7 @@ from toolkit.data.images import resized
 from toolkit.data.seen_scenes import SeenScenes
 
 NEAR_RATE = 0.005  # 29.97 is a thousandth below 30
+MOST_WARNINGS = 10  # of episodes that look useless; the rest is counted
 WHOLE_BYTES, PART_BYTES = 256 << 20, 1 << 16  # of a file's identity
 SIDES = 8, 8192  # pixels; video encoders have limits, and LeRobot takes three rows for three channels
 CAMERAS = "observation.images."
@@ -82,6 +83,7 @@ class Recording:
         """Episodes as they will be written. Raises UserError for the first that is bad, unless `skip_bad`."""
         self.skipped.clear()
         kinds: dict[str, Any] = {}
+        doubted = 0
         for number, item in enumerate(self.items):
             try:
                 episode = self.load(item)
@@ -96,13 +98,16 @@ class Recording:
                     raise UserError(f"{error}{hint}") from error
                 self.skipped.append(f"episode {number}: {error}")
                 continue
-            for doubt in doubts:
+            doubted += bool(doubts)
+            for doubt in doubts if doubted <= MOST_WARNINGS else ():
                 warn(f"{where}: {doubt}")
             yield replace(
                 episode,
                 images=self._fitted(episode.images),
                 cameras={key: self._fitted(images) for key, images in episode.cameras.items()},
             )
+        if doubted > MOST_WARNINGS:
+            warn(f"{doubted - MOST_WARNINGS} further episodes look like these; skip_bad=true leaves all of them out")
 
     def _check(self, episode: Episode, where: str, kinds: dict[str, Any]) -> None:
         """Raise UserError for an episode that does not fit to the others; `kinds` holds what they are like."""
