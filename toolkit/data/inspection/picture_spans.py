@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from toolkit.base.errors import UserError
+from toolkit.data.formats import videos
 from toolkit.data.formats.lerobot_layout import video_place
+from toolkit.data.formats.videos import Video
 from toolkit.data.images import decode_picture
 from toolkit.data.inspection.contents import Contents
 from toolkit.data.pictures import open_video
@@ -107,35 +109,25 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
 
 
 class EpisodePictures:
-    """Pictures of one camera, episode by episode in any order; fastest in that of the files."""
+    """Pictures of one camera, episode by episode in any order."""
 
     def __init__(self, contents: Contents, camera: str) -> None:
         self.contents, self.camera = contents, camera
-        self.path: Path | None = None
-        self.frames: Iterator[tuple[int, Any]] = iter(())
-        self.place = -1  # of the latest frame that was read
+        self.video: Video | None = None
 
     def read(self, episode: int) -> np.ndarray:
         """(T, H, W, 3) uint8. Raises UserError if they are not all there."""
         contents, rows = self.contents, self.contents.rows[episode]
         if contents.features[self.camera]["dtype"] == "image":
             cells = contents.frames[self.camera]
-            return self._stacked([cell_picture(cells.iloc[row]) for row in rows], episode)
+            pictures = [cell_picture(cells.iloc[row]) for row in rows]
+            if len({picture.shape for picture in pictures}) > 1:
+                raise UserError(f"{contents.directory}: pictures of {contents.name(episode)} differ in size")
+            return np.stack(pictures)
         span = video_span(contents, episode, self.camera)
         if span is None:
             raise UserError(f"{contents.directory}: {contents.name(episode)} has no place in the video")
-        if span.path != self.path or self.place >= span.start:
-            self.path, self.frames, self.place = span.path, video_frames(span.path, contents.fps), -1
-        pictures = []
-        while self.place < span.stop - 1:
-            self.place, frame = next(self.frames, (span.stop, None))
-            if frame is not None and span.start <= self.place < span.stop:
-                pictures.append(frame.to_ndarray(format="rgb24"))
-        if len(pictures) != span.stop - span.start:
-            raise UserError(f"{span.path}: frames of {contents.name(episode)} are missing")
-        return self._stacked(pictures, episode)
-
-    def _stacked(self, pictures: list[np.ndarray], episode: int) -> np.ndarray:
-        if len({picture.shape for picture in pictures}) > 1:
-            raise UserError(f"{self.contents.directory}: pictures of {self.contents.name(episode)} differ in size")
-        return np.stack(pictures)
+        if self.video is None or self.video.path != span.path:
+            self.video = Video(span.path)
+        seconds = videos.Span(span.path, span.start / contents.fps, span.stop / contents.fps)
+        return self.video.read(self.video.rows(seconds, np.arange(len(rows)) / contents.fps, contents.fps))
