@@ -112,7 +112,7 @@ def test_no_action_and_no_truth_of_the_simulator_is_a_state(tmp_path: Path, caps
         for k in range(2):
             del file[f"data/demo_{k}/processed_actions"]
     assert opened(tmp_path / "x.hdf5", task="stack").state_keys == ["obs/eef_pos", "obs/joint_pos"]
-    assert "state guessed by name: obs/eef_pos, obs/joint_pos. Give state_keys=[...]" in capsys.readouterr().err
+    assert "obs/eef_pos, obs/joint_pos chosen by name. Give state_keys= if that is wrong" in capsys.readouterr().err
 
 
 def test_instructions_are_found_where_people_put_them(tmp_path: Path, capsys: Capture) -> None:
@@ -158,6 +158,8 @@ def test_any_keys_and_any_pictures(tmp_path: Path) -> None:
             group.attrs["notes"] = json.dumps({"what": {"goal_text": "stack it"}})
     with pytest.raises(UserError, match="no known layout; .* action_key=...; found: cmd 6x4 float64, pix/chw 6x3x24"):
         opened(path)
+    with pytest.raises(UserError, match=r"'ep0/pix/grey' is .* expected numbers \(T, D\)"):
+        opened(path, action_key="pix/grey")
     options: dict[str, Any] = {"action_key": "cmd", "state_keys": ("q", "prop/arms"), "task_key": "goal_text", "fps": 7}
     source = opened(path, **options, colour_order="rgb")
     assert source.num_episodes == 3

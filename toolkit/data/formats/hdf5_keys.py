@@ -56,9 +56,11 @@ def find_keys(file: Hdf5File, group: str, root: str, layout: str, options: Impor
             f"{file.path}: {what}; none of its keys is surely the actions, name them with action_key=...; "
             f"found: {_listed(shapes)}"
         )
+    widths = {key: _width(file, f"{group}/{key}", shapes[key]) for key in actions}
     length = shapes[actions[0]][0][0]
     pictures = _cameras(file, group, shapes, options)
     observed = [key for key in vectors if key not in actions and shapes[key][0][0] in (length, length + 1)]
+    known: list[str] = []
     if options.state_keys:
         states = [key for name in options.state_keys for key in _resolve(file, group, shapes, name)]
     else:
@@ -69,29 +71,24 @@ def find_keys(file: Hdf5File, group: str, root: str, layout: str, options: Impor
         raise UserError(
             f"{file.path}: '{group}' holds no state; name what to take with state_keys=[...]; found: {found}"
         )
-    keys = Keys(layout, actions, states, {}, pictures, {}, length, False)
+    widths |= {key: _width(file, f"{group}/{key}", shapes[key]) for key in states}
+    keys = Keys(layout, actions, states, {}, pictures, widths, length, False)
     source = str(file.path)
     keys.cameras = check_cameras(options.image_keys or default_cameras(list(pictures), source), list(pictures), source)
-    keys.widths = {key: _width(file, f"{group}/{key}", shapes[key]) for key in [*actions, *states]}
     taken = {*actions, *states, *(pictures[name] for name in keys.cameras.values())}
     keys.left_out = [f"{key} {_shape(shapes[key])}" for key in sorted(shapes, key=natural_order) if key not in taken]
     counts = {shapes[key][0][0] for key in taken - set(actions) if key in shapes}
     keys.longer = counts == {length + 1}
     keys.encoded = any(file.is_encoded(f"{group}/{pictures[name]}") for name in keys.cameras.values())
-    _tell(file, keys, options, bool(hints.actions), bool(hints.states))
+    guessed = {} if options.action_key or hints.actions else {"action_key": actions}
+    _tell(file, keys, options, guessed if options.state_keys or known else {**guessed, "state_keys": states})
     return keys
 
 
-def _tell(file: Hdf5File, keys: Keys, options: ImportOptions, known_actions: bool, known_states: bool) -> None:
+def _tell(file: Hdf5File, keys: Keys, options: ImportOptions, guessed: dict[str, list[str]]) -> None:
     """Warnings about what was guessed."""
-    guessed = {
-        "actions": (keys.actions, options.action_key or known_actions, "action_key="),
-        "state": (keys.states, options.state_keys or (known_states and keys.layout != "robomimic"), "state_keys=[...]"),
-    }
-    for what, (found, is_known, option) in guessed.items():
-        robomimic = keys.layout == "robomimic" and any("robot0" in key for key in found)
-        if not is_known and not (what == "state" and robomimic):
-            warn(f"{file.path}: {what} guessed by name: {', '.join(found)}. Give {option} if that is wrong")
+    for option, found in guessed.items():
+        warn(f"{file.path}: {', '.join(found)} chosen by name. Give {option}= if that is wrong")
     if keys.encoded and options.colour_order is None:
         often = f"; files of the layout {keys.layout} often hold them swapped" if LAYOUTS[keys.layout].often_bgr else ""
         warn(

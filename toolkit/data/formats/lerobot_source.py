@@ -19,6 +19,7 @@ from toolkit.data.formats.parquet import column_names, plausible_rows, read_data
 from toolkit.data.formats.videos import Span, Video
 from toolkit.data.images import decode_picture
 
+MOST = 10**9  # of a number of an episode or of steps
 JUMP = 1.5  # periods between two rows
 EPISODES = "meta/episodes.jsonl"
 TASKS = "meta/tasks.parquet", "meta/tasks.jsonl"
@@ -211,10 +212,7 @@ def _list_v3(source: Source) -> None:
             path, [*dict.fromkeys([*columns, "episode_index", "length"])], only=True, most_rows=most
         )
         for row in frame.to_dict("records"):
-            try:
-                source.parts.append(Part(int(row["episode_index"]), int(row["length"]), row))
-            except (TypeError, ValueError) as error:
-                raise UserError(f"{path}: a row is damaged ({first_line(error)})") from error
+            source.parts.append(Part(_count(row, "episode_index", path), _count(row, "length", path), row))
     source.parts.sort(key=lambda part: part.number)
     if (root / TASKS[0]).is_file():
         tasks = read_data_frame(root / TASKS[0], ["task_index"], most_rows=plausible_rows(source.info["total_frames"]))
@@ -232,14 +230,19 @@ def _list_v2(source: Source) -> None:
             found = (path for path in (root / "videos").glob(f"**/{key}/episode_*.mp4"))
             source.videos |= {(key, _last_number(path)): path for path in found}
     for row in _lines(root / EPISODES):
-        try:
-            number, length = int(row["episode_index"]), int(row["length"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{root / EPISODES}: a line has no 'episode_index' and 'length'") from error
+        number, length = (_count(row, key, root / EPISODES) for key in ("episode_index", "length"))
         source.parts.append(Part(number, length, row))
     source.parts.sort(key=lambda part: part.number)
     if (root / TASKS[1]).is_file():
-        source.texts = {int(row["task_index"]): str(row["task"]) for row in _lines(root / TASKS[1])}
+        path = root / TASKS[1]
+        source.texts = {_count(row, "task_index", path): str(row.get("task") or "") for row in _lines(path)}
+
+
+def _count(row: dict[str, Any], key: str, path: Path) -> int:
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < MOST:
+        raise UserError(f"{path}: '{key}' is {value!r:.100}; expected a whole number")
+    return int(value)
 
 
 def _last_number(path: Path) -> int:
