@@ -16,27 +16,9 @@ LOSSLESS = 0  # H.264 without loss in yuv444p, since frames are to come back at 
 
 def run(config: ImportConfig, run: Run) -> ImportResult:
     """Read `source` and write `dataset`; actions and states stay as they are, and video where it can be copied."""
-    options = ImportOptions(
-        task=config.task,
-        task_key=config.task_key,
-        episodes=config.episodes,
-        filter_key=config.filter_key,
-        skip_bad=config.skip_bad,
-        split_at=tuple(config.split_at),
-        colour_order=config.colour_order,
-        image_keys=dict(config.image_keys),
-        state_keys=tuple(config.state_keys),
-        action_key=config.action_key,
-        state_names=tuple(config.state_names),
-        action_names=tuple(config.action_names),
-        image_size=config.image_size,
-        flip_vertical=config.flip_vertical,
-        fps=config.fps,
-        robot_type=None if config.robot_type == "unknown" else config.robot_type,
-    )
     episodes, frames, tasks = 0, 0, set()
     with scratch_folder(run.directory / "source") as workspace:  # for what LeRobot and the hub's client write
-        source = open_source(config.source, config.layout, options, workspace)
+        source = open_source(config.source, config.layout, _options(config), workspace)
         run.add_data(config.source, source.identity(), source.num_episodes)
         if source.left_out:
             print(f"left out: {', '.join(source.left_out)}")
@@ -72,13 +54,36 @@ def run(config: ImportConfig, run: Run) -> ImportResult:
         left_out=source.left_out,
         skipped=source.skipped,
         video="copied" if copies else f"encoded as {codec}",
+        colour_order=config.colour_order or "rgb",
         dataset="dataset",
     )
 
 
+def _options(config: ImportConfig) -> ImportOptions:
+    return ImportOptions(
+        task=config.task,
+        task_key=config.task_key,
+        episodes=config.episodes,
+        filter_key=config.filter_key,
+        skip_bad=config.skip_bad,
+        split_at=tuple(config.split_at),
+        colour_order=config.colour_order,
+        image_keys=dict(config.image_keys),
+        state_keys=tuple(config.state_keys),
+        action_key=config.action_key,
+        state_names=tuple(config.state_names),
+        action_names=tuple(config.action_names),
+        image_size=config.image_size,
+        flip_vertical=config.flip_vertical,
+        fps=config.fps,
+        robot_type=None if config.robot_type == "unknown" else config.robot_type,
+    )
+
+
 def summary(result: ImportResult) -> str:
+    skipped = f", {len(result.skipped)} skipped" if result.skipped else ""
     return (
         f"{result.episodes} episodes, {result.frames} frames at {result.fps}/s ({result.fps_from}), "
-        f"{result.layout} layout, {len(result.cameras)} cameras, state {'+'.join(result.state_keys)}, action "
-        f"{result.action_key}, video {result.video}" + (f", {len(result.skipped)} skipped" if result.skipped else "")
+        f"{result.layout} layout, {len(result.cameras)} cameras in {result.colour_order}, "
+        f"state {'+'.join(result.state_keys)}, action {result.action_key}, video {result.video}{skipped}"
     )

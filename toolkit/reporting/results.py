@@ -72,6 +72,7 @@ class ImportResult:
     left_out: list[str] = field(default_factory=list)  # keys of the source that were not taken, with their shapes
     skipped: list[str] = field(default_factory=list)  # episodes that skip_bad left out, and why
     video: str = "encoded"  # or copied
+    colour_order: str = "rgb"  # that the source's pictures were taken to have
     dataset: str
 
 
