@@ -200,6 +200,11 @@ def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
     if config.video_from and config.tokenizer_from:
         raise UserError("train-generator: video_from brings its tokenizer along; give it or tokenizer_from")
     labelled, behind = labelled_episodes(stores, config.labelled_fraction), stores[len(sources) :]
+    if labelled is not None and shares is not None and not shares[labelled].any():
+        raise UserError(
+            f"labelled_fraction={config.labelled_fraction}: dataset_shares={config.dataset_shares} draws from no "
+            "dataset that keeps actions; give one of those that do a share above 0"
+        )
     counts = [part.num_episodes for part in stores]
     return TrainingData(store, config, counts, shares, labelled, [seen_behind(part) for part in behind])
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from recipes import cli
 from recipes.compose import compose_config
 from recipes.train_generator import TrainingData, episode_shares, labelled_episodes, tokenizer_stage
 from toolkit.base.errors import UserError
@@ -40,6 +41,14 @@ def test_each_dataset_keeps_the_labels_that_it_is_said_to(store: ClipStore) -> N
     for wrong in (0, [0.0, 0.0], [1.0]):
         with pytest.raises(UserError, match="labelled_fraction=.*one for each of dataset="):
             labelled_episodes([store, store], wrong)
+
+
+def test_labels_in_datasets_that_are_never_drawn_are_refused(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train-generator", f"dataset=[{dataset},{dataset}]", "labelled_fraction=[1,0]", f"out={tmp_path / 'out'}"]
+    assert cli.main([*words, "dataset_shares=[0,1]"]) == 2
+    assert "dataset_shares=[0, 1] draws from no dataset that keeps actions" in capsys.readouterr().err.replace(".0", "")
 
 
 def test_the_video_hears_actions_where_few_have_labels(moving_square: Callable[..., Episode], tmp_path: Path) -> None:
