@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, warn
 from toolkit.base.run import Run
 from toolkit.data.cache import open_clips
 from toolkit.data.cached_files import remembered_id
 from toolkit.data.clips import ClipStore
+from toolkit.data.conventions import Conventions
 from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import Notes, add_notes
 from toolkit.data.formats.lerobot_read import open_notes
@@ -99,6 +100,19 @@ def check_unseen(command: str, checkpoint: str, scenes: SeenScenes, allow_seen: 
             "first_seed, or allow_seen=true if you mean to"
         )
     return None if not count and UNKNOWN in {*seen, *scenes} else count
+
+
+def check_simulated(checkpoint: str | Path, remedy: str) -> None:
+    """Warn if a checkpoint was trained on pictures that are not the simulator's.
+
+    Raises UserError if it was at another rate, or on dimensions of other names.
+    """
+    from toolkit.envs.metaworld import MetaWorldEnv
+
+    env, trained = MetaWorldEnv, Conventions.of(checkpoint)
+    trained.check(Conventions("the simulator", env.fps, env.state_names, env.action_names), remedy=remedy)
+    if trained.camera not in ("", IMAGE):
+        warn(f"{checkpoint}: was trained on the pictures of {trained.camera}; the simulator shows one of its own")
 
 
 def _listed(seeds: list[int], most: int = 5) -> str:

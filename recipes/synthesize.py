@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from recipes.common import (
+    check_simulated,
     check_unseen,
     distinct_tasks,
     instruction_encoder,
@@ -297,6 +298,7 @@ def simulated_scenes(config: SynthesizeConfig, generator: Any) -> tuple[list[Ini
     """Reset the simulator to unused seeds and take one picture each: no teleoperation."""
     from toolkit.envs.metaworld import cached_env, initial_scene
 
+    check_simulated(config.checkpoint, remedy=RETRAIN)
     tasks = distinct_tasks("synthesize", config.tasks)
     size = generator.config.image_size
     envs = {task: cached_env(task, size) for task in tasks}

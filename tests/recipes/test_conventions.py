@@ -108,6 +108,28 @@ def test_another_rate_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("fps", [20, 80])
+def test_the_simulator_is_another_robot_too(
+    fps: int, moving_square: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equal widths say little: else synthetic episodes get the clock and the names of the simulator."""
+    with EpisodeWriter(tmp_path / "data", fps, ["a", "b", "c", "d"], ["e", "f", "g", "h"]) as writer:
+        for seed in range(2):
+            episode = moving_square(seed)
+            twice = {key: np.tile(getattr(episode, key), 2) for key in ("states", "actions")}
+            writer.add(replace(episode, **twice))
+    said = r"the simulator: 80 steps a second; .* was trained on 20" if fps == 20 else r"the simulator: its state_names"
+    train = ["train-generator", str(tmp_path / "data"), *NETWORK, f"out={tmp_path / 'generator'}"]
+    assert cli.main(train) == 0
+    assert cli.main(["pretrain", f"real=[{tmp_path / 'data'}]", *POLICY, f"out={tmp_path / 'policy'}"]) == 0
+    capsys.readouterr()
+    for command, checkpoint in (("synthesize", "generator/generator"), ("evaluate", "policy/pretrained_model")):
+        words = [command, f"checkpoint={tmp_path / checkpoint}", "tasks=[push]", "episodes_per_task=1"]
+        assert cli.main([*words, f"out={tmp_path / command}"]) == 2
+        assert re.search(said, capsys.readouterr().err)
+        assert not (tmp_path / command).exists()
+
+
 def test_a_window_that_misses_most_of_an_episode_is_said_with_numbers(
     moving_square: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -73,7 +73,7 @@ class Conventions:
         listed = {key: list(getattr(self, key)) for key in ("state_names", "action_names", "picture_size")}
         write_json(directory / CONVENTIONS, {"fps": self.fps, **listed, "camera": self.camera})
 
-    def check(self, store: ClipStore, names: bool = True, remedy: str = REFIT) -> None:
+    def check(self, store: ClipStore | Conventions, names: bool = True, remedy: str = REFIT) -> None:
         """Raise UserError if a dataset has another rate or, where both tell `names` of dimensions, other ones."""
         if self.fps and round(store.fps) != round(self.fps):
             raise UserError(
