@@ -50,6 +50,7 @@ from vag_core.tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
 
 CALIBRATION, SHOWN = 32, 8  # episodes whose latents set the scale, and whose reconstruction is measured
 LEAST_COVERED = 0.5  # of an episode, by the window; less is said
+MOST_MISSED = 0.1  # of the episodes, of which the window covers less than that; more is said
 MOST_PADDED = 0.25  # of the window, past the end of episodes; more is said
 
 
@@ -132,6 +133,11 @@ def check_window(config: TrainGeneratorConfig, store: ClipStore) -> tuple[float,
         warn(
             f"{window} and covers {covered:.0%} of an episode ({median} steps in the median), {where}: what is "
             f"generated lasts {seconds:.1f} s. generator.frame_stride={stride} covers all of it with as many pictures"
+        )
+    elif (missed := (rows / lengths < LEAST_COVERED).mean()) > MOST_MISSED:
+        warn(
+            f"{window} and covers less than half of {missed:.0%} of the episodes (of up to {lengths.max()} steps), "
+            f"{where}: what is generated lasts {seconds:.1f} s. Take a larger generator.frame_stride, or leave them out"
         )
     if padded > MOST_PADDED:
         warn(
