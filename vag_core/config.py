@@ -37,6 +37,7 @@ def _part(kind: type, help: str, **metadata: Any) -> Any:
 WIDTHS: dict[str, Any] = {"least": 1, "most": 16_384}
 DEPTHS: dict[str, Any] = {"least": 1, "most": 512}
 DIMENSIONS: dict[str, Any] = {"least": 1, "most": 4096}
+PIXELS: dict[str, Any] = {"least": 1, "most": 8192}
 
 # Of a config that somebody else wrote; what it takes in memory is compared with the weights' file, see `checkpoint`.
 MOST_PARAMETERS = 5_000_000_000  # 20 GB in float32: pi0 and pi0.5 have 4.1 billion, the encoder of T5-XXL 4.8
@@ -224,7 +225,12 @@ class InstructionConfig:
 class GeneratorConfig:
     """Everything that decides the generator's weights and shapes."""
 
-    image_size: int = _option(64, "pixels a side of the pictures", least=4, most=2048)
+    image_size: list[int] = _option(
+        [64, 64], "(height, width) of what the network sees; train-generator lays it out from the cameras", **PIXELS
+    )
+    views: list[int] = _option(
+        [1, 1], "rows and columns of cameras that it shows; areas and positions are counted in each", **PIXELS
+    )
     num_frames: int = _option(
         81, "the first frame and whole groups of `tokenizer.temporal_stride` frames", least=2, most=10_000
     )
@@ -245,9 +251,19 @@ class GeneratorConfig:
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, T, h, w) of one clip's latents."""
-        size = self.image_size // self.tokenizer.spatial_stride
+        height, width = (pixels // self.tokenizer.spatial_stride for pixels in self.image_size)
         frames = 1 + (self.num_frames - 1) // self.tokenizer.temporal_stride
-        return self.tokenizer.latent_channels, frames, size, size
+        return self.tokenizer.latent_channels, frames, height, width
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        """Rows and columns of the video's patches in one latent frame."""
+        _, _, height, width = self.latent_shape
+        return height // self.video.patch_size, width // self.video.patch_size
+
+    def areas(self, grid: int) -> tuple[int, int]:
+        """Rows and columns of areas of a whole picture, `grid` a side in each of its views."""
+        return grid * self.views[0], grid * self.views[1]
 
     @property
     def group_width(self) -> int:
@@ -257,7 +273,7 @@ class GeneratorConfig:
     def validate(self) -> None:
         """Raise ValueError that names the field whose value no network can have, or does not fit the others."""
         _check_fields(self, "")
-        tokenizer, _, size, _ = self.tokenizer, *self.latent_shape[1:]
+        tokenizer = self.tokenizer
         if self.num_frames < 2 or (self.num_frames - 1) % tokenizer.temporal_stride:
             raise ValueError(
                 f"num_frames = {self.num_frames}: expected 1 + a multiple of "
@@ -265,18 +281,7 @@ class GeneratorConfig:
             )
         if self.frame_stride < 1:
             raise ValueError(f"frame_stride = {self.frame_stride}: expected at least 1")
-        if self.image_size % tokenizer.spatial_stride or size % self.video.patch_size:
-            raise ValueError(
-                f"image_size = {self.image_size}: expected a multiple of tokenizer.spatial_stride x "
-                f"video.patch_size = {tokenizer.spatial_stride} x {self.video.patch_size}"
-            )
-        if self.image_size % (2 * self.scene.stride) or (self.image_size // self.scene.stride) % (
-            size // self.video.patch_size
-        ):
-            raise ValueError(
-                f"scene.stride = {self.scene.stride}: expected a map of image_size = {self.image_size} whose side "
-                f"is even and a multiple of {size // self.video.patch_size}, the video's patches a side"
-            )
+        self._check_sizes()
         for field_name, value, choices in (
             ("video.attention", self.video.attention, ATTENTIONS),
             ("instruction.kind", self.instruction.kind, INSTRUCTIONS),
@@ -285,6 +290,26 @@ class GeneratorConfig:
                 raise ValueError(f"{field_name} = {value!r}: expected one of {', '.join(choices)}")
         _check_heads("video", self.video.width, self.video.heads)
         self._check_action()
+
+    def _check_sizes(self) -> None:
+        """Raise ValueError unless both sides of every view are whole patches and whole cells of the scene's map."""
+        for name, sizes in (("image_size", self.image_size), ("views", self.views)):
+            if len(sizes) != 2:
+                raise ValueError(f"{name} = {list(sizes)}: expected two numbers, of rows and of columns")
+        step = self.tokenizer.spatial_stride * self.video.patch_size
+        for side, views in zip(self.image_size, self.views, strict=True):
+            if side % (views * step):
+                views_text = f" in each of {views} views" if views > 1 else ""
+                raise ValueError(
+                    f"image_size = {list(self.image_size)}: expected multiples of tokenizer.spatial_stride x "
+                    f"video.patch_size = {self.tokenizer.spatial_stride} x {self.video.patch_size}{views_text}"
+                )
+            patches = side // step
+            if side % (2 * views * self.scene.stride) or (side // self.scene.stride) % patches:
+                raise ValueError(
+                    f"scene.stride = {self.scene.stride}: expected a map of image_size = {list(self.image_size)} "
+                    f"whose sides are even in every view and multiples of {patches}, the video's patches a side"
+                )
 
     def _check_action(self) -> None:
         action = self.action
@@ -314,7 +339,12 @@ class GeneratorConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GeneratorConfig:
-        """Inverse of `to_dict`. Raises ValueError on a key that no field has, or a value that no field can have."""
+        """Inverse of `to_dict`. Raises ValueError on a key that no field has, or a value that no field can have.
+
+        image_size may be one number, as it was when pictures were squares.
+        """
+        if isinstance(values, dict) and isinstance(side := values.get("image_size"), int):
+            values = {**values, "image_size": [side, side]}
         return _build(cls, values, "generator")
 
 
