@@ -8,11 +8,12 @@ from policies.checkpoint_config import Loading
 from policies.checkpoints import checkpoint_directory
 from policies.factory import PolicyObjective
 from policies.stock import load_policy
-from recipes.common import check_simulated, check_unseen, distinct_tasks, load_clips, pick_device, weights_id
+from recipes.common import Pictures, check_simulated, check_unseen, distinct_tasks, load_clips, pick_device, weights_id
 from recipes.schema import EvaluateConfig
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.run import Run
 from toolkit.data.conventions import Conventions
+from toolkit.data.images import as_size
 from toolkit.data.seen_scenes import merge
 from toolkit.envs.metaworld import instructions, scene_stream
 from toolkit.envs.shifts import SUITES
@@ -66,7 +67,7 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
             policy,
             scenes[suite],
             max_steps=config.max_steps,
-            image_size=config.image_size or policy.image_shape[1],
+            image_size=as_size(config.image_size or list(policy.picture_size), "image_size"),
             suite=SUITES[suite],
             record_first=3,
             seed=config.seed,
@@ -95,8 +96,8 @@ def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLo
     identity = weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
     trained = Conventions.of(config.checkpoint)
-    size = config.image_size or policy.image_shape[1]
-    store = load_clips(run, dataset, size, trained.camera_of(config.image_key))
+    size = as_size(config.image_size or list(policy.picture_size), "image_size")
+    store = load_clips(run, dataset, Pictures(size, trained.cameras_of(config.cameras), config.rename))
     trained.check(store, remedy=RETUNE)
     policy.check_instructions(store.tasks)
     return OpenLoopResult(

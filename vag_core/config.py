@@ -8,10 +8,11 @@ The same dataclasses are the schema of the command line and the content of `conf
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
+
+from vag_core.config_checks import check_fields, shown
 
 ATTENTIONS = ("full", "factorised")
 INSTRUCTIONS = ("bytes", "embedding")
@@ -41,9 +42,6 @@ PIXELS: dict[str, Any] = {"least": 1, "most": 8192}
 
 # Of a config that somebody else wrote; what it takes in memory is compared with the weights' file, see `checkpoint`.
 MOST_PARAMETERS = 5_000_000_000  # 20 GB in float32: pi0 and pi0.5 have 4.1 billion, the encoder of T5-XXL 4.8
-LARGEST = 1_000_000  # of every size
-MOST_LEVELS = 16  # of a U-Net
-LONGEST = 100  # letters of a name
 
 
 @dataclass
@@ -272,7 +270,7 @@ class GeneratorConfig:
 
     def validate(self) -> None:
         """Raise ValueError that names the field whose value no network can have, or does not fit the others."""
-        _check_fields(self, "")
+        check_fields(self, "")
         tokenizer = self.tokenizer
         if self.num_frames < 2 or (self.num_frames - 1) % tokenizer.temporal_stride:
             raise ValueError(
@@ -316,7 +314,7 @@ class GeneratorConfig:
         if ACTIONS.get(action.kind) is not type(action):
             own = type(action)().kind
             raise ValueError(
-                f"action.kind = {_shown(action.kind)}: the other fields are those of {own}; see generator/action"
+                f"action.kind = {shown(action.kind)}: the other fields are those of {own}; see generator/action"
             )
         if isinstance(action, _TransformerSizes):
             _check_heads("action", action.width, action.heads)
@@ -355,11 +353,11 @@ def _check_heads(name: str, width: int, heads: int) -> None:
 
 def _build(cls: Any, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
-        raise ValueError(f"{where} = {_shown(values)}: expected a mapping")
+        raise ValueError(f"{where} = {shown(values)}: expected a mapping")
     if issubclass(cls, ActionConfig):
         kind = values.get("kind", cls().kind)
         if kind not in tuple(ACTIONS):
-            raise ValueError(f"{where}.kind = {_shown(kind)}: expected one of {', '.join(ACTIONS)}")
+            raise ValueError(f"{where}.kind = {shown(kind)}: expected one of {', '.join(ACTIONS)}")
         cls = ACTIONS[kind]
     unknown = sorted(set(map(str, values)) - {f.name for f in fields(cls)})
     if unknown:
@@ -370,41 +368,5 @@ def _build(cls: Any, values: Any, where: str) -> Any:
         current = getattr(default, name)
         converted[name] = _build(type(current), value, f"{where}.{name}") if is_dataclass(current) else value
     result = cls(**converted)
-    _check_fields(result, f"{where}.")
+    check_fields(result, f"{where}.")
     return result
-
-
-def _check_fields(part: Any, where: str) -> None:
-    default = type(part)()
-    for one in fields(part):
-        value, expected = getattr(part, one.name), getattr(default, one.name)
-        if is_dataclass(expected):
-            _check_fields(value, f"{where}{one.name}.")
-        else:
-            _check_value(f"{where}{one.name}", value, expected)
-
-
-def _check_value(where: str, value: Any, default: Any) -> None:
-    """Raise ValueError unless a value has the type of the default, and a size that a network can have."""
-    if isinstance(default, list):
-        if not isinstance(value, list) or not 1 <= len(value) <= MOST_LEVELS:
-            raise ValueError(f"{where} = {_shown(value)}: expected a list of 1 to {MOST_LEVELS} numbers")
-        for item in value:
-            _check_value(where, item, default[0])
-    elif isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise ValueError(f"{where} = {_shown(value)}: expected true or false")
-    elif isinstance(default, int):
-        least = 0 if where.endswith("depth") else 1
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
-            raise ValueError(f"{where} = {_shown(value)}: expected a whole number from {least} to {LARGEST}")
-    elif isinstance(default, float):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
-            raise ValueError(f"{where} = {_shown(value)}: expected a finite number")
-    elif not isinstance(value, str) or len(value) > LONGEST:
-        raise ValueError(f"{where} = {_shown(value)}: expected a word of at most {LONGEST} letters")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -56,7 +56,9 @@ class SceneEncoder(nn.Module):
         if self.token is not None:
             rows, columns = self.patches
             tokens = self.token(rearrange(features, "b c (h p) (w q) -> b (h w) (c p q)", h=rows, w=columns))
-        views = rearrange(features, "b c (r h) (q w) -> (b r q) c h w", r=self.views[0], q=self.views[1])
+        views = features
+        if math.prod(self.views) > 1:
+            views = rearrange(features, "b c (r h) (q w) -> (b r q) c h w", r=self.views[0], q=self.views[1])
         positions = self.positions(self.keypoints(views)).flatten(1)  # (B * views, 2 * keypoints)
         coarse = F.silu(average_areas(self.reduce(F.avg_pool2d(views, 2)), (self.grid, self.grid))).flatten(1)
         return tokens, self.summary(torch.cat([positions, coarse], dim=-1).reshape(len(image), -1))

@@ -67,7 +67,7 @@ def test_the_video_hears_actions_where_few_have_labels(moving_square: Callable[.
     """At the shipped settings, with labels on a tenth of the episodes."""
     config: Any = OmegaConf.to_object(compose_config("train-generator", ["dataset=x", "labelled_fraction=0.1"]))
     shape = config.generator
-    episodes = [moving_square(seed, length=20, size=shape.image_size) for seed in range(40)]
+    episodes = [moving_square(seed, length=20, size=shape.image_size[0]) for seed in range(40)]
     write_clips(tmp_path / "clips.h5", episodes, 800, 20, "x")
     store = ClipStore.open(tmp_path / "clips.h5")
     labelled = labelled_episodes([store], config.labelled_fraction)
@@ -95,7 +95,7 @@ def test_latents_are_scaled_on_episodes_of_all_tasks(
     for episode in episodes[32:]:
         episode.images[:] = 255
     write_clips(tmp_path / "clips.h5", episodes, 240, 20, "x")
-    words = ["dataset=x", "generator.image_size=32", "generator.num_frames=9", "tokenizer_optim.steps=1"]
+    words = ["dataset=x", "image_size=32", "generator.num_frames=9", "tokenizer_optim.steps=1"]
     config: Any = OmegaConf.to_object(compose_config("train-generator", [*words, "tokenizer_optim.batch_size=1"]))
     config.generator.state_dim = config.generator.action_dim = 2
     data = TrainingData(ClipStore.open(tmp_path / "clips.h5"), config, [48], None, None, [])

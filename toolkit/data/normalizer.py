@@ -13,7 +13,7 @@ import numpy as np
 
 from toolkit.base.errors import warn
 from toolkit.data.clips import ClipStore
-from toolkit.data.episode import ACTION, IMAGE, STATE
+from toolkit.data.episode import ACTION, STATE
 
 # Least deviation of a dimension that moves, by its range: where actions span [-1, 1] as in simulators, .05.
 RELATIVE_FLOOR = 0.025
@@ -98,13 +98,17 @@ def dimension_names(stores: Sequence[ClipStore], key: str) -> list[str]:
 
 def compute_statistics(stores: Sequence[ClipStore]) -> dict[str, dict[str, np.ndarray]]:
     """Statistics of all rows of all stores, by feature key; pictures per channel as (3, 1, 1)."""
-    pictures = np.concatenate([store.frames[:: max(1, len(store.frames) // 256)] for store in stores]) / 255
-    by_channel = describe(pictures.reshape(-1, 3), 1e-3)
+    shown = [store.canvas.cells(store.frames[:: max(1, len(store.frames) // 256)]) for store in stores]
+    pictures = {}
+    for camera in stores[0].canvas.cameras:
+        values = np.concatenate([part[camera].reshape(-1, 3) for part in shown]) / 255
+        by_channel = describe(values, 1e-3)
+        pictures[camera] = {name: value.reshape(3, 1, 1) for name, value in by_channel.items()}
     state_names, action_names = (dimension_names(stores, key) for key in (STATE, ACTION))
     return {
         STATE: describe_columns([store.states for store in stores], STATE_FLOOR, state_names),
         ACTION: describe_columns([store.actions for store in stores], ACTION_FLOOR, action_names),
-        IMAGE: {name: value.reshape(3, 1, 1) for name, value in by_channel.items()},
+        **pictures,
     }
 
 

@@ -120,6 +120,19 @@ def camera_keys(info: dict[str, Any]) -> list[str]:
     return sorted(found, key=lambda key: (key != IMAGE, key))
 
 
+def picture_size(info: dict[str, Any], key: str) -> tuple[int, int]:
+    """(height, width) of a camera's pictures: LeRobot allows the colours as the first or as the last of three sizes.
+
+    Raises UserError for other shapes.
+    """
+    shape = info["features"][key]["shape"]
+    if len(shape) == 3 and 3 in (shape[0], shape[2]):
+        height, width = shape[:2] if shape[2] == 3 else shape[1:]
+        if min(height, width) > 0:
+            return height, width
+    raise UserError(f"{INFO}: '{key}' has shape {shape}; expected [height, width, 3] or [3, height, width]")
+
+
 def dimension_names(info: dict[str, Any], key: str) -> list[str]:
     """Names of a vector's dimensions that say what these are; none if the dataset gives none, or numbers alone."""
     names = feature_names(info, key)
