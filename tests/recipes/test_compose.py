@@ -347,6 +347,9 @@ def test_quotes_of_the_users_own_null_and_lists_stay_what_they_are() -> None:
     assert compose_config("train-generator", ["dataset=[a,b]"]).dataset == ["a", "b"]
     assert compose_config("train-generator", cli.keyed_words("train-generator", ["a", "b"])).dataset == ["a", "b"]
     assert cli.keyed_words("collect", ["tasks"]) == ["tasks"]
+    words = cli.keyed_words("train-generator", ["generator/action=unet", "a"])
+    assert words == ["generator/action=unet", "dataset='a'"]
+    assert compose_config("train-generator", words).generator.action.kind == "unet"
 
 
 def test_a_bare_path_may_look_like_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
