@@ -12,7 +12,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature, PreTrainedConfig
 from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
@@ -23,7 +22,7 @@ from lerobot.processor.normalize_processor import hotswap_stats
 from torch import Tensor, nn
 
 from policies.checkpoint_config import CONFIG, STRICT, Loading, check_sizes, read_config
-from policies.checkpoint_processors import NEEDED, load_processors, mode_of
+from policies.checkpoint_processors import load_processors
 from policies.checkpoints import check_savable, is_written, load_weights, try_out
 from policies.diffusion_compact import DiffusionCompactConfig
 from policies.instruction_embedding import InstructionEmbeddingProcessorStep
@@ -32,6 +31,7 @@ from policies.optimizer import own_groups
 from policies.pi05_compact import Pi05CompactConfig
 from policies.pi05_compact.processor_pi05_compact import InstructionTokenizerProcessorStep
 from policies.pi05_compact.training_draws import training_draws
+from policies.statistics import Statistics, usable_statistics
 from toolkit.base.errors import UserError, first_line, nearest
 from toolkit.base.files import atomic_directory
 from toolkit.data.batches import RNG, WHOLE
@@ -40,14 +40,10 @@ from toolkit.data.episode import (
     ACTION_DIM_IS_PAD,
     ACTION_IS_PAD,
     ENVIRONMENT_STATE,
-    IMAGE,
     STATE,
     SYNTHETIC,
     TASK,
 )
-from toolkit.data.normalizer import is_constant
-
-Statistics = dict[str, dict[str, np.ndarray]]
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "pi05_compact": Pi05CompactConfig,
@@ -75,8 +71,6 @@ VISION_ENCODERS = {
 
 # Set by the factory from the data, so they are not options.
 FEATURE_FIELDS = ("input_features", "output_features")
-
-SMALLEST_RANGE = 1e-3
 
 
 class PolicyObjective(nn.Module):
@@ -108,9 +102,15 @@ class PolicyObjective(nn.Module):
         return str(self.config.type)
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(3, H, W)."""
-        return tuple(self.config.input_features[IMAGE].shape)
+    def cameras(self) -> list[str]:
+        """Keys of the pictures that it sees, in the order of its features."""
+        return list(self.config.image_features)
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(H, W) of the pictures, which is the same for all cameras."""
+        _, height, width = self.config.image_features[self.cameras[0]].shape
+        return height, width
 
     @property
     def state_dim(self) -> int:
@@ -135,7 +135,7 @@ class PolicyObjective(nn.Module):
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         """Training loss of the policy, and what else it reports.
 
-        batch: observation.image (B, 3, H, W) float in [0, 1], observation.state (B, S), action (B, T, A),
+        batch: a picture of each camera (B, 3, H, W) float in [0, 1], observation.state (B, S), action (B, T, A),
         action_is_pad (B, T) bool, task (B strings); where a mixture has padded narrower robots, action_dim_is_pad
         (B, A) bool. Of a part of a batch (toolkit.data.batches) the mean over all parts is the loss of the whole one.
         Raises UserError if a size is not the policy's, or if it cannot leave dimensions out.
@@ -156,15 +156,18 @@ class PolicyObjective(nn.Module):
     def predict_action_chunk(self, observation: dict[str, Any], noise_seeds: Sequence[int] | None = None) -> Tensor:
         """Actions to execute next, (B, n_action_steps, A) in physical units on the CPU.
 
-        observation: as a batch of `loss`, without actions. noise_seeds: one for each sample, whose actions then do not
+        observation: as a batch of `loss`, without actions; a policy of one camera takes the only picture there is.
+        noise_seeds: one for each sample, whose actions then do not
         depend on the others; None = noise from torch's global generator. Nothing is remembered between calls. Raises
         UserError if a size is not the policy's.
         """
+        if len(self.cameras) == 1 and self.cameras[0] not in observation:
+            observation = {**observation, **dict(zip(self.cameras, cameras_in(observation).values(), strict=True))}
         self._check(observation, with_action=False)
         was_training = self.policy.training
         self.policy.eval()
         self.policy.reset()
-        kept = {key: observation[key] for key in (IMAGE, STATE, TASK)}
+        kept = {key: observation[key] for key in (*self.cameras, STATE, TASK)}
         chunk = predict_chunk(self.policy, self._prepare(kept), noise_seeds)
         self.policy.train(was_training)
         return self.postprocessor(chunk[:, : self.n_action_steps])
@@ -200,19 +203,19 @@ class PolicyObjective(nn.Module):
                 )
         prepared = self.preprocessor(batch)
         if self.config.observation_delta_indices is not None:  # the policy expects (B, n_obs_steps, ...)
-            for key in (IMAGE, STATE, ENVIRONMENT_STATE):
+            for key in (*self.cameras, STATE, ENVIRONMENT_STATE):
                 if key in prepared:
                     prepared[key] = prepared[key][:, None]
         return prepared
 
     def _check(self, batch: dict[str, Any], with_action: bool) -> None:
-        keys = (IMAGE, STATE, TASK, *((ACTION, ACTION_IS_PAD) if with_action else ()))
+        keys = (*self.cameras, STATE, TASK, *((ACTION, ACTION_IS_PAD) if with_action else ()))
         missing = [key for key in keys if key not in batch]
         if missing:
             raise UserError(f"batch: no '{missing[0]}'; expected {', '.join(keys)}")
         size = len(batch[TASK])
         expected: dict[str, tuple[int, ...]] = {
-            IMAGE: (size, *self.image_shape),
+            **dict.fromkeys(self.cameras, (size, 3, *self.picture_size)),
             STATE: (size, self.state_dim),
         }
         if with_action:
@@ -224,8 +227,9 @@ class PolicyObjective(nn.Module):
                 raise UserError(
                     f"{key}: got shape {got}, expected {shape} ({self.policy_type} policy, {size} instructions)"
                 )
-        if not batch[IMAGE].is_floating_point():
-            raise UserError(f"{IMAGE}: got {batch[IMAGE].dtype}, expected floating point in [0, 1]")
+        for camera in self.cameras:
+            if not batch[camera].is_floating_point():
+                raise UserError(f"{camera}: got {batch[camera].dtype}, expected floating point in [0, 1]")
 
     # --------------------------------------------------------------------------------------------- disk
 
@@ -259,7 +263,7 @@ class PolicyObjective(nn.Module):
         policy.config.device = device
         objective = cls(policy.to(device), *processors).eval()
         blank = {
-            IMAGE: torch.zeros(1, *objective.image_shape),
+            **{camera: torch.zeros(1, 3, *objective.picture_size) for camera in objective.cameras},
             STATE: torch.zeros(1, objective.state_dim),
             TASK: ["try"],
         }
@@ -269,19 +273,29 @@ class PolicyObjective(nn.Module):
 
 
 def _check_features(path: Path, config: PreTrainedConfig) -> None:
-    """Raise UserError unless a policy sees one picture, one state and the instruction, all of this moment."""
+    """Raise UserError unless a policy sees pictures of one size, a state and the instruction, all of this moment."""
     inputs, outputs = config.input_features or {}, config.output_features or {}
+    pictures = {key: feature.shape for key, feature in inputs.items() if feature.type is FeatureType.VISUAL}
+    if not pictures:
+        raise UserError(f"{path}: the policy has no feature of type VISUAL; expected the picture of a camera")
+    if len(set(pictures.values())) > 1:
+        sizes = ", ".join(f"'{key[:100]}' {shape}" for key, shape in list(pictures.items())[:4])
+        raise UserError(f"{path}: the policy sees pictures of several sizes, {sizes}; expected one size of all cameras")
     for features, key, kind in (
-        (inputs, IMAGE, FeatureType.VISUAL),
         (inputs, STATE, FeatureType.STATE),
         (outputs, ACTION, FeatureType.ACTION),
     ):
         if key not in features or features[key].type is not kind:
             raise UserError(f"{path}: the policy has no feature '{key}' of type {kind.value}; expected one")
-    if others := sorted({*inputs, *outputs} - {IMAGE, STATE, ENVIRONMENT_STATE, ACTION}):
-        raise UserError(f"{path}: the policy has the feature '{others[0][:100]}'; expected {IMAGE}, {STATE}, {ACTION}")
+    if others := sorted({*inputs, *outputs} - {*pictures, STATE, ENVIRONMENT_STATE, ACTION}):
+        raise UserError(f"{path}: the policy has the feature '{others[0][:100]}'; expected pictures, {STATE}, {ACTION}")
     if config.n_obs_steps != 1:
         raise UserError(f"{path}: n_obs_steps is {config.n_obs_steps}; expected 1, since batches hold one observation")
+
+
+def cameras_in(observation: dict[str, Any]) -> dict[str, Tensor]:
+    """The pictures of an observation, by camera."""
+    return {key: value for key, value in observation.items() if isinstance(value, Tensor) and value.ndim == 4}
 
 
 def check_choice(policy_type: str, options: dict[str, Any]) -> None:
@@ -297,7 +311,7 @@ def check_choice(policy_type: str, options: dict[str, Any]) -> None:
 def build_policy(
     policy_type: str,
     *,
-    image_shape: tuple[int, int, int],
+    cameras: dict[str, tuple[int, int, int]],
     state_dim: int,
     action_dim: int,
     stats: Statistics,
@@ -306,15 +320,15 @@ def build_policy(
 ) -> PolicyObjective:
     """A new policy with random weights.
 
-    policy_type: a key of CONFIGS. stats: LeRobot's statistics per feature key. options: keywords of the
-    policy's configuration. text_encoder: directory of a sentence-transformer or T5, for the diffusion policies, which
-    take the instruction as a vector. Raises UserError for an unknown type or option, a value or a picture size the
-    policy refuses, or missing statistics.
+    policy_type: a key of CONFIGS. cameras: shape (3, H, W) of the pictures by key, the same for all. stats: LeRobot's
+    statistics per feature key. options: keywords of the policy's configuration. text_encoder: directory of a
+    sentence-transformer or T5, for the diffusion policies, which take the instruction as a vector. Raises
+    UserError for an unknown type or option, a value or a picture size the policy refuses, or missing statistics.
     """
     check_choice(policy_type, options)
     config_class = CONFIGS[policy_type]
     inputs = {
-        IMAGE: PolicyFeature(FeatureType.VISUAL, tuple(image_shape)),
+        **{camera: PolicyFeature(FeatureType.VISUAL, tuple(shape)) for camera, shape in cameras.items()},
         STATE: PolicyFeature(FeatureType.STATE, (state_dim,)),
     }
     step = None
@@ -323,8 +337,10 @@ def build_policy(
         inputs[ENVIRONMENT_STATE] = PolicyFeature(FeatureType.ENV, (step.width,))
         if policy_type == "diffusion":
             # Named even where it is the size of the data: `lerobot-eval` passes on what the simulator renders.
-            large = min(image_shape[1:]) >= SMALLEST_DIFFUSION_PICTURE
-            options = {"resize_shape": image_shape[1:] if large else (SMALLEST_DIFFUSION_PICTURE,) * 2, **options}
+            _, *size = next(iter(cameras.values()))
+            if (smallest := min(size)) < SMALLEST_DIFFUSION_PICTURE:
+                size = [-(-side * SMALLEST_DIFFUSION_PICTURE // smallest) for side in size]
+            options = {"resize_shape": tuple(size), **options}
     elif text_encoder is not None:
         raise UserError(f"{policy_type} reads the words themselves; a text encoder is for the diffusion policies")
     outputs = {ACTION: PolicyFeature(FeatureType.ACTION, (action_dim,))}
@@ -346,51 +362,3 @@ def build_policy(
         after_batching = 1 + next(i for i, s in enumerate(steps) if isinstance(s, AddBatchDimensionProcessorStep))
         preprocessor.steps = [*steps[:after_batching], step, *steps[after_batching:]]
     return PolicyObjective(policy, preprocessor, postprocessor)
-
-
-def usable_statistics(stats: Statistics, config: PreTrainedConfig) -> Statistics:
-    """The statistics this policy normalises with, as float32, with no range or deviation of zero.
-
-    Raises UserError if one is missing, has another width than the feature, or is not finite.
-    """
-    features = {**(config.input_features or {}), **(config.output_features or {})}
-    result: Statistics = {}
-    for key, feature in features.items():
-        needed = NEEDED.get(mode_of(config, feature), ())
-        values = {name: np.asarray(value, dtype=np.float32) for name, value in stats.get(key, {}).items()}
-        width = (feature.shape[0], 1, 1) if feature.type is FeatureType.VISUAL else feature.shape
-        for name in needed:
-            if name not in values:
-                raise UserError(f"statistics of '{key}': no '{name}'; expected {' and '.join(needed)}")
-            if values[name].shape != tuple(width):
-                raise UserError(
-                    f"statistics of '{key}': '{name}' has shape {values[name].shape}, expected {tuple(width)}"
-                )
-            if not np.isfinite(values[name]).all():
-                raise UserError(f"statistics of '{key}': '{name}' is not finite")
-        if values:
-            result[key] = _with_width(values)
-    return result
-
-
-def _with_width(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Ranges and deviations of constant dimensions widened to SMALLEST_RANGE: LeRobot would divide them by 1e-8.
-
-    Of others, however small their units, to such a share of what the dimension spans.
-    """
-    values = dict(values)
-    width: Any = np.float32(SMALLEST_RANGE)
-    if {"min", "max"} <= values.keys():
-        low, high = values["min"], values["max"]
-        width = np.where(is_constant(low, high), width, SMALLEST_RANGE * (high - low)).astype(np.float32)
-    for low_name, high_name in (("q01", "q99"), ("q10", "q90"), ("min", "max")):
-        if low_name in values and high_name in values:
-            middle = (values[low_name] + values[high_name]) / 2
-            half = np.maximum((values[high_name] - values[low_name]) / 2, width / 2)
-            values[low_name], values[high_name] = middle - half, middle + half
-    if {"q01", "q99", "min", "max"} <= values.keys():  # whoever computed them put the floor on the quantiles
-        values["min"] = np.minimum(values["min"], values["q01"])
-        values["max"] = np.maximum(values["max"], values["q99"])
-    if "std" in values:
-        values["std"] = np.maximum(values["std"], width)
-    return values

@@ -19,6 +19,7 @@ from timm.models.resnetv2 import PreActBasic
 from torch import Tensor, nn
 
 from toolkit.base.errors import UserError, nearest
+from toolkit.data.images import inner_size
 
 STRIDE = 8
 COMPACT = "compact"
@@ -98,6 +99,16 @@ class ObservationEncoder(nn.Module):
         # Concatenation, not averaging: a pixel is about a centimetre, and an average forgets which cell it was.
         tokens = F.pixel_unshuffle(features, 2).flatten(2).transpose(1, 2)  # (B, N, 4C)
         return self.project(tokens) + self.position
+
+
+def letterboxed(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 3, H, W) in [0, 1] to (B, 3, *size), never stretched: what it does not cover is black."""
+    if tuple(image.shape[2:]) == size:
+        return image
+    height, width = inner_size(image.shape[2:], size)
+    inner = F.interpolate(image, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return F.pad(inner, (left, size[1] - width - left, top, size[0] - height - top))
 
 
 def _load_strictly(backbone: nn.Module, path: Path) -> None:

@@ -16,10 +16,10 @@ from torch import Tensor
 from policies.checkpoint_config import STRICT, Loading, read_config
 from policies.checkpoint_processors import load_processors
 from policies.checkpoints import load_weights, try_out
-from policies.factory import CONFIGS, PolicyObjective
+from policies.factory import CONFIGS, PolicyObjective, cameras_in
 from toolkit.base.errors import UserError
 from toolkit.base.randomness import isolated_randomness
-from toolkit.data.episode import IMAGE, STATE, TASK
+from toolkit.data.episode import STATE, TASK
 
 
 class StockPolicy:
@@ -39,9 +39,10 @@ class StockPolicy:
         self.policy_type = str(policy.config.type)
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        """(3, H, W)."""
-        return tuple((self.policy.config.input_features or {})[self.image_key].shape)
+    def picture_size(self) -> tuple[int, int]:
+        """(H, W)."""
+        _, height, width = (self.policy.config.input_features or {})[self.image_key].shape
+        return height, width
 
     def reset(self) -> None:
         """Forget the scene before."""
@@ -60,7 +61,8 @@ class StockPolicy:
         got = tuple(observation[STATE].shape)
         if feature is not None and got != (1, *feature.shape):
             raise UserError(f"{STATE}: got shape {got}, expected {(1, *feature.shape)} ({self.policy_type} policy)")
-        frame = {self.image_key: observation[IMAGE], STATE: observation[STATE], TASK: observation[TASK]}
+        (picture,) = cameras_in(observation).values()
+        frame = {self.image_key: picture, STATE: observation[STATE], TASK: observation[TASK]}
         with nullcontext() if noise_seeds is None else isolated_randomness(*noise_seeds):
             return self.postprocessor(self.policy.select_action(self.preprocessor(frame)))[:, None]
 
@@ -83,7 +85,7 @@ def load_policy(directory: str | Path, device: str = "cpu", loading: Loading = S
     stock = StockPolicy(policy.to(device).eval(), *processors, image_key)
     features = config.input_features or {}
     state = features[STATE].shape if STATE in features else (1,)
-    blank = {IMAGE: torch.zeros(1, *features[image_key].shape), STATE: torch.zeros(1, *state), TASK: ["try"]}
+    blank = {image_key: torch.zeros(1, *features[image_key].shape), STATE: torch.zeros(1, *state), TASK: ["try"]}
     stock.reset()
     try_out(directory, lambda: stock.predict_action_chunk(blank), (1, 1, 0))  # some types give more than the robot has
     stock.reset()

@@ -26,9 +26,10 @@ from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
 from toolkit.data.cache import build_clips, open_clips
 from toolkit.data.cached_files import fingerprint
+from toolkit.data.canvas import Canvas
 from toolkit.data.clips import ClipStore, ClipTable, create_clips
 from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
-from toolkit.data.formats.lerobot_layout import read_info
+from toolkit.data.formats.lerobot_layout import picture_size, read_info
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.benchmark_results import BenchmarkDataResult, Ratio, Row
@@ -165,7 +166,8 @@ def _readers(config: BenchmarkDataConfig, store: ClipStore, video: Path, images:
 
 def _build(dataset: Path, image_size: int, workers: int, path: Path) -> Reader:
     def read() -> int:
-        build_clips(dataset, image_size, IMAGE, "benchmark", fingerprint(dataset), workers, path)
+        canvas = Canvas({IMAGE: picture_size(read_info(dataset), IMAGE)}, (image_size, image_size))
+        build_clips(dataset, canvas, "benchmark", fingerprint(dataset), workers, path)
         return len(ClipStore.open(path).frames)
 
     return read
@@ -178,8 +180,9 @@ def _memory(config: BenchmarkDataConfig, path: Path) -> list[Row]:
     episodes = max(1, config.large_gigabytes * 10**9 // (size * size * 3 * length))
     blank = np.zeros((episodes * length, 4), np.float32)
     lengths = np.full(episodes, length)
-    table = ClipTable(blank, blank, lengths, ["none"] * episodes, [{}] * episodes, 20, "large")
-    create_clips(path, table, (size, size, 3))
+    canvas = Canvas.single((size, size))
+    table = ClipTable(blank, blank, lengths, ["none"] * episodes, [{}] * episodes, 20, "large", canvas)
+    create_clips(path, table)
     del blank, table
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # a process without LeRobot in it
         anonymous, mapped, count = pool.submit(

@@ -33,6 +33,7 @@ from toolkit.base.errors import UserError, nearest
 from toolkit.base.reading import read_json
 from toolkit.base.run import Run
 from toolkit.base.typed_json import from_json, to_json
+from toolkit.data.images import as_size
 from toolkit.evaluation.distribution import i3d_features
 from toolkit.evaluation.systems import HOW_TO_READ
 from toolkit.reporting.benchmark_record import bounds_text, write_record
@@ -65,8 +66,8 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> BenchmarkGeneratorsResul
         found = evaluations(config, root, suite)
         rows += suite_rows(suite, found)
         rows += training_rows(config, root, suite, trainings)
-        shape = trainings[f"{config.reference}_{suite}_{config.seeds[0]}"].generator
-        rows += set_rows(config, root, data[suite], suite, found, shape)
+        training = trainings[f"{config.reference}_{suite}_{config.seeds[0]}"]
+        rows += set_rows(config, root, data[suite], suite, found, training)
         rows.append(ceiling_row(suite, root / f"replay_{data[suite]}"))
         comparisons += suite_comparisons(config, suite, found)
     notes = {
@@ -124,8 +125,9 @@ def check(config: BenchmarkGeneratorsConfig) -> None:
     if config.i3d is not None:
         for suite in config.suites:
             words = ["dataset=x", *config.conditions[suite].train, *config.train]
-            shape = compose_config("train-generator", words).generator
-            i3d_features(config.i3d, np.zeros((1, shape.num_frames, shape.image_size, shape.image_size, 3), np.uint8))
+            training = compose_config("train-generator", words)
+            size = as_size(training.image_size, "image_size")
+            i3d_features(config.i3d, np.zeros((1, training.generator.num_frames, *size, 3), np.uint8))
 
 
 def makes_actions(system: str) -> bool:

@@ -18,6 +18,7 @@ from toolkit.base.errors import UserError
 from toolkit.base.record import RECORD, read_record
 from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
+from toolkit.data.formats.lerobot_read import read_table
 from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.systems import HOW_TO_READ, Trained, compare_success, measured_success
 from toolkit.reporting.benchmark_record import bounds_text, write_record
@@ -142,7 +143,7 @@ def all_scenes_known(root: Path, name: str, checkpoints: int) -> bool:
 
 
 def learned_from(checkpoint: str) -> frozenset[str] | None:
-    """Identities of the synthetic datasets that a policy learned from, and that one that it goes on from.
+    """Identities of the generators behind what a policy learned from, and behind that which it goes on from.
 
     By the run.json beside it; None where there is none, as for checkpoints of the Hub.
     """
@@ -151,15 +152,29 @@ def learned_from(checkpoint: str) -> frozenset[str] | None:
         return None
     record = read_record(directory)
     config, ids = record["config"], {entry["path"]: entry["id"] for entry in record["data"]}
-    own = frozenset(ids.get(str(path), str(path)) for path in config.get("synthetic") or [])
+    own = frozenset[str]()
+    for path in map(str, config.get("synthetic") or []):
+        own |= generators_behind(path) or {ids.get(path, path)}
+    for path in map(str, config.get("real") or []):  # of which a merged one holds synthetic episodes too
+        own |= generators_behind(path)
     if record["command"] == "pretrain" or not config.get("checkpoint"):
         return own
     earlier = learned_from(str(config["checkpoint"]))
     return None if earlier is None else own | earlier
 
 
+def generators_behind(dataset: str) -> frozenset[str]:
+    """Generators that made episodes of a dataset, by its notes; none where it is gone or does not say."""
+    try:
+        rows = read_table(Path(dataset)).metadata
+    except UserError:
+        return frozenset()
+    made = [row.get("generator_id") for row in rows if row.get("source") == "synthetic"]
+    return frozenset(identity for identity in made if isinstance(identity, str) and identity)
+
+
 def labels_of(checkpoints: Sequence[str], learned: Sequence[frozenset[str] | None]) -> list[Hashable]:
-    """What makes a cluster of each checkpoint: its synthetic episodes, where there are none it alone."""
+    """What makes a cluster of each checkpoint: its generators, where there are none it alone."""
     return [found or checkpoint for checkpoint, found in zip(checkpoints, learned, strict=True)]
 
 

@@ -202,7 +202,7 @@ def _is_bare(command: str, word: str) -> bool:
         return False
     from recipes.kinds import kind_of
 
-    if sign and kind_of(command, key.lstrip("+")) is not None:
+    if sign and kind_of(command, key.lstrip("+").replace("/", ".")) is not None:  # generator/action is a group
         return False
     with suppress(OSError, ValueError):
         if os.path.lexists(word):

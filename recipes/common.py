@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, warn
 from toolkit.base.run import Run
 from toolkit.data.cache import open_clips
 from toolkit.data.cached_files import remembered_id
+from toolkit.data.canvas import Canvas
 from toolkit.data.clips import ClipStore
+from toolkit.data.conventions import Conventions
 from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import Notes, add_notes
 from toolkit.data.formats.lerobot_read import open_notes
@@ -35,9 +38,27 @@ def user_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def load_clips(run: Run, source: str | Path, image_size: int, image_key: str, notes: Sequence[Notes] = ()) -> ClipStore:
+@dataclass(frozen=True)
+class Pictures:
+    """Which cameras of datasets are read, at which (height, width), and what other names they have there."""
+
+    size: tuple[int, int]
+    cameras: Sequence[str] = ()
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def trained_on(cls, canvas: Canvas, config: Any, trained: Conventions) -> Pictures:
+        """Those of a checkpoint; the config may name the same cameras, and give other names."""
+        return cls(canvas.cell, trained.cameras_of(config.cameras), config.rename)
+
+    def as_in(self, store: ClipStore) -> Pictures:
+        """Of the further datasets: the cameras of the first one."""
+        return replace(self, cameras=list(store.canvas.cameras))
+
+
+def load_clips(run: Run, source: str | Path, pictures: Pictures, notes: Sequence[Notes] = ()) -> ClipStore:
     """Clips of a dataset with what is noted of its episodes, entered in the run record."""
-    store = open_clips(source, image_size, image_key)
+    store = open_clips(source, pictures.size, pictures.cameras, pictures.rename)
     run.add_data(source, store.source_id, store.num_episodes)
     ids = store.episode_ids if notes else []
     scenes = [read_scenes(Path(source) / "meta"), *(note.seen_scenes for note in notes if note.of(ids) is not None)]
@@ -50,9 +71,13 @@ def load_clips(run: Run, source: str | Path, image_size: int, image_key: str, no
     )
 
 
-def load_synthetic(run: Run, source: str | Path, image_size: int, notes: Sequence[Notes] = ()) -> ClipStore:
-    """As `load_clips`, of episodes that synthesize wrote: under a key of its own, whichever camera they imitate."""
-    return replace(load_clips(run, source, image_size, IMAGE, notes), camera="")
+def load_all(run: Run, sources: Sequence[str], pictures: Pictures, notes: Sequence[Notes] = ()) -> list[ClipStore]:
+    """Clips of several datasets, all of the same cameras: those of the first, where none is named."""
+    stores = list[ClipStore]()
+    for source in sources:
+        stores.append(load_clips(run, source, pictures, notes))
+        pictures = pictures.as_in(stores[0])
+    return stores
 
 
 def seen_behind(store: ClipStore) -> SeenScenes:
@@ -101,6 +126,19 @@ def check_unseen(command: str, checkpoint: str, scenes: SeenScenes, allow_seen: 
     return None if not count and UNKNOWN in {*seen, *scenes} else count
 
 
+def check_simulated(checkpoint: str | Path, remedy: str) -> None:
+    """Warn if a checkpoint was trained on pictures that are not the simulator's.
+
+    Raises UserError if it was at another rate, or on dimensions of other names.
+    """
+    from toolkit.envs.metaworld import MetaWorldEnv
+
+    env, trained = MetaWorldEnv, Conventions.of(checkpoint)
+    trained.check(Conventions("the simulator", env.fps, env.state_names, env.action_names), remedy=remedy)
+    if (cameras := trained.cameras_of([])) != [IMAGE]:
+        warn(f"{checkpoint}: was trained on the pictures of {', '.join(cameras)}; the simulator shows one of its own")
+
+
 def _listed(seeds: list[int], most: int = 5) -> str:
     """Some numbers in words; of many the first and the last."""
     shown = [str(seed) for seed in seeds]
@@ -111,6 +149,11 @@ def load_generator(path: str | Path, device: str, max_parameters: int = MOST_PAR
     """A trained generator. Raises UserError if the directory holds none, or one with more numbers than allowed."""
     with user_errors():
         return Generator.from_pretrained(path, device, max_parameters)
+
+
+def canvas_of(generator: Generator, trained: Conventions) -> Canvas:
+    """Cameras of a generator, and where its pictures show them; one that fills them where the checkpoint is silent."""
+    return trained.canvas or Canvas.single(generator.config.image_size)
 
 
 def instruction_encoder(

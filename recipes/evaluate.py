@@ -8,12 +8,12 @@ from policies.checkpoint_config import Loading
 from policies.checkpoints import checkpoint_directory
 from policies.factory import PolicyObjective
 from policies.stock import load_policy
-from recipes.common import check_unseen, distinct_tasks, load_clips, pick_device, weights_id
+from recipes.common import Pictures, check_simulated, check_unseen, distinct_tasks, load_clips, pick_device, weights_id
 from recipes.schema import EvaluateConfig
-from toolkit.base.errors import UserError, nearest, warn
+from toolkit.base.errors import UserError, nearest
 from toolkit.base.run import Run
 from toolkit.data.conventions import Conventions
-from toolkit.data.episode import IMAGE
+from toolkit.data.images import as_size
 from toolkit.data.seen_scenes import merge
 from toolkit.envs.metaworld import instructions, scene_stream
 from toolkit.envs.shifts import SUITES
@@ -23,6 +23,8 @@ from toolkit.evaluation.statistics import rollout_rates
 from toolkit.reporting.media import grid, write_video
 from toolkit.reporting.results import Media, OpenLoop, OpenLoopResult, RolloutResult
 from toolkit.training.runtime import seed_everything, set_threads
+
+RETUNE = "fine-tune the policy on such data"
 
 
 def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
@@ -46,8 +48,7 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     policy = load_policy(checkpoint, pick_device(config.runtime), loading)
     identity = weights_id(checkpoint)
     run.add_data(config.checkpoint, identity)
-    if (camera := Conventions.of(checkpoint).camera) not in ("", IMAGE):
-        warn(f"{checkpoint}: was trained on the pictures of {camera}; the simulator shows one of its own")
+    check_simulated(checkpoint, remedy=RETUNE)
     if isinstance(policy, PolicyObjective):
         policy.check_instructions([instructions()[task] for task in tasks if task in instructions()])
     own = {suite: SUITES[suite].positions for suite in config.suites}
@@ -66,7 +67,7 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
             policy,
             scenes[suite],
             max_steps=config.max_steps,
-            image_size=config.image_size or policy.image_shape[1],
+            image_size=as_size(config.image_size or list(policy.picture_size), "image_size"),
             suite=SUITES[suite],
             record_first=3,
             seed=config.seed,
@@ -95,9 +96,9 @@ def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLo
     identity = weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
     trained = Conventions.of(config.checkpoint)
-    size = config.image_size or policy.image_shape[1]
-    store = load_clips(run, dataset, size, trained.camera_of(config.image_key))
-    trained.check(store, remedy="fine-tune the policy on such data")
+    size = as_size(config.image_size or list(policy.picture_size), "image_size")
+    store = load_clips(run, dataset, Pictures(size, trained.cameras_of(config.cameras), config.rename))
+    trained.check(store, remedy=RETUNE)
     policy.check_instructions(store.tasks)
     return OpenLoopResult(
         policy=policy.policy_type,

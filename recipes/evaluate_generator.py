@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from recipes.common import (
+    Pictures,
+    canvas_of,
     check_unseen,
     instruction_encoder,
     load_clips,
@@ -19,6 +21,7 @@ from recipes.common import (
     weights_id,
 )
 from recipes.schema import EvaluateGeneratorConfig
+from recipes.start_scenes import scene_seeds
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
 from toolkit.base.progress import progress
@@ -56,7 +59,8 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
     run.add_data(config.checkpoint, identity)
     notes = load_notes(run, config.notes)
     trained = Conventions.of(config.checkpoint)
-    store = load_clips(run, config.dataset, shape.image_size, trained.camera_of(config.image_key), notes)
+    pictures = Pictures.trained_on(canvas_of(generator, trained), config, trained)
+    store = load_clips(run, config.dataset, pictures, notes)
     check_used(notes)
     trained.check(store, remedy=RETRAIN)
     for name, found, wanted in (
@@ -111,10 +115,11 @@ def sample_all(
 
     That is, seconds in all and evaluations of the generator per pair.
 
-    The noise of a pair depends on the seed and the episode alone, so systems are compared on equal terms.
+    The noise of a pair depends on the seed and the scene alone, so systems are compared on equal terms.
     """
     encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
     sampler, parts, seconds = config.sampler, [], 0.0
+    seeds = scene_seeds(config.seed, clips.store.metadata)
     bar = progress(description="sample", total=len(episodes), unit="pair")
     for start in range(0, len(episodes), config.batch_size):
         part = episodes[start : start + config.batch_size]
@@ -134,7 +139,7 @@ def sample_all(
                 guidance_scale=sampler.guidance_scale,
                 method=sampler.method,
                 order=sampler.order,
-                rng=[torch.Generator().manual_seed(config.seed * 1_000_003 + int(episode)) for episode in part],
+                rng=[torch.Generator().manual_seed(seeds[episode]) for episode in part],
                 **given,
             )
         seconds += time.perf_counter() - began

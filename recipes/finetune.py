@@ -34,14 +34,14 @@ def run(config: FinetuneConfig, run: Run) -> PretrainResult:
     sources = load_mixture(
         config,
         run,
-        camera=trained.camera_of(config.image_key),
-        size=objective.image_shape[1],
+        cameras=trained.cameras_of(config.cameras),
+        size=objective.picture_size,
         state_dim=objective.state_dim,
         action_dim=objective.action_dim,
         asked_by=config.checkpoint,
     )
-    if sources[0].store.image_size != objective.image_shape[1]:
-        raise UserError(f"image_size={config.image_size}; {config.checkpoint} expects {objective.image_shape[1]}")
+    if sources[0].store.canvas.cell != objective.picture_size:
+        raise UserError(f"image_size={config.image_size}; {config.checkpoint} expects {list(objective.picture_size)}")
     before = None if config.refit_statistics else Conventions.read(config.checkpoint)
     if before is not None:
         for source in sources:

@@ -27,7 +27,6 @@ from toolkit.evaluation.systems import Trained, compare_means, compare_success, 
 from toolkit.evaluation.validity import rank_agreement, validity_card
 from toolkit.reporting.benchmark_results import Difference, Row
 from toolkit.reporting.results import EvaluateGeneratorResult, ReplayResult, TrainGeneratorResult
-from vag_core.config import GeneratorConfig
 
 VIDEO_SOURCE = "vag_grid"  # its video branch, trained beside a head that sends no gradient back, serves the others
 READERS = ("vag_published", "two_stage_temporal", "two_stage_resnet")
@@ -122,7 +121,12 @@ def training_cost(directory: Path, config: TrainGeneratorConfig) -> dict[str, fl
 
 
 def set_rows(
-    config: BenchmarkGeneratorsConfig, root: Path, data: str, suite: str, found: Evaluations, shape: GeneratorConfig
+    config: BenchmarkGeneratorsConfig,
+    root: Path,
+    data: str,
+    suite: str,
+    found: Evaluations,
+    training: TrainGeneratorConfig,
 ) -> list[Row]:
     """Distances between sets: of clips, of pairs of video and actions, and inverse dynamics on the pairs.
 
@@ -130,7 +134,7 @@ def set_rows(
     to each other; `shuffled` is the same set with its actions exchanged within each task. Values of training seeds are
     averaged; the bounds are the least and most of theirs.
     """
-    metric, real = (recorded_pairs(root / f"{part}_{data}/dataset", shape) for part in ("metric", "held_out"))
+    metric, real = (recorded_pairs(root / f"{part}_{data}/dataset", training) for part in ("metric", "held_out"))
     path = root / f"clip_encoder_{suite}.safetensors"
     if not path.exists():
         save_clip_encoder(train_clip_encoder(metric.clips, config.encoder_steps, config.seeds[0]), path)
@@ -169,23 +173,27 @@ def set_rows(
                     for one in (encoder, *others)
                 ]
         for metric_name, values in measured.items():
-            beside = ("value", "floor", "shuffled", "real", "mean")
-            more: dict[str, Any] = {key: np.mean([v[key] for v in values]).item() for key in beside if key in values[0]}
-            more |= {key: values[0][key] for key in ("encoder_id",) if key in values[0]}
-            row: Any = {"low": min(v["low"] for v in values), "high": max(v["high"] for v in values)}
-            row |= {"value": more.pop("value"), "n": values[0]["n"], "seeds": len(values), "more": more}
-            rows.append(Row(system=system, suite=suite, metric=metric_name, **row))
+            rows.append(Row(system=system, suite=suite, metric=metric_name, **over_seeds(values)))
     table = np.array(list(ranks.values())).T  # (encoders, videos of a system and training seed)
     if len(ranks) >= FEWEST_RANKED:
         agreement = rank_agreement(table)
-        row = {"value": agreement["mean"], "low": agreement["lowest"], "high": 1.0, "n": 1 + len(others), "seeds": 1}
-        rows.append(Row(system="clip_encoders", suite=suite, metric="rank_agreement", **row))
+        row: Any = {"value": agreement["mean"], "low": agreement["lowest"], "high": 1.0, "n": 1 + len(others)}
+        rows.append(Row(system="clip_encoders", suite=suite, metric="rank_agreement", seeds=1, **row))
     return rows
 
 
-def recorded_pairs(dataset: Path, shape: GeneratorConfig) -> Pairs:
+def over_seeds(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Fields of a row: means over training seeds, the bounds the least and most of theirs."""
+    beside = ("value", "floor", "shuffled", "real", "mean")
+    more: dict[str, Any] = {key: np.mean([v[key] for v in values]).item() for key in beside if key in values[0]}
+    more |= {key: values[0][key] for key in ("encoder_id",) if key in values[0]}
+    row: Any = {"low": min(v["low"] for v in values), "high": max(v["high"] for v in values)}
+    return {**row, "value": more.pop("value"), "n": values[0]["n"], "seeds": len(values), "more": more}
+
+
+def recorded_pairs(dataset: Path, training: TrainGeneratorConfig) -> Pairs:
     """The first window of every recorded episode."""
-    store = open_clips(dataset, shape.image_size)
+    shape, store = training.generator, open_clips(dataset, training.image_size)
     clips = GeneratorClips(store, 1, shape.num_frames, 0, False, shape.frame_stride)
     window = clips.window(np.arange(store.num_episodes))
     return Pairs(window["frames"], window["actions"])

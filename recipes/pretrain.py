@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from policies.factory import CONFIGS, PolicyObjective, build_policy, check_choice
-from recipes.common import load_clips, load_notes, load_synthetic, seen_behind, speed
+from recipes.common import Pictures, load_all, load_notes, seen_behind, speed
 from recipes.lerobot_files import write_model_card, write_train_config
 from recipes.schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.base.errors import UserError, warn
@@ -18,8 +18,8 @@ from toolkit.base.run import Run
 from toolkit.data.batches import Augmented, BatchSource, Mixture, WeightedDataset, make_sources
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
-from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import check_used
+from toolkit.data.images import as_size
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_of, write_scenes
 from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
@@ -37,7 +37,7 @@ def run(config: PretrainConfig, run: Run) -> PretrainResult:
     store = sources[0].store
     objective = build_policy(
         config.policy.type,
-        image_shape=(3, *store.frames.shape[1:3]),
+        cameras=dict.fromkeys(store.canvas.cameras, (3, *store.canvas.cell)),
         state_dim=store.states.shape[1],
         action_dim=store.actions.shape[1],
         stats=compute_statistics([source.unpadded for source in sources if source.weight]),
@@ -55,11 +55,11 @@ def words_read(config: PretrainConfig, sources: Sequence[WeightedDataset]) -> di
 
 
 def load_mixture(
-    config: PolicyTrainingConfig, run: Run, camera: str | None = None, size: int = 64, **widths: Any
+    config: PolicyTrainingConfig, run: Run, cameras: Sequence[str] = (), size: Sequence[int] = (64, 64), **widths: Any
 ) -> list[WeightedDataset]:
     """All datasets, with the share of each; widths as `make_sources`.
 
-    camera: of the recorded ones; size: of the pictures, unless the config says another.
+    cameras: all of the first dataset where none is named; size: of the pictures, unless the config says another.
 
     Raises UserError if the fraction does not fit the datasets, or these not each other.
     """
@@ -72,15 +72,18 @@ def load_mixture(
     if fraction is not None and fraction < 1 and not config.real:
         raise UserError(f"synthetic_fraction={fraction} needs real=[DATASET]")
     notes = load_notes(run, config.notes)
-    camera, size = camera or config.image_key or IMAGE, config.image_size or size
+    pictures = Pictures(
+        as_size(config.image_size or list(size), "image_size"), cameras or config.cameras, config.rename
+    )
+    stores = load_all(run, [*config.real, *config.synthetic], pictures, notes)
     real, mixed_in = [], list[ClipStore]()
-    for store in [load_clips(run, path, size, camera, notes) for path in config.real]:
+    for store in stores[: len(config.real)]:
         recorded, generated = by_origin(store)
         real.append(recorded)
         mixed_in += generated
     if config.episodes_per_task is not None:
         real = [subset(store, first_of_each(store, config.episodes_per_task)) for store in real]
-    generated = [*mixed_in, *(load_synthetic(run, path, size, notes) for path in config.synthetic)]
+    generated = [*mixed_in, *stores[len(config.real) :]]
     chosen = [chosen_synthetic(config, store) for store in generated]
     check_used(notes)
     synthetic = [store for store, _ in chosen]

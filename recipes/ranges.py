@@ -50,7 +50,7 @@ def _check(command: str, key: str, around: str, value: Any, kind: Kind) -> None:
     if value is None or value == "???":
         if around != "{}" and origin is None and (value == "???" or kind.told.get("paths")):
             raise UserError(f"{command}: {shown}: expected a value")
-        if kind.type is Any and around == "{}" and value is None:
+        if kind.type is Any and around == "{}" and value is None and not kind.told.get("none"):
             what = "number" if kind.told.get("numbers") else "path"
             raise UserError(f"{command}: {shown}: expected a {what}, or a list of {what}s")
     elif is_dataclass(kind.type):

@@ -43,8 +43,9 @@ class CommonConfig:
     seed: int = option(0, "of all randomness that is not a scene; scenes have first_seed", least=0, most=MOST_SEED)
 
 
-CAMERA = "camera, by its key in the dataset; null = that of the checkpoint, observation.image where it says none"
-PICTURES = "pixels a side of the pictures; null = those of the checkpoint, 64 where there is none"
+CAMERAS = "by their keys in the dataset; [] = those of the checkpoint, all of the data where there is none"
+RENAME = "other names for cameras of the datasets, {their key: the key wanted}"
+PICTURES = "height and width of each camera's picture, [h,w], or one number for both; null = those of the checkpoint"
 NOTES = "run directories of replay and score, or datasets, that say more of these episodes; the last counts"
 
 
@@ -147,7 +148,15 @@ class TrainGeneratorConfig(CommonConfig):
     dataset_shares: list[float] | None = option(
         None, "of the clips, for each of all these; null = by number of episodes", least=0, most=1_000_000_000
     )
-    image_key: str = option("observation.image", "camera, by its key in the dataset")
+    cameras: list[str] = option([], "by their keys in the dataset; [] = all of the data")
+    rename: dict[str, str] = option({}, RENAME)
+    image_size: Any = option(
+        64,
+        "height and width of each camera's picture, [h,w], or one number for both; letterboxed, never stretched",
+        least=4,
+        most=MOST_PIXELS,
+        numbers=True,
+    )
     random_start: bool = option(False, "windows from anywhere in the episode, not only from its start")
     labelled_fraction: Any = option(
         1.0,
@@ -186,7 +195,8 @@ class SynthesizeConfig(CommonConfig):
     allow_seen: bool = option(False, "generate from scenes that the generator was trained on")
     scenes_from: str | None = option(None, "take first pictures from this dataset instead of the simulator")
     notes: list[str] = option([], NOTES)
-    image_key: str | None = option(None, CAMERA)
+    cameras: list[str] = option([], CAMERAS)
+    rename: dict[str, str] = option({}, RENAME)
     instruction_encoder: str | None = option(
         None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
     )
@@ -218,7 +228,8 @@ class EvaluateGeneratorConfig(CommonConfig):
     replay: bool = option(True, "execute the actions where the episodes name a scene of the simulator")
     keep_samples: bool = option(False, "write the pairs to samples.npz")
     allow_seen: bool = option(False, "evaluate on scenes that the generator was trained on")
-    image_key: str | None = option(None, CAMERA)
+    cameras: list[str] = option([], CAMERAS)
+    rename: dict[str, str] = option({}, RENAME)
     instruction_encoder: str | None = option(
         None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
     )
@@ -234,8 +245,9 @@ class ScoreConfig(CommonConfig):
     dataset: str = option(MISSING, "episodes written by synthesize: LeRobotDataset v3 directory or clip file")
     checkpoint: str | None = option(None, "generator, for score_cycle_error")
     real: list[str] = option([], "what the generator learned from, for limits and copies")
-    image_key: str | None = option(None, CAMERA)
-    image_size: int | None = option(None, PICTURES, least=4, most=MOST_PIXELS)
+    cameras: list[str] = option([], CAMERAS)
+    rename: dict[str, str] = option({}, RENAME)
+    image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
     instruction_encoder: str | None = option(
         None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
     )
@@ -284,8 +296,9 @@ class PolicyTrainingConfig(CommonConfig):
     select: list[str] = option([], "synthetic episodes by score: score_cycle_error<=0.2, or <=50%")
     weight_by: str | None = option(None, "score whose best synthetic episodes are drawn most often")
     shuffle_actions: bool = option(False, "synthetic episodes get the actions of others of their task: a control")
-    image_key: str | None = option(None, CAMERA)
-    image_size: int | None = option(None, PICTURES, least=4, most=MOST_PIXELS)
+    cameras: list[str] = option([], CAMERAS)
+    rename: dict[str, str] = option({}, RENAME)
+    image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
     optim: OptimConfig = part(OptimConfig, "training")
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
@@ -311,7 +324,8 @@ class EvaluateConfig(CommonConfig, LoadingConfig):
     dataset: str | None = option(
         None, "instead of rollouts: open-loop error on these episodes (LeRobotDataset, clip file)"
     )
-    image_key: str | None = option(None, CAMERA)
+    cameras: list[str] = option([], CAMERAS)
+    rename: dict[str, str] = option({}, RENAME)
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
     suites: list[str] = option(
         ["unseen"], "which scenes: unseen ones, other object positions, looks, words, tasks", choices=SUITES
@@ -327,7 +341,7 @@ class EvaluateConfig(CommonConfig, LoadingConfig):
     first_seed: int = option(500_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
     allow_seen: bool = option(False, "roll out on scenes that the policy was trained on")
     max_steps: int = option(100, "steps after which a rollout has failed", least=1, most=MOST_LENGTH)
-    image_size: int | None = option(None, PICTURES, least=4, most=MOST_PIXELS)
+    image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 

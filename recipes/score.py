@@ -5,16 +5,26 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from recipes.common import instruction_encoder, load_clips, load_generator, pick_device, user_errors, weights_id
+from recipes.common import (
+    Pictures,
+    canvas_of,
+    instruction_encoder,
+    load_all,
+    load_generator,
+    pick_device,
+    user_errors,
+    weights_id,
+)
 from recipes.schema import ScoreConfig
+from recipes.start_scenes import scene_seeds
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.batches import GeneratorClips, to_tensors
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import RETRAIN, Conventions
-from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import FILE, write_notes
+from toolkit.data.images import as_size
 from toolkit.data.normalizer import STATE_FLOOR, describe
 from toolkit.evaluation.action_metrics import action_distance
 from toolkit.evaluation.episode_scores import Limits, limit_excess, nearest_distance
@@ -31,17 +41,18 @@ def run(config: ScoreConfig, run: Run) -> ScoreResult:
     if config.checkpoint is None and not config.real:
         raise UserError("score: give checkpoint=GENERATOR for the cycle error, real=[DATASET] for the others, or both")
     set_threads(config.runtime)
-    generator, identity, camera, size = None, None, config.image_key or IMAGE, config.image_size or 64
+    generator, identity = None, None
+    pictures = Pictures(as_size(config.image_size or 64, "image_size"), config.cameras, config.rename)
     if config.checkpoint is not None:
         generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
         identity = weights_id(config.checkpoint)
         run.add_data(config.checkpoint, identity)
-        camera = Conventions.of(config.checkpoint).camera_of(config.image_key)
-        size = config.image_size or generator.config.image_size
-    store = load_clips(run, config.dataset, size, config.image_key or IMAGE)  # as synthesize names it
+        trained = Conventions.of(config.checkpoint)
+        pictures = Pictures.trained_on(canvas_of(generator, trained), config, trained)
+    store, *real = load_all(run, [config.dataset, *config.real], pictures)
     scores: dict[str, list[float]] = {}
     if config.real:
-        scores |= against_real(store, [load_clips(run, path, size, camera) for path in config.real])
+        scores |= against_real(store, real)
     if generator is not None:
         Conventions.of(str(config.checkpoint)).check(store, remedy=RETRAIN)
         scores["score_cycle_error"] = cycle_errors(config, generator, store)
@@ -92,6 +103,7 @@ def cycle_errors(config: ScoreConfig, generator: Generator, store: ClipStore) ->
             raise UserError(f"{store.name}: {name} are {found} wide; {checkpoint} was trained on {width}")
     clips = GeneratorClips(store, 1, shape.num_frames, 0, False, shape.frame_stride)
     errors: list[float] = []
+    seeds = scene_seeds(config.seed, store.metadata)
     bar = progress(description="cycle error", total=store.num_episodes, unit="ep")
     for part in np.array_split(np.arange(store.num_episodes), -(-store.num_episodes // config.batch_size)):
         batch = to_tensors(clips.window(part))
@@ -101,7 +113,7 @@ def cycle_errors(config: ScoreConfig, generator: Generator, store: ClipStore) ->
                 batch["states"][:, 0],
                 encode(batch["instruction"]),
                 frames=batch["frames"],
-                rng=[torch.Generator().manual_seed(int(episode)) for episode in part],
+                rng=[torch.Generator().manual_seed(seeds[episode]) for episode in part],
             ).actions.cpu()
         for i, padded in enumerate(batch["is_pad"].numpy()):
             steps = int((~padded).sum())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,29 +12,26 @@ import numpy as np
 import torch
 
 from recipes.common import (
+    canvas_of,
     check_unseen,
-    distinct_tasks,
     instruction_encoder,
-    load_clips,
     load_generator,
-    load_notes,
     pick_device,
     user_errors,
     weights_id,
 )
 from recipes.schema import SynthesizeConfig
+from recipes.start_scenes import InitialScene, recorded_scenes, scene_seeds, simulated_scenes
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file, discard
 from toolkit.base.progress import progress
-from toolkit.base.randomness import stream_seed
 from toolkit.base.run import Run
-from toolkit.data.conventions import RETRAIN, Conventions
-from toolkit.data.episode import ACTION, PICTURE_EVERY, STATE, Episode
-from toolkit.data.episode_notes import check_used
-from toolkit.data.formats.lerobot_layout import feature_names, read_info
+from toolkit.data.canvas import Canvas
+from toolkit.data.conventions import Conventions
+from toolkit.data.episode import PICTURE_EVERY, Episode
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.images import moved
-from toolkit.data.seen_scenes import read_scenes, scene_of, scenes_of, write_scenes
+from toolkit.data.seen_scenes import read_scenes, scenes_of, write_scenes
 from toolkit.evaluation.action_metrics import action_distance, jerk_ratio
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.video_metrics import psnr, ssim
@@ -45,17 +41,6 @@ from toolkit.training.runtime import set_threads
 from vag_core import GeneratedBatch, Generator
 
 PLANS = "plans.npz"
-
-
-@dataclass
-class InitialScene:
-    """What one episode starts from; `reference` holds the recorded episode where there is one."""
-
-    image: np.ndarray
-    state: np.ndarray
-    instruction: str
-    metadata: dict[str, Any]
-    reference: dict[str, np.ndarray] | None = None
 
 
 def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
@@ -73,7 +58,11 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
     if config.draws > 1:
         check_draws(config, order if generator.order == "actions_first" else generator.order)
     recorded = config.scenes_from is not None
-    scenes, layout = recorded_scenes(config, run, generator) if recorded else simulated_scenes(config, generator)
+    canvas = canvas_of(generator, Conventions.of(config.checkpoint))
+    if recorded:
+        scenes, layout = recorded_scenes(config, run, generator, canvas)
+    else:
+        scenes, layout = simulated_scenes(config, canvas)
     from_scenes = scenes_of(scene.metadata for scene in scenes)
     seen = check_unseen("synthesize", config.checkpoint, from_scenes, config.allow_seen or recorded)
     began, plans = time.perf_counter(), None
@@ -81,7 +70,7 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
         plans = solved_plans(config, run.directory / PLANS, generator, encode, scenes, identity)
     planning = time.perf_counter() - began
     with EpisodeWriter(run.directory / "dataset", **layout) as writer:
-        made = Samples(config, generator, encode, identity, order, plans)
+        made = Samples(config, generator, encode, identity, order, plans, canvas)
         made.write(writer, scenes)
         if (learned := read_scenes(config.checkpoint)) is not None:  # who trains on this data has seen them too
             write_scenes(writer.temporary / "meta", learned)
@@ -137,8 +126,9 @@ class Samples:
         identity: str,
         order: str,
         plans: Plans | None,
+        canvas: Canvas,
     ) -> None:
-        self.config, self.generator, self.encode, self.plans = config, generator, encode, plans
+        self.config, self.generator, self.encode, self.plans, self.canvas = config, generator, encode, plans, canvas
         self.order, self.stride = order, generator.config.frame_stride
         sampler = config.sampler
         name = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}-{order}"
@@ -154,7 +144,7 @@ class Samples:
         self.seconds, self.function_evaluations = 0.0, 0
 
     def write(self, writer: EpisodeWriter, scenes: Sequence[InitialScene]) -> None:
-        noise_seeds = scene_seeds(self.config.seed, scenes)
+        noise_seeds = scene_seeds(self.config.seed, [scene.metadata for scene in scenes])
         bar = progress(description="synthesize", total=len(scenes), unit="ep")
         for start in range(0, len(scenes), self.config.batch_size):
             part = scenes[start : start + self.config.batch_size]
@@ -164,9 +154,11 @@ class Samples:
             for index, (scene, frames, actions, states, loss) in enumerate(zip(part, *arrays, strict=True), start):
                 planned = {} if self.plans is None else self.plans.metadata(index)
                 own = {PICTURE_EVERY: self.stride, "score_flow_loss": float(loss), **planned}
+                pictures = self.canvas.take_apart(frames[:-1])
                 writer.add(
                     Episode(
-                        images=frames[:-1].repeat(self.stride, axis=0),  # a camera slower than the robot
+                        images=None,  # below, each repeated: a camera slower than the robot
+                        cameras={camera: part.repeat(self.stride, axis=0) for camera, part in pictures.items()},
                         states=states[:-1],
                         actions=actions,
                         task=scene.instruction,
@@ -208,20 +200,6 @@ class Samples:
             self.shown.append(frames)
 
 
-def scene_seeds(seed: int, scenes: Sequence[InitialScene]) -> list[int]:
-    """A seed for each scene that does not depend on the others, nor on their order.
-
-    Recorded episodes that start from one scene are told apart by which of them it is; those without, by their number.
-    """
-    before: Counter[tuple[str | int, ...]] = Counter()
-    seeds = []
-    for index, scene in enumerate(scenes):
-        name = scene_of(scene.metadata, f"episode {index}") or (index,)
-        seeds.append(stream_seed(seed, *name, before[name]))
-        before[name] += 1
-    return seeds
-
-
 def check_draws(config: SynthesizeConfig, order: str) -> None:
     """Raise UserError for too many draws, recorded scenes, and an order that does not begin with a plan."""
     places = (2 * config.draw_shift + 1) ** 2
@@ -244,8 +222,8 @@ def solved_plans(
     plan misjudges. What was found is kept at `path` after every draw, so a killed run goes on from there, unless the
     generator has another `identity` by then.
     """
-    side = 2 * config.draw_shift + 1
-    offsets = [np.random.default_rng(seed).permutation(side**2 - 1) for seed in scene_seeds(config.seed, scenes)]
+    side, seeds = 2 * config.draw_shift + 1, scene_seeds(config.seed, [scene.metadata for scene in scenes])
+    offsets = [np.random.default_rng(seed).permutation(side**2 - 1) for seed in seeds]
 
     def view(index: int, draw: int) -> np.ndarray:
         if draw == 0:
@@ -291,68 +269,6 @@ def solved_plans(
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, generator=identity, draws=draw + 1, **vars(plans))
     return plans
-
-
-def simulated_scenes(config: SynthesizeConfig, generator: Any) -> tuple[list[InitialScene], dict[str, Any]]:
-    """Reset the simulator to unused seeds and take one picture each: no teleoperation."""
-    from toolkit.envs.metaworld import cached_env, initial_scene
-
-    tasks = distinct_tasks("synthesize", config.tasks)
-    size = generator.config.image_size
-    envs = {task: cached_env(task, size) for task in tasks}
-    seeds = [
-        (task, seed)
-        for seed in range(config.first_seed, config.first_seed + config.episodes_per_task)
-        for task in tasks
-    ]
-    scenes = []
-    for task, seed in progress(seeds, description="initial scenes", total=len(seeds)):
-        image, state = initial_scene(envs[task], seed)
-        metadata = {"seed": seed, "task_name": task}
-        scenes.append(InitialScene(image, state, envs[task].instruction, metadata))
-    env = next(iter(envs.values()))
-    return scenes, {"fps": env.fps, "state_names": env.state_names, "action_names": env.action_names}
-
-
-def recorded_scenes(config: SynthesizeConfig, run: Run, generator: Any) -> tuple[list[InitialScene], dict[str, Any]]:
-    """First pictures, states and instructions of a dataset; its recorded actions become the reference."""
-    assert config.scenes_from is not None
-    shape = generator.config
-    notes = load_notes(run, config.notes)
-    trained = Conventions.of(config.checkpoint)
-    store = load_clips(run, config.scenes_from, shape.image_size, trained.camera_of(config.image_key), notes)
-    check_used(notes)
-    trained.check(store, remedy=RETRAIN)
-    for name, values, expected in (
-        ("state", store.states, shape.state_dim),
-        ("action", store.actions, shape.action_dim),
-    ):
-        if values.shape[1] != expected:
-            raise UserError(f"{config.scenes_from}: {name} width {values.shape[1]}; the generator has {expected}")
-    scenes = []
-    for episode in range(store.num_episodes):
-        window = store.generator_batch(np.array([episode]), np.array([0]), shape.num_frames, shape.frame_stride)
-        length = int((~window["is_pad"][0]).sum())
-        frames = window["frames"][0, : length // shape.frame_stride + 1]
-        reference = {"frames": frames, "actions": window["actions"][0, :length]}
-        comparable = length > max(3, shape.frame_stride)  # jerk is a third difference, and a frame follows the first
-        keep = {k: v for k, v in store.metadata[episode].items() if k in ("seed", "task_name")}
-        scenes.append(
-            InitialScene(
-                window["frames"][0, 0],
-                window["states"][0, 0],
-                store.instruction(episode),
-                keep,
-                reference if comparable else None,
-            )
-        )
-    info: dict[str, Any] = {
-        "features": {key: {"shape": [width]} for key, width in ((STATE, shape.state_dim), (ACTION, shape.action_dim))}
-    }
-    if Path(config.scenes_from).is_dir():
-        info = read_info(Path(config.scenes_from))
-    names = {"state_names": feature_names(info, STATE), "action_names": feature_names(info, ACTION)}
-    return scenes, {"fps": round(store.fps), "robot_type": info.get("robot_type") or "unknown", **names}
 
 
 def compare(actions: np.ndarray, frames: np.ndarray, reference: dict[str, np.ndarray]) -> dict[str, float]:

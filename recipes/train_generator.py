@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,20 @@ import numpy as np
 import torch
 
 from recipes.common import (
+    Pictures,
     instruction_encoder,
-    load_clips,
+    load_all,
     load_generator,
     load_notes,
-    load_synthetic,
     pick_device,
     seen_behind,
     speed,
     user_errors,
     weights_id,
 )
+from recipes.fit_to_data import check_window, fit_instructions, fit_pictures
 from recipes.schema import TrainGeneratorConfig
-from toolkit.base.errors import UserError, warn
+from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
@@ -34,7 +34,8 @@ from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
 from toolkit.data.episode import ACTION, STATE
-from toolkit.data.episode_notes import Notes, check_used
+from toolkit.data.episode_notes import check_used
+from toolkit.data.images import as_size
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe, dimension_names
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_behind, scenes_of, write_scenes
 from toolkit.data.selection import select, subset
@@ -49,8 +50,6 @@ from vag_core.config import FramewiseConfig
 from vag_core.tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
 
 CALIBRATION, SHOWN = 32, 8  # episodes whose latents set the scale, and whose reconstruction is measured
-LEAST_COVERED = 0.5  # of an episode, by the window; less is said
-MOST_PADDED = 0.25  # of the window, past the end of episodes; more is said
 
 
 def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
@@ -108,39 +107,6 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     )
 
 
-def fit_instructions(config: TrainGeneratorConfig, store: ClipStore) -> None:
-    """Let the generator read as many bytes as the longest instruction has, and say so."""
-    longest, instruction = max(len(task.encode()) for task in store.tasks), config.generator.instruction
-    if longest > instruction.length:
-        text = f"an instruction has {longest} bytes, more than generator.instruction.length={instruction.length}"
-        warn(f"{text}; the generator is built to read {longest}")
-        instruction.length = longest
-
-
-def check_window(config: TrainGeneratorConfig, store: ClipStore) -> tuple[float, float]:
-    """How much of an episode the window covers, and how much of the window lies past its end, on average.
-
-    Warns, with numbers, where much of the episodes is never seen at a time, or much of the window never counts.
-    """
-    shape, lengths = config.generator, store.episode_lengths
-    rows, median = shape.action_horizon + 1, int(np.median(lengths))
-    covered, padded = np.minimum(rows / lengths, 1).mean(), np.maximum(1 - lengths / rows, 0).mean()
-    seconds, where = shape.action_horizon / store.fps, "anywhere" if config.random_start else "at its start"
-    window = f"{config.dataset}: a window has {shape.action_horizon} steps ({seconds:.1f} s)"
-    if covered < LEAST_COVERED:
-        stride = math.ceil((median - 1) / (shape.num_frames - 1))
-        warn(
-            f"{window} and covers {covered:.0%} of an episode ({median} steps in the median), {where}: what is "
-            f"generated lasts {seconds:.1f} s. generator.frame_stride={stride} covers all of it with as many pictures"
-        )
-    if padded > MOST_PADDED:
-        warn(
-            f"{window}, an episode {median} in the median: {padded:.0%} of the window lies past the end and never "
-            "counts in the loss. Choose fewer generator.num_frames, or a smaller generator.frame_stride"
-        )
-    return float(covered), float(padded)
-
-
 @dataclass
 class TrainingData:
     """All datasets as one. episodes: of each of them; shares (E,): how often each episode is drawn, None for all alike;
@@ -191,15 +157,22 @@ def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
     if config.select and not config.synthetic:
         raise UserError(f"train-generator: select={list(config.select)} needs synthetic=[DATASET] to select from")
     notes = load_notes(run, config.notes)
-    stores = [load_clips(run, s, config.generator.image_size, config.image_key, notes) for s in sources]
-    stores += [selected(config, run, path, notes) for path in config.synthetic]
+    pictures = Pictures(as_size(config.image_size, "image_size"), config.cameras, config.rename)
+    stores = load_all(run, [*sources, *config.synthetic], pictures, notes)
+    stores[len(sources) :] = [selected(config, store) for store in stores[len(sources) :]]
     check_used(notes)
+    fit_pictures(config.generator, stores[0].canvas)
     shares, store = episode_shares(stores, config.dataset_shares), open_merged(stores)
     if max(store.episode_lengths) < 2:
         raise UserError(f"{config.dataset}: episodes have one step; the generator needs sequences")
     if config.video_from and config.tokenizer_from:
         raise UserError("train-generator: video_from brings its tokenizer along; give it or tokenizer_from")
     labelled, behind = labelled_episodes(stores, config.labelled_fraction), stores[len(sources) :]
+    if labelled is not None and shares is not None and not shares[labelled].any():
+        raise UserError(
+            f"labelled_fraction={config.labelled_fraction}: dataset_shares={config.dataset_shares} draws from no "
+            "dataset that keeps actions; give one of those that do a share above 0"
+        )
     counts = [part.num_episodes for part in stores]
     return TrainingData(store, config, counts, shares, labelled, [seen_behind(part) for part in behind])
 
@@ -278,12 +251,11 @@ def sampled_above(generator: Generator, starts: GeneratorClips, encode: Any) -> 
     return pairs[:, :: max(1, pairs.shape[1] // 20)]
 
 
-def selected(config: TrainGeneratorConfig, run: Run, path: str, notes: Sequence[Notes]) -> ClipStore:
+def selected(config: TrainGeneratorConfig, store: ClipStore) -> ClipStore:
     """The episodes of a synthetic dataset that are learned from. Raises UserError if that is none."""
-    store = load_synthetic(run, path, config.generator.image_size, notes)
     if not config.select:
         return store
-    kept = select(config.select, store.metadata, store.episode_tasks, path, config.seed, every_task=False)
+    kept = select(config.select, store.metadata, store.episode_tasks, store.name, config.seed, every_task=False)
     return subset(store, np.flatnonzero(kept))
 
 

@@ -8,10 +8,11 @@ The same dataclasses are the schema of the command line and the content of `conf
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
+
+from vag_core.config_checks import check_fields, shown
 
 ATTENTIONS = ("full", "factorised")
 INSTRUCTIONS = ("bytes", "embedding")
@@ -37,12 +38,10 @@ def _part(kind: type, help: str, **metadata: Any) -> Any:
 WIDTHS: dict[str, Any] = {"least": 1, "most": 16_384}
 DEPTHS: dict[str, Any] = {"least": 1, "most": 512}
 DIMENSIONS: dict[str, Any] = {"least": 1, "most": 4096}
+PIXELS: dict[str, Any] = {"least": 1, "most": 8192}
 
 # Of a config that somebody else wrote; what it takes in memory is compared with the weights' file, see `checkpoint`.
 MOST_PARAMETERS = 5_000_000_000  # 20 GB in float32: pi0 and pi0.5 have 4.1 billion, the encoder of T5-XXL 4.8
-LARGEST = 1_000_000  # of every size
-MOST_LEVELS = 16  # of a U-Net
-LONGEST = 100  # letters of a name
 
 
 @dataclass
@@ -224,7 +223,12 @@ class InstructionConfig:
 class GeneratorConfig:
     """Everything that decides the generator's weights and shapes."""
 
-    image_size: int = _option(64, "pixels a side of the pictures", least=4, most=2048)
+    image_size: list[int] = _option(
+        [64, 64], "(height, width) of what the network sees; train-generator lays it out from the cameras", **PIXELS
+    )
+    views: list[int] = _option(
+        [1, 1], "rows and columns of cameras that it shows; areas and positions are counted in each", **PIXELS
+    )
     num_frames: int = _option(
         81, "the first frame and whole groups of `tokenizer.temporal_stride` frames", least=2, most=10_000
     )
@@ -245,9 +249,19 @@ class GeneratorConfig:
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
         """(C, T, h, w) of one clip's latents."""
-        size = self.image_size // self.tokenizer.spatial_stride
+        height, width = (pixels // self.tokenizer.spatial_stride for pixels in self.image_size)
         frames = 1 + (self.num_frames - 1) // self.tokenizer.temporal_stride
-        return self.tokenizer.latent_channels, frames, size, size
+        return self.tokenizer.latent_channels, frames, height, width
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        """Rows and columns of the video's patches in one latent frame."""
+        _, _, height, width = self.latent_shape
+        return height // self.video.patch_size, width // self.video.patch_size
+
+    def areas(self, grid: int) -> tuple[int, int]:
+        """Rows and columns of areas of a whole picture, `grid` a side in each of its views."""
+        return grid * self.views[0], grid * self.views[1]
 
     @property
     def group_width(self) -> int:
@@ -256,8 +270,8 @@ class GeneratorConfig:
 
     def validate(self) -> None:
         """Raise ValueError that names the field whose value no network can have, or does not fit the others."""
-        _check_fields(self, "")
-        tokenizer, _, size, _ = self.tokenizer, *self.latent_shape[1:]
+        check_fields(self, "")
+        tokenizer = self.tokenizer
         if self.num_frames < 2 or (self.num_frames - 1) % tokenizer.temporal_stride:
             raise ValueError(
                 f"num_frames = {self.num_frames}: expected 1 + a multiple of "
@@ -265,18 +279,7 @@ class GeneratorConfig:
             )
         if self.frame_stride < 1:
             raise ValueError(f"frame_stride = {self.frame_stride}: expected at least 1")
-        if self.image_size % tokenizer.spatial_stride or size % self.video.patch_size:
-            raise ValueError(
-                f"image_size = {self.image_size}: expected a multiple of tokenizer.spatial_stride x "
-                f"video.patch_size = {tokenizer.spatial_stride} x {self.video.patch_size}"
-            )
-        if self.image_size % (2 * self.scene.stride) or (self.image_size // self.scene.stride) % (
-            size // self.video.patch_size
-        ):
-            raise ValueError(
-                f"scene.stride = {self.scene.stride}: expected a map of image_size = {self.image_size} whose side "
-                f"is even and a multiple of {size // self.video.patch_size}, the video's patches a side"
-            )
+        self._check_sizes()
         for field_name, value, choices in (
             ("video.attention", self.video.attention, ATTENTIONS),
             ("instruction.kind", self.instruction.kind, INSTRUCTIONS),
@@ -286,12 +289,32 @@ class GeneratorConfig:
         _check_heads("video", self.video.width, self.video.heads)
         self._check_action()
 
+    def _check_sizes(self) -> None:
+        """Raise ValueError unless both sides of every view are whole patches and whole cells of the scene's map."""
+        for name, sizes in (("image_size", self.image_size), ("views", self.views)):
+            if len(sizes) != 2:
+                raise ValueError(f"{name} = {list(sizes)}: expected two numbers, of rows and of columns")
+        step = self.tokenizer.spatial_stride * self.video.patch_size
+        for side, views in zip(self.image_size, self.views, strict=True):
+            if side % (views * step):
+                views_text = f" in each of {views} views" if views > 1 else ""
+                raise ValueError(
+                    f"image_size = {list(self.image_size)}: expected multiples of tokenizer.spatial_stride x "
+                    f"video.patch_size = {self.tokenizer.spatial_stride} x {self.video.patch_size}{views_text}"
+                )
+            patches = side // step
+            if side % (2 * views * self.scene.stride) or (side // self.scene.stride) % patches:
+                raise ValueError(
+                    f"scene.stride = {self.scene.stride}: expected a map of image_size = {list(self.image_size)} "
+                    f"whose sides are even in every view and multiples of {patches}, the video's patches a side"
+                )
+
     def _check_action(self) -> None:
         action = self.action
         if ACTIONS.get(action.kind) is not type(action):
             own = type(action)().kind
             raise ValueError(
-                f"action.kind = {_shown(action.kind)}: the other fields are those of {own}; see generator/action"
+                f"action.kind = {shown(action.kind)}: the other fields are those of {own}; see generator/action"
             )
         if isinstance(action, _TransformerSizes):
             _check_heads("action", action.width, action.heads)
@@ -314,7 +337,12 @@ class GeneratorConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GeneratorConfig:
-        """Inverse of `to_dict`. Raises ValueError on a key that no field has, or a value that no field can have."""
+        """Inverse of `to_dict`. Raises ValueError on a key that no field has, or a value that no field can have.
+
+        image_size may be one number, as it was when pictures were squares.
+        """
+        if isinstance(values, dict) and isinstance(side := values.get("image_size"), int):
+            values = {**values, "image_size": [side, side]}
         return _build(cls, values, "generator")
 
 
@@ -325,11 +353,11 @@ def _check_heads(name: str, width: int, heads: int) -> None:
 
 def _build(cls: Any, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
-        raise ValueError(f"{where} = {_shown(values)}: expected a mapping")
+        raise ValueError(f"{where} = {shown(values)}: expected a mapping")
     if issubclass(cls, ActionConfig):
         kind = values.get("kind", cls().kind)
         if kind not in tuple(ACTIONS):
-            raise ValueError(f"{where}.kind = {_shown(kind)}: expected one of {', '.join(ACTIONS)}")
+            raise ValueError(f"{where}.kind = {shown(kind)}: expected one of {', '.join(ACTIONS)}")
         cls = ACTIONS[kind]
     unknown = sorted(set(map(str, values)) - {f.name for f in fields(cls)})
     if unknown:
@@ -340,41 +368,5 @@ def _build(cls: Any, values: Any, where: str) -> Any:
         current = getattr(default, name)
         converted[name] = _build(type(current), value, f"{where}.{name}") if is_dataclass(current) else value
     result = cls(**converted)
-    _check_fields(result, f"{where}.")
+    check_fields(result, f"{where}.")
     return result
-
-
-def _check_fields(part: Any, where: str) -> None:
-    default = type(part)()
-    for one in fields(part):
-        value, expected = getattr(part, one.name), getattr(default, one.name)
-        if is_dataclass(expected):
-            _check_fields(value, f"{where}{one.name}.")
-        else:
-            _check_value(f"{where}{one.name}", value, expected)
-
-
-def _check_value(where: str, value: Any, default: Any) -> None:
-    """Raise ValueError unless a value has the type of the default, and a size that a network can have."""
-    if isinstance(default, list):
-        if not isinstance(value, list) or not 1 <= len(value) <= MOST_LEVELS:
-            raise ValueError(f"{where} = {_shown(value)}: expected a list of 1 to {MOST_LEVELS} numbers")
-        for item in value:
-            _check_value(where, item, default[0])
-    elif isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise ValueError(f"{where} = {_shown(value)}: expected true or false")
-    elif isinstance(default, int):
-        least = 0 if where.endswith("depth") else 1
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
-            raise ValueError(f"{where} = {_shown(value)}: expected a whole number from {least} to {LARGEST}")
-    elif isinstance(default, float):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
-            raise ValueError(f"{where} = {_shown(value)}: expected a finite number")
-    elif not isinstance(value, str) or len(value) > LONGEST:
-        raise ValueError(f"{where} = {_shown(value)}: expected a word of at most {LONGEST} letters")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -38,10 +38,10 @@ UNUSED = {
 
 def with_every_cell_read(config: GeneratorConfig, values: dict[str, Any]) -> GeneratorConfig:
     """The config of a checkpoint that does not say how many areas of a picture are read: weights for every cell."""
-    side = config.latent_shape[2]
+    side = max(config.latent_shape[2:])
     action, read = config.action, values.get("action", {})
     if "grid" not in values.get("scene", {}):
-        config.scene.grid = max(config.scene.grid, config.image_size // config.scene.stride // 2)
+        config.scene.grid = max(config.scene.grid, max(config.image_size) // config.scene.stride // 2)
     if isinstance(action, TransformerConfig) and "read_grid" not in read:
         action.read_grid = max(action.read_grid, side // config.video.patch_size)
     if isinstance(action, TemporalConfig) and "read_grid" not in read:

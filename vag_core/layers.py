@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -21,15 +22,21 @@ def sinusoidal_embedding(
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def average_areas(x: Float[Tensor, "*b h w"], side: int) -> Float[Tensor, "*b i j"]:
-    """x (..., h, w) averaged over equal areas to `side` by `side` of them; one that is no larger stays as it is.
+def average_areas(x: Float[Tensor, "*b h w"], areas: tuple[int, int]) -> Float[Tensor, "*b i j"]:
+    """x (..., h, w) averaged over equal areas to so many rows and columns, but no more than it has.
 
     What follows may then read every area with weights of its own, and has as many for a large picture as for a small
     one. Each cell counts, and has a gradient.
     """
-    if max(x.shape[-2:]) <= side:
+    rows, columns = count_areas(x.shape[-2:], areas)
+    if (rows, columns) == tuple(x.shape[-2:]):
         return x
-    return F.adaptive_avg_pool2d(x.flatten(0, -3), side).unflatten(0, x.shape[:-2])
+    return F.adaptive_avg_pool2d(x.flatten(0, -3), (rows, columns)).unflatten(0, x.shape[:-2])
+
+
+def count_areas(size: Sequence[int], areas: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns that `average_areas` leaves of a map of this (height, width)."""
+    return min(size[0], areas[0]), min(size[1], areas[1])
 
 
 class TimeEmbedding(nn.Module):

@@ -82,9 +82,9 @@ class PinnedStreams:
         config = branches.config
         if (self.actions is None) != (self.states is None):
             raise ValueError("actions and states are given together, or neither")
-        side, steps = config.image_size, config.action_horizon
+        steps = config.action_horizon
         for name, shape in (
-            ("frames", (size, config.num_frames, side, side, 3)),
+            ("frames", (size, config.num_frames, *config.image_size, 3)),
             ("actions", (size, steps, config.action_dim)),
             ("states", (size, steps + 1, config.state_dim)),
         ):
@@ -212,7 +212,7 @@ def check_inputs(
 ) -> tuple[Tensor, Tensor]:
     """image (B, H, W, 3) and state (B, S) on the generator's device. Raises ValueError for shapes that do not fit."""
     config = branches.config
-    expected = (config.image_size, config.image_size, 3)
+    expected = (*config.image_size, 3)
     if tuple(image.shape[1:]) != expected or image.dtype != torch.uint8:
         raise ValueError(f"image: expected (B, {expected}) uint8, got {tuple(image.shape)} {image.dtype}")
     if tuple(state.shape) != (len(image), config.state_dim):

@@ -57,7 +57,7 @@ class Backbone(Protocol):
         """noisy: (B, C, T-1, h, w) at times t (B,), first: (B, C, 1, h, w) clean.
 
         scene: (B, S, D) tokens of the first frame and condition: (B, D) of instruction and state, where D =
-        `video.width` and S = (h / `video.patch_size`) squared. grouped: (B, T-1, n) noisy trajectory at times t_action
+        `video.width` and S = h w / `video.patch_size` squared. grouped: (B, T-1, n) noisy trajectory at times t_action
         (B,), to be left alone unless `action.video_follows_actions`. Returns the velocity, as noisy, and the hidden
         tokens (B, T-1, S, D) of the same frames, which the action branch reads.
         """
@@ -80,9 +80,7 @@ class VideoBranch(nn.Module):
         super().__init__()
         text, width = config.instruction, config.video.width
         self.backbone = backbone
-        self.scene = SceneEncoder(
-            config.scene, config.image_size, config.latent_shape[2] // config.video.patch_size, width
-        )
+        self.scene = SceneEncoder(config, width, with_tokens=True)
         self.instruction = InstructionEncoder(text.kind, width, text.length, text.embedding_width)
         self.state = nn.Linear(config.state_dim, width)
 

@@ -12,7 +12,7 @@ from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from torch import Tensor, nn
 
 from policies.diffusion_compact.configuration_diffusion_compact import DiffusionCompactConfig
-from policies.observation_encoder import COMPACT_WIDTH, STRIDE, CompactBackbone
+from policies.observation_encoder import COMPACT_WIDTH, STRIDE, CompactBackbone, letterboxed
 from policies.strict_loading import StrictLoading
 
 
@@ -20,7 +20,7 @@ class CompactRgbEncoder(nn.Module):
     """In the place of `DiffusionRgbEncoder`: pictures (B, 3, H, W), normalised, -> features (B, D).
 
     Every cell of 8 x 8 pixels has weights of its own, so that a feature can tell places apart: they are 48 D for each.
-    In rollouts a picture of another size is resized, since `lerobot-eval` passes on what the simulator renders.
+    In rollouts a picture of another size is letterboxed, since `lerobot-eval` passes on what the simulator renders.
     Raises ValueError for one in training, and for H or W that 8 does not divide.
     """
 
@@ -36,7 +36,7 @@ class CompactRgbEncoder(nn.Module):
         if (found := tuple(image.shape[2:])) != self.size:
             if self.training:
                 raise ValueError(f"picture of {found[0]} x {found[1]}: expected {self.size[0]} x {self.size[1]}")
-            image = F.interpolate(image, self.size, mode="bilinear", antialias=True, align_corners=False)
+            image = letterboxed(image, self.size)
         return F.silu(self.out(self.backbone(image).flatten(1)))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
+from lerobot.configs import NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from lerobot.utils.constants import ACTION, OBS_STATE
 
@@ -96,9 +96,10 @@ class Pi05CompactConfig(PreTrainedConfig):
             raise ValueError("flow_samples, depth and num_inference_steps must be at least 1")
 
     def validate_features(self) -> None:
-        """Exactly one camera, one state and one action, none wider than what the weights are allocated for."""
-        if len(self.image_features) != 1:
-            raise ValueError(f"expected one image feature, got {sorted(self.image_features)}")
+        """Cameras of one size, one state and one action, none wider than what the weights are allocated for."""
+        shapes = {key: tuple(feature.shape) for key, feature in self.image_features.items()}
+        if len(set(shapes.values())) != 1:
+            raise ValueError(f"expected image features of one size, got {shapes}")
         state, action = self.robot_state_feature, self.action_feature
         if state is None or action is None:
             raise ValueError(f"expected the features '{OBS_STATE}' and '{ACTION}'")
@@ -108,12 +109,6 @@ class Pi05CompactConfig(PreTrainedConfig):
         ):
             if feature.shape[0] > limit:
                 raise ValueError(f"{name} is {limit}, but the data is {feature.shape[0]} wide")
-
-    @property
-    def image_key(self) -> str:
-        """Name of the one camera."""
-        features = self.input_features or {}
-        return next(key for key, feature in features.items() if feature.type is FeatureType.VISUAL)
 
     def get_optimizer_preset(self) -> AdamWConfig:
         return AdamWConfig(

@@ -19,7 +19,7 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from timm.layers import SwiGLU
 from torch import Tensor, nn
 
-from policies.observation_encoder import ObservationEncoder
+from policies.observation_encoder import ObservationEncoder, letterboxed
 from policies.pi05_compact.configuration_pi05_compact import Pi05CompactConfig
 from policies.pi05_compact.training_draws import COUNT, NOISE, TIME
 from policies.strict_loading import StrictLoading
@@ -173,13 +173,10 @@ class Pi05Compact(nn.Module):
         super().__init__()
         assert config.input_features is not None
         self.config = config
-        image_shape = config.input_features[config.image_key].shape
-        self.image_encoder = ObservationEncoder(
-            (image_shape[0], image_shape[1], image_shape[2]),
-            config.width,
-            config.vision_backbone,
-            config.vision_weights,
-        )
+        cameras = [tuple(feature.shape) for feature in config.image_features.values()]
+        self.image_encoder = ObservationEncoder(cameras[0], config.width, config.vision_backbone, config.vision_weights)
+        # Told to every token of a camera which one it is; one camera alone needs no name.
+        self.camera_embedding = nn.Parameter(torch.empty(len(cameras), config.width)) if len(cameras) > 1 else None
         self.word_embedding = nn.Embedding(config.tokenizer_buckets, config.width)
         self.word_position = nn.Parameter(torch.empty(config.tokenizer_max_length, config.width))
         self.state_embedding = StateEmbedding(config.max_state_dim, config.state_bins, config.width)
@@ -200,26 +197,37 @@ class Pi05Compact(nn.Module):
     def _initialise(self) -> None:
         # Learned positions in place of Gemma's rotary ones: every token has a fixed seat here. As large as what
         # they are added to; at the usual 0.02 the first thousand steps cannot tell one place from another.
-        for table in (self.word_embedding.weight, self.word_position, self.action_position):
-            nn.init.normal_(table, std=0.5)
+        for table in (self.word_embedding.weight, self.word_position, self.action_position, self.camera_embedding):
+            if table is not None:
+                nn.init.normal_(table, std=0.5)
 
     # ------------------------------------------------------------------------------------------- prefix
 
-    def embed_prefix(self, image: Tensor, words: Tensor, word_mask: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """image (B, 3, H, W) in [0, 1], words (B, L) ids, word_mask (B, L), state (B, S) -> tokens, mask (B, N)."""
+    def embed_pictures(self, images: list[Tensor]) -> Tensor:
+        """One (B, 3, H, W) in [0, 1] for each camera -> tokens (B, C * N, D)."""
+        tokens = [self.image_encoder(image) for image in images]
+        if self.camera_embedding is not None:
+            tokens = [part + name for part, name in zip(tokens, self.camera_embedding, strict=True)]
+        return torch.cat(tokens, dim=1)
+
+    def embed_prefix(
+        self, images: list[Tensor], words: Tensor, word_mask: Tensor, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A picture (B, 3, H, W) of each camera, words and word_mask (B, L), state (B, S) -> tokens, mask (B, N)."""
         longest = int(word_mask.any(0).sum())  # columns without a single word cost time and change nothing
         prompt = self.word_embedding(words[:, :longest]) + self.word_position[:longest]
-        tokens = torch.cat([self.image_encoder(image), prompt, self.state_embedding(state)], dim=1)  # (B, N, D)
+        pictures = self.embed_pictures(images)
+        tokens = torch.cat([pictures, prompt, self.state_embedding(state)], dim=1)  # (B, N, D)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        first = self.image_encoder.num_tokens
+        first = pictures.shape[1]
         mask[:, first : first + longest] = word_mask[:, :longest]
         return tokens, mask
 
     def encode_prefix(
-        self, image: Tensor, words: Tensor, word_mask: Tensor, state: Tensor
+        self, images: list[Tensor], words: Tensor, word_mask: Tensor, state: Tensor
     ) -> tuple[list[KeysValues], Tensor]:
         """Bidirectional pass over the prefix, which no action can reach -> keys and values per layer, mask (B, N)."""
-        tokens, mask = self.embed_prefix(image, words, word_mask, state)
+        tokens, mask = self.embed_prefix(images, words, word_mask, state)
         cache = []
         for layer in self.prefix_layers:
             tokens, keys_values = layer(tokens, mask)
@@ -333,7 +341,7 @@ class Pi05CompactPolicy(StrictLoading, PreTrainedPolicy):
     def encode_prefix(self, batch: dict[str, Tensor]) -> tuple[list[KeysValues], Tensor]:
         """Prefix of a preprocessed batch."""
         return self.model.encode_prefix(
-            batch[self.config.image_key],
+            [batch[camera] for camera in self.config.image_features],
             batch[OBS_LANGUAGE_TOKENS],
             batch[OBS_LANGUAGE_ATTENTION_MASK],
             batch[OBS_STATE],
@@ -368,7 +376,7 @@ class Pi05CompactPolicy(StrictLoading, PreTrainedPolicy):
     def predict_action_chunk(self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs: Any) -> Tensor:
         """(B, chunk_size, A) normalised actions; the state of the random generator decides unless noise is given.
 
-        A picture of another size is resized, since `lerobot-eval` passes on what the simulator renders.
+        A picture of another size is letterboxed, since `lerobot-eval` passes on what the simulator renders.
         """
         self.eval()
         prefix, prefix_mask = self.encode_prefix(self._with_own_picture_size(batch))
@@ -380,10 +388,8 @@ class Pi05CompactPolicy(StrictLoading, PreTrainedPolicy):
         return self.model.sample(prefix, prefix_mask, noise)
 
     def _with_own_picture_size(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        key, size = self.config.image_key, self.model.image_encoder.image_shape[1:]
-        if batch[key].shape[2:] == size:
-            return batch
-        return {**batch, key: F.interpolate(batch[key], size, mode="bilinear", antialias=True, align_corners=False)}
+        height, width = self.model.image_encoder.image_shape[1:]
+        return {**batch, **{key: letterboxed(batch[key], (height, width)) for key in self.config.image_features}}
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:

@@ -18,7 +18,7 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from policies.factory import build_policy
 from recipes import cli
 from toolkit.data.clips import write_clips
-from toolkit.data.episode import Episode
+from toolkit.data.episode import IMAGE, Episode
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.training import loop
 from vag_core import Generator
@@ -131,7 +131,7 @@ def write_policies(folder: Path) -> None:
     for kind, options in SMALL.items():
         objective = build_policy(
             kind,
-            image_shape=(3, SIZE, SIZE),
+            cameras={IMAGE: (3, SIZE, SIZE)},
             state_dim=WIDTH,
             action_dim=WIDTH,
             stats=statistics(),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from policies.factory import PolicyObjective, Statistics, build_policy
+from toolkit.data.episode import IMAGE
 
 SMALL: dict[str, dict[str, Any]] = {
     "pi05_compact": {
@@ -57,7 +58,7 @@ def build_small(
     torch.manual_seed(0)
     return build_policy(
         kind,
-        image_shape=(3, 32, 32),
+        cameras={IMAGE: (3, 32, 32)},
         state_dim=4,
         action_dim=3,
         stats=stats or make_statistics(),
@@ -71,7 +72,9 @@ def build_shipped(kind: str, weights: int = 0, **options: Any) -> PolicyObjectiv
     torch.manual_seed(weights)
     stats = make_statistics()
     stats["action"] = {name: np.repeat(value[:1], 4) for name, value in stats["action"].items()}
-    objective = build_policy(kind, image_shape=(3, 64, 64), state_dim=4, action_dim=4, stats=stats, options=options)
+    objective = build_policy(
+        kind, cameras={IMAGE: (3, 64, 64)}, state_dim=4, action_dim=4, stats=stats, options=options
+    )
     wake(objective)
     return objective.eval()
 

@@ -282,7 +282,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
                 "observation.images.b": {"type": "VISUAL", "shape": [3, 9, 9]},
             }
         ),
-        "the policy has the feature 'observation.images.b'",
+        "the policy sees pictures of several sizes",
     ),
     "a picture that is none": (
         config(
@@ -291,7 +291,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
                 "observation.state": {"type": "STATE", "shape": [4]},
             }
         ),
-        "no feature 'observation.image' of type VISUAL",
+        "no feature of type VISUAL",
     ),
     "features as text": (config(input_features="all"), "not a valid pi05_compact configuration"),
     "features of no kind": (config(input_features={"observation.image": 3}), "not a valid pi05_compact"),

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from policies.diffusion_compact import DiffusionCompactConfig
 from policies.factory import CONFIGS, PolicyObjective, Statistics, build_policy
 from toolkit.base.errors import UserError
+from toolkit.data.episode import IMAGE
 
 Batch = dict[str, Any]
 Make = Callable[..., PolicyObjective]
@@ -28,7 +29,7 @@ def chunk(objective: PolicyObjective, batch: Batch) -> torch.Tensor:
 
 def test_sizes_and_a_training_step(objective: PolicyObjective, batch: Batch) -> None:
     assert (objective.horizon, objective.n_action_steps) == (8, 4)
-    assert (objective.image_shape, objective.state_dim, objective.action_dim) == ((3, 32, 32), 4, 3)
+    assert (objective.picture_size, objective.state_dim, objective.action_dim) == ((32, 32), 4, 3)
     before = {k: v.clone() for k, v in batch.items() if isinstance(v, torch.Tensor)}
     loss, metrics = objective.loss(batch)
     loss.backward()
@@ -274,8 +275,8 @@ def test_refused_options(make_policy: Make, kind: str, options: dict[str, Any], 
 def test_diffusion_compact_sees_whole_cells(statistics: Statistics, batch: Batch) -> None:
     sizes: dict[str, Any] = {"state_dim": 4, "action_dim": 3, "stats": statistics, "options": {"horizon": 8}}
     with pytest.raises(UserError, match="32 x 36; expected multiples of 8"):
-        build_policy("diffusion_compact", image_shape=(3, 32, 36), **sizes)
-    objective = build_policy("diffusion_compact", image_shape=(3, 32, 40), **sizes)
+        build_policy("diffusion_compact", cameras={IMAGE: (3, 32, 36)}, **sizes)
+    objective = build_policy("diffusion_compact", cameras={IMAGE: (3, 32, 40)}, **sizes)
     assert not [name for name, _ in objective.named_modules() if "layer4" in name or "pool" in name]  # of the ResNet
     objective.loss({**batch, "observation.image": torch.rand(4, 3, 32, 40)})[0].backward()
     encoder = objective.policy.get_submodule("diffusion.rgb_encoder.0")

@@ -108,7 +108,7 @@ def test_a_scene_alone_beside_others_and_under_two_arms(kind: str, shipped: Make
     def noise(weights: int, scenes: dict[str, list[int]], row: int) -> list[torch.Tensor]:
         objective = shipped(kind, weights)
         seen = watch(objective)
-        rollout(objective, scenes, max_steps=16, image_size=64, seed=4)
+        rollout(objective, scenes, max_steps=16, image_size=(64, 64), seed=4)
         return [part[row] for part in seen]
 
     alone = noise(0, {"push": [3]}, 0)

@@ -110,7 +110,7 @@ def test_two_passes_equal_one_pass_with_a_block_mask(pi05: PolicyObjective, batc
     ours = model.denoise(x_t, t, cache, prefix_mask, step_is_pad)
 
     words = (inputs["observation.language.tokens"], inputs["observation.language.attention_mask"])
-    prefix, _ = model.embed_prefix(inputs["observation.image"], *words, inputs["observation.state"])
+    prefix, _ = model.embed_prefix([inputs["observation.image"]], *words, inputs["observation.state"])
     steps = F.pad(x_t, (0, 29))  # as wide as the weights
     suffix = model.action_in(steps.reshape(4, 2, 4 * 32)) + model.action_position  # two tokens of four steps
     condition = model.embed_time(t)

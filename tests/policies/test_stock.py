@@ -87,7 +87,7 @@ def test_rollouts_give_it_one_scene_at_a_time(tmp_path: Path) -> None:
     policy = load_policy(save_stock("act", tmp_path / "act"))
     resets = []
     policy.reset = lambda forget=policy.reset: (resets.append(1), forget())  # type: ignore[method-assign]
-    rollouts = rollout(policy, {"push": [0, 1], "reach": [2]}, max_steps=3, image_size=64)
+    rollouts = rollout(policy, {"push": [0, 1], "reach": [2]}, max_steps=3, image_size=(64, 64))
     assert [(r.task, r.seed, r.steps) for r in rollouts] == [("push", 0, 3), ("push", 1, 3), ("reach", 2, 3)]
     assert len(resets) == 3
 

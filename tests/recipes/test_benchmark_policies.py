@@ -16,6 +16,8 @@ from recipes.benchmark_policies import (
     leaderboard,
     learned_from,
 )
+from toolkit.data.episode import Episode
+from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.evaluation.statistics import wilson_interval
 from toolkit.evaluation.systems import Trained
 from toolkit.reporting.results import PretrainResult, RolloutResult
@@ -92,6 +94,29 @@ def test_what_a_policy_learned_from_is_read_from_its_run_and_those_that_it_goes_
     assert labels[2:] == [real, "hub/name"]
     shared = Trained(outcomes(0.5, 0.6, 0.7, 0.8).outcomes, labels)
     assert len(shared.runs_by_cluster) == 3
+
+
+def test_datasets_of_one_generator_are_one_cluster(
+    moving_square: Callable[..., Episode], tmp_path: Path, example: Callable[..., Any], write_stage: Callable[..., None]
+) -> None:
+    """Else three synthetic datasets of one generator would look like three generators."""
+    found = []
+    for name, generator in (("first", "g1"), ("second", "g1"), ("third", "g2"), ("merged", "g1")):
+        made = {"source": "synthetic", "generator_id": generator}
+        with EpisodeWriter(tmp_path / name, 20, ["y", "x"], ["dy", "dx"]) as writer:
+            for seed in range(2):
+                episode = moving_square(seed, length=5)
+                recorded = name == "merged" and seed == 0
+                metadata = {"source": "recorded"} if recorded else made
+                writer.add(replace(episode, metadata={**episode.metadata, **metadata}))
+        write_stage(tmp_path / f"policy_{name}", "pretrain", example(PretrainResult))
+        path = tmp_path / f"policy_{name}/run.json"
+        record = json.loads(path.read_text())
+        data = [{"path": str(tmp_path / name), "id": f"id of {name}", "episodes": 2}]
+        config = {"real" if name == "merged" else "synthetic": [str(tmp_path / name)]}
+        path.write_text(json.dumps({**record, "data": data, "config": config}))
+        found.append(learned_from(str(path.parent / "pretrained_model")))
+    assert found == [{"g1"}, {"g1"}, {"g2"}, {"g1"}]
 
 
 def test_the_leaderboard_says_what_the_differences_say_whichever_way_they_were_taken() -> None:

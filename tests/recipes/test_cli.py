@@ -18,6 +18,7 @@ from recipes.common import check_unseen
 from recipes.compose import compose_config
 from recipes.study_schema import SCHEMAS
 from toolkit.base.errors import UserError
+from toolkit.data.episode import IMAGE
 from toolkit.data.seen_scenes import merge, scenes_behind, scenes_of, write_scenes
 from vag_core import Generator
 
@@ -117,9 +118,9 @@ def test_data_that_does_not_fit_is_named(dataset: Path, tmp_path: Path, capsys: 
     line = complaint(capsys, "train-generator", f"dataset={dataset}", "generator.num_frames=18", out)
     assert "num_frames = 18: expected 1 + a multiple of" in line
     line = complaint(
-        capsys, "train-generator", f"dataset={dataset}", "image_key=observation.wrist", out, "overwrite=true"
+        capsys, "train-generator", f"dataset={dataset}", "cameras=[observation.wrist]", out, "overwrite=true"
     )
-    assert "no feature 'observation.wrist'" in line
+    assert "no camera 'observation.wrist'" in line
     line = complaint(capsys, "replay", f"dataset={dataset}", out, "overwrite=true")
     assert f"{dataset}: " in line
     assert "an action is 4 finite numbers" in line
@@ -145,7 +146,7 @@ def small_policy() -> PolicyObjective:
         for key in ("observation.state", "action")
     }
     return build_policy(
-        "pi05_compact", image_shape=(3, 64, 64), state_dim=4, action_dim=4, stats=stats, options={"width": 32}
+        "pi05_compact", cameras={IMAGE: (3, 64, 64)}, state_dim=4, action_dim=4, stats=stats, options={"width": 32}
     )
 
 
@@ -202,7 +203,8 @@ def test_finetuning_refuses_data_whose_numbers_mean_something_else(
     conventions = checkpoint / "conventions.json"
     told = json.loads(conventions.read_text())
     names = {"state_names": ["y", "x"], "action_names": ["dy", "dx"]}
-    assert told == {"fps": 20, **names, "camera": "observation.image", "picture_size": [32, 32]}
+    canvas = {"cameras": {"observation.image": [32, 32]}, "cell": [32, 32]}
+    assert told == {"fps": 20, **names, "canvas": canvas, "robot_type": "sawyer"}
     out = f"out={tmp_path / 'other'}"
     capsys.readouterr()
     for changes, expected in (

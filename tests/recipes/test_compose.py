@@ -58,7 +58,18 @@ def element(kind: Any) -> Any:
 def test_every_option_has_help_and_every_number_a_range(name: str, schema: type) -> None:
     for key, kind in members(schema).items():
         assert kind.told.get("help", "").strip(), f"{name}.{key} has no help"
-        assert kind.told.keys() <= {"help", "least", "most", "above", "below", "choices", "paths", "numbers", "kinds"}
+        assert kind.told.keys() <= {
+            "help",
+            "least",
+            "most",
+            "above",
+            "below",
+            "choices",
+            "paths",
+            "numbers",
+            "none",
+            "kinds",
+        }
         if element(kind.type) in (int, float):
             assert {"least", "above"} & kind.told.keys(), f"{name}.{key} has no lower bound"
             assert {"most", "below"} & kind.told.keys(), f"{name}.{key} has no upper bound"
@@ -200,7 +211,7 @@ def test_what_large_machines_need_is_in_range() -> None:
     checked_config("pretrain", ["real=[x]", *words])
     checked_config("collect", ["episodes_per_task=5000", "num_steps=2000", "workers=256", "first_seed=2000000000"])
     big = [
-        "generator.image_size=1024",
+        "image_size=1024",
         "generator.video.width=4096",
         "generator.video.depth=48",
         "generator.video.heads=32",
@@ -305,7 +316,7 @@ def test_a_policy_type_that_is_none_is_told_before_the_stages_begin() -> None:
 @pytest.mark.parametrize("text", ODD)
 def test_texts_need_no_quotes(text: str) -> None:
     """Whatever letters they hold, for every key that takes one, and when one command hands them to another."""
-    keys = ["out", "tokenizer_from", "generator.tokenizer.kind", "image_key"]
+    keys = ["out", "tokenizer_from", "generator.tokenizer.kind", "instruction_encoder"]
     keys += [] if text.startswith("[") else ["dataset"]  # that would be a list
     words = [f"{key}={text}" for key in keys]
     config = checked_config("train-generator", ["dataset=x", *words, f"synthetic={listed([text, 'b'])}"])
@@ -330,7 +341,7 @@ def test_bare_words_need_no_quotes() -> None:
 
 
 def test_the_words_of_a_record_hold_any_letters() -> None:
-    made: Any = OmegaConf.to_container(checked_config("pretrain", [f"real={listed(ODD)}", "image_key=it's (a) é"]))
+    made: Any = OmegaConf.to_container(checked_config("pretrain", [f"real={listed(ODD)}", "weight_by=it's (a) é"]))
     words = shlex.split(" ".join(command_words("pretrain", made)))
     assert OmegaConf.to_container(compose_config("pretrain", words)) == made
 
@@ -341,6 +352,9 @@ def test_quotes_of_the_users_own_null_and_lists_stay_what_they_are() -> None:
     assert compose_config("train-generator", ["dataset=[a,b]"]).dataset == ["a", "b"]
     assert compose_config("train-generator", cli.keyed_words("train-generator", ["a", "b"])).dataset == ["a", "b"]
     assert cli.keyed_words("collect", ["tasks"]) == ["tasks"]
+    words = cli.keyed_words("train-generator", ["generator/action=unet", "a"])
+    assert words == ["generator/action=unet", "dataset='a'"]
+    assert compose_config("train-generator", words).generator.action.kind == "unet"
 
 
 def test_a_bare_path_may_look_like_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ import pytest
 
 from recipes import cli
 from toolkit.data.episode import Episode
-from toolkit.data.formats.lerobot_read import read_episodes
+from toolkit.data.formats.lerobot_read import read_episodes, read_table
 from toolkit.data.formats.lerobot_write import EpisodeWriter
+from toolkit.data.pictures import read_pictures
 
 WRIST = "observation.images.wrist"
+SWAPPED = f"{{observation.image: {WRIST}, {WRIST}: observation.image}}"
+RENAMED = f"rename={{{{observation.image: {WRIST}}}}}"
 NETWORK = [
-    *("generator.image_size=32", "generator.num_frames=17", "generator.video.width=32", "generator.video.depth=1"),
+    *("image_size=32", "generator.num_frames=17", "generator.video.width=32", "generator.video.depth=1"),
     *("generator.tokenizer.width=16", "generator.tokenizer.depth=1", "generator.action.width=32"),
     *("generator.action.depth=1", "tokenizer_optim.steps=1", "optim.steps=1", "optim.batch_size=2"),
 ]
@@ -38,12 +41,18 @@ def wrist(tmp_path_factory: pytest.TempPathFactory, moving_square: Callable[...,
     episodes = [moving_square(seed) for seed in range(3)]
     made = {"dataset": write(root / "data", [replace(e, cameras={WRIST: 255 - e.images}) for e in episodes])}
     made["fast"] = write(root / "fast", episodes, fps=40)
-    camera = [f"image_key={WRIST}", "seed=0"]
+    camera = [f"cameras=[{WRIST}]", "seed=0"]
     words = ["train-generator", str(made["dataset"]), *NETWORK, *camera, f"out={root / 'generator'}"]
     assert cli.main(words) == 0
     assert cli.main(["pretrain", f"real=[{made['dataset']}]", *POLICY, *camera, f"out={root / 'policy'}"]) == 0
     made["generator"], made["policy"] = root / "generator/generator", root / "policy/pretrained_model"
     return made
+
+
+def opened(dataset: Path, camera: str) -> Iterator[np.ndarray]:
+    """The first picture of a camera."""
+    rows = read_table(dataset).episodes[:1]
+    return (part[0] for part in read_pictures(dataset, rows, camera))
 
 
 def test_checkpoints_hold_what_their_data_mean(wrist: dict[str, Path]) -> None:
@@ -52,8 +61,8 @@ def test_checkpoints_hold_what_their_data_mean(wrist: dict[str, Path]) -> None:
             "fps": 20,
             "state_names": ["y", "x"],
             "action_names": ["dy", "dx"],
-            "camera": WRIST,
-            "picture_size": [32, 32],
+            "canvas": {"cameras": {WRIST: [32, 32]}, "cell": [32, 32]},
+            "robot_type": "sawyer",
         }
 
 
@@ -63,20 +72,28 @@ def test_a_checkpoint_is_shown_its_own_camera(
     words = ["synthesize", f"checkpoint={wrist['generator']}", f"scenes_from={wrist['dataset']}"]
     assert cli.main([*words, f"out={tmp_path / 'own'}"]) == 0
     assert "warning" not in capsys.readouterr().err
-    assert cli.main([*words, "image_key=observation.image", f"out={tmp_path / 'other'}"]) == 0
+    assert cli.main([*words, "cameras=[observation.image]", f"out={tmp_path / 'other'}"]) == 2
     said = capsys.readouterr().err
-    assert f"image_key=observation.image: {wrist['generator']} was trained on the pictures of {WRIST}" in said
+    assert f"cameras=[observation.image]: {wrist['generator']} was trained on {WRIST}; leave cameras out" in said
+    assert f"rename={{observation.image: {WRIST}}}" in said
+    assert cli.main([*words, f"rename={SWAPPED}", f"out={tmp_path / 'other'}"]) == 0
     recorded = next(iter(read_episodes(wrist["dataset"])))
     for name, wanted in (("own", 255 - recorded.images[0]), ("other", recorded.images[0])):
-        made = next(iter(read_episodes(tmp_path / name / "dataset"))).images[0]
+        (made,) = opened(tmp_path / name / "dataset", WRIST)
         assert np.abs(made.astype(int) - wanted).mean() < 12  # what a video file keeps of it
+    alone = [*words[:2], f"scenes_from={wrist['fast']}", f"out={tmp_path / 'alone'}"]
+    assert cli.main(alone) == 2
+    assert (
+        f"{wrist['fast']}: no camera '{WRIST}'; it has observation.image. Choose cameras=[...] that it has, or say "
+        f"which one is meant, such as rename={{observation.image: {WRIST}}}"
+    ) in capsys.readouterr().err
 
 
 def test_policies_and_scores_take_camera_and_size_from_the_checkpoint(
     wrist: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     errors = {}
-    for name, camera in (("own", []), ("named", [f"image_key={WRIST}"]), ("other", ["image_key=observation.image"])):
+    for name, camera in (("own", []), ("named", [f"cameras=[{WRIST}]"]), ("other", [f"rename={SWAPPED}"])):
         words = ["evaluate", f"checkpoint={wrist['policy']}", f"dataset={wrist['dataset']}", *camera]
         assert cli.main([*words, f"out={tmp_path / name}"]) == 0
         errors[name] = json.loads((tmp_path / name / "run.json").read_text())["result"]["open_loop"]["action_distance"]
@@ -84,7 +101,7 @@ def test_policies_and_scores_take_camera_and_size_from_the_checkpoint(
     given = [f"real=[{wrist['dataset']}]", "optim.steps=1", "optim.batch_size=2"]
     assert cli.main(["finetune", f"checkpoint={wrist['policy']}", *given, f"out={tmp_path / 'tuned'}"]) == 0
     told = json.loads((tmp_path / "tuned/pretrained_model/conventions.json").read_text())
-    assert (told["camera"], told["picture_size"]) == (WRIST, [32, 32])
+    assert told["canvas"] == {"cameras": {WRIST: [32, 32]}, "cell": [32, 32]}
     score = ["score", str(wrist["dataset"]), f"checkpoint={wrist['generator']}", f"out={tmp_path / 'score'}"]
     assert cli.main(score) == 0
     capsys.readouterr()
@@ -93,10 +110,10 @@ def test_policies_and_scores_take_camera_and_size_from_the_checkpoint(
 @pytest.mark.parametrize(
     "words",
     [
-        ["synthesize", "checkpoint={generator}", "scenes_from={fast}", "image_key=observation.image"],
-        ["evaluate-generator", "checkpoint={generator}", "dataset={fast}", "image_key=observation.image"],
-        ["score", "dataset={fast}", "checkpoint={generator}"],
-        ["evaluate", "checkpoint={policy}", "dataset={fast}", "image_key=observation.image"],
+        ["synthesize", "checkpoint={generator}", "scenes_from={fast}", RENAMED],
+        ["evaluate-generator", "checkpoint={generator}", "dataset={fast}", RENAMED],
+        ["score", "dataset={fast}", "checkpoint={generator}", RENAMED],
+        ["evaluate", "checkpoint={policy}", "dataset={fast}", RENAMED],
     ],
 )
 def test_another_rate_is_refused(
@@ -106,6 +123,28 @@ def test_another_rate_is_refused(
     said = capsys.readouterr().err
     assert re.search(r"fast: 40 steps a second; .* was trained on 20: the same action would last another time\. ", said)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("fps", [20, 80])
+def test_the_simulator_is_another_robot_too(
+    fps: int, moving_square: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equal widths say little: else synthetic episodes get the clock and the names of the simulator."""
+    with EpisodeWriter(tmp_path / "data", fps, ["a", "b", "c", "d"], ["e", "f", "g", "h"]) as writer:
+        for seed in range(2):
+            episode = moving_square(seed)
+            twice = {key: np.tile(getattr(episode, key), 2) for key in ("states", "actions")}
+            writer.add(replace(episode, **twice))
+    said = r"the simulator: 80 steps a second; .* was trained on 20" if fps == 20 else r"the simulator: its state_names"
+    train = ["train-generator", str(tmp_path / "data"), *NETWORK, f"out={tmp_path / 'generator'}"]
+    assert cli.main(train) == 0
+    assert cli.main(["pretrain", f"real=[{tmp_path / 'data'}]", *POLICY, f"out={tmp_path / 'policy'}"]) == 0
+    capsys.readouterr()
+    for command, checkpoint in (("synthesize", "generator/generator"), ("evaluate", "policy/pretrained_model")):
+        words = [command, f"checkpoint={tmp_path / checkpoint}", "tasks=[push]", "episodes_per_task=1"]
+        assert cli.main([*words, f"out={tmp_path / command}"]) == 2
+        assert re.search(said, capsys.readouterr().err)
+        assert not (tmp_path / command).exists()
 
 
 def test_a_window_that_misses_most_of_an_episode_is_said_with_numbers(

@@ -31,7 +31,7 @@ LATEST = 15  # seconds after which a long command is killed; it goes on from the
 TRAINING = "runtime.device=cpu runtime.threads=1 optim.batch_size=2 optim.checkpoint_every=3 optim.log_every=4"
 POLICY = f"real=[{{dataset}}] image_size=32 optim.steps=10 {TRAINING}"
 NETWORK = (
-    "generator.image_size=32 generator.num_frames=17 generator.video.width=32 generator.video.depth=1 "
+    "image_size=32 generator.num_frames=17 generator.video.width=32 generator.video.depth=1 "
     "generator.action.width=32 generator.action.depth=1"
 )
 BENCHMARKED = (

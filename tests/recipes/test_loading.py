@@ -37,7 +37,7 @@ def words(command: str, generator: Path, dataset: Path, out: Path) -> list[str]:
         "train-generator": [
             f"tokenizer_from={generator}",
             f"dataset={dataset}",
-            "generator.image_size=32",
+            "image_size=32",
             "generator.num_frames=17",
         ],
     }[command]

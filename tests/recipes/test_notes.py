@@ -81,7 +81,9 @@ def test_scores_and_seen_scenes_outlive_lerobots_edit_tools(
     assert seen(tmp_path / "kept") == {"push": [best[0], 99], "pull": [best[1]]}
     assert cli.main([*words, f"notes=[{tmp_path / 'score'}]", f"out={tmp_path / 'unknown'}"]) == 0
     assert seen(tmp_path / "unknown") == {UNKNOWN: []}
-    Generator(GeneratorConfig(image_size=32, num_frames=17, state_dim=2, action_dim=2)).save_pretrained(tmp_path / "g")
+    Generator(GeneratorConfig(image_size=[32, 32], num_frames=17, state_dim=2, action_dim=2)).save_pretrained(
+        tmp_path / "g"
+    )
     write_scenes(tmp_path / "g", {"push": [best[0]]})
     words = [
         "evaluate-generator",

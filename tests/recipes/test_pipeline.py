@@ -273,7 +273,7 @@ def test_a_killed_demo_takes_its_processes_along(demo: Path, tmp_path: Path, sta
 
 
 TRAIN = [
-    "generator.image_size=32",
+    "image_size=32",
     "generator.num_frames=17",
     "generator.tokenizer.temporal_stride=4",
     "generator.tokenizer.width=32",

@@ -28,7 +28,7 @@ COMMANDS = {
     "import": "source={dataset}",
     "export": "dataset={dataset}",
     "inspect": "dataset={dataset} fix=true",
-    "train-generator": "dataset={dataset} generator.image_size=32 generator.num_frames=18",
+    "train-generator": "dataset={dataset} image_size=32 generator.num_frames=18",
     "synthesize": "checkpoint={generator} scenes_from={dataset} sampler.num_inference_steps=1",
     "evaluate-generator": "checkpoint={generator} dataset={dataset} replay=false sampler.num_inference_steps=1",
     "score": "dataset={dataset} real=[{dataset}] image_size=32",

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from recipes import cli
 
 SMALL = (
-    "generator.image_size=32 generator.num_frames=17 generator.video.width=32 generator.video.depth=1 "
+    "image_size=32 generator.num_frames=17 generator.video.width=32 generator.video.depth=1 "
     "generator.action.width=32 generator.action.depth=1 runtime.device=cpu runtime.threads=1 "
     "tokenizer_optim.log_every=1 optim.log_every=1 optim.checkpoint_every=3"
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes import cli, synthesize
+from recipes import cli, start_scenes, synthesize
 from recipes.schema import SynthesizeConfig
 from toolkit.data.formats.lerobot_read import dataset_id, read_actions
 from toolkit.data.images import moved
@@ -24,7 +24,7 @@ SEEDS = [100_000, 100_001, 100_002]
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One whose plans depend on where things are in the picture, though it has learned nothing."""
     torch.manual_seed(0)
-    config = GeneratorConfig(image_size=32, num_frames=9, state_dim=4, action_dim=4)
+    config = GeneratorConfig(image_size=[32, 32], num_frames=9, state_dim=4, action_dim=4)
     model = Generator(config)
     for name, parameter in model.named_parameters():
         if name.startswith("action.") and not parameter.any():  # what starts at zero would hide the scene
@@ -183,10 +183,8 @@ def test_the_noise_of_a_scene_does_not_depend_on_the_others(generator: Path, tmp
 
 
 def test_episodes_from_one_scene_have_noise_of_their_own() -> None:
-    image, state = np.zeros((32, 32, 3), np.uint8), np.zeros(4)
     rows: list[dict[str, Any]] = [{"task_name": "push", "seed": 1}, {}, {"task_name": "push", "seed": 1}, {}]
-    scenes = [synthesize.InitialScene(image, state, "push", row) for row in rows]
-    seeds = synthesize.scene_seeds(0, scenes)
+    seeds = start_scenes.scene_seeds(0, rows)
     assert len(set(seeds)) == 4
-    assert synthesize.scene_seeds(0, scenes[:1]) == seeds[:1]
-    assert not set(synthesize.scene_seeds(1, scenes)) & set(seeds)
+    assert start_scenes.scene_seeds(0, rows[:1]) == seeds[:1]
+    assert not set(start_scenes.scene_seeds(1, rows)) & set(seeds)

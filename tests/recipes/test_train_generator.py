@@ -11,8 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from recipes import cli
 from recipes.compose import compose_config
-from recipes.train_generator import TrainingData, episode_shares, labelled_episodes, tokenizer_stage
+from recipes.train_generator import TrainingData, check_window, episode_shares, labelled_episodes, tokenizer_stage
 from toolkit.base.errors import UserError
 from toolkit.data.clips import ClipStore, write_clips
 from toolkit.data.episode import Episode
@@ -42,11 +43,31 @@ def test_each_dataset_keeps_the_labels_that_it_is_said_to(store: ClipStore) -> N
             labelled_episodes([store, store], wrong)
 
 
+def test_labels_in_datasets_that_are_never_drawn_are_refused(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train-generator", f"dataset=[{dataset},{dataset}]", "labelled_fraction=[1,0]", f"out={tmp_path / 'out'}"]
+    assert cli.main([*words, "dataset_shares=[0,1]"]) == 2
+    assert "dataset_shares=[0, 1] draws from no dataset that keeps actions" in capsys.readouterr().err.replace(".0", "")
+
+
+def test_long_episodes_among_short_ones_are_not_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    """On average much is covered, of two episodes in five a tenth."""
+    config: Any = OmegaConf.to_object(compose_config("train-generator", ["dataset=x"]))
+    store: Any = SimpleNamespace(episode_lengths=np.array([81] * 6 + [801] * 4), fps=20)
+    assert check_window(config, store) == (pytest.approx(0.64, abs=1e-3), 0)
+    said = "80 steps (4.0 s) and covers less than half of 40% of the episodes (of up to 801 steps), at its start"
+    assert said in capsys.readouterr().err
+    store.episode_lengths[6:] = 100
+    check_window(config, store)
+    assert not capsys.readouterr().err
+
+
 def test_the_video_hears_actions_where_few_have_labels(moving_square: Callable[..., Episode], tmp_path: Path) -> None:
     """At the shipped settings, with labels on a tenth of the episodes."""
     config: Any = OmegaConf.to_object(compose_config("train-generator", ["dataset=x", "labelled_fraction=0.1"]))
     shape = config.generator
-    episodes = [moving_square(seed, length=20, size=shape.image_size) for seed in range(40)]
+    episodes = [moving_square(seed, length=20, size=shape.image_size[0]) for seed in range(40)]
     write_clips(tmp_path / "clips.h5", episodes, 800, 20, "x")
     store = ClipStore.open(tmp_path / "clips.h5")
     labelled = labelled_episodes([store], config.labelled_fraction)
@@ -74,7 +95,7 @@ def test_latents_are_scaled_on_episodes_of_all_tasks(
     for episode in episodes[32:]:
         episode.images[:] = 255
     write_clips(tmp_path / "clips.h5", episodes, 240, 20, "x")
-    words = ["dataset=x", "generator.image_size=32", "generator.num_frames=9", "tokenizer_optim.steps=1"]
+    words = ["dataset=x", "image_size=32", "generator.num_frames=9", "tokenizer_optim.steps=1"]
     config: Any = OmegaConf.to_object(compose_config("train-generator", [*words, "tokenizer_optim.batch_size=1"]))
     config.generator.state_dim = config.generator.action_dim = 2
     data = TrainingData(ClipStore.open(tmp_path / "clips.h5"), config, [48], None, None, [])

@@ -21,6 +21,7 @@ from toolkit.data.batches import (
     TokenizerClips,
     make_sources,
 )
+from toolkit.data.canvas import Canvas
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
 from toolkit.data.episode import ACTION, ACTION_DIM_IS_PAD, ACTION_IS_PAD, STATE, SYNTHETIC
@@ -43,6 +44,7 @@ def memory_store(lengths: list[int], state_dim: int = 2, action_dim: int = 2, sc
         metadata=[{} for _ in lengths],
         fps=20,
         source_id="memory",
+        canvas=Canvas.single((4, 4)),
     )
 
 

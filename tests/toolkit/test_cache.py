@@ -104,7 +104,7 @@ def test_clips_of_a_dataset_are_decoded_once_and_resized(dataset: Path, monkeypa
     assert np.array_equal(first.frames, again.frames)
     assert (again.state_names, again.action_names) == (["y", "x"], ["dy", "dx"])
     assert not open_clips(first.path, 16).action_names
-    with pytest.raises(UserError, match="pictures are 16x16; expected 32x32"):
+    with pytest.raises(UserError, match="pictures are 16x16 .* expected 32x32"):
         open_clips(first.path, 32)
 
 
@@ -367,9 +367,9 @@ def test_clip_file_damage_is_named(store: ClipStore, tmp_path: Path) -> None:
 def test_resizing_averages_and_leaves_the_right_size_alone() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     means = images.reshape(2, 4, 2, 4, 2, 3).mean(axis=(2, 4))
-    assert np.abs(resized(images, 4) - means).max() <= 1
-    assert resized(images, 8) is images
-    assert resized(images, 12).shape == (2, 12, 12, 3)
+    assert np.abs(resized(images, (4, 4)) - means).max() <= 1
+    assert resized(images, (8, 8)) is images
+    assert resized(images, (12, 10)).shape == (2, 12, 10, 3)
 
 
 @pytest.fixture(scope="module")

@@ -87,8 +87,8 @@ def damaged(dataset: Path, tmp_path: Path) -> Path:
 
 
 def test_missing_key_lists_what_exists(dataset: Path) -> None:
-    with pytest.raises(UserError, match=r"no feature 'observation.wrist'; the dataset has: .*observation.image"):
-        open_clips(dataset, 32, "observation.wrist")
+    with pytest.raises(UserError, match=r"no camera 'observation.wrist'; it has observation.image\. Choose"):
+        open_clips(dataset, 32, ["observation.wrist"])
 
 
 @pytest.mark.parametrize("pattern", ["data/**/*.parquet", "videos/**/*.mp4", "meta/episodes/**/*.parquet"])

@@ -24,7 +24,7 @@ from toolkit.data.formats.lerobot_layout import check_inside
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.formats.recording import Recording
 from toolkit.data.formats.videos import Video
-from toolkit.data.images import resized
+from toolkit.data.images import letterboxed
 from toolkit.data.inspection.picture_spans import video_frames
 from toolkit.data.pictures import read_pictures
 from toolkit.evaluation.video_metrics import psnr
@@ -175,7 +175,7 @@ def test_libero(tmp_path: Path) -> None:
     (episode,) = source
     assert episode.task == "open the drawer"
     (flipped,) = opened(tmp_path / "x.hdf5", flip_vertical=True, image_size=12)
-    assert np.array_equal(flipped.images, resized(episode.images[:, ::-1], 12))
+    assert np.array_equal(flipped.images, letterboxed(episode.images[:, ::-1], (12, 12)))
 
 
 @pytest.mark.parametrize("packed", ["raw", "padded", "variable"])
@@ -523,7 +523,7 @@ def test_lerobot_v3(dataset: Path, tmp_path: Path) -> None:
     wanted = list(lerobot_read.read_episodes(dataset))[1:3]
     for found, episode in zip(source, wanted, strict=True):
         assert np.array_equal(found.actions, episode.actions)
-        assert np.array_equal(found.images, resized(episode.images, 16))
+        assert np.array_equal(found.images, letterboxed(episode.images, (16, 16)))
         assert found.metadata["seed"] == episode.metadata["seed"]
     with pytest.raises(UserError, match="recorded at 20; import does not resample"):
         open_source(dataset, "auto", ImportOptions(fps=10), tmp_path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from toolkit.base.errors import UserError
-from toolkit.data.episode import PICTURE_EVERY
+from toolkit.data.episode import IMAGE, PICTURE_EVERY
 from toolkit.envs.metaworld import (
     MetaWorldEnv,
     ScriptedTeleoperator,
@@ -79,11 +79,11 @@ def test_fast_rendering_leaves_physics_alone_and_pictures_alike(task: str) -> No
         states.append([env.reset(4)])
         for step, action in enumerate(actions):
             if env is not blind and step % 10 == 0:
-                env.render()
+                env.render()[IMAGE]
             states[-1].append(env.step(action)[0])
     np.testing.assert_array_equal(states[0], states[2])
     np.testing.assert_array_equal(states[1], states[2])
-    assert psnr(thinned.render()[None], full.render()[None]) > 32
+    assert psnr(thinned.render()[IMAGE][None], full.render()[IMAGE][None]) > 32
     faces = [env._renderer.model.mesh_facenum.sum() for env in (thinned, full)]
     assert faces[0] < faces[1] / 3
     assert blind._env.model.mesh_facenum.sum() == faces[1]
@@ -98,11 +98,11 @@ def test_what_is_left_out_of_view_changes_no_pixel(task: str, monkeypatch: pytes
     env.reset(2)
     for step, action in enumerate(actions):
         if step % 10 == 0:
-            culled = env.render()
+            culled = env.render()[IMAGE]
             drawn = env._renderer.scene.ngeom
             with monkeypatch.context() as patch:
                 patch.setattr(env._renderer, "_in_view", lambda data: True)
-                np.testing.assert_array_equal(env.render(), culled)
+                np.testing.assert_array_equal(env.render()[IMAGE], culled)
             assert drawn < env._renderer.scene.ngeom - 5
         env.step(action)
 
@@ -116,7 +116,7 @@ def test_the_first_picture_shows_the_scene_that_is_simulated(task: str) -> None:
     np.testing.assert_array_equal(state, env.observation[:4].astype(np.float32))
     observed = env.observation.copy()
     mujoco.mj_forward(env._env.model, env._env.data)
-    np.testing.assert_array_equal(env.render(), first)
+    np.testing.assert_array_equal(env.render()[IMAGE], first[IMAGE])
     np.testing.assert_array_equal(env._env._get_curr_obs_combined_no_goal(), observed[:18])
 
 
@@ -126,39 +126,39 @@ def test_siblings_are_drawn_by_one_renderer_as_each_by_its_own(shift: bool) -> N
     both = [first, first.sibling()]
     for env, seed in zip(both, (1, 2), strict=True):
         env.reset(seed)
-    drawn = [env.render() for _ in range(2) for env in both]
+    drawn = [env.render()[IMAGE] for _ in range(2) for env in both]
     for seed, pictures in ((1, drawn[::2]), (2, drawn[1::2])):
         alone.reset(seed)
         for picture in pictures:
-            np.testing.assert_array_equal(picture, alone.render())
+            np.testing.assert_array_equal(picture, alone.render()[IMAGE])
     first.close()
     alone.close()
 
 
 def test_renderers_of_other_sizes_and_reopened_ones_share_the_context() -> None:
     small, large = MetaWorldEnv("push", image_size=32), MetaWorldEnv("push", image_size=64)
-    first = [initial_scene(env, 3)[0] for env in (small, large)]
+    first = [initial_scene(env, 3)[0][IMAGE] for env in (small, large)]
     sibling = large.sibling()
     sibling.reset(3)
     large.close()
     for _ in range(2):
-        np.testing.assert_array_equal(sibling.render(), first[1])
-        np.testing.assert_array_equal(small.render(), first[0])
+        np.testing.assert_array_equal(sibling.render()[IMAGE], first[1])
+        np.testing.assert_array_equal(small.render()[IMAGE], first[0])
     small.close()
-    np.testing.assert_array_equal(large.render(), first[1])
+    np.testing.assert_array_equal(large.render()[IMAGE], first[1])
     large.close()
 
 
 def test_scenes_and_pictures_differ_between_seeds_and_repeat_within_one() -> None:
     env = cached_env("push", 64)
-    first, again, other = (initial_scene(env, seed)[0] for seed in (1, 1, 2))
+    first, again, other = (initial_scene(env, seed)[0][IMAGE] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first.astype(int) - other).max() > 40
 
 
 def test_a_picture_is_the_mean_of_its_samples() -> None:
     fine, coarse = MetaWorldEnv("push", image_size=64, supersample=1), MetaWorldEnv("push", image_size=32)
-    pictures = [initial_scene(env, 3)[0].astype(float) for env in (fine, coarse)]
+    pictures = [initial_scene(env, 3)[0][IMAGE].astype(float) for env in (fine, coarse)]
     boxes = pictures[0].reshape(32, 2, 32, 2, 3).mean((1, 3))
     assert np.abs(boxes - pictures[1]).max() <= 0.5
     for env in (fine, coarse):
@@ -201,7 +201,7 @@ def test_a_slow_camera_repeats_its_last_picture() -> None:
 def test_a_hidden_robot_is_not_in_the_picture_and_nothing_else_changes() -> None:
     hidden, seen = cached_env("push", 64, hide_robot=True), cached_env("push", 64)
     first, _ = initial_scene(hidden, 3)
-    changed = (first != initial_scene(seen, 3)[0]).any(-1)
+    changed = (first[IMAGE] != initial_scene(seen, 3)[0][IMAGE]).any(-1)
     assert 0.02 < changed.mean() < 0.6
     episodes = [record_episode(env, 3, 12)[0] for env in (hidden, seen)]
     np.testing.assert_array_equal(episodes[0].states, episodes[1].states)

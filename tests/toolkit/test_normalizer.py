@@ -55,6 +55,16 @@ def test_floors_are_as_ever_where_actions_span_what_those_of_simulators_do() -> 
     assert describe(values, ACTION_FLOOR)["std"] == pytest.approx([0.05])
 
 
+@pytest.mark.parametrize("noise", [1e-6, 1e-3])
+def test_rare_events_of_a_dimension_that_is_else_nearly_still_are_not_enormous(noise: float) -> None:
+    """A contact in one row of two hundred, on a sensor that is never quite at rest."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, noise, (20_000, 1)).astype(np.float32)
+    values[rng.random(20_000) < 0.005] += 1
+    found = describe(values, STATE_FLOOR)
+    assert np.abs((values - found["q01"]) / (found["q99"] - found["q01"])).max() < 50
+
+
 def test_outliers_do_not_raise_the_floor_above_what_the_others_span() -> None:
     values = motion()
     values[0, 0] = 1e4

@@ -44,7 +44,7 @@ def test_what_is_drawn_inside_depends_on_the_seed_alone_and_leaves_no_trace() ->
 @pytest.fixture(scope="module")
 def generator() -> Generator:
     config = GeneratorConfig(
-        image_size=32,
+        image_size=[32, 32],
         num_frames=9,
         state_dim=2,
         action_dim=2,

@@ -55,7 +55,7 @@ def test_the_expert_solves_its_tasks_and_leaves_the_batch(monkeypatch: pytest.Mo
     expert = Expert(monkeypatch)
     tasks = ["drawer-open", "button-press-v3"]
     results = rollout(
-        expert, {task: [0, 1] for task in tasks}, max_steps=120, image_size=64, record_first=1, num_envs=2
+        expert, {task: [0, 1] for task in tasks}, max_steps=120, image_size=(64, 64), record_first=1, num_envs=2
     )
     assert [(r.task, r.seed) for r in results] == [(t, s) for t in ("drawer-open", "button-press") for s in (0, 1)]
     assert all(r.success and 0 < r.steps < 120 for r in results)
@@ -73,7 +73,7 @@ def test_rollouts_repeat_and_do_not_depend_on_the_batch() -> None:
 
     def run(num_envs: int) -> list[Rollout]:
         return rollout(
-            Constant(chunk), {"push": [3, 4]}, max_steps=12, image_size=64, num_envs=num_envs, record_first=2
+            Constant(chunk), {"push": [3, 4]}, max_steps=12, image_size=(64, 64), num_envs=num_envs, record_first=2
         )
 
     for one, other in zip(run(1), run(2), strict=True):
@@ -94,7 +94,7 @@ def test_noise_belongs_to_a_scene_whatever_is_rolled_out_beside_it() -> None:
 
     def noise(policy: Constant, scenes: dict[str, list[int]], **options: Any) -> dict[tuple, list[int]]:
         noted.clear()
-        rollout(policy, scenes, max_steps=12, image_size=64, n_action_steps=4, **options)
+        rollout(policy, scenes, max_steps=12, image_size=(64, 64), n_action_steps=4, **options)
         assert all(len(seeds) == 1 for seeds in noted.values())  # no picture comes twice
         return dict(noted)
 
@@ -113,7 +113,7 @@ def test_noise_belongs_to_a_scene_whatever_is_rolled_out_beside_it() -> None:
 
 def test_only_the_first_actions_of_a_chunk_are_executed() -> None:
     policy = Constant(np.zeros((8, 4)))
-    (result,) = rollout(policy, {"push": [0]}, max_steps=12, image_size=64, n_action_steps=3)
+    (result,) = rollout(policy, {"push": [0]}, max_steps=12, image_size=(64, 64), n_action_steps=3)
     assert policy.calls == 4
     assert (result.success, result.steps) == (False, 12)
 
@@ -124,7 +124,7 @@ def test_only_the_first_actions_of_a_chunk_are_executed() -> None:
 )
 def test_a_policy_for_another_robot_is_refused(chunk: np.ndarray, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        rollout(Constant(chunk), {"push": [0]}, max_steps=10, image_size=64)
+        rollout(Constant(chunk), {"push": [0]}, max_steps=10, image_size=(64, 64))
 
 
 def test_replay_of_many_equals_replay_of_one() -> None:

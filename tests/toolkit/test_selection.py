@@ -9,6 +9,7 @@ import torch
 
 from toolkit.base.errors import UserError
 from toolkit.data.batches import Augmented, Mixture, WeightedDataset
+from toolkit.data.canvas import Canvas
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import ACTION, IMAGE, PICTURE_EVERY
 from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
@@ -32,6 +33,7 @@ def store() -> ClipStore:
         metadata=[{"score": s, "replay_success": s < 3} for s in (4.0, 1.0, 2.0, 3.0)],
         fps=10.0,
         source_id="x",
+        canvas=Canvas.single((16, 16)),
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from toolkit.base.errors import UserError
+from toolkit.data.episode import IMAGE
 from toolkit.envs.metaworld import MetaWorldEnv, instructions, scene_stream
 from toolkit.envs.shifts import HELD_OUT_FROM, SUITES, paraphrase
 from toolkit.evaluation.rollout import rollout
@@ -34,18 +35,18 @@ def test_looks_differ_by_seed_and_nothing_else_does() -> None:
     pictures = []
     for seed in (3, 4, 3):
         assert (plain.reset(seed) == shifted.reset(seed)).all()
-        pictures.append(shifted.render())
-        assert np.abs(pictures[-1].astype(int) - plain.render()).mean() > 3
+        pictures.append(shifted.render()[IMAGE])
+        assert np.abs(pictures[-1].astype(int) - plain.render()[IMAGE]).mean() > 3
         for action in np.random.default_rng(0).uniform(-1, 1, (5, 4)):
             assert (plain.step(action)[0] == shifted.step(action)[0]).all()
     np.testing.assert_array_equal(pictures[0], pictures[2])
     assert np.abs(pictures[0].astype(int) - pictures[1]).mean() > 3
     shifted.close()  # another renderer draws the same
     again.reset(3)
-    again.render()
+    again.render()[IMAGE]
     shifted.reset(3)
-    np.testing.assert_array_equal(shifted.render(), pictures[0])
-    np.testing.assert_array_equal(again.render(), pictures[0])
+    np.testing.assert_array_equal(shifted.render()[IMAGE], pictures[0])
+    np.testing.assert_array_equal(again.render()[IMAGE], pictures[0])
 
 
 def test_the_table_wears_other_textures_and_what_has_none_keeps_its_material() -> None:
@@ -53,7 +54,7 @@ def test_the_table_wears_other_textures_and_what_has_none_keeps_its_material() -
     worn = []
     for seed in range(12):
         env.reset(seed)
-        env.render()
+        env.render()[IMAGE]
         worn.append(env._renderer.model.geom_matid.copy())
     before = env._env.model.geom_matid
     textured = (before >= 0) & (env._env.model.mat_texid[before, 1] >= 0)
@@ -80,7 +81,7 @@ def test_rollouts_see_what_the_suite_shifts(suite: str) -> None:
             return np.zeros((len(observation["task"]), 4, 4), np.float32)
 
     for name in ("unseen", suite):
-        rollout(Watcher(), {"push": [7]}, max_steps=4, image_size=64, suite=SUITES[name])
+        rollout(Watcher(), {"push": [7]}, max_steps=4, image_size=(64, 64), suite=SUITES[name])
     (plain, words), (shifted, other_words) = seen
     assert (words == other_words) == (suite == "visual")
     assert (plain == shifted).all() == (suite == "language")

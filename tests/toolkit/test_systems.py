@@ -59,7 +59,7 @@ def coverage(measure: Callable[[World], dict[str, Any]], truth: float, studies: 
     return float(np.mean([one["low"] <= truth <= one["high"] for one in found]))
 
 
-@pytest.mark.parametrize("clusters", [None, "abc", "abcde", "aabbcc", "aabc", "abcdefghijkl"])
+@pytest.mark.parametrize("clusters", [None, "abc", "abcde", "aabbcc", "aabc", "aaaaaaabc", "abcdefghijkl"])
 def test_the_interval_of_a_rate_holds_what_other_trainings_give(clusters: str | None) -> None:
     assert coverage(lambda world: measured_success(world.system(clusters)), 0.5) >= LEAST_COVERAGE
     assert coverage(lambda world: measured_mean(world.system(clusters)), 0.5, studies=200) >= LEAST_COVERAGE
@@ -72,7 +72,9 @@ def test_runs_of_one_generator_are_no_independent_runs() -> None:
     assert coverage(lambda world: measured_success(world.system(clusters)), 0.5) >= LEAST_COVERAGE
 
 
-@pytest.mark.parametrize(("first", "second"), [("abc", None), ("abc", "abc"), (None, None), ("aabc", "abcc")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("abc", None), ("abc", "abc"), (None, None), ("aabc", "abcc"), ("aaaabc", "abcccc")]
+)
 def test_the_interval_of_a_difference_holds_what_other_trainings_give(first: str | None, second: str | None) -> None:
     def compared(compare: Callable[..., dict[str, Any]], world: World) -> dict[str, Any]:
         return compare(world.system(first), world.system(second))

@@ -102,7 +102,7 @@ def small(action: ActionConfig) -> Generator:
     torch.manual_seed(0)
     generator = Generator(
         GeneratorConfig(
-            image_size=32,
+            image_size=[32, 32],
             num_frames=9,
             state_dim=2,
             action_dim=2,
@@ -188,7 +188,7 @@ def test_a_checkpoint_that_does_not_say_how_many_areas_are_read_has_weights_for_
     """As generators of large pictures were written before there was a limit."""
     torch.manual_seed(0)
     config = GeneratorConfig(
-        image_size=128,
+        image_size=[128, 128],
         num_frames=9,
         tokenizer=TokenizerConfig(width=16, depth=1, latent_channels=4),
         scene=SceneConfig(width=16, depth=1, keypoints=8, grid=16),

@@ -28,12 +28,13 @@ from vag_core.config import (
 )
 from vag_core.layers import average_areas
 from vag_core.objective import pair_loss
+from vag_core.tokenizer import to_float_frames
 from vag_core.video_branch import BACKBONES
 
 
 def small(**changes: object) -> GeneratorConfig:
     config = GeneratorConfig(
-        image_size=32,
+        image_size=[32, 32],
         num_frames=17,
         state_dim=2,
         action_dim=2,
@@ -500,7 +501,10 @@ def test_checkpoint_round_trip_is_exact_and_strict(generator: Generator, tmp_pat
     ("changes", "field"),
     [
         ({"num_frames": 16}, "num_frames"),
-        ({"image_size": 30}, "image_size"),
+        ({"image_size": [30, 32]}, "image_size"),
+        ({"image_size": [32]}, "image_size"),
+        ({"image_size": [32, 48], "views": [1, 2]}, "image_size"),
+        ({"views": [2]}, "views"),
         ({"action": UNetConfig(bridge=BridgeConfig(grid=[4, 4]))}, "action.bridge.grid"),
         ({"video": VideoConfig(attention="sparse")}, "video.attention"),
         ({"action": TransformerConfig(kind="unet")}, "action.kind"),
@@ -545,7 +549,7 @@ SHIPPED_READERS = {  # of pictures of 64 pixels, since version 0.1
 def test_a_large_picture_needs_hardly_more_weights_than_a_small_one(kind: str) -> None:
     def weights(image_size: int) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
-            generator = Generator(GeneratorConfig(image_size=image_size, action=ACTIONS[kind]()))
+            generator = Generator(GeneratorConfig(image_size=[image_size, image_size], action=ACTIONS[kind]()))
         return {name: tuple(value.shape) for name, value in generator.state_dict().items()}
 
     small, large = weights(64), weights(256)
@@ -560,7 +564,7 @@ def test_a_large_picture_needs_hardly_more_weights_than_a_small_one(kind: str) -
 def test_actions_hear_of_every_cell_of_the_video(image_size: int) -> None:
     """The gradient of the action loss reaches the video tokens of all cells and instants, at the shipped sizes."""
     torch.manual_seed(0)
-    config = GeneratorConfig(image_size=image_size, num_frames=17)
+    config = GeneratorConfig(image_size=[image_size, image_size], num_frames=17)
     branch = TransformerBranch(config)
     torch.nn.init.normal_(branch.network.transformer.out.weight, std=0.02)
     side = config.latent_shape[2] // config.video.patch_size
@@ -574,10 +578,33 @@ def test_actions_hear_of_every_cell_of_the_video(image_size: int) -> None:
     assert norms.max() < 100 * norms.min()
 
 
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_pictures_of_several_cameras_are_seen_at_the_resolution_of_one(kind: str) -> None:
+    """At the shipped sizes: every view has its own positions and areas, and each reaches the output."""
+    torch.manual_seed(0)
+    config = GeneratorConfig(image_size=[64, 192], views=[1, 3], num_frames=17, action=ACTIONS[kind]())
+    generator = Generator(config).eval()
+    scene = (generator.video or generator.action).scene
+    assert scene.summary[0].in_features == 3 * (2 * 64 + 16 * 8 * 8)
+    image = torch.randint(0, 256, (2, 64, 192, 3), dtype=torch.uint8)
+    state, words = torch.zeros(2, 4), ["push", "pull"]
+    pinned = {"actions": torch.zeros(2, 16, 4), "states": torch.zeros(2, 17, 4)} if generator.action is None else {}
+    sample = generator.sample(image, state, words, num_inference_steps=1, rng=torch.Generator(), **pinned)
+    assert sample.frames.shape == (2, 17, 64, 192, 3)
+    torch.testing.assert_close(sample.frames[:, 0], image)
+    summaries = [scene(to_float_frames(image[:, None])[:, :, 0])[1]]
+    for view in range(3):
+        other = image.clone()
+        other[:, :, 64 * view : 64 * (view + 1)] = 0
+        summaries.append(scene(to_float_frames(other[:, None])[:, :, 0])[1])
+        assert not torch.allclose(summaries[0], summaries[-1])
+
+
 def test_areas_are_means_of_equal_parts() -> None:
     x = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).view(2, 3, 8, 8)
-    assert average_areas(x, 8) is x
-    assert average_areas(x, 9) is x
+    assert average_areas(x, (8, 8)) is x
+    assert average_areas(x, (9, 8)) is x
     expected = x.view(2, 3, 2, 4, 2, 4).mean((3, 5))
-    torch.testing.assert_close(average_areas(x, 2), expected)
-    torch.testing.assert_close(average_areas(x[:, :, :6, :6], 4).mean(), x[:, :, :6, :6].mean())
+    torch.testing.assert_close(average_areas(x, (2, 2)), expected)
+    torch.testing.assert_close(average_areas(x, (2, 16)), x.view(2, 3, 2, 4, 8).mean(3))
+    torch.testing.assert_close(average_areas(x[:, :, :6, :6], (4, 4)).mean(), x[:, :, :6, :6].mean())

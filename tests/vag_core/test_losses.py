@@ -46,7 +46,7 @@ EXPECTED: dict[str, tuple[ActionConfig, tuple[float, ...]]] = {
 def make(action: ActionConfig) -> Generator:
     """A small generator whose weights do not depend on the order in which it is built."""
     config = GeneratorConfig(
-        image_size=32,
+        image_size=[32, 32],
         num_frames=9,
         state_dim=2,
         action_dim=2,

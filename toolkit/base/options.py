@@ -1,7 +1,7 @@
 """What a field of a config tells about itself: its help, and the range of its numbers or the choice of its words.
 
 The keys of the field's metadata are the contract: help, least, most (both allowed), above, below (neither allowed),
-choices, paths, numbers. Where a field holds a list or a mapping they are those of each element.
+choices, paths, numbers, none. Where a field holds a list or a mapping they are those of each element.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def option(
 ) -> Any:
     """A dataclass field that knows its help and what it takes.
 
-    paths: a path, or a list of them; numbers: the same of numbers. Their type is Any.
+    paths: a path, or a list of them; numbers: the same of numbers, or none where that is the default. Of type Any.
     """
     told = {"help": help, "least": least, "most": most, "above": above, "below": below}
     metadata: dict[str, Any] = {key: value for key, value in told.items() if value is not None}
     if choices:
         metadata["choices"] = tuple(choices)
-    for name, wanted in (("paths", paths), ("numbers", numbers)):
+    for name, wanted in (("paths", paths), ("numbers", numbers), ("none", numbers and default is None)):
         if wanted:
             metadata[name] = True
     if isinstance(default, list | dict):

@@ -18,7 +18,7 @@ from toolkit.base.errors import UserError
 from toolkit.base.randomness import isolated_randomness
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import check_dimensions
-from toolkit.data.episode import ACTION_DIM_IS_PAD, ACTION_IS_PAD, IMAGE, PICTURE_EVERY, SYNTHETIC
+from toolkit.data.episode import ACTION_DIM_IS_PAD, ACTION_IS_PAD, PICTURE_EVERY, SYNTHETIC
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe
 from toolkit.data.seen_scenes import is_hole
 
@@ -267,8 +267,12 @@ class Augmented:
     def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
         batch = self.source.batch(step, part)
         with isolated_randomness(self.seed * 1_000_003 + step * part.count + part.index):
-            images = torch.cat([self.transforms(group) for group in batch[IMAGE].split(self.GROUP)])
-        return {**batch, IMAGE: images.clamp(0, 1)}
+            pictures = {
+                key: torch.cat([self.transforms(group) for group in value.split(self.GROUP)]).clamp(0, 1)
+                for key, value in batch.items()
+                if getattr(value, "ndim", 0) == 4  # of every camera
+            }
+        return {**batch, **pictures}
 
 
 class GeneratorClips:

@@ -6,12 +6,11 @@ import errno
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
@@ -19,45 +18,62 @@ from toolkit.base.engine import parallel_feed
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
 from toolkit.data.cached_files import cache_directory, cached_file, fingerprint, remembered_id
+from toolkit.data.canvas import Canvas, choose_cameras, describe_cameras
 from toolkit.data.clips import ClipStore, ClipTable, create_clips, write_frames
 from toolkit.data.conventions import check_dimensions
-from toolkit.data.episode import ACTION, IMAGE, STATE
+from toolkit.data.episode import ACTION, STATE
 from toolkit.data.formats import lerobot_layout, lerobot_read
-from toolkit.data.formats.lerobot_layout import dimension_names
-from toolkit.data.images import resized
+from toolkit.data.formats.lerobot_layout import camera_keys, dimension_names, picture_size
+from toolkit.data.images import as_size
 from toolkit.data.pictures import check_video_lengths, read_pictures
 
-FORMAT = 3  # part of the names of cached files; another number when the same dataset would give another file
+FORMAT = 4  # part of the names of cached files; another number when the same dataset would give another file
 GROUP_VALUES = 8_000_000  # at least so many pixel values are decoded together: a group costs opening a file
 PARALLEL_VALUES = 300_000_000  # pixel values of a dataset, above which it pays to start other processes
 
 
-def open_clips(source: str | Path, image_size: int, image_key: str = IMAGE, workers: int | None = None) -> ClipStore:
+def open_clips(
+    source: str | Path,
+    image_size: int | Sequence[int],
+    cameras: Sequence[str] = (),
+    rename: Mapping[str, str] | None = None,
+    workers: int | None = None,
+) -> ClipStore:
     """The clips of a LeRobotDataset v3 directory (through the cache) or of a clip file.
 
-    workers: processes that decode; None starts one per core where that saves time, 1 stays in this process.
-    Raises UserError if the source is missing or damaged, or a clip file has pictures of another size.
+    image_size: (height, width) that each camera gets on the canvas, one number for both; cameras: whose pictures, by
+    feature key, all of the dataset where none is named; rename: other keys for cameras of the dataset. workers:
+    processes that decode; None starts one per core where that saves time, 1 stays in this process.
+    Raises UserError if the source is missing or damaged, a camera is not there, or a clip file has pictures of another
+    size.
     """
-    source = Path(source)
+    source, cell, rename = Path(source), as_size(image_size, "image_size"), rename or {}
     if source.is_file():
         store = ClipStore.open(source)
+        store = replace(store, canvas=store.canvas.renamed(rename))
+        if cameras and list(choose_cameras([*store.canvas.cameras], cameras, {}, str(source))) != [
+            *store.canvas.cameras
+        ]:
+            has = ", ".join(store.canvas.cameras)
+            raise UserError(f"{source}: a clip file of the cameras {has}, in this order; expected {', '.join(cameras)}")
     elif source.is_dir():
         content = fingerprint(source)  # before all else that is read: a build may begin long after, behind a lock
         info = lerobot_layout.read_info(source)
-        lerobot_layout.check_features(source, info, image_key)
+        lerobot_layout.check_features(source, info, None)
+        chosen = choose_cameras(camera_keys(info), cameras, rename, str(source))
+        canvas = Canvas({key: picture_size(info, key) for key in chosen.values()}, cell)
         identity = remembered_id(source)
-        name = f"{identity}-{quote(image_key, safe='')}-{image_size}-{FORMAT}.h5"
-        build = partial(build_clips, source, image_size, image_key, identity, content, workers)
+        keys = hashlib.sha256("\0".join(canvas.cameras).encode()).hexdigest()[:8]
+        name = f"{identity}-{keys}-{cell[0]}x{cell[1]}-{FORMAT}.h5"
+        build = partial(build_clips, source, canvas, identity, content, workers)
         store = _open_cached(name, build, ClipStore.open)
         store = replace(store, state_names=dimension_names(info, STATE), action_names=dimension_names(info, ACTION))
-        store = replace(store, camera=image_key)
+        store = replace(store, canvas=canvas.renamed(rename), robot_type=str(info.get("robot_type") or ""))
     else:
         raise UserError(f"{source}: not found; expected a LeRobotDataset directory or a clip file (.h5)")
-    if store.frames.shape[1:] != (image_size, image_size, 3):
-        raise UserError(
-            f"{source}: pictures are {store.frames.shape[1]}x{store.frames.shape[2]}; "
-            f"expected {image_size}x{image_size}"
-        )
+    if store.canvas.cell != cell:
+        size = "x".join(map(str, store.canvas.cell))
+        raise UserError(f"{source}: pictures are {size} (height x width); expected {cell[0]}x{cell[1]}")
     return store
 
 
@@ -77,7 +93,7 @@ def open_latents(
 def open_merged(stores: Sequence[ClipStore]) -> ClipStore:
     """Several clip stores as one, through the cache; a single one stays as it is.
 
-    Raises UserError if their pictures, states or actions differ in size or in names, or their rates.
+    Raises UserError if their cameras, states or actions differ in size or in names, or their rates.
     """
     first = stores[0]
     if len(stores) == 1:
@@ -87,18 +103,24 @@ def open_merged(stores: Sequence[ClipStore]) -> ClipStore:
             ours, theirs = getattr(store, what).shape[1:], getattr(first, what).shape[1:]
             if ours != theirs:
                 raise UserError(f"{store.name}: {what} are {ours}; {first.name} has {theirs}: they cannot be joined")
+        if store.canvas.places != first.canvas.places:
+            raise UserError(
+                f"{store.name}: pictures of {describe_cameras(store.canvas)}; {first.name} has "
+                f"{describe_cameras(first.canvas)}: they cannot be joined"
+            )
         if store.fps != first.fps:
             raise UserError(f"{store.name}: {store.fps} fps; {first.name} has {first.fps}: they cannot be joined")
     check_dimensions(stores)
     key = hashlib.sha256(" ".join([str(FORMAT), *map(_clip_id, stores)]).encode()).hexdigest()[:16]
-    joined = _open_cached(f"{key}-joined-{first.image_size}.h5", partial(_join, stores, key), ClipStore.open)
+    name = f"{key}-joined-{'x'.join(map(str, first.canvas.cell))}.h5"
+    joined = _open_cached(name, partial(_join, stores, key), ClipStore.open)
     # Notes may have come since the file was made.
     return replace(
         joined,
         metadata=[row for store in stores for row in store.metadata],
         state_names=next((store.state_names for store in stores if store.state_names), ()),
         action_names=next((store.action_names for store in stores if store.action_names), ()),
-        camera=first.camera,
+        canvas=first.canvas,
     )
 
 
@@ -113,8 +135,9 @@ def _join(stores: Sequence[ClipStore], source_id: str, path: Path) -> None:
         [store.metadata[episode] for store, episode in episodes],
         stores[0].fps,
         source_id,
+        stores[0].canvas,
     )
-    offset = create_clips(path, table, stores[0].frames.shape[1:])
+    offset = create_clips(path, table)
     _reserve(path)
     first = 0
     for (store, _), part in progress(zip(episodes, rows, strict=True), description="join", total=len(rows), unit="ep"):
@@ -146,8 +169,7 @@ class _Group:
     """Consecutive episodes for one worker, and where their frames belong."""
 
     directory: Path
-    image_key: str
-    image_size: int
+    canvas: Canvas
     episodes: list[dict[str, Any]]  # rows of the episode table
     first: int  # row of the first frame
     clip_file: Path
@@ -156,8 +178,7 @@ class _Group:
 
 def build_clips(
     source: Path,
-    image_size: int,
-    image_key: str,
+    canvas: Canvas,
     source_id: str,
     content: tuple[str, float],
     workers: int | None,
@@ -172,7 +193,8 @@ def build_clips(
     _check_unchanged(source, content)
     table = lerobot_read.read_table(source)
     info = lerobot_layout.read_info(source)
-    check_video_lengths(source, info, table.episodes, image_key)
+    for camera in canvas.cameras:
+        check_video_lengths(source, info, table.episodes, camera)
     clips = ClipTable(
         table.states,
         table.actions,
@@ -181,12 +203,13 @@ def build_clips(
         table.metadata,
         info["fps"],
         source_id,
+        canvas,
     )
-    offset = create_clips(path, clips, (image_size, image_size, 3))
+    offset = create_clips(path, clips)
     _reserve(path)
-    values = math.prod(info["features"][image_key]["shape"])  # of a picture
+    values = sum(3 * math.prod(size) for size in canvas.cameras.values())  # of the pictures of a step
     groups = [
-        _Group(source, image_key, image_size, table.episodes[a:b], int(table.lengths[:a].sum()), path, offset)
+        _Group(source, canvas, table.episodes[a:b], int(table.lengths[:a].sum()), path, offset)
         for a, b in _ranges(table.lengths, GROUP_VALUES / values)
     ]
     if workers is None:
@@ -234,11 +257,18 @@ def _ranges(lengths: np.ndarray, least: float) -> Iterator[tuple[int, int]]:
 
 def _decode_group(group: _Group) -> int:
     """Runs in a worker: decode the pictures of a group into the clip file; returns how many."""
-    pictures = read_pictures(group.directory, group.episodes, group.image_key)
+    cameras = [read_pictures(group.directory, group.episodes, camera) for camera in group.canvas.cameras]
     row = group.first
-    for images in pictures:
-        write_frames(group.clip_file, group.offset, row, resized(images, group.image_size))
-        row += len(images)
+    for parts in zip(*cameras, strict=True):  # all are cut at the same steps
+        for (camera, size), part in zip(group.canvas.cameras.items(), parts, strict=True):
+            if part.shape[1:3] != size:
+                raise UserError(
+                    f"{group.directory}: pictures of '{camera}' are {part.shape[1]}x{part.shape[2]}; meta/info.json "
+                    f"says {size[0]}x{size[1]}"
+                )
+        canvases = group.canvas.compose(dict(zip(group.canvas.cameras, parts, strict=True)))
+        write_frames(group.clip_file, group.offset, row, canvases)
+        row += len(canvases)
     return row - group.first
 
 

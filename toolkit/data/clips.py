@@ -18,7 +18,8 @@ import numpy as np
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
 from toolkit.base.reading import parse_json
-from toolkit.data.episode import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK, Episode
+from toolkit.data.canvas import Canvas
+from toolkit.data.episode import ACTION, ACTION_IS_PAD, STATE, TASK, Episode
 from toolkit.data.episode_notes import episode_id
 from toolkit.data.formats.hdf5_write import new_hdf5
 from toolkit.data.seen_scenes import SeenScenes
@@ -51,10 +52,11 @@ class ClipStore:
     metadata: list[dict[str, Any]]
     fps: float
     source_id: str
+    canvas: Canvas  # whose pictures `frames` show, and where
     source: str = ""  # what the user calls it
     state_names: Sequence[str] = ()  # what the dimensions are, where the dataset says so
     action_names: Sequence[str] = ()
-    camera: str = ""  # whose pictures these are, where the dataset says so
+    robot_type: str = ""  # where the dataset says so
     seen_scenes: SeenScenes | None = None  # by the generator behind the episodes, where the dataset says so
 
     @property
@@ -74,13 +76,15 @@ class ClipStore:
                 arrays: Any = {name: _mapped(path, file, name) for name in ARRAYS}
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise UserError(f"{path}: not a complete clip file ({error}); delete it to build it again") from error
-        store = cls(path, **_about(path, arrays.pop("about")), **arrays)
+        store = cls(path, **_about(path, arrays.pop("about"), arrays["frames"].shape[1:3]), **arrays)
         store._check()
         return store
 
     def _check(self) -> None:
         """Raise UserError where the arrays contradict each other, or states or actions are not finite."""
         rows, episodes = len(self.frames), self.num_episodes
+        if self.frames.shape[1:] != (*self.canvas.size, 3):
+            raise UserError(f"{self.path}: frames are {self.frames.shape[1:]}, its cameras take {self.canvas.size}")
         for name in ("states", "actions"):
             if len(getattr(self, name)) != rows:
                 raise UserError(f"{self.path}: {len(getattr(self, name))} rows of '{name}', {rows} frames")
@@ -106,15 +110,6 @@ class ClipStore:
     @property
     def num_episodes(self) -> int:
         return len(self.episode_starts)
-
-    @property
-    def image_size(self) -> int:
-        return self.frames.shape[1]
-
-    @property
-    def picture_size(self) -> tuple[int, ...]:
-        """(H, W)."""
-        return self.frames.shape[1:3]
 
     @property
     def episode_ids(self) -> list[str]:
@@ -162,15 +157,15 @@ class ClipStore:
     def policy_batch(self, episodes: np.ndarray, steps: np.ndarray, horizon: int) -> dict[str, Any]:
         """One observation and the next `horizon` actions per sample, in LeRobot's keys.
 
-        Returns observation.image (B, 3, H, W) float32 in [0, 1], observation.state (B, S), action (B, T, A),
-        action_is_pad (B, T), task (B strings).
+        Returns the picture of each camera (B, 3, H, W) float32 in [0, 1] under its key, observation.state (B, S),
+        action (B, T, A), action_is_pad (B, T), task (B strings).
         """
         ahead = steps[:, None] + np.arange(horizon)
         last = self.episode_lengths[episodes][:, None] - 1
         first = self.episode_starts[episodes]
-        images = self.frames.take(first + steps, axis=0).astype(np.float32).transpose(0, 3, 1, 2) / 255
+        pictures = self.canvas.cells(self.frames.take(first + steps, axis=0))
         return {
-            IMAGE: images,
+            **{camera: to_channels_first(picture) for camera, picture in pictures.items()},
             STATE: self.states.take(first + steps, axis=0),
             ACTION: self.actions.take(first[:, None] + np.minimum(ahead, last), axis=0),
             ACTION_IS_PAD: self.past_the_end(episodes, steps, horizon),
@@ -182,7 +177,12 @@ class ClipStore:
         return steps[:, None] + np.arange(horizon) >= self.episode_lengths[episodes][:, None]
 
 
-def _about(path: Path, text: np.ndarray) -> dict[str, Any]:
+def to_channels_first(pictures: np.ndarray) -> np.ndarray:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1], as policies take them."""
+    return pictures.astype(np.float32).transpose(0, 3, 1, 2) / 255
+
+
+def _about(path: Path, text: np.ndarray, size: Sequence[int]) -> dict[str, Any]:
     """What a clip file says of itself. Raises UserError unless it is what `ABOUT` says."""
     found = parse_json(text.tobytes(), path)
     for key, kind in ABOUT.items():
@@ -194,7 +194,11 @@ def _about(path: Path, text: np.ndarray) -> dict[str, Any]:
         raise UserError(f"{path}: 'metadata' is no list of mappings; build the clip file again")
     if not 0 < found["fps"] < np.inf:
         raise UserError(f"{path}: fps is {found['fps']}; build the clip file again")
-    return {key: found[key] for key in ABOUT}
+    try:  # of version 0.1 there was one camera, whose name is not told
+        canvas = Canvas.from_dict(found["canvas"]) if "canvas" in found else Canvas.single(size)
+    except ValueError as error:
+        raise UserError(f"{path}: 'canvas': {error}; build the clip file again") from error
+    return {**{key: found[key] for key in ABOUT}, "canvas": canvas}
 
 
 def _mapped(path: Path, file: h5py.File, name: str) -> np.ndarray:
@@ -226,9 +230,10 @@ class ClipTable:
     metadata: list[dict[str, Any]]  # (E,) provenance
     fps: float
     source_id: str
+    canvas: Canvas
 
 
-def create_clips(path: Path, table: ClipTable, picture_shape: tuple[int, int, int]) -> int:
+def create_clips(path: Path, table: ClipTable) -> int:
     """Write a clip file whose frames read as zero until they are written; returns where in the file they begin [byte].
 
     No room is taken on the disk for the frames. Raises OSError if the disk has none for the rest.
@@ -238,7 +243,7 @@ def create_clips(path: Path, table: ClipTable, picture_shape: tuple[int, int, in
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # the place is known before the first frame is
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    space = h5py.h5s.create_simple((len(table.states), *picture_shape))
+    space = h5py.h5s.create_simple((len(table.states), *table.canvas.size, 3))
     with new_hdf5(path) as (file, _):  # which takes no lock: HDF5's own would collide with that of the builder
         frames = h5py.h5d.create(file.id, b"frames", h5py.h5t.STD_U8LE, space, properties)
         file["states"], file["actions"] = table.states.astype(np.float32), table.actions.astype(np.float32)
@@ -247,6 +252,7 @@ def create_clips(path: Path, table: ClipTable, picture_shape: tuple[int, int, in
         file["episode_tasks"] = np.array([names.index(task) for task in table.tasks])
         metadata = [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in table.metadata]
         about = {"tasks": names, "metadata": metadata, "fps": float(table.fps), "source_id": table.source_id}
+        about["canvas"] = table.canvas.to_dict()
         file["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
         return frames.get_offset()
 
@@ -275,8 +281,9 @@ def write_clips(path: Path, episodes: Iterable[Episode], total_frames: int, fps:
         [episode.metadata for episode in episodes],
         fps,
         source_id,
+        Canvas({key: part.shape[1:3] for key, part in episodes[0].pictures.items()}, episodes[0].images.shape[1:3]),
     )
     with atomic_file(path) as temporary:
-        offset = create_clips(temporary, table, episodes[0].images.shape[1:])
+        offset = create_clips(temporary, table)
         for first, episode in zip(np.cumsum(table.lengths) - table.lengths, episodes, strict=True):
-            write_frames(temporary, offset, int(first), episode.images)
+            write_frames(temporary, offset, int(first), table.canvas.compose(episode.pictures))

@@ -1,4 +1,4 @@
-"""What a robot's numbers and pictures mean, beside their width: rate, names, camera. Checkpoints keep them."""
+"""What a robot's numbers and pictures mean, beside their width: rate, names, cameras. Checkpoints keep them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from toolkit.base.errors import UserError, warn
 from toolkit.base.files import write_json
 from toolkit.base.reading import read_json
+from toolkit.data.canvas import Canvas, describe_cameras
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import IMAGE
 
@@ -31,8 +33,8 @@ class Conventions:
     fps: float
     state_names: Sequence[str]
     action_names: Sequence[str]
-    camera: str = ""  # key of the pictures in the dataset
-    picture_size: Sequence[int] = ()  # (H, W), as the network takes them
+    canvas: Canvas | None = None  # cameras, their sizes and where the network sees them
+    robot_type: str = ""
 
     @classmethod
     def shared(cls, parts: Sequence[ClipStore | Conventions]) -> Conventions:
@@ -42,8 +44,8 @@ class Conventions:
             told = [list(getattr(part, key)) for part in parts]
             widest = [found for found in told if len(found) == max(map(len, told))]
             names[key] = widest[0] if all(found == widest[0] for found in widest) else []
-        camera = next((part.camera for part in parts if part.camera), "")
-        return cls(parts[0].name, parts[0].fps, **names, camera=camera, picture_size=list(parts[0].picture_size))
+        robot = next((part.robot_type for part in parts if part.robot_type), "")
+        return cls(parts[0].name, parts[0].fps, **names, canvas=parts[0].canvas, robot_type=robot)
 
     @classmethod
     def of(cls, checkpoint: str | Path) -> Conventions:
@@ -59,22 +61,29 @@ class Conventions:
         found = read_json(path)
         try:
             fps, names = float(found["fps"]), {key: found[key] for key in ("state_names", "action_names")}
-            camera, size = found.get("camera", ""), found.get("picture_size", [])  # version 0.1 had neither
+            canvas = _canvas_of(found)
+            robot = found.get("robot_type", "")
             listed = all(isinstance(told, list) and all(isinstance(n, str) for n in told) for told in names.values())
-            sized = isinstance(size, list) and len(size) in (0, 2) and all(type(n) is int and n > 0 for n in size)
-            if not (0 < fps < np.inf and listed and isinstance(camera, str) and sized):
-                raise ValueError("no rate above 0, no lists of names, no camera, or no two sizes")
+            if not (0 < fps < np.inf and listed and isinstance(robot, str)):
+                raise ValueError("no rate above 0, no lists of names, or a robot_type that is no text")
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise UserError(f"{path}: damaged ({error}); expected fps, state_names and action_names") from error
-        return cls(str(checkpoint), fps, **names, camera=camera, picture_size=size)
+        return cls(str(checkpoint), fps, **names, canvas=canvas, robot_type=robot)
 
     def write(self, directory: Path) -> None:
         """Write `conventions.json` into a directory that is still under its temporary name."""
-        listed = {key: list(getattr(self, key)) for key in ("state_names", "action_names", "picture_size")}
-        write_json(directory / CONVENTIONS, {"fps": self.fps, **listed, "camera": self.camera})
+        listed = {key: list(getattr(self, key)) for key in ("state_names", "action_names")}
+        canvas = {} if self.canvas is None else {"canvas": self.canvas.to_dict()}
+        write_json(directory / CONVENTIONS, {"fps": self.fps, **listed, **canvas, "robot_type": self.robot_type})
 
-    def check(self, store: ClipStore, names: bool = True, remedy: str = REFIT) -> None:
-        """Raise UserError if a dataset has another rate or, where both tell `names` of dimensions, other ones."""
+    def check(self, store: ClipStore | Conventions, names: bool = True, remedy: str = REFIT) -> None:
+        """Raise UserError if a dataset has another rate or, where both tell `names` of dimensions, other ones.
+
+        Pictures of another shape are a warning: they are letterboxed in another way.
+        """
+        if self.canvas is not None and store.canvas is not None and self.canvas.places != store.canvas.places:
+            ours, theirs = describe_cameras(self.canvas), describe_cameras(store.canvas)
+            warn(f"{store.name}: pictures of {theirs}; {self.name} was trained on {ours}: their bars stand elsewhere")
         if self.fps and round(store.fps) != round(self.fps):
             raise UserError(
                 f"{store.name}: {store.fps:g} steps a second; {self.name} was trained on {self.fps:g}: the same action "
@@ -88,11 +97,27 @@ class Conventions:
                     f"they are the same, give them the same names in meta/info.json; if not, {remedy}"
                 )
 
-    def camera_of(self, given: str | None) -> str:
-        """The camera to read: the one that is given, else that of the training. Warns where the two differ."""
-        if given and self.camera and given != self.camera:
-            warn(f"image_key={given}: {self.name} was trained on the pictures of {self.camera}")
-        return given or self.camera or IMAGE
+    def cameras_of(self, given: Sequence[str]) -> list[str]:
+        """The cameras to read: those of the training, or the given ones in their place. Raises UserError for others.
+
+        Of a checkpoint that does not say, observation.image.
+        """
+        trained = [IMAGE] if self.canvas is None else list(self.canvas.cameras)
+        if given and self.canvas is not None and list(given) != trained:
+            raise UserError(
+                f"cameras=[{', '.join(given)}]: {self.name} was trained on {', '.join(trained)}; leave cameras out, "
+                f"and give rename={{{given[0]}: {trained[0]}}} where the same camera has another name"
+            )
+        return list(given) or trained
+
+
+def _canvas_of(found: dict[str, Any]) -> Canvas | None:
+    if "canvas" in found:
+        return Canvas.from_dict(found["canvas"])
+    if isinstance(camera := found.get("camera"), str) and found.get("picture_size"):  # of the one camera there was
+        size = found["picture_size"]
+        return Canvas.from_dict({"cameras": {camera or IMAGE: size}, "cell": size})
+    return None  # of version 0.1
 
 
 def check_dimensions(stores: Sequence[ClipStore]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ TASK = "task"
 class Episode:
     """One recorded or generated episode of T steps.
 
-    images:   (T, H, W, 3) uint8, the picture seen before `actions[t]` is executed.
+    images:   (T, H, W, 3) uint8 under observation.image, the picture seen before `actions[t]` is executed; or None.
     states:   (T, S) float32, the proprioceptive state at the same instant.
     actions:  (T, A) float32.
     task:     the instruction in natural language.
@@ -29,12 +30,17 @@ class Episode:
     cameras:  further pictures (T, H', W', 3) uint8 by feature key, e.g. observation.images.wrist.
     """
 
-    images: np.ndarray
+    images: Any
     states: np.ndarray
     actions: np.ndarray
     task: str
     metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
     cameras: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> dict[str, np.ndarray]:
+        """All pictures by feature key."""
+        return self.cameras if self.images is None else {IMAGE: self.images, **self.cameras}
 
     def __len__(self) -> int:
         return len(self.actions)

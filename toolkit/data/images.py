@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from toolkit.base.errors import UserError
 
 MAX_PIXELS = 2**26  # of one encoded picture; a small file can declare a huge one
 FREE_BYTES = 2**20  # in memory, that every picture may take
@@ -52,12 +56,41 @@ def encode_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-def resized(images: np.ndarray, size: int) -> np.ndarray:
-    """(T, H, W, 3) uint8 to (T, size, size, 3): averaged where both sides shrink, else linear in between."""
-    if images.shape[1:3] == (size, size):
+def resized(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """(T, H, W, 3) uint8 to (T, *size, 3): averaged where both sides shrink, else linear in between."""
+    height, width = size
+    if images.shape[1:3] == (height, width):
         return images
-    box = Image.Resampling.BOX if min(images.shape[1:3]) >= size else Image.Resampling.BILINEAR
-    return np.stack([np.asarray(Image.fromarray(image).resize((size, size), box)) for image in images])
+    shrinks = images.shape[1] >= height and images.shape[2] >= width
+    box = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+    return np.stack([np.asarray(Image.fromarray(image).resize((width, height), box)) for image in images])
+
+
+def inner_size(size: Sequence[int], frame: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of the largest picture of the shape of `size` that fits into `frame`."""
+    scale = min(frame[0] / size[0], frame[1] / size[1])
+    height, width = (max(1, min(limit, round(side * scale))) for side, limit in zip(size, frame, strict=True))
+    return height, width
+
+
+def letterboxed(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """(T, H, W, 3) uint8 to (T, *size, 3), never stretched: bars beside or above and below are black."""
+    height, width = inner_size(images.shape[1:3], size)
+    inner = resized(np.ascontiguousarray(images), (height, width))
+    if (height, width) == tuple(size):
+        return inner
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    framed = np.zeros((len(images), *size, 3), np.uint8)
+    framed[:, top : top + height, left : left + width] = inner
+    return framed
+
+
+def as_size(value: Any, name: str) -> tuple[int, int]:
+    """(height, width) of [height, width], or of one number for both. Raises UserError that names the option."""
+    sides = [value, value] if isinstance(value, int) else list(value) if isinstance(value, Sequence) else []
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise UserError(f"{name}={value}: expected [height, width] in pixels, or one number for both")
+    return sides[0], sides[1]
 
 
 def moved(image: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -13,12 +13,14 @@ import numpy as np
 
 from toolkit.base.errors import warn
 from toolkit.data.clips import ClipStore
-from toolkit.data.episode import ACTION, IMAGE, STATE
+from toolkit.data.episode import ACTION, STATE
 
 # Least deviation of a dimension that moves, by its range: where actions span [-1, 1] as in simulators, .05.
 RELATIVE_FLOOR = 0.025
-# A range that a few outliers have made counts as so many times what the middle 98 % span: a normal one spans 1.6.
+# A range that a few outliers have made counts as so many times what the middle 98 % span, of which a normal one spans
+# 1.6, or as what the middle 99.8 % span: what is rarer than one row in a hundred still counts, a few glitches do not.
 LARGEST_RANGE = 4
+RARE = 0.001
 # Of constant ones.
 STATE_FLOOR = 0.02
 ACTION_FLOOR = 0.05
@@ -35,7 +37,7 @@ def describe(values: np.ndarray, floor: float, names: Sequence[str] = ()) -> dic
     low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
     q01, q99 = np.quantile(values, [0.01, 0.99], axis=0).astype(np.float64)
     mean, deviation = moments(values)
-    floors = least_deviation(low, high, q01, q99, floor)
+    floors = least_deviation(low, high, largest_range(values, q99 - q01), floor)
     for i, name in enumerate(names):
         if deviation[i] < floors[i] and not is_constant(low, high)[i]:
             text = (
@@ -63,11 +65,17 @@ def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(squares / len(values))
 
 
-def least_deviation(low: np.ndarray, high: np.ndarray, q01: np.ndarray, q99: np.ndarray, constant: float) -> np.ndarray:
-    """Floor of the deviation of each dimension, by what it spans; `constant` where it spans nothing."""
-    middle_range = q99 - q01
-    span = np.where(middle_range > 0, np.minimum(high - low, LARGEST_RANGE * middle_range), high - low)
-    return np.where(is_constant(low, high), constant, RELATIVE_FLOOR * span)
+def largest_range(values: np.ndarray, middle: np.ndarray) -> np.ndarray:
+    """What each dimension of (N, D) values may be said to span at most, by the range of its middle 98 %, (D,)."""
+    high = np.quantile(values, 1 - RARE, axis=0, method="lower")
+    low = np.quantile(values, RARE, axis=0, method="higher")
+    rare = high.astype(np.float64) - low
+    return np.where(middle > 0, np.maximum(LARGEST_RANGE * middle, rare), np.inf)
+
+
+def least_deviation(low: np.ndarray, high: np.ndarray, most: np.ndarray, constant: float) -> np.ndarray:
+    """Floor of the deviation of each dimension, by what it spans, `most` at most; `constant` where it spans nothing."""
+    return np.where(is_constant(low, high), constant, RELATIVE_FLOOR * np.minimum(high - low, most))
 
 
 def is_constant(low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -90,13 +98,17 @@ def dimension_names(stores: Sequence[ClipStore], key: str) -> list[str]:
 
 def compute_statistics(stores: Sequence[ClipStore]) -> dict[str, dict[str, np.ndarray]]:
     """Statistics of all rows of all stores, by feature key; pictures per channel as (3, 1, 1)."""
-    pictures = np.concatenate([store.frames[:: max(1, len(store.frames) // 256)] for store in stores]) / 255
-    by_channel = describe(pictures.reshape(-1, 3), 1e-3)
+    shown = [store.canvas.cells(store.frames[:: max(1, len(store.frames) // 256)]) for store in stores]
+    pictures = {}
+    for camera in stores[0].canvas.cameras:
+        values = np.concatenate([part[camera].reshape(-1, 3) for part in shown]) / 255
+        by_channel = describe(values, 1e-3)
+        pictures[camera] = {name: value.reshape(3, 1, 1) for name, value in by_channel.items()}
     state_names, action_names = (dimension_names(stores, key) for key in (STATE, ACTION))
     return {
         STATE: describe_columns([store.states for store in stores], STATE_FLOOR, state_names),
         ACTION: describe_columns([store.actions for store in stores], ACTION_FLOOR, action_names),
-        IMAGE: {name: value.reshape(3, 1, 1) for name, value in by_channel.items()},
+        **pictures,
     }
 
 

@@ -23,8 +23,8 @@ class Env(Protocol):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
         """Execute one action (A,); returns the state after it and whether the task is solved at this instant."""
 
-    def render(self) -> np.ndarray:
-        """Picture of the present instant, (H, W, 3) uint8."""
+    def render(self) -> dict[str, np.ndarray]:
+        """Pictures of the present instant by camera, (H, W, 3) uint8 under the keys of LeRobot's features."""
 
     def close(self) -> None:
         """Free what rendering holds."""

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.base.errors import UserError, nearest
-from toolkit.data.episode import PICTURE_EVERY, Episode
+from toolkit.data.episode import IMAGE, PICTURE_EVERY, Episode
 from toolkit.envs.rendering import MESH_CELL_M, SceneRenderer, no_opengl
 from toolkit.envs.shifts import HELD_OUT_FROM, POSITIONS, takes_part
 
@@ -108,9 +108,12 @@ class MetaWorldEnv:
         self.observation, _, _, _, info = self._env.step(np.clip(action, -1, 1))
         return self._state(), bool(info["success"])
 
-    def render(self) -> np.ndarray:
-        """Picture of the present instant, (image_size, image_size, 3) uint8. Raises UserError without OpenGL."""
-        return self._renderer.picture(self._env.model, self._env.data, self._seed)
+    def render(self) -> dict[str, np.ndarray]:
+        """Pictures of the present instant: observation.image, (image_size, image_size, 3) uint8.
+
+        Raises UserError without OpenGL.
+        """
+        return {IMAGE: self._renderer.picture(self._env.model, self._env.data, self._seed)}
 
     def sibling(self) -> MetaWorldEnv:
         """Another environment of the task that is drawn by the same renderer: drawing many at once stays fast."""
@@ -180,7 +183,7 @@ def record_episode(
     images: list[np.ndarray] = []
     states, actions, success = [], [], False
     for step in range(num_steps):
-        images.append(images[-1] if step % render_every else env.render())
+        images.append(images[-1] if step % render_every else env.render()[IMAGE])
         states.append(state)
         actions.append(teleoperator.action(env.observation))
         state, solved = env.step(actions[-1])
@@ -195,7 +198,7 @@ def record_episode(
     return Episode(np.stack(images), np.stack(states), np.stack(actions), env.instruction, metadata), success
 
 
-def initial_scene(env: MetaWorldEnv, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def initial_scene(env: MetaWorldEnv, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Picture (H, W, 3) and state (S,) of a scene before anything moved."""
     state = env.reset(seed)
     return env.render(), state

@@ -11,7 +11,7 @@ from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
 from toolkit.base.randomness import stream_seed
 from toolkit.data.clips import ClipStore
-from toolkit.data.episode import ACTION, ACTION_IS_PAD, IMAGE, STATE, TASK
+from toolkit.data.episode import ACTION, ACTION_IS_PAD, STATE, TASK
 from toolkit.data.normalizer import moments
 from toolkit.envs.base import Policy
 from toolkit.evaluation.statistics import mean_interval
@@ -40,7 +40,8 @@ def open_loop_error(
     for start in range(0, len(rows), batch_size):
         episodes, steps = np.array(rows[start : start + batch_size]).T
         batch = store.policy_batch(episodes, steps, n_action_steps)
-        observation = {IMAGE: torch.from_numpy(batch[IMAGE]), STATE: torch.from_numpy(batch[STATE]), TASK: batch[TASK]}
+        observation = {key: torch.from_numpy(batch[key]) for key in (*store.canvas.cameras, STATE)}
+        observation[TASK] = batch[TASK]
         noise_seeds = [stream_seed(seed, int(e), int(step)) for e, step in zip(episodes, steps, strict=True)]
         chunk = torch.as_tensor(policy.predict_action_chunk(observation, noise_seeds)).detach().cpu().numpy()
         chunk = chunk[:, :n_action_steps]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ import torch
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
 from toolkit.base.randomness import stream_seed
-from toolkit.data.episode import IMAGE, STATE, TASK
+from toolkit.data.clips import to_channels_first
+from toolkit.data.episode import STATE, TASK
+from toolkit.data.images import letterboxed
 from toolkit.envs.base import Policy
 from toolkit.envs.metaworld import MetaWorldEnv
 from toolkit.envs.shifts import SUITES, Suite, paraphrase
@@ -51,7 +54,7 @@ class _Slot:
         self.chunks += 1
         for action in actions[: max_steps - self.step]:
             if self.seed in self.recorded and self.step % FRAME_EVERY == 0:
-                self.frames.append(self.env.render())
+                self.frames.append(next(iter(self.env.render().values())))
             self.state, solved = self.env.step(action)
             self.step += 1
             if solved:
@@ -59,7 +62,7 @@ class _Slot:
         if not solved and self.step < max_steps:
             return None
         if self.seed in self.recorded:
-            self.frames.append(self.env.render())
+            self.frames.append(next(iter(self.env.render().values())))
         frames = np.stack(self.frames) if self.frames else None
         ended = Rollout(self.env.task, self.seed, solved, self.step, frames)
         self.active = self._next_scene()
@@ -71,7 +74,7 @@ def rollout(
     scenes: Mapping[str, Sequence[int]],
     *,
     max_steps: int,
-    image_size: int,
+    image_size: tuple[int, int],
     suite: Suite = SUITES["unseen"],
     record_first: int = 0,
     num_envs: int = 20,
@@ -80,6 +83,7 @@ def rollout(
 ) -> list[Rollout]:
     """Roll the policy out on the seeds of every task; a rollout ends when the task is solved or after `max_steps`.
 
+    image_size: (height, width) of the pictures that the policy takes.
     suite: how the scenes look and how the instruction is worded. About `num_envs` environments share each prediction,
     unless the policy has a memory, which its method `reset` clears: then there is one scene at a time.
     `n_action_steps` of every chunk are executed, by default all of it. A picture is rendered only for a new chunk, and
@@ -92,7 +96,7 @@ def rollout(
     slots = []
     for task, seeds in scenes.items():
         per_task = 1 if forget is not None else min(max(1, num_envs // len(scenes)), len(seeds))
-        first = MetaWorldEnv(task, image_size, visual_shift=suite.visual)
+        first = MetaWorldEnv(task, max(image_size), visual_shift=suite.visual)
         for k in range(per_task):
             env = first.sibling() if k else first
             slots.append(_Slot(env, list(seeds[k::per_task]), set(seeds[:record_first])))
@@ -104,9 +108,8 @@ def rollout(
                 active = active[:1]
                 if active[0].step == 0:
                     forget()
-            images = np.stack([slot.env.render() for slot in active])
-            observation = {
-                IMAGE: torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255,
+            observation: dict[str, Any] = {
+                **look(active, image_size),
                 STATE: torch.from_numpy(np.stack([slot.state for slot in active])),
                 TASK: [
                     paraphrase(slot.env.instruction, slot.seed) if suite.paraphrased else slot.env.instruction
@@ -125,6 +128,16 @@ def rollout(
             slot.env.close()
         bar.close()
     return [results[task.removesuffix("-v3"), seed] for task, seeds in scenes.items() for seed in seeds]
+
+
+def look(slots: Sequence[_Slot], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """What the cameras of the slots see now, (B, 3, *size) in [0, 1], letterboxed."""
+    pictures = [slot.env.render() for slot in slots]
+    stacked = {camera: np.stack([part[camera] for part in pictures]) for camera in pictures[0]}
+    return {
+        camera: torch.from_numpy(to_channels_first(letterboxed(part, size))).contiguous()
+        for camera, part in stacked.items()
+    }
 
 
 def _check(chunk: np.ndarray, batch: int, env: MetaWorldEnv) -> None:

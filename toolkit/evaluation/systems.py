@@ -214,15 +214,18 @@ def _interval(
     scenes = len(by_scene)
     if _fewest_clusters(systems) < FEWEST_CLUSTERS or scenes < 2:
         return NO_BOUNDS
-    deviations = [_deviations(system) for system in systems]
+    deviations, factors = [_deviations(system) for system in systems], list(map(_unbiased, systems))
     if (
         len(systems) == 2
         and all(s.clusters is not None for s in systems)
         and deviations[0].keys() == deviations[1].keys()
     ):
         first, second = deviations
-        deviations = [{label: first[label] - second[label] for label in first}]
-    parts = [(len(d) / (len(d) - 1) * sum(v**2 for v in d.values()), len(d) - 1) for d in deviations]
+        deviations, factors = [{label: first[label] - second[label] for label in first}], [max(factors)]
+    parts = [
+        (factor * sum(v**2 for v in found.values()), len(found) - 1)
+        for factor, found in zip(factors, deviations, strict=True)
+    ]
     between = sum(variance for variance, _ in parts)
     freedom = between**2 / sum(variance**2 / df for variance, df in parts) if between > 0 else parts[0][1]
     half = np.sqrt(_t(round(freedom, 2)) ** 2 * between + _t(scenes - 1) ** 2 * by_scene.var(ddof=1) / scenes)
@@ -236,6 +239,17 @@ def _deviations(system: Trained) -> dict[Hashable, float]:
         label: float(len(runs) / len(means) * (means[runs].mean() - means.mean()))
         for label, runs in system.runs_by_cluster.items()
     }
+
+
+def _unbiased(system: Trained) -> float:
+    """What the sum of the squared `_deviations` is multiplied by to be the variance of the mean between clusters.
+
+    K / (K - 1) of K clusters with as many runs each. More where one has most of the runs: it pulls the mean, from
+    which it then hardly differs.
+    """
+    shares = np.array([len(runs) for runs in system.runs_by_cluster.values()]) / len(system.outcomes)
+    squares = (shares**2).sum()
+    return float(squares / (squares - 2 * (shares**3).sum() + squares**2))
 
 
 def _fewest_clusters(systems: Sequence[Trained]) -> int:

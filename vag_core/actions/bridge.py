@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from vag_core.config import BridgeConfig
-from vag_core.layers import average_areas
+from vag_core.layers import average_areas, count_areas
 
 
 class PoolingBridge(nn.Module):
@@ -18,15 +20,16 @@ class PoolingBridge(nn.Module):
     2604.09330): it keeps what the scene contains. A finer grid, flattened and projected, keeps where it is.
     """
 
-    def __init__(self, config: BridgeConfig, latent_shape: tuple[int, int, int, int]) -> None:
+    def __init__(self, config: BridgeConfig, latent_shape: tuple[int, int, int, int], areas: tuple[int, int]) -> None:
+        """areas: rows and columns of areas that the first frame is averaged over."""
         super().__init__()
         channels, frames, height, width = latent_shape
         self.grid = (min(config.grid[0], frames), min(config.grid[1], height), min(config.grid[2], width))
-        self.width, self.first_frame, self.first_frame_grid = config.width, config.first_frame, config.first_frame_grid
+        self.width, self.first_frame, self.areas = config.width, config.first_frame, areas
         cells = self.grid[0] * self.grid[1] * self.grid[2]
         features = cells * channels
         self.project = nn.Linear(features, config.width) if cells > 1 else None
-        first = channels * min(height, config.first_frame_grid) * min(width, config.first_frame_grid)
+        first = channels * math.prod(count_areas((height, width), areas))
         self.project_first = nn.Linear(first, config.width) if config.first_frame else None
 
     def forward(self, latents: Float[Tensor, "b c t h w"]) -> Float[Tensor, "b d"]:
@@ -38,7 +41,7 @@ class PoolingBridge(nn.Module):
             repeats = -(-self.width // pooled.shape[1])
             condition = pooled.repeat(1, repeats)[:, : self.width]
         if self.project_first is not None:
-            first = average_areas(latents[:, :, 0], self.first_frame_grid).flatten(1)
+            first = average_areas(latents[:, :, 0], self.areas).flatten(1)
             condition = torch.cat([condition, self.project_first(first)], dim=-1)
         return condition
 

@@ -5,6 +5,8 @@ Shapes: trajectory (B, N, A + S); grouped by latent frame (B, T - 1, n).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Shaped
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from vag_core.actions.branch import ConditionedBranch, VideoView
 from vag_core.actions.transformer import GroupTransformer
 from vag_core.config import FramewiseConfig, GeneratorConfig, TemporalConfig
-from vag_core.layers import average_areas
+from vag_core.layers import average_areas, count_areas
 from vag_core.trajectory import ungroup
 
 
@@ -24,8 +26,8 @@ class TemporalBranch(ConditionedBranch):
         action, (channels, _, height, width) = config.action, config.latent_shape
         assert isinstance(action, TemporalConfig)
         super().__init__(config, action.width)
-        self.grid = action.read_grid
-        cells = min(height, self.grid) * min(width, self.grid)
+        self.areas = config.areas(action.read_grid)
+        cells = math.prod(count_areas((height, width), self.areas))
         self.read = nn.Linear(2 * channels * cells, action.width)  # a frame and the change to it
         self.dropout = nn.Dropout(action.dropout)
         self.transformer = GroupTransformer(action, config.group_width)
@@ -39,7 +41,7 @@ class TemporalBranch(ConditionedBranch):
     ) -> Float[Tensor, "b n c"]:
         """As in `ActionBranch`: the trajectory (B, N, A + S)."""
         assert video is not None
-        latents = average_areas(video.latents, self.grid)
+        latents = average_areas(video.latents, self.areas)
         now, before = latents[:, :, 1:], latents[:, :, :-1]
         pairs = rearrange(torch.cat([now, now - before], dim=1), "b c t h w -> b t (c h w)")
         return ungroup(self.transformer(self.read(self.dropout(pairs)), condition), self.steps)

@@ -8,6 +8,8 @@ Shapes: grouped trajectory (B, K, n), K = T - 1 latent frames after the first, n
 
 from __future__ import annotations
 
+import math
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Shaped
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from vag_core.actions.branch import ConditionedBranch, VideoView, blank_pure_noise
 from vag_core.config import ActionOnlyConfig, GeneratorConfig, TemporalConfig, TransformerConfig
-from vag_core.layers import AdaLNBlock, ModulatedNorm, TimeEmbedding, average_areas, sinusoidal_embedding
+from vag_core.layers import AdaLNBlock, ModulatedNorm, TimeEmbedding, average_areas, count_areas, sinusoidal_embedding
 from vag_core.scene_encoder import SceneEncoder
 from vag_core.trajectory import group_by_latent_frame, ungroup
 
@@ -48,15 +50,24 @@ class ActionTransformer(nn.Module):
     """Noisy trajectory, and the hidden video tokens of the same instants, to the clean trajectory; both grouped."""
 
     def __init__(
-        self, config: TransformerConfig | ActionOnlyConfig, group_width: int, side: int = 0, video_width: int = 0
+        self,
+        config: TransformerConfig | ActionOnlyConfig,
+        group_width: int,
+        patches: tuple[int, int] = (0, 0),
+        areas: tuple[int, int] = (0, 0),
+        video_width: int = 0,
     ) -> None:
-        """side, video_width: video tokens a side of one frame and their width; 0 = it reads no video."""
+        """patches, video_width: rows and columns of video tokens of one frame and their width; 0 = it reads no video.
+
+        areas: the rows and columns of areas that these are averaged over.
+        """
         super().__init__()
         self.embed = nn.Linear(group_width, config.width)
-        self.side, self.grid = side, min(side, config.read_grid) if isinstance(config, TransformerConfig) else 0
-        self.read = nn.Linear(self.grid**2 * video_width, config.width) if side else None
+        self.rows, self.areas = patches[0], areas
+        read = math.prod(count_areas(patches, areas)) * video_width
+        self.read = nn.Linear(read, config.width) if read else None
         # In place of a video, where plans do without.
-        self.unread = nn.Parameter(torch.zeros(config.width)) if side and config.plan_share else None
+        self.unread = nn.Parameter(torch.zeros(config.width)) if read and config.plan_share else None
         self.transformer = GroupTransformer(config, group_width)
 
     def forward(
@@ -68,9 +79,8 @@ class ActionTransformer(nn.Module):
         """grouped: (B, K, n), hidden: (B, K, S, Dv) or None for no video, condition: (B, D) -> (B, K, n)."""
         x = self.embed(grouped)
         if self.read is not None and hidden is not None:
-            if self.side > self.grid:
-                areas = average_areas(rearrange(hidden, "b k (h w) v -> b k v h w", h=self.side), self.grid)
-                hidden = rearrange(areas, "b k v h w -> b k (h w) v")
+            areas = average_areas(rearrange(hidden, "b k (h w) v -> b k v h w", h=self.rows), self.areas)
+            hidden = rearrange(areas, "b k v h w -> b k (h w) v")
             x = x + self.read(hidden.flatten(2))  # not pooled to one: it knows where in the picture it comes from
         elif self.unread is not None:
             x = x + self.unread
@@ -87,12 +97,14 @@ class TransformerBranch(ConditionedBranch):
         action = config.action
         assert isinstance(action, TransformerConfig | ActionOnlyConfig)
         super().__init__(config, action.width)
-        side = config.latent_shape[2] // config.video.patch_size
-        side = side if action.makes_video else 0
         self.detach = isinstance(action, TransformerConfig) and action.detach
-        self.scene = SceneEncoder(config.scene, config.image_size, 0, action.width)
-        self.video_time = TimeEmbedding(action.width) if side else None
-        self.network = ActionTransformer(action, config.group_width, side, config.video.width)
+        self.scene = SceneEncoder(config, action.width, with_tokens=False)
+        self.video_time = TimeEmbedding(action.width) if action.makes_video else None
+        if isinstance(action, TransformerConfig):
+            areas, width = config.areas(action.read_grid), config.video.width
+            self.network = ActionTransformer(action, config.group_width, config.patches, areas, width)
+        else:
+            self.network = ActionTransformer(action, config.group_width)
 
     def encode(
         self,

@@ -93,7 +93,7 @@ class UNetBranch(ConditionedBranch):
         action = config.action
         assert isinstance(action, UNetConfig)
         super().__init__(config, action.bridge.width)
-        self.bridge = PoolingBridge(action.bridge, config.latent_shape)
+        self.bridge = PoolingBridge(action.bridge, config.latent_shape, config.areas(action.bridge.first_frame_grid))
         condition = action.bridge.width + self.bridge.out_width
         self.network = ActionUNet(action, config.action_dim + config.state_dim, condition)
 

@@ -130,6 +130,19 @@ def _is_depth(feature: dict[str, Any]) -> bool:
     return any(one.get(key) is True for one in told if isinstance(one, dict) for key in DEPTH)
 
 
+def picture_size(info: dict[str, Any], key: str) -> tuple[int, int]:
+    """(height, width) of a camera's pictures: LeRobot allows the colours as the first or as the last of three sizes.
+
+    Raises UserError for other shapes.
+    """
+    shape = info["features"][key]["shape"]
+    if len(shape) == 3 and 3 in (shape[0], shape[2]):
+        height, width = shape[:2] if shape[2] == 3 else shape[1:]
+        if min(height, width) > 0:
+            return height, width
+    raise UserError(f"{INFO}: '{key}' has shape {shape}; expected [height, width, 3] or [3, height, width]")
+
+
 def dimension_names(info: dict[str, Any], key: str) -> list[str]:
     """Names of a vector's dimensions that say what these are; none if the dataset gives none, or numbers alone."""
     names = feature_names(info, key)

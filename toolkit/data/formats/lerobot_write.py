@@ -13,7 +13,7 @@ import numpy as np
 
 from toolkit.base import files, manifest, reading
 from toolkit.base.errors import UserError
-from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
+from toolkit.data.episode import ACTION, STATE, Episode
 from toolkit.data.episode_notes import FILE, check_row, episode_id, write_notes
 from toolkit.data.formats.lerobot_copy import Copies, CopyingEncoder
 from toolkit.data.formats.lerobot_layout import check_instruction
@@ -92,7 +92,7 @@ class EpisodeWriter:
                 raise UserError(f"{name}: '{key}' holds NaN or infinity; it was not written")
         check_row(episode.metadata, name)
         check_instruction(episode.task, name)
-        cameras = {IMAGE: episode.images, **episode.cameras}
+        cameras = episode.pictures
         rows: dict[str, np.ndarray] = {**cameras, **vectors}
         lengths = {key: len(part) for key, part in rows.items()}
         if set(lengths.values()) != {len(episode)} or not len(episode):

@@ -16,7 +16,7 @@ from toolkit.base.errors import UserError, nearest, warn
 from toolkit.data.episode import IMAGE, Episode
 from toolkit.data.formats.hdf5 import PICTURES, natural_order
 from toolkit.data.formats.looks import Looks, Moves
-from toolkit.data.images import resized
+from toolkit.data.images import as_size, letterboxed
 from toolkit.data.seen_scenes import SeenScenes
 
 NEAR_RATE = 0.005  # 29.97 is a thousandth below 30
@@ -151,7 +151,9 @@ class Recording:
     def _fitted(self, images: np.ndarray) -> np.ndarray:
         images = images[..., ::-1] if self.options.colour_order == "bgr" else images
         images = images[:, ::-1] if self.options.flip_vertical else images
-        return np.ascontiguousarray(images if (size := self.options.image_size) is None else resized(images, size))
+        return np.ascontiguousarray(
+            images if (size := self.options.image_size) is None else letterboxed(images, as_size(size, "image_size"))
+        )
 
     def identity(self) -> str:
         """SHA-256 over names, sizes and contents of the files that are read, first 16 hex digits.

@@ -1,0 +1,125 @@
+"""Where generated episodes start: scenes of the simulator, or the first pictures of recorded episodes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipes.common import Pictures, check_simulated, distinct_tasks, load_clips, load_notes
+from recipes.schema import SynthesizeConfig
+from toolkit.base.errors import UserError
+from toolkit.base.progress import progress
+from toolkit.base.randomness import stream_seed
+from toolkit.base.run import Run
+from toolkit.data.canvas import Canvas
+from toolkit.data.conventions import RETRAIN, Conventions
+from toolkit.data.episode import ACTION, STATE
+from toolkit.data.episode_notes import check_used
+from toolkit.data.formats.lerobot_layout import feature_names, read_info
+from toolkit.data.seen_scenes import scene_of
+
+
+@dataclass
+class InitialScene:
+    """What one episode starts from; `reference` holds the recorded episode where there is one."""
+
+    image: np.ndarray
+    state: np.ndarray
+    instruction: str
+    metadata: dict[str, Any]
+    reference: dict[str, np.ndarray] | None = None
+
+
+def scene_seeds(seed: int, metadata: Sequence[dict[str, Any]]) -> list[int]:
+    """A seed for each scene, by what is noted of the episode, that does not depend on the others, nor on their order.
+
+    Recorded episodes that start from one scene are told apart by which of them it is; those without, by their number.
+    """
+    before: Counter[tuple[str | int, ...]] = Counter()
+    seeds = []
+    for index, row in enumerate(metadata):
+        name = scene_of(row, f"episode {index}") or (index,)
+        seeds.append(stream_seed(seed, *name, before[name]))
+        before[name] += 1
+    return seeds
+
+
+def simulated_scenes(config: SynthesizeConfig, canvas: Canvas) -> tuple[list[InitialScene], dict[str, Any]]:
+    """Reset the simulator to unused seeds and take one picture each: no teleoperation.
+
+    Raises UserError for a generator of several cameras, of which the simulator shows one.
+    """
+    from toolkit.envs.metaworld import cached_env, initial_scene
+
+    check_simulated(config.checkpoint, remedy=RETRAIN)
+    tasks = distinct_tasks("synthesize", config.tasks)
+    if len(canvas.cameras) > 1:
+        raise UserError(
+            f"{config.checkpoint}: sees {', '.join(canvas.cameras)}; the simulator shows one camera. Give recorded "
+            "scenes: scenes_from=DATASET"
+        )
+    (camera, recorded_size), *_ = canvas.cameras.items()
+    size = max(recorded_size)
+    envs = {task: cached_env(task, size) for task in tasks}
+    seeds = [
+        (task, seed)
+        for seed in range(config.first_seed, config.first_seed + config.episodes_per_task)
+        for task in tasks
+    ]
+    scenes = []
+    for task, seed in progress(seeds, description="initial scenes", total=len(seeds)):
+        seen, state = initial_scene(envs[task], seed)
+        metadata = {"seed": seed, "task_name": task}
+        (picture,) = seen.values()
+        picture = canvas.compose({camera: picture[None]})[0]
+        scenes.append(InitialScene(picture, state, envs[task].instruction, metadata))
+    env = next(iter(envs.values()))
+    return scenes, {"fps": env.fps, "state_names": env.state_names, "action_names": env.action_names}
+
+
+def recorded_scenes(
+    config: SynthesizeConfig, run: Run, generator: Any, canvas: Canvas
+) -> tuple[list[InitialScene], dict[str, Any]]:
+    """First pictures, states and instructions of a dataset; its recorded actions become the reference."""
+    assert config.scenes_from is not None
+    shape = generator.config
+    notes = load_notes(run, config.notes)
+    trained = Conventions.of(config.checkpoint)
+    store = load_clips(run, config.scenes_from, Pictures.trained_on(canvas, config, trained), notes)
+    check_used(notes)
+    trained.check(store, remedy=RETRAIN)
+    for name, values, expected in (
+        ("state", store.states, shape.state_dim),
+        ("action", store.actions, shape.action_dim),
+    ):
+        if values.shape[1] != expected:
+            raise UserError(f"{config.scenes_from}: {name} width {values.shape[1]}; the generator has {expected}")
+    scenes = []
+    for episode in range(store.num_episodes):
+        window = store.generator_batch(np.array([episode]), np.array([0]), shape.num_frames, shape.frame_stride)
+        length = int((~window["is_pad"][0]).sum())
+        frames = window["frames"][0, : length // shape.frame_stride + 1]
+        reference = {"frames": frames, "actions": window["actions"][0, :length]}
+        comparable = length > max(3, shape.frame_stride)  # jerk is a third difference, and a frame follows the first
+        keep = {k: v for k, v in store.metadata[episode].items() if k in ("seed", "task_name")}
+        scenes.append(
+            InitialScene(
+                window["frames"][0, 0],
+                window["states"][0, 0],
+                store.instruction(episode),
+                keep,
+                reference if comparable else None,
+            )
+        )
+    info: dict[str, Any] = {
+        "features": {key: {"shape": [width]} for key, width in ((STATE, shape.state_dim), (ACTION, shape.action_dim))}
+    }
+    if Path(config.scenes_from).is_dir():
+        info = read_info(Path(config.scenes_from))
+    names = {"state_names": feature_names(info, STATE), "action_names": feature_names(info, ACTION)}
+    return scenes, {"fps": round(store.fps), "robot_type": info.get("robot_type") or "unknown", **names}

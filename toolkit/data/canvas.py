@@ -1,0 +1,144 @@
+"""Pictures of several cameras side by side: each letterboxed into a cell of its own, and taken out again.
+
+Cells are equal, row by row, in as square a grid as there is: one camera fills the canvas, two stand beside each other,
+three or four make 2x2, as in DreamGen (arXiv 2505.12705). What no picture covers is black. Sizes are (height, width).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from toolkit.base.errors import UserError
+from toolkit.data.episode import IMAGE
+from toolkit.data.images import inner_size, letterboxed, resized
+
+MOST_CAMERAS = 16
+MOST_PIXELS = 8192  # a side
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """cameras: (height, width) of the pictures as recorded, by feature key, in the order of their cells; cell: (height,
+    width) of one on the canvas."""
+
+    cameras: Mapping[str, tuple[int, int]]
+    cell: tuple[int, int]
+
+    @classmethod
+    def single(cls, size: Sequence[int], camera: str = IMAGE) -> Canvas:
+        """One picture that fills it."""
+        height, width = map(int, size)
+        return cls({camera: (height, width)}, (height, width))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of cells."""
+        columns = math.ceil(math.sqrt(len(self.cameras)))
+        return math.ceil(len(self.cameras) / columns), columns
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the whole."""
+        return self.grid[0] * self.cell[0], self.grid[1] * self.cell[1]
+
+    @property
+    def places(self) -> dict[str, tuple[int, int, int, int]]:
+        """By camera where its picture stands: top, left, height, width, without the bars."""
+        found = {}
+        for index, (camera, size) in enumerate(self.cameras.items()):
+            row, column = divmod(index, self.grid[1])
+            height, width = inner_size(size, self.cell)
+            top, left = (self.cell[0] - height) // 2, (self.cell[1] - width) // 2
+            found[camera] = (row * self.cell[0] + top, column * self.cell[1] + left, height, width)
+        return found
+
+    def compose(self, pictures: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Pictures (T, H, W, 3) uint8 by camera, of any size, as canvases (T, *size, 3)."""
+        cells = [letterboxed(pictures[camera], self.cell) for camera in self.cameras]
+        if len(cells) == 1:
+            return cells[0]
+        canvas = np.zeros((len(cells[0]), *self.size, 3), np.uint8)
+        for cell, part in zip(cells, self._cells(canvas), strict=True):
+            part[...] = cell
+        return canvas
+
+    def cells(self, canvases: np.ndarray) -> dict[str, np.ndarray]:
+        """Canvases (..., H, W, C) as one picture for each camera, (..., *cell, C), with its bars."""
+        return dict(zip(self.cameras, self._cells(canvases), strict=True))
+
+    def _cells(self, canvases: np.ndarray) -> list[np.ndarray]:
+        (height, width), columns = self.cell, self.grid[1]
+        places = [divmod(index, columns) for index in range(len(self.cameras))]
+        return [
+            canvases[..., row * height : (row + 1) * height, column * width : (column + 1) * width, :]
+            for row, column in places
+        ]
+
+    def take_apart(self, canvases: np.ndarray) -> dict[str, np.ndarray]:
+        """Inverse of `compose`, but for what resizing loses: (T, H, W, 3) by camera at the recorded sizes."""
+        return {
+            camera: resized(canvases[:, top : top + height, left : left + width], self.cameras[camera])
+            for camera, (top, left, height, width) in self.places.items()
+        }
+
+    def renamed(self, names: Mapping[str, str]) -> Canvas:
+        """The same under other keys."""
+        return replace(self, cameras={names.get(camera, camera): size for camera, size in self.cameras.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"cameras": {camera: list(size) for camera, size in self.cameras.items()}, "cell": list(self.cell)}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Canvas:
+        """Inverse of `to_dict`. Raises ValueError for what no canvas can be."""
+        cameras = values.get("cameras") if isinstance(values, dict) else None
+        if not isinstance(cameras, dict) or not 0 < len(cameras) <= MOST_CAMERAS:
+            raise ValueError(f"cameras: expected 1 to {MOST_CAMERAS}, with the height and width of each")
+        return cls({camera: _checked(size, camera) for camera, size in cameras.items()}, _checked(values.get("cell")))
+
+
+def _checked(size: Any, name: str = "cell") -> tuple[int, int]:
+    fits = isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= MOST_PIXELS for n in size)
+    if not fits:
+        raise ValueError(f"{name[:100]}: expected a height and a width")
+    return size[0], size[1]
+
+
+def describe_cameras(canvas: Canvas) -> str:
+    """Cameras and their sizes, for messages."""
+    return ", ".join(f"{camera} {height}x{width}" for camera, (height, width) in canvas.cameras.items())
+
+
+def choose_cameras(
+    found: Sequence[str], wanted: Sequence[str], names: Mapping[str, str], source: str
+) -> dict[str, str]:
+    """Of the cameras that a dataset has, those that are wanted (all where none is named): key there, by key here.
+
+    names: other keys for cameras of the dataset. Raises UserError for a camera that is missing, with what would help.
+    """
+    here = {names.get(camera, camera): camera for camera in found}
+    if not here:
+        raise UserError(f"{source}: no camera; expected at least one feature of pictures with three colours")
+    if len(here) < len(found):
+        raise UserError(f"{source}: rename={{{_map(names)}}} gives two of its cameras one name: {', '.join(found)}")
+    for camera in wanted:
+        if camera not in here:
+            spare = next((other for other in here if other not in wanted), next(iter(here)))
+            raise UserError(
+                f"{source}: no camera '{camera}'; it has {', '.join(here)}. Choose cameras=[...] that it has, or say "
+                f"which one is meant, such as rename={{{here[spare]}: {camera}}}"
+            )
+    if len(set(wanted)) < len(wanted):
+        raise UserError(f"cameras=[{', '.join(wanted)}]: one is named twice")
+    if len(wanted or here) > MOST_CAMERAS:
+        raise UserError(f"{source}: {len(here)} cameras; at most {MOST_CAMERAS} are taken: cameras=[...]")
+    return {camera: here[camera] for camera in wanted or here}
+
+
+def _map(names: Mapping[str, str]) -> str:
+    return ", ".join(f"{old}: {new}" for old, new in names.items())
