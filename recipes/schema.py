@@ -139,7 +139,15 @@ class TrainGeneratorConfig(CommonConfig):
         most=MOST_PIXELS,
         numbers=True,
     )
-    random_start: bool = option(False, "windows from anywhere in the episode, not only from its start")
+    clip_seconds: float | None = option(
+        None, "length of a window, in place of generator.num_frames; rounded to whole groups", above=0, most=10_000
+    )
+    frame_rate: float | None = option(
+        None, "pictures a second in a window, in place of generator.frame_stride", above=0, most=10_000
+    )
+    random_start: bool | None = option(
+        None, "windows from anywhere in the episode; null = where one covers less than the median episode"
+    )
     labelled_fraction: Any = option(
         1.0,
         "of the episodes of each instruction keep their actions, the rest is video alone; a number, or [a,b] for each "
