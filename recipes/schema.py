@@ -184,6 +184,10 @@ class SynthesizeConfig(CommonConfig):
     first_seed: int = option(100_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
     allow_seen: bool = option(False, "generate from scenes that the generator was trained on")
     scenes_from: str | None = option(None, "take first pictures from this dataset instead of the simulator")
+    instructions: list[str] = option([], "each scene with each of these in place of its own; [] = its own")
+    samples_per_scene: int = option(
+        1, "episodes of each scene and instruction; how much they differ is reported", least=1, most=10_000
+    )
     notes: list[str] = option([], NOTES)
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
