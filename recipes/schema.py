@@ -157,7 +157,15 @@ class TrainGeneratorConfig(CommonConfig):
         most=MOST_PIXELS,
         numbers=True,
     )
-    random_start: bool = option(False, "windows from anywhere in the episode, not only from its start")
+    clip_seconds: float | None = option(
+        None, "length of a window, in place of generator.num_frames; rounded to whole groups", above=0, most=10_000
+    )
+    frame_rate: float | None = option(
+        None, "pictures a second in a window, in place of generator.frame_stride", above=0, most=10_000
+    )
+    random_start: bool | None = option(
+        None, "windows from anywhere in the episode; null = where one covers less than the median episode"
+    )
     labelled_fraction: Any = option(
         1.0,
         "of the episodes of each instruction keep their actions, the rest is video alone; a number, or [a,b] for each "
@@ -194,6 +202,10 @@ class SynthesizeConfig(CommonConfig):
     first_seed: int = option(100_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
     allow_seen: bool = option(False, "generate from scenes that the generator was trained on")
     scenes_from: str | None = option(None, "take first pictures from this dataset instead of the simulator")
+    instructions: list[str] = option([], "each scene with each of these in place of its own; [] = its own")
+    samples_per_scene: int = option(
+        1, "episodes of each scene and instruction; how much they differ is reported", least=1, most=10_000
+    )
     notes: list[str] = option([], NOTES)
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)

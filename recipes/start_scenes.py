@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from toolkit.data.episode_notes import check_used
 from toolkit.data.formats.lerobot_layout import feature_names, read_info
 from toolkit.data.seen_scenes import scene_of
 
+FIRST_PICTURE = "first_picture_of"  # noted of an episode: the number of the recorded one in scenes_from
 
-@dataclass
+
+@dataclass(frozen=True)
 class InitialScene:
     """What one episode starts from; `reference` holds the recorded episode where there is one."""
 
@@ -38,15 +40,36 @@ class InitialScene:
 def scene_seeds(seed: int, metadata: Sequence[dict[str, Any]]) -> list[int]:
     """A seed for each scene, by what is noted of the episode, that does not depend on the others, nor on their order.
 
-    Recorded episodes that start from one scene are told apart by which of them it is; those without, by their number.
+    Episodes that start from one scene are told apart by which of them it is; scenes without a name by the number of the
+    episode that the first picture is of.
     """
     before: Counter[tuple[str | int, ...]] = Counter()
     seeds = []
     for index, row in enumerate(metadata):
-        name = scene_of(row, f"episode {index}") or (index,)
+        name = scene_of(row, f"episode {index}") or (row.get(FIRST_PICTURE, index),)
         seeds.append(stream_seed(seed, *name, before[name]))
         before[name] += 1
     return seeds
+
+
+def samples_of(scenes: Sequence[InitialScene], config: SynthesizeConfig) -> list[InitialScene]:
+    """Each scene with each instruction, so many times; those of one scene and instruction stand together.
+
+    A recorded episode is no reference for another instruction than its own.
+    """
+    asked = []
+    for scene in scenes:
+        for instruction in config.instructions or [scene.instruction]:
+            own = instruction == scene.instruction
+            noted = {} if own else {"recorded_instruction": scene.instruction}
+            one = replace(
+                scene,
+                instruction=instruction,
+                reference=scene.reference if own else None,
+                metadata={**scene.metadata, **noted},
+            )
+            asked += [one] * config.samples_per_scene
+    return asked
 
 
 def simulated_scenes(config: SynthesizeConfig, canvas: Canvas) -> tuple[list[InitialScene], dict[str, Any]]:
@@ -107,6 +130,7 @@ def recorded_scenes(
         reference = {"frames": frames, "actions": window["actions"][0, :length]}
         comparable = length > max(3, shape.frame_stride)  # jerk is a third difference, and a frame follows the first
         keep = {k: v for k, v in store.metadata[episode].items() if k in ("seed", "task_name")}
+        keep[FIRST_PICTURE] = episode
         scenes.append(
             InitialScene(
                 window["frames"][0, 0],

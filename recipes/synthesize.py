@@ -21,8 +21,8 @@ from recipes.common import (
     weights_id,
 )
 from recipes.schema import SynthesizeConfig
-from recipes.start_scenes import InitialScene, recorded_scenes, scene_seeds, simulated_scenes
-from toolkit.base.errors import UserError
+from recipes.start_scenes import InitialScene, recorded_scenes, samples_of, scene_seeds, simulated_scenes
+from toolkit.base.errors import UserError, warn
 from toolkit.base.files import atomic_file, discard
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
@@ -34,9 +34,10 @@ from toolkit.data.images import moved
 from toolkit.data.seen_scenes import read_scenes, scenes_of, write_scenes
 from toolkit.evaluation.action_metrics import action_distance, jerk_ratio
 from toolkit.evaluation.replay import replay_episodes
+from toolkit.evaluation.sample_spread import SampleSpread
 from toolkit.evaluation.video_metrics import psnr, ssim
 from toolkit.reporting.media import grid, write_video
-from toolkit.reporting.results import Media, SynthesizeResult
+from toolkit.reporting.results import Media, SamplesDiffer, SynthesizeResult
 from toolkit.training.runtime import set_threads
 from vag_core import GeneratedBatch, Generator
 
@@ -63,6 +64,7 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
         scenes, layout = recorded_scenes(config, run, generator, canvas)
     else:
         scenes, layout = simulated_scenes(config, canvas)
+    scenes = samples_of(scenes, config)
     from_scenes = scenes_of(scene.metadata for scene in scenes)
     seen = check_unseen("synthesize", config.checkpoint, from_scenes, config.allow_seen or recorded)
     began, plans = time.perf_counter(), None
@@ -82,6 +84,13 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
         solved_by_draw = [int((first <= draw).sum()) for draw in range(config.draws)]
         planning_seconds = round(planning, 1)  # and executing; of a run that was cut, since it went on
         discard(run.directory / PLANS)
+    distances = made.spread.result()
+    spread = None if distances is None else SamplesDiffer(**distances)
+    if spread is not None and spread.actions == 0:
+        warn(
+            f"all samples of a scene have the same actions: with sampler.order={order} they are planned first, as a "
+            "mean. sampler.order=synchronised draws actions and video together, if the generator was trained for it"
+        )
     return SynthesizeResult(
         episodes=len(scenes),
         seconds_per_episode=round(made.seconds / len(scenes), 3),
@@ -93,6 +102,7 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
         solved_by_draw=solved_by_draw,
         planning_seconds=planning_seconds,
         metrics={name: round(float(np.mean(values)), 4) for name, values in made.metrics.items()} or None,
+        samples_differ=spread,
     )
 
 
@@ -142,6 +152,7 @@ class Samples:
         self.metrics: dict[str, list[float]] = {}
         self.shown: list[np.ndarray] = []
         self.seconds, self.function_evaluations = 0.0, 0
+        self.spread = SampleSpread()
 
     def write(self, writer: EpisodeWriter, scenes: Sequence[InitialScene]) -> None:
         noise_seeds = scene_seeds(self.config.seed, [scene.metadata for scene in scenes])
@@ -166,6 +177,7 @@ class Samples:
                     )
                 )
                 self.look_at(scene, frames, actions)
+                self.spread.add(index // self.config.samples_per_scene, frames, actions)
             bar.update(len(part))
         bar.close()
 
@@ -207,6 +219,8 @@ def check_draws(config: SynthesizeConfig, order: str) -> None:
         raise UserError(
             f"synthesize: draws={config.draws}: with draw_shift={config.draw_shift} there are {places} different ones"
         )
+    if config.samples_per_scene > 1 or config.instructions:
+        raise UserError("synthesize: draws are one plan of each scene for its own task; leave out draws, or the others")
     if config.scenes_from is not None:
         raise UserError("synthesize: draws are tried in the simulator; scenes_from has none to try them in")
     if order != "actions_first":
@@ -291,4 +305,10 @@ def summary(result: SynthesizeResult) -> str:
     text = f"{result.episodes} episodes, {result.seconds_per_episode} s each{metrics}"
     if solved := result.solved_by_draw:
         text += f"; {solved[0]} scenes solved by the first plan, {solved[-1]} by one of {len(solved)}"
+    if spread := result.samples_differ:
+        text += (
+            f"; samples of a scene differ by {spread.actions:.3g} in actions, {spread.pictures:.3g} of 255 in pictures"
+        )
+        if spread.actions_of_scenes is not None:
+            text += f", those of other scenes by {spread.actions_of_scenes:.3g} and {spread.pictures_of_scenes:.3g}"
     return text

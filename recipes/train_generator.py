@@ -23,7 +23,7 @@ from recipes.common import (
     user_errors,
     weights_id,
 )
-from recipes.fit_to_data import check_window, fit_instructions, fit_pictures
+from recipes.fit_to_data import check_window, fit_instructions, fit_pictures, fit_window
 from recipes.schema import TrainGeneratorConfig
 from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
@@ -70,6 +70,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
         config.generator.instruction.embedding_width = vectors.shape[1]
     else:
         fit_instructions(config, data.store)
+    fit_window(config, data.store)
     covered, padded = check_window(config, data.store)
     seed_everything(config.seed)
     with user_errors():
@@ -125,7 +126,7 @@ class TrainingData:
 
     def labelled_clips(self) -> GeneratorClips:
         """Pairs and plans, as the training of both streams takes them."""
-        size, windows = self.config.optim.batch_size, self._windows(self.config.random_start)
+        size, windows = self.config.optim.batch_size, self._windows(bool(self.config.random_start))
         num_joint = clocks_of(self.config.generator.action).num_joint_clips
         return GeneratorClips(self.store, size, *windows, self.labelled, self.shares, num_joint)
 
@@ -189,7 +190,7 @@ def tokenizer_stage(
             take(load_generator(taken, "cpu", config.max_parameters))
     elif config.generator.action.makes_video:
         source = TokenizerClips(
-            data.clips(config.tokenizer_optim.batch_size, config.random_start),
+            data.clips(config.tokenizer_optim.batch_size, bool(config.random_start)),
             config.generator.tokenizer.temporal_stride,
             config.tokenizer_optim.groups,
         )

@@ -20,6 +20,7 @@ from recipes import cli
 from toolkit.data.clips import write_clips
 from toolkit.data.episode import IMAGE, Episode
 from toolkit.data.formats.lerobot_write import EpisodeWriter
+from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES
 from toolkit.training import loop
 from vag_core import Generator
 from vag_core.config import (
@@ -56,11 +57,10 @@ def write_sources(folder: Path) -> None:
     rng = np.random.default_rng(0)
     write_hdf5(folder, rng)
     episodes = [episode(rng, seed) for seed in range(2)]
-    names = [f"x{i}" for i in range(WIDTH)]
-    with EpisodeWriter(folder / "dataset", 20, names, [f"d{name}" for name in names]) as writer:
+    with EpisodeWriter(folder / "dataset", FPS, STATE_NAMES, ACTION_NAMES) as writer:
         for one in episodes:
             writer.add(one)
-    write_clips(folder / "clips.h5", episodes, sum(map(len, episodes)), 20, "fuzz")
+    write_clips(folder / "clips.h5", episodes, sum(map(len, episodes)), FPS, "fuzz")
     write_policies(folder)
     write_generator(folder / "generator")
     write_runs(folder)
@@ -139,8 +139,7 @@ def write_policies(folder: Path) -> None:
         )
         objective.save_pretrained(folder / kind)
         (folder / kind / "seen_scenes.json").write_text(json.dumps({"plate-slide": [7, 8]}))
-        names = [f"x{i}" for i in range(WIDTH)]
-        told = {"fps": 20.0, "state_names": names, "action_names": [f"d{name}" for name in names]}
+        told = {"fps": FPS, "state_names": STATE_NAMES, "action_names": ACTION_NAMES}
         (folder / kind / "conventions.json").write_text(json.dumps(told))
     features = {
         "observation.image": PolicyFeature(FeatureType.VISUAL, (3, SIZE, SIZE)),
@@ -170,7 +169,7 @@ def statistics() -> dict[str, dict[str, np.ndarray]]:
 def write_generator(path: Path) -> None:
     torch.manual_seed(0)
     config = GeneratorConfig(
-        image_size=SIZE,
+        image_size=[SIZE, SIZE],
         num_frames=9,
         state_dim=WIDTH,
         action_dim=WIDTH,

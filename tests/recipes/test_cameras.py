@@ -128,8 +128,43 @@ def test_scores_and_metrics_read_the_same_cameras(recorded: Path, made: dict[str
     checkpoint = f"checkpoint={made['generator']}"
     run("score", str(made["synthetic"]), checkpoint, f"real=[{recorded}]", f"out={tmp_path / 'score'}")
     assert set(result(tmp_path / "score")["scores"]) == {"score_cycle_error", "score_limit_excess", "score_nearest"}
-    run("evaluate-generator", checkpoint, f"dataset={recorded}", "allow_seen=true", f"out={tmp_path / 'e'}")
+    run(
+        "evaluate-generator",
+        checkpoint,
+        f"dataset={recorded}",
+        "allow_seen=true",
+        "replay=false",
+        f"out={tmp_path / 'e'}",
+    )
     assert result(tmp_path / "e")["metrics"]["psnr"] > 5
+
+
+def test_a_scene_gives_several_episodes_and_other_instructions(
+    recorded: Path, made: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What differs between samples, and by how much, is reported; where nothing does, how to get it."""
+    words = ["synthesize", f"checkpoint={made['generator']}", f"scenes_from={recorded}", "samples_per_scene=2"]
+    run(*words, f"out={tmp_path / 'mean'}")
+    assert "all samples of a scene have the same actions: with sampler.order=actions_first" in capsys.readouterr().err
+    assert result(tmp_path / "mean")["samples_differ"]["actions"] == 0
+    run(*words, "instructions=[push,lift]", "sampler.order=synchronised", f"out={tmp_path / 'drawn'}")
+    told = result(tmp_path / "drawn")
+    assert told["episodes"] == 4 * 2 * 2
+    assert told["samples_differ"]["actions"] > 0
+    assert told["samples_differ"]["actions_of_scenes"] > 0
+    table = read_table(tmp_path / "drawn/dataset")
+    assert table.tasks == ["push", "push", "lift", "lift"] * 4
+    assert [row["first_picture_of"] for row in table.metadata] == [k for k in range(4) for _ in range(4)]
+    starts = np.cumsum(table.lengths) - table.lengths
+    assert all((table.states[starts[4 * k : 4 * k + 4]] == table.states[starts[4 * k]]).all() for k in range(4))
+    again = ["samples_per_scene=1", "instructions=[push]", "sampler.order=synchronised", f"out={tmp_path / 'alone'}"]
+    run(*words[:-1], *again)
+    alone = read_table(tmp_path / "alone/dataset")
+    length = alone.lengths[0]  # a sample does not depend on how many others there are
+    np.testing.assert_allclose(alone.actions[:length], table.actions[:length], atol=1e-5)
+    draws = ["synthesize", f"checkpoint={made['generator']}", "tasks=[push]", "draws=2", "samples_per_scene=2"]
+    assert cli.main([*draws, f"out={tmp_path / 'draws'}"]) == 2
+    assert "draws are one plan of each scene" in capsys.readouterr().err
 
 
 def test_some_cameras_and_others_names(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from recipes import cli
+from toolkit.data.batches import GeneratorClips
 from toolkit.data.episode import Episode
 from toolkit.data.formats.lerobot_read import read_episodes, read_table
 from toolkit.data.formats.lerobot_write import EpisodeWriter
@@ -152,8 +153,11 @@ def test_a_window_that_misses_most_of_an_episode_is_said_with_numbers(
 ) -> None:
     long = write(tmp_path / "long", [moving_square(seed, length=161) for seed in range(2)])
     for dataset, changes, said, covered, padded in (
-        (long, [], "16 steps (0.8 s) and covers 11% of an episode (161 steps in the median), at its start", 0.1056, 0),
-        (long, [], "generator.frame_stride=10 covers all of it", 0.1056, 0),
+        (long, [], "16 steps (0.8 s) and covers 11% of an episode (161 steps in the median), anywhere", 0.1056, 0),
+        (long, ["random_start=false"], "covers 11% of an episode (161 steps in the median), at its start", 0.1056, 0),
+        (long, [], "generator.frame_stride=10 covers the median episode with as many pictures", 0.1056, 0),
+        (long, ["clip_seconds=6"], "covers 75% of an episode", 0.7516, 0),  # 1 + 15 groups of 8 in 6 s of 20 a second
+        (long, ["clip_seconds=8", "frame_rate=2"], "", 1, 0),
         (long, ["generator.frame_stride=10"], "", 1, 0),
         (long, ["generator.frame_stride=20"], "50% of the window lies past the end and never counts", 1, 0.4984),
     ):
@@ -220,3 +224,28 @@ def test_a_policy_that_does_not_exist_is_named_before_data_is_read(
     ):
         assert cli.main(["pretrain", f"real=[{tmp_path / 'nowhere'}]", *words, f"out={tmp_path / 'run'}"]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_window_is_told_in_seconds(
+    moving_square: Callable[..., Episode], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = write(tmp_path / "long", [moving_square(seed, length=161) for seed in range(2)])
+    train = ["train-generator", str(long), *NETWORK, "clip_seconds=4", f"out={tmp_path / 'run'}"]
+    assert cli.main([*train, "frame_rate=6"]) == 0
+    assert "a window has 25 pictures, 3 steps apart: 72 steps, 3.6 s" in capsys.readouterr().out  # 20 / 6 is about 3
+    config = json.loads((tmp_path / "run/generator/config.json").read_text())
+    assert (config["num_frames"], config["frame_stride"]) == (25, 3)
+    assert cli.main([*train, "frame_rate=21", "overwrite=true"]) == 2
+    assert f"frame_rate=21: {long} has 20 steps a second" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("length", "anywhere"), [(17, False), (18, True)])
+def test_windows_are_taken_from_anywhere_in_episodes_that_they_do_not_cover(
+    length: int, anywhere: bool, moving_square: Callable[..., Episode], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    original = GeneratorClips.draw
+    monkeypatch.setattr(GeneratorClips, "draw", lambda *args: drawn.append(original(*args)[1]) or original(*args))
+    data = write(tmp_path / "data", [moving_square(seed, length=length) for seed in range(2)])
+    assert cli.main(["train-generator", str(data), *NETWORK, "optim.steps=8", f"out={tmp_path / 'run'}"]) == 0
+    assert np.concatenate(drawn).any() == anywhere

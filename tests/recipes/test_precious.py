@@ -51,7 +51,9 @@ PLACES = ("", "data", "data/dataset", "new", "deep/new", "notes.md", "foreign", 
 def inputs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("precious")
     shutil.copytree(dataset, folder / "dataset")
-    Generator(GeneratorConfig(image_size=32, num_frames=17, state_dim=2, action_dim=2)).save_pretrained(folder / "g")
+    Generator(GeneratorConfig(image_size=[32, 32], num_frames=17, state_dim=2, action_dim=2)).save_pretrained(
+        folder / "g"
+    )
     with Run("collect", folder / "run", {}, overwrite=False, resume=False) as run:
         files.write_text(run.directory / "a", "made")
     return {"dataset": folder / "dataset", "generator": folder / "g", "run": folder / "run"}

@@ -141,6 +141,19 @@ class TrainGeneratorResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplesDiffer:
+    """Mean distance between neighbouring samples of one scene, and beside it between those of neighbouring scenes.
+
+    actions: Euclidean, in raw units, a step; pictures: absolute difference of a colour, of 255.
+    """
+
+    actions: float
+    pictures: float
+    actions_of_scenes: float | None = None  # of one scene, none
+    pictures_of_scenes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SynthesizeResult:
     episodes: int
     seconds_per_episode: float
@@ -152,6 +165,7 @@ class SynthesizeResult:
     solved_by_draw: list[int] | None = None
     planning_seconds: float | None = None
     metrics: dict[str, float] | None = None
+    samples_differ: SamplesDiffer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
