@@ -12,11 +12,11 @@ demo: system .venv/.installed
 	$(BIN)/vag demo out=outputs/demo overwrite=true
 
 test: system .venv/.installed
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # The same and their long versions: 40 kills of every command, 5,000 damaged files, every folder a user may have.
 test-all: system .venv/.installed
-	VAG_LONG=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	VAG_LONG=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv/.installed
 	$(BIN)/ruff check .

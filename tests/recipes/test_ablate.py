@@ -132,6 +132,7 @@ def test_the_command_of_a_record_makes_the_same_config_again() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_study_at_smoke_scale_marks_what_fails_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -54,6 +54,7 @@ class StandIn(torch.nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_systems_are_compared_on_the_same_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     torch.jit.script(StandIn(5)).save(str(tmp_path / "i3d.pt"))

@@ -84,9 +84,8 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "command", ["demo", *(pytest.param(name, marks=pytest.mark.long) for name in COMMANDS if name != "demo")]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("command", COMMANDS)
 def test_what_was_damaged_is_named_when_all_is_resumed(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,7 +95,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Iterator[
     """What the commands read. Nobody may write into the datasets, and no command has in the end."""
     folder = tmp_path_factory.mktemp("kills")
     dataset = Path(shutil.copytree(dataset, folder / "given/dataset"))
-    config = GeneratorConfig(image_size=32, num_frames=17, state_dim=2, action_dim=2)
+    config = GeneratorConfig(image_size=[32, 32], num_frames=17, state_dim=2, action_dim=2)
     Generator(config).save_pretrained(folder / "generator")
     words = ["pretrain", *f"policy.options.width=32 {POLICY}".format(dataset=dataset).split()]
     assert cli.main([*words, "optim.steps=1", f"out={folder / 'finished'}"]) == 0
