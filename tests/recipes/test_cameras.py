@@ -38,7 +38,6 @@ NETWORK = [
     "optim.batch_size=2",
 ]
 LITTLE = ["optim.steps=2", "optim.batch_size=2"]
-DROID = os.environ.get("VAG_DROID")  # a directory of DROID's episodes in ALOHA's layout, three cameras
 
 
 def run(*words: str) -> None:
@@ -211,11 +210,19 @@ def test_lerobots_act_trains_on_the_synthetic_cameras(made: dict[str, Path], tmp
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(DROID is None, reason="VAG_DROID does not name a directory of DROID's episodes")
-def test_a_droid_rig_from_import_to_an_evaluated_policy(tmp_path: Path) -> None:
-    """Three real cameras of 192x320, at the shipped settings but for steps and widths."""
+@pytest.mark.parametrize(
+    ("variable", "options", "cameras", "size"),
+    [("VAG_DROID", ["fps=4"], 3, [192, 320, 3]), ("VAG_G1", [], 1, [480, 640, 3])],
+)
+def test_real_robots_from_import_to_an_evaluated_policy(
+    variable: str, options: list[str], cameras: int, size: list[int], tmp_path: Path
+) -> None:
+    """DROID's three cameras in ALOHA's layout, a G1 humanoid in LeRobot v2.1: shipped settings but steps and widths."""
+    source = os.environ.get(variable)
+    if source is None:
+        pytest.skip(f"${variable} names no recordings of this robot")
     out = {name: tmp_path / name for name in ("my", "gen", "syn", "policy", "tuned", "eval")}
-    run("import", str(DROID), "fps=4", f"out={out['my']}")
+    run("import", source, *options, f"out={out['my']}")
     data, generator = out["my"] / "dataset", out["gen"] / "generator"
     run("train-generator", str(data), *NETWORK[:-4], *NETWORK[-3:], f"out={out['gen']}")
     run("synthesize", f"checkpoint={generator}", f"scenes_from={data}", f"out={out['syn']}")
@@ -225,11 +232,12 @@ def test_a_droid_rig_from_import_to_an_evaluated_policy(tmp_path: Path) -> None:
     run("finetune", checkpoint, f"real=[{data}]", *LITTLE, f"out={out['tuned']}")
     run("evaluate", f"checkpoint={out['tuned'] / 'pretrained_model'}", f"dataset={data}", f"out={out['eval']}")
     assert result(out["eval"])["open_loop"]["n"] == 3
-    source, made = read_info(data)["features"], read_info(out["syn"] / "dataset")["features"]
-    cameras = [key for key, feature in source.items() if feature["dtype"] == "video"]
-    assert len(cameras) == 3
-    assert all(made[key]["shape"] == source[key]["shape"] == [192, 320, 3] for key in cameras)
-    for camera in cameras:
+    recorded, made = read_info(data)["features"], read_info(out["syn"] / "dataset")["features"]
+    seen = [key for key, feature in recorded.items() if feature["dtype"] == "video"]
+    assert len(seen) == cameras
+    assert all(made[key]["shape"] == recorded[key]["shape"] == size for key in seen)
+    assert all(made[key]["names"] == recorded[key]["names"] for key in ("observation.state", "action"))
+    for camera in seen:
         real, ours = (
             next(read_pictures(path, read_table(path).episodes[:1], camera))[:1]
             for path in (data, out["syn"] / "dataset")
