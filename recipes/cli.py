@@ -47,7 +47,7 @@ EXAMPLES = {
     ),
     "import": (
         "vag import robot.hdf5 task='put the cup on the plate' out=outputs/imported",
-        "vag import episodes/ image_size=64 image_keys={observation.image:cam_high} fps=50 skip_bad=true",
+        "vag import episodes/ image_size=64 image_keys={observation.images.top:cam_high} fps=50 skip_bad=true",
     ),
     "export": (
         "vag export outputs/synthetic/dataset out=outputs/exported",

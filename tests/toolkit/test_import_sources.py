@@ -17,7 +17,7 @@ from PIL import Image
 
 from recipes import cli
 from toolkit.base.errors import UserError
-from toolkit.data.episode import ACTION, IMAGE, STATE
+from toolkit.data.episode import ACTION, STATE, Episode
 from toolkit.data.formats import lerobot_read
 from toolkit.data.formats.importers import open_source
 from toolkit.data.formats.recording import ImportOptions, Recording
@@ -25,6 +25,11 @@ from toolkit.data.formats.recording import ImportOptions, Recording
 TOP = "observation.images.top"
 rng = np.random.default_rng(0)
 Capture = pytest.CaptureFixture[str]
+
+
+def first(episode: Episode) -> np.ndarray:
+    """The pictures of the only camera, or of the first one."""
+    return next(iter(episode.pictures.values()))
 
 
 def opened(path: Path, **options: Any) -> Recording:
@@ -85,11 +90,11 @@ def test_red_and_blue_can_be_swapped_back(tmp_path: Path, capsys: Capture) -> No
         rows = [encoded(image[..., ::-1]) for image in red]  # as cv2.imencode does with RGB
         file["observations/images/cam_high"] = np.stack([np.pad(row, (0, 2000 - len(row))) for row in rows])
     (found,) = opened(tmp_path / "episode_0.hdf5", task="x", fps=10)
-    assert found.images[0, 0, 0, 2] > 200
+    assert first(found)[0, 0, 0, 2] > 200
     said = capsys.readouterr().err
     assert "do not tell the order of their colours; taken as rgb; files of the layout aloha often hold them" in said
     (found,) = opened(tmp_path / "episode_0.hdf5", task="x", fps=10, colour_order="bgr")
-    assert found.images[0, 0, 0, 0] > 200
+    assert first(found)[0, 0, 0, 0] > 200
     assert "order of their colours" not in capsys.readouterr().err
 
 
@@ -167,7 +172,7 @@ def test_any_keys_and_any_pictures(tmp_path: Path) -> None:
     assert source.left_out == ["pix/depth 6x24x32 float64", "pix/sixteen 6x24x32x3 uint16"]
     episode = next(iter(source))
     assert (episode.task, episode.states.shape) == ("stack it", (6, 8))
-    images = {source.cameras[key]: value for key, value in {IMAGE: episode.images, **episode.cameras}.items()}
+    images = {source.cameras[key]: value for key, value in episode.pictures.items()}
     for name in ("chw", "unit", "large", "rgba", "rows"):
         assert np.array_equal(images[name], rgb), name
     for name in ("grey", "grey_one"):
@@ -195,11 +200,11 @@ def test_videos_beside_a_file(tmp_path: Path, capsys: Capture) -> None:
         15,
         "action/joint_position,action/gripper_position",
     )
-    assert source.cameras == {IMAGE: "123", "observation.images.456": "456"}
+    assert source.cameras == {"observation.images.123": "123", "observation.images.456": "456"}
     assert "action/cartesian_position 12x6 float64" in source.left_out
     for k, episode in enumerate(source):
         assert episode.task == f"move {k}"
-        for images in (episode.images, episode.cameras["observation.images.456"]):
+        for images in (first(episode), episode.cameras["observation.images.456"]):
             assert np.abs(levels(images) - (20 + 10 * np.arange(12))).max() < 6
     mp4(folder / "recordings/MP4/123.mp4", range(9), 15)
     with pytest.raises(UserError, match=r"123.mp4: 9 pictures, 15 a second, for 12 rows at 15 a second"):
@@ -282,8 +287,8 @@ def test_bad_episodes_are_left_out_on_request(tmp_path: Path, capsys: Capture) -
     capsys.readouterr()
     assert cli.main(["inspect", str(inspected / "dataset"), f"out={tmp_path / 'inspection'}"]) == 0
     told = capsys.readouterr().out
-    assert f"warning: {IMAGE}: episode 1: every picture is black or of one colour" in told
-    assert f"warning: {IMAGE}: episode 2: its picture stands still from step 3 on" in told
+    assert "warning: observation.images.agentview: episode 1: every picture is black or of one colour" in told
+    assert "warning: observation.images.agentview: episode 2: its picture stands still from step 3 on" in told
 
 
 def test_the_first_episode_and_whole_files_may_be_bad(tmp_path: Path) -> None:
@@ -350,7 +355,7 @@ def assert_aligned(source: Recording, lengths: list[int]) -> None:
     found = list(source)
     assert [len(episode) for episode in found] == lengths
     for episode in found:
-        assert np.abs(levels(episode.images) - (10 * (episode.actions[:, 0] - 0.5) + 20)).max() < 6
+        assert np.abs(levels(first(episode)) - (10 * (episode.actions[:, 0] - 0.5) + 20)).max() < 6
 
 
 @pytest.mark.parametrize("version", ["v2.0", "v2.1"])
@@ -402,19 +407,19 @@ def test_video_that_does_not_change_is_copied_and_only_what_is_asked(tmp_path: P
     wanted = list(opened(root, episodes="0:2"))
     found = list(lerobot_read.read_episodes(tmp_path / "a/dataset"))
     for a, b in zip(wanted, found, strict=True):
-        assert np.array_equal(a.images, b.images)
+        assert np.array_equal(first(a), first(b))
         assert np.array_equal(a.actions, b.actions)
     statistics = json.loads((tmp_path / "a/dataset/meta/stats.json").read_text())
-    mean = np.concatenate([episode.images for episode in wanted]).mean((0, 1, 2)) / 255
-    np.testing.assert_allclose(np.ravel(statistics[IMAGE]["mean"]), mean, atol=1e-6)
+    mean = np.concatenate([first(episode) for episode in wanted]).mean((0, 1, 2)) / 255
+    np.testing.assert_allclose(np.ravel(statistics[TOP]["mean"]), mean, atol=1e-6)
     dataset = LeRobotDataset("local/a", root=tmp_path / "a/dataset", video_backend="pyav")
-    frame = (dataset[20][IMAGE].numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)
-    assert np.array_equal(frame, found[1].images[11])
+    frame = (dataset[20][TOP].numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)
+    assert np.array_equal(frame, first(found[1])[11])
     assert cli.main(["import", str(tmp_path / "a/dataset"), "episodes=[1]", f"out={tmp_path / 'b'}"]) == 0
     (again,) = lerobot_read.read_episodes(tmp_path / "b/dataset")  # out of the middle of a file of two episodes
-    assert np.array_equal(again.images, found[1].images)
+    assert np.array_equal(first(again), first(found[1]))
     assert cli.main(["import", str(root), "episodes=0:2", "codec=av1", "crf=20", f"out={tmp_path / 'c'}"]) == 0
-    info = json.loads((tmp_path / "c/dataset/meta/info.json").read_text())["features"][IMAGE]["info"]
+    info = json.loads((tmp_path / "c/dataset/meta/info.json").read_text())["features"][TOP]["info"]
     assert (info["video.codec"], info["video.crf"]) == ("av1", 20)
 
 

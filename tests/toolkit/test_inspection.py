@@ -437,7 +437,7 @@ def test_every_camera_is_kept(tmp_path: Path, moving_square: MakeEpisode) -> Non
     DAMAGES["NaN"][0](tmp_path / "data")
     repair_dataset(inspect_dataset(tmp_path / "data"), tmp_path / "repaired")
     assert inspect_dataset(tmp_path / "repaired").problems == []
-    episodes = list(read_episodes(tmp_path / "repaired", cameras=[wrist]))
+    episodes = list(read_episodes(tmp_path / "repaired"))
     assert [episode.metadata["seed"] for episode in episodes] == [0, 2]
     for episode in episodes:
         wanted = moving_square(episode.metadata["seed"]).images

@@ -12,11 +12,11 @@ import numpy as np
 
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
-from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
+from toolkit.data.episode import ACTION, STATE, Episode
 from toolkit.data.formats.hdf5_write import new_hdf5
 from toolkit.data.formats.lerobot_layout import camera_keys, feature_names, read_info
 from toolkit.data.formats.lerobot_read import read_episodes
-from toolkit.data.formats.recording import INSTRUCTIONS, default_cameras
+from toolkit.data.formats.recording import INSTRUCTIONS
 from toolkit.data.images import encode_jpeg
 from toolkit.data.seen_scenes import read_scenes
 
@@ -36,22 +36,19 @@ def export_robomimic(
     found = camera_keys(info)
     if not found:
         raise UserError(f"{dataset}: no camera; robomimic's layout is written with at least one")
-    features = default_cameras(found, str(dataset))  # where the main camera is to be observation.image again
-    names = {feature: _name(key) for feature, key in features.items()}
+    names = {key: _name(key) for key in found}
     if len(set(names.values())) < len(found):
         raise UserError(f"{dataset}: cameras {', '.join(found)} would have the same name in the file")
     packing: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": False} if compress else {}
     frames = count = 0
     with atomic_file(path) as temporary, new_hdf5(temporary) as (file, disk):
         data = file.create_group("data")
-        further = tuple(key for feature, key in features.items() if feature != IMAGE)
-        episodes = read_episodes(dataset, features[IMAGE], cameras=further)
+        episodes = read_episodes(dataset, found)
         for count, episode in enumerate(watch(episodes, info["total_episodes"]), 1):
             demo = data.create_group(f"demo_{count - 1}")
             length = len(episode)
-            pictures = {features[IMAGE]: episode.images, **episode.cameras}
-            for feature, key in features.items():
-                _write_pictures(demo, f"obs/{names[feature]}", pictures[key], jpeg_quality, packing)
+            for key, pictures in episode.pictures.items():
+                _write_pictures(demo, f"obs/{names[key]}", pictures, jpeg_quality, packing)
             demo["obs/state"], demo["actions"] = episode.states, episode.actions
             last = np.arange(length) == length - 1
             demo["dones"] = last.astype(np.int64)

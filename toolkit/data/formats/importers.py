@@ -273,8 +273,9 @@ class _Reader:
                 f"{demo.path}: instructions are taken from '{place}', as '{task[:60]}'; give task_key= or task= if not"
             )
             self.told_place = True
+        frames = {feature: images[:length] for feature, images in frames.items()}
         return Episode(
-            images=frames.pop(IMAGE)[:length],
+            images=frames.pop(IMAGE, None),
             states=np.concatenate([vectors[key][:length] for key in keys.states], axis=1),
             actions=np.concatenate([vectors[key][:length] for key in keys.actions], axis=1),
             task=task or str(self.options.task),
@@ -282,7 +283,7 @@ class _Reader:
                 **provenance(attributes, demo.name, str(demo.path.relative_to(self.root)), str(demo.path)),
                 **({"masks": demo.masks} if demo.masks else {}),
             },
-            cameras={feature: images[:length] for feature, images in frames.items()},
+            cameras=frames,
         )
 
     def _frames(self, file: Hdf5File, demo: _Demo, length: int) -> dict[str, np.ndarray]:

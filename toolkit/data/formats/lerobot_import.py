@@ -234,13 +234,14 @@ class _Reader:
         for key in dict.fromkeys(self.cameras.values()):
             pictures[key], self.latest[key] = dataset.pictures(part, key, rows)
         metadata = dataset.metadata(part, rows, self.notes)
+        named = {feature: pictures[key] for feature, key in self.cameras.items()}
         return Episode(
-            images=pictures[self.cameras[IMAGE]],
+            images=named.pop(IMAGE, None),
             states=np.concatenate([rows.vectors[key][cut] for key in self.state_keys], axis=1),
             actions=rows.vectors[self.action_key][cut],
             task=task,
             metadata=provenance(metadata, f"episode_{part.number}{part.name}", self.name, str(root)),
-            cameras={feature: pictures[key] for feature, key in self.cameras.items() if feature != IMAGE},
+            cameras=named,
         )
 
 

@@ -21,6 +21,7 @@ from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
 from toolkit.data.episode_notes import FILE, Notes, add_notes, episode_ids, filled, read_notes
 from toolkit.data.formats.lerobot_layout import (
     INFO,
+    camera_keys,
     check_features,
     check_inside,
     check_instruction,
@@ -176,21 +177,20 @@ def read_actions(directory: Path) -> list[tuple[dict[str, Any], np.ndarray]]:
 
 def read_episodes(
     directory: Path,
-    image_key: str = IMAGE,
-    *,
-    cameras: Sequence[str] = (),
+    cameras: Sequence[str] | None = None,
 ) -> Iterator[Episode]:
-    """All episodes in order; `cameras` names further picture features, for `Episode.cameras`.
+    """All episodes in order, with the pictures of these cameras; of all of them where none is named.
 
     Raises UserError as `read_table`, and for too few or unreadable pictures.
     """
     directory = Path(directory)
     info = read_info(directory)
-    for key in (image_key, *cameras):
+    cameras = camera_keys(info) if cameras is None else cameras
+    for key in cameras:
         check_features(directory, info, key)
     table = read_table(directory)
     pictures = {}
-    for key in (image_key, *cameras):
+    for key in cameras:
         check_video_lengths(directory, info, table.episodes, key)
         pictures[key] = read_pictures(directory, table.episodes, key)
     start = 0
@@ -198,12 +198,12 @@ def read_episodes(
         stop = start + int(length)
         images = {key: _next_episode(parts, int(length)) for key, parts in pictures.items()}
         yield Episode(
-            images[image_key],
+            images.pop(IMAGE, None),
             table.states[start:stop],
             table.actions[start:stop],
             table.tasks[index],
             table.metadata[index],
-            {key: images[key] for key in cameras},
+            images,
         )
         start = stop
 

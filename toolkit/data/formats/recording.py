@@ -14,7 +14,7 @@ import numpy as np
 
 from toolkit.base.errors import UserError, nearest, warn
 from toolkit.data.episode import IMAGE, Episode
-from toolkit.data.formats.hdf5 import PICTURES, natural_order
+from toolkit.data.formats.hdf5 import PICTURES
 from toolkit.data.formats.looks import Looks, Moves
 from toolkit.data.images import as_size, letterboxed
 from toolkit.data.seen_scenes import SeenScenes
@@ -23,11 +23,10 @@ NEAR_RATE = 0.005  # 29.97 is a thousandth below 30
 MOST_WARNINGS = 10  # of episodes that look useless; the rest is counted
 WHOLE_BYTES, PART_BYTES = 256 << 20, 1 << 16  # of a file's identity
 SIDES = 8, 8192  # pixels; video encoders have limits, and LeRobot takes three rows for three channels
-CAMERAS = "observation.images."
+FEATURES, CAMERAS = "observation.", "observation.images."
 INSTRUCTIONS = ("language_instruction", "language", "lang", "instruction")
 NOT_PROVENANCE = (*INSTRUCTIONS, "num_samples", "model_file", "compress")
 LEROBOT_COLUMNS = ("stats/", "meta/", "videos/", "data/", "dataset_", "episode_index", "tasks", "length")
-MAIN_CAMERAS = ("image", "image_0", "agentview", "cam_high", "top", "front")
 
 
 @dataclass(frozen=True)
@@ -101,11 +100,8 @@ class Recording:
             doubted += bool(doubts)
             for doubt in doubts if doubted <= MOST_WARNINGS else ():
                 warn(f"{where}: {doubt}")
-            yield replace(
-                episode,
-                images=self._fitted(episode.images),
-                cameras={key: self._fitted(images) for key, images in episode.cameras.items()},
-            )
+            pictures = {key: self._fitted(images) for key, images in episode.pictures.items()}
+            yield replace(episode, images=pictures.pop(IMAGE, None), cameras=pictures)
         if doubted > MOST_WARNINGS:
             warn(f"{doubted - MOST_WARNINGS} further episodes look like these; skip_bad=true leaves all of them out")
 
@@ -119,7 +115,7 @@ class Recording:
                 raise UserError(f"{where}: {label} width {values.shape[1]}; expected {len(names)}")
         if len(episode) < 2:
             raise UserError(f"{where}: has {len(episode)} step; an episode takes at least 2. Leave it out")
-        for key, images in {IMAGE: episode.images, **episode.cameras}.items():
+        for key, images in episode.pictures.items():
             height, width = images.shape[1:3]
             if not SIDES[0] <= min(height, width) <= max(height, width) <= SIDES[1]:
                 raise UserError(
@@ -129,8 +125,8 @@ class Recording:
         told: dict[str, Any] = {key: type(value) for key, value in episode.metadata.items()}
         told = {key: float if kind is int else kind for key, kind in told.items()}
         if self.options.image_size is None:
-            pictures = {IMAGE: episode.images, **episode.cameras}
-            told |= {f"the size of '{self.cameras[key]}'": images.shape[1:3] for key, images in pictures.items()}
+            sizes = {key: images.shape[1:3] for key, images in episode.pictures.items()}
+            told |= {f"the size of '{self.cameras[key]}'": size for key, size in sizes.items()}
         for key, kind in told.items():
             if kinds.get(key, kind) != kind:
                 value, before = episode.metadata.get(key, kind), getattr(kinds[key], "__name__", kinds[key])
@@ -141,7 +137,7 @@ class Recording:
         """What makes an episode look useless though it can be read."""
         moves = Moves(np.concatenate([episode.states, episode.actions], axis=1))
         found = []
-        for key, images in {IMAGE: episode.images, **episode.cameras}.items():
+        for key, images in episode.pictures.items():
             looks = Looks()
             for picture in images:
                 looks.add(picture.transpose(2, 0, 1))
@@ -218,17 +214,16 @@ def provenance(attributes: dict[str, Any], episode: str, file: str, where: str) 
 
 
 def default_cameras(found: list[str], source: str) -> dict[str, str]:
-    """The main camera becomes `observation.image`, the others `observation.images.<name>`.
+    """Every camera under its own name: feature keys stay, another key becomes `observation.images.<name>`.
 
-    Raises UserError if two would have the same name.
+    `image` alone is `observation.image`. Raises UserError if two would have the same name.
     """
-    names = {key: camera_name(key) for key in found}
-    ranks = {name: rank for rank, name in enumerate(MAIN_CAMERAS)}
-    main = min(found, key=lambda key: (ranks.get(names[key], len(ranks)), natural_order(key)), default=None)
-    cameras = {} if main is None else {IMAGE: main}
+    cameras: dict[str, str] = {}
     for key in found:
-        feature = CAMERAS + re.sub(r"\W", "_", names[key])
-        if key != main and cameras.setdefault(feature, key) != key:
+        name = camera_name(key)
+        feature = IMAGE if name == "image" else CAMERAS + re.sub(r"\W", "_", name)
+        feature = key if key.startswith(FEATURES) else feature
+        if cameras.setdefault(feature, key) != key:
             raise UserError(
                 f"{source}: cameras '{cameras[feature]}' and '{key}' would both be '{feature}'; name them, or those "
                 "that you want, with image_keys={...} of vag import"
@@ -246,17 +241,16 @@ def camera_name(key: str) -> str:
 
 
 def check_cameras(cameras: dict[str, str], found: list[str], source: str) -> dict[str, str]:
-    """The mapping with whole keys of the source, `observation.image` first. Raises UserError if it cannot be read."""
+    """The mapping with whole keys of the source, sorted. Raises UserError if it cannot be read."""
     if not found:
         raise UserError(f"{source}: no camera; expected {PICTURES}")
-    if IMAGE not in cameras:
-        raise UserError(f"image_keys: no '{IMAGE}', the main camera; choose one of: {', '.join(found)}")
     names = [camera_name(key) for key in found]
     unique = {name: key for name, key in zip(names, found, strict=True) if names.count(name) == 1}
     known = unique | {key: key for key in found}
     mapping = {}
     for feature in sorted(cameras, key=lambda feature: (feature != IMAGE, feature)):
-        if feature != IMAGE and not re.fullmatch(r"observation\.images\.\w+", feature):
+        own = feature == cameras[feature]  # a LeRobotDataset has keys of other forms too
+        if feature != IMAGE and not own and not re.fullmatch(r"observation\.images\.\w+", feature):
             raise UserError(f"image_keys: '{feature}' is no feature; expected {IMAGE} or {CAMERAS}<name>")
         if str(cameras[feature]) not in known:
             raise UserError(f"{source}: no camera '{cameras[feature]}'. {nearest(str(cameras[feature]), known)}")

@@ -70,7 +70,7 @@ def _rewrite(inspection: Inspection, target: Path) -> list[str]:
             assert instruction is not None  # else it was dropped
             writer.add(
                 Episode(
-                    images=pictures.pop(cameras[0]),
+                    images=pictures.pop(IMAGE, None),
                     states=contents.values[STATE][rows].astype(np.float32),
                     actions=contents.values[ACTION][rows].astype(np.float32),
                     task=instruction,
@@ -82,13 +82,11 @@ def _rewrite(inspection: Inspection, target: Path) -> list[str]:
             write_scenes(writer.temporary / "meta", scenes)
     done = [f"left out {contents.name(episode)}" for episode in sorted(dropped)]
     done.append(f"wrote {len(kept)} episodes again: rows numbered, time stamps at k / fps, statistics of all frames")
-    if cameras[0] != IMAGE:
-        done.append(f"camera '{cameras[0]}' is now called '{IMAGE}'")
     return done
 
 
 def _cameras(contents: Contents) -> list[str]:
-    """`observation.image`, or the first camera where none has that name, then the others."""
+    """Keys of the colour pictures. Raises UserError where there are others, or none."""
     cameras = camera_keys(contents.info)
     if not cameras or set(cameras) != set(contents.cameras):
         names = ", ".join(set(contents.cameras) - set(cameras)) or "none"
