@@ -109,8 +109,12 @@ class ImportConfig(CommonConfig):
     colour_order: str | None = option(
         None, "bgr where red and blue are swapped, as cv2 leaves them; null = rgb", choices=COLOUR_ORDERS
     )
-    image_size: int | None = option(
-        None, "pictures become squares of this size; null keeps them", least=4, most=MOST_PIXELS
+    image_size: Any = option(
+        None,
+        "[h,w] that pictures are letterboxed into, or one number for both; null keeps them",
+        least=4,
+        most=MOST_PIXELS,
+        numbers=True,
     )
     flip_vertical: bool = option(False, "for pictures stored upside down, as LIBERO's are")
     fps: int | None = option(None, "of a source that names none", least=1, most=10_000)
@@ -211,6 +215,13 @@ class SynthesizeConfig(CommonConfig):
     rename: dict[str, str] = option({}, RENAME)
     instruction_encoder: str | None = option(
         None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
+    )
+    codec: str = option("h264", "of the videos", choices=CODECS)
+    crf: int | None = option(
+        None,
+        "quality of the videos, less is better; null = 2 in h264 (0 is lossless), LeRobot's in others",
+        least=0,
+        most=63,
     )
     draws: int = option(
         1,

@@ -42,6 +42,7 @@ from toolkit.training.runtime import set_threads
 from vag_core import GeneratedBatch, Generator
 
 PLANS = "plans.npz"
+GOOD_H264 = 2  # crf: see EpisodeWriter
 
 
 def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
@@ -71,7 +72,7 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
     if config.draws > 1:
         plans = solved_plans(config, run.directory / PLANS, generator, encode, scenes, identity)
     planning = time.perf_counter() - began
-    with EpisodeWriter(run.directory / "dataset", **layout) as writer:
+    with EpisodeWriter(run.directory / "dataset", **layout, **encoding(config)) as writer:
         made = Samples(config, generator, encode, identity, order, plans, canvas)
         made.write(writer, scenes)
         if (learned := read_scenes(config.checkpoint)) is not None:  # who trains on this data has seen them too
@@ -104,6 +105,11 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
         metrics={name: round(float(np.mean(values)), 4) for name, values in made.metrics.items()} or None,
         samples_differ=spread,
     )
+
+
+def encoding(config: SynthesizeConfig) -> dict[str, Any]:
+    """Codec and quality of the videos; None is LeRobot's quality."""
+    return {"codec": config.codec, "crf": GOOD_H264 if config.crf is None and config.codec == "h264" else config.crf}
 
 
 @dataclass

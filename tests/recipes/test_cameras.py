@@ -161,6 +161,8 @@ def test_a_scene_gives_several_episodes_and_other_instructions(
     alone = read_table(tmp_path / "alone/dataset")
     length = alone.lengths[0]  # a sample does not depend on how many others there are
     np.testing.assert_allclose(alone.actions[:length], table.actions[:length], atol=1e-5)
+    run(*words[:-1], "codec=av1", f"out={tmp_path / 'av1'}")
+    assert read_info(tmp_path / "av1/dataset")["features"][TOP]["info"]["video.codec"] == "av1"
     draws = ["synthesize", f"checkpoint={made['generator']}", "tasks=[push]", "draws=2", "samples_per_scene=2"]
     assert cli.main([*draws, f"out={tmp_path / 'draws'}"]) == 2
     assert "draws are one plan of each scene" in capsys.readouterr().err

@@ -177,6 +177,8 @@ def test_libero(tmp_path: Path) -> None:
     (episode,) = source
     assert episode.task == "open the drawer"
     (flipped,) = opened(tmp_path / "x.hdf5", flip_vertical=True, image_size=12)
+    (wide,) = opened(tmp_path / "x.hdf5", image_size=[12, 30])
+    assert np.array_equal(first(wide), letterboxed(first(episode), (12, 30)))
     assert np.array_equal(first(flipped), letterboxed(first(episode)[:, ::-1], (12, 12)))
 
 

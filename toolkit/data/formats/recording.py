@@ -45,7 +45,7 @@ class ImportOptions:
     colour_order: str | None = None
     split_at: tuple[str, ...] = ()
     skip_bad: bool = False
-    image_size: int | None = None
+    image_size: Any = None  # (height, width), or one number for both
     flip_vertical: bool = False
     fps: int | None = None
     robot_type: str | None = None
