@@ -157,9 +157,8 @@ class PolicyObjective(nn.Module):
         """Actions to execute next, (B, n_action_steps, A) in physical units on the CPU.
 
         observation: as a batch of `loss`, without actions; a policy of one camera takes the only picture there is.
-        noise_seeds: one for each sample, whose actions then do not
-        depend on the others; None = noise from torch's global generator. Nothing is remembered between calls. Raises
-        UserError if a size is not the policy's.
+        noise_seeds: one for each sample, whose actions then do not depend on the others; None = noise from torch's
+        global generator. Nothing is remembered between calls. Raises UserError if a size is not the policy's.
         """
         if len(self.cameras) == 1 and self.cameras[0] not in observation:
             observation = {**observation, **dict(zip(self.cameras, cameras_in(observation).values(), strict=True))}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from toolkit.base.errors import UserError, warn
+from toolkit.base.processes import processes
 from toolkit.base.run import Run
 from toolkit.data.cache import open_clips
 from toolkit.data.cached_files import remembered_id
@@ -76,6 +77,8 @@ def load_all(run: Run, sources: Sequence[str], pictures: Pictures, notes: Sequen
     stores = list[ClipStore]()
     for source in sources:
         stores.append(load_clips(run, source, pictures, notes))
+        if not pictures.cameras and len(seen := stores[0].canvas.cameras) > 1 and processes().is_main:
+            print(f"all cameras of {source} are seen, since cameras=[] names none: {', '.join(seen)}", flush=True)
         pictures = pictures.as_in(stores[0])
     return stores
 

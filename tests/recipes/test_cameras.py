@@ -163,6 +163,8 @@ def test_a_scene_gives_several_episodes_and_other_instructions(
     np.testing.assert_allclose(alone.actions[:length], table.actions[:length], atol=1e-5)
     run(*words[:-1], "codec=av1", f"out={tmp_path / 'av1'}")
     assert read_info(tmp_path / "av1/dataset")["features"][TOP]["info"]["video.codec"] == "av1"
+    swapped = f"cameras=[{WRIST},{TOP},{SIDE}]"  # those of the checkpoint, whatever their order
+    run(*words[:-1], swapped, f"out={tmp_path / 'order'}")
     draws = ["synthesize", f"checkpoint={made['generator']}", "tasks=[push]", "draws=2", "samples_per_scene=2"]
     assert cli.main([*draws, f"out={tmp_path / 'draws'}"]) == 2
     assert "draws are one plan of each scene" in capsys.readouterr().err
@@ -178,6 +180,8 @@ def test_some_cameras_and_others_names(
     said = capsys.readouterr().err
     assert f"{tmp_path / 'other'}: no camera '{TOP}'; it has observation.image" in said
     assert f"rename={{observation.image: {TOP}}}" in said
+    run("pretrain", f"real=[{recorded}]", *words[2:], f"out={tmp_path / 'all'}")
+    assert f"cameras=[] names none: {SIDE}, {TOP}, {WRIST}" in capsys.readouterr().out
     run(*words, f"cameras=[{TOP}]", f"rename={{observation.image: {TOP}}}", f"out={tmp_path / 'a'}")
     assert PolicyObjective.from_pretrained(tmp_path / "a/pretrained_model").cameras == [TOP]
     assert cli.main(["train-generator", str(recorded), "generator.image_size=[48,48]", f"out={tmp_path / 'b'}"]) == 2

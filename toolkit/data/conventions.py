@@ -98,17 +98,19 @@ class Conventions:
                 )
 
     def cameras_of(self, given: Sequence[str]) -> list[str]:
-        """The cameras to read: those of the training, or the given ones in their place. Raises UserError for others.
+        """The cameras to read: those of the training, in its order. Raises UserError if others are given.
 
-        Of a checkpoint that does not say, observation.image.
+        Of a checkpoint that does not say, the given ones or observation.image.
         """
         trained = [IMAGE] if self.canvas is None else list(self.canvas.cameras)
-        if given and self.canvas is not None and list(given) != trained:
+        if self.canvas is None:
+            return list(given) or trained
+        if given and sorted(given) != sorted(trained):
             raise UserError(
                 f"cameras=[{', '.join(given)}]: {self.name} was trained on {', '.join(trained)}; leave cameras out, "
                 f"and give rename={{{given[0]}: {trained[0]}}} where the same camera has another name"
             )
-        return list(given) or trained
+        return trained
 
 
 def _canvas_of(found: dict[str, Any]) -> Canvas | None:
