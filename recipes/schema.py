@@ -216,7 +216,9 @@ class SynthesizeConfig(CommonConfig):
     instruction_encoder: str | None = option(
         None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
     )
-    codec: str = option("h264", "of the videos", choices=CODECS)
+    codec: str | None = option(
+        None, "of the videos; null = that of the data the generator learned from", choices=CODECS
+    )
     crf: int | None = option(
         None,
         "quality of the videos, less is better; null = 2 in h264 (0 is lossless), LeRobot's in others",
