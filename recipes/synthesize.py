@@ -62,10 +62,7 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
     recorded = config.scenes_from is not None
     trained = Conventions.of(config.checkpoint)
     canvas = canvas_of(generator, trained)
-    if recorded:
-        scenes, layout = recorded_scenes(config, run, generator, canvas)
-    else:
-        scenes, layout = simulated_scenes(config, canvas)
+    scenes, layout = recorded_scenes(config, run, generator, canvas) if recorded else simulated_scenes(config, canvas)
     scenes = samples_of(scenes, config)
     from_scenes = scenes_of(scene.metadata for scene in scenes)
     seen = check_unseen("synthesize", config.checkpoint, from_scenes, config.allow_seen or recorded)
