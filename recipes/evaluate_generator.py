@@ -75,7 +75,7 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
     needed = max(SHORTEST, shape.frame_stride + 1)
     if (shortest := store.episode_lengths.min()) < needed:
         raise UserError(f"{config.dataset}: an episode has {shortest} steps; expected at least {needed}")
-    made, seconds, evaluations = sample_all(config, generator, clips, episodes)
+    made, seconds, evaluations = sample_all(config, generator, clips, episodes, trained.views)
     real = clips.window(episodes)
     scenes = compare(generator, made, real, config.given)
     errors, curve, replay, outcomes, samples = None, None, None, None, None
@@ -109,7 +109,11 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
 
 
 def sample_all(
-    config: EvaluateGeneratorConfig, generator: Generator, clips: GeneratorClips, episodes: np.ndarray
+    config: EvaluateGeneratorConfig,
+    generator: Generator,
+    clips: GeneratorClips,
+    episodes: np.ndarray,
+    views: str = "",
 ) -> tuple[dict[str, np.ndarray], float, int]:
     """frames (E, F, H, W, 3), actions (E, N, A), states (E, N + 1, S) of one pair per episode; what they took.
 
@@ -117,7 +121,7 @@ def sample_all(
 
     The noise of a pair depends on the seed and the scene alone, so systems are compared on equal terms.
     """
-    encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
+    encode = instruction_encoder(config.instruction_encoder, config.max_parameters, views)
     sampler, parts, seconds = config.sampler, [], 0.0
     seeds = scene_seeds(config.seed, clips.store.metadata)
     bar = progress(description="sample", total=len(episodes), unit="pair")

@@ -95,7 +95,8 @@ def trajectory(store: ClipStore, episode: int) -> np.ndarray:
 def cycle_errors(config: ScoreConfig, generator: Generator, store: ClipStore) -> list[float]:
     """Distance of each episode's actions to those that the generator infers from its video (inverse dynamics)."""
     checkpoint = config.checkpoint
-    encode, shape = instruction_encoder(config.instruction_encoder, config.max_parameters), generator.config
+    views, shape = Conventions.of(str(checkpoint)).views, generator.config
+    encode = instruction_encoder(config.instruction_encoder, config.max_parameters, views)
     if not shape.action.makes_video:
         raise UserError(f"{checkpoint}: it makes no video, so it infers no actions from one; use another generator")
     for name, width in (("states", shape.state_dim), ("actions", shape.action_dim)):

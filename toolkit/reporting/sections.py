@@ -69,7 +69,11 @@ def _collect(runs: Results[CollectResult], has_demo: bool) -> list[Markup]:
 
 def _synthesize(runs: Results[SynthesizeResult], has_demo: bool) -> list[Markup]:
     rows = [{"run": name, **result.metrics} for name, result in runs if result.metrics]
-    return [piece("rows_table", title=AGAINST_RECORDED, rows=rows)]
+    drifts = [{"run": name, **to_json(clip)} for name, result in runs for clip in result.drift or ()]
+    return [
+        piece("rows_table", title=AGAINST_RECORDED, rows=rows),
+        piece("rows_table", title="Drift from clip to clip", rows=drifts),
+    ]
 
 
 def _inspect(runs: Results[InspectResult], has_demo: bool) -> list[Markup]:
