@@ -32,16 +32,17 @@ def episode_ends(
         raise UserError("synthesize: draws are tried to their end; leave out episode_lengths=sampled, or draws")
     if windows is None:
         raise UserError(f"{config.checkpoint}: holds no recorded lengths, which an older train-generator did not write")
-    if unknown := sorted({scene.instruction for scene in scenes} - windows.lengths.keys()):
-        warn(
-            f"{len(unknown)} instructions have no recording, such as '{unknown[0]:.60}': how long such episodes are is "
-            "drawn from the lengths of all"
-        )
     drawn = [
         np.random.default_rng(stream_seed(seed, "length")).choice(windows.of_instruction(scene.instruction))
         for scene, seed in zip(scenes, seeds, strict=True)
     ]
     steps = [int(min(max(length - 1, 1), longest)) for length in drawn]
+    unknown = sorted({scene.instruction for scene in scenes} - windows.lengths.keys())
+    if unknown and min(steps) < longest:
+        warn(
+            f"{len(unknown)} instructions have no recording, such as '{unknown[0]:.60}': how long such episodes are is "
+            "drawn from the lengths of all"
+        )
     known = [(k, min(scene.recorded_length - 1, longest)) for k, scene in enumerate(scenes) if scene.recorded_length]
     if config.clips > 1 and max(steps) <= horizon:
         warn(

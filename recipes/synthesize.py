@@ -290,7 +290,7 @@ def summary(result: SynthesizeResult) -> str:
         )
         if spread.actions_of_scenes is not None:
             text += f", those of other scenes by {spread.actions_of_scenes:.3g} and {spread.pictures_of_scenes:.3g}"
-    if (ends := result.ends) is not None and ends.rule == "sampled":
+    if (ends := result.ends) is not None and ends.cut:
         text += f"; {ends.shortest} to {ends.longest} steps, drawn from {ends.recorded_lengths} recorded lengths"
         if ends.off is not None:
             text += f" ({ends.off:.3g} off those of the same scenes, whole windows {ends.off_of_window:.3g})"
