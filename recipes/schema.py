@@ -242,7 +242,9 @@ class SynthesizeConfig(CommonConfig):
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
     instruction_encoder: str | None = text_encoder()
-    codec: str = option("h264", "of the videos", choices=CODECS)
+    codec: str | None = option(
+        None, "of the videos; null = that of the data the generator learned from", choices=CODECS
+    )
     crf: int | None = option(
         None,
         "quality of the videos, less is better; null = 2 in h264 (0 is lossless), LeRobot's in others",

@@ -22,7 +22,7 @@ from recipes.common import (
 from recipes.episode_ends import episode_ends
 from recipes.photographs import photographed_scenes
 from recipes.plans import PLANS, Plans, check_draws, solved_plans
-from recipes.schema import SynthesizeConfig
+from recipes.schema import CODECS, SynthesizeConfig
 from recipes.start_scenes import InitialScene, recorded_scenes, samples_of, scene_seeds, simulated_scenes
 from toolkit.base.errors import UserError, warn
 from toolkit.base.files import discard
@@ -79,7 +79,7 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
     if config.draws > 1:
         plans = solved_plans(config, run.directory / PLANS, generator, encode, scenes, identity)
     planning = time.perf_counter() - began
-    with EpisodeWriter(run.directory / "dataset", **layout, **encoding(config)) as writer:
+    with EpisodeWriter(run.directory / "dataset", **layout, **encoding(config, trained.codec)) as writer:
         made = Samples(config, generator, encode, identity, order, plans, canvas)
         made.write(writer, scenes, seeds, steps, ends.rule)
         if (learned := read_scenes(config.checkpoint)) is not None:  # who trains on this data has seen them too
@@ -127,9 +127,10 @@ def check_scenes(config: SynthesizeConfig, table: Path | None) -> None:
         raise UserError("synthesize: draws are plans of one window; leave out draws, or clips")
 
 
-def encoding(config: SynthesizeConfig) -> dict[str, Any]:
-    """Codec and quality of the videos; None is LeRobot's quality."""
-    return {"codec": config.codec, "crf": GOOD_H264 if config.crf is None and config.codec == "h264" else config.crf}
+def encoding(config: SynthesizeConfig, source: str) -> dict[str, Any]:
+    """Codec and quality of the videos, by default that of the `source` where it can be written. None is LeRobot's."""
+    codec = config.codec or (source if source in CODECS else "h264")
+    return {"codec": codec, "crf": GOOD_H264 if config.crf is None and codec == "h264" else config.crf}
 
 
 class Samples:
