@@ -25,7 +25,7 @@ from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import Notes, add_notes
 from toolkit.data.formats.lerobot_read import open_notes
 from toolkit.data.seen_scenes import UNKNOWN, SeenScenes, merge, read_scenes
-from toolkit.reporting.results import Throughput
+from toolkit.reporting.generator_results import Throughput
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
 from vag_core.checkpoint import MOST_PARAMETERS
@@ -161,15 +161,22 @@ def canvas_of(generator: Generator, trained: Conventions) -> Canvas:
 
 
 def instruction_encoder(
-    path: str | None, max_parameters: int = MOST_PARAMETERS
+    path: str | None, max_parameters: int = MOST_PARAMETERS, views: str = ""
 ) -> Callable[[list[str]], list[str] | Tensor]:
-    """Strings as they are, for a generator that learns on bytes, or vectors from a text encoder on disk."""
+    """Strings as they are, for a generator that learns on bytes, or vectors from a text encoder on disk.
+
+    views: `Conventions.views`, said after each instruction.
+    """
+
+    def told(texts: list[str]) -> list[str]:
+        return [f"{text}; {views}" for text in texts] if views else texts
+
     if path is None:
-        return lambda texts: texts
+        return told
     from toolkit.data.text import InstructionEmbedder
 
     embedder = InstructionEmbedder(path=path, max_parameters=max_parameters)
-    return lambda texts: torch.as_tensor(embedder.embed(texts))
+    return lambda texts: torch.as_tensor(embedder.embed(told(texts)))
 
 
 def pick_device(runtime: RuntimeConfig) -> str:

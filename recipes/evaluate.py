@@ -20,8 +20,9 @@ from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.open_loop import open_loop_error
 from toolkit.evaluation.rollout import rollout
 from toolkit.evaluation.statistics import rollout_rates
+from toolkit.reporting.generator_results import Media
 from toolkit.reporting.media import grid, write_video
-from toolkit.reporting.results import Media, OpenLoop, OpenLoopResult, RolloutResult
+from toolkit.reporting.results import OpenLoop, OpenLoopResult, RolloutResult
 from toolkit.training.runtime import seed_everything, set_threads
 
 RETUNE = "fine-tune the policy on such data"

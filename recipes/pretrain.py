@@ -24,7 +24,8 @@ from toolkit.data.normalizer import compute_statistics
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_of, write_scenes
 from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
 from toolkit.data.text import split_words
-from toolkit.reporting.results import PretrainResult, Throughput
+from toolkit.reporting.generator_results import Throughput
+from toolkit.reporting.results import PretrainResult
 from toolkit.training.loop import train
 from toolkit.training.runtime import seed_everything, set_threads
 

@@ -27,6 +27,7 @@ NORMALIZATIONS = ("shared", "per_source")
 COLOUR_ORDERS = ("rgb", "bgr")
 CODECS = ("h264", "hevc", "av1")
 CUTS = ("jumps", "instructions")
+LENGTHS = ("sampled", "window")
 SUITES = ("unseen", "position", "visual", "language", "task")
 
 
@@ -47,6 +48,12 @@ CAMERAS = "by their keys in the dataset; [] = those of the checkpoint, all of th
 RENAME = "other names for cameras of the datasets, {their key: the key wanted}"
 PICTURES = "height and width of each camera's picture, [h,w], or one number for both; null = those of the checkpoint"
 NOTES = "run directories of replay and score, or datasets, that say more of these episodes; the last counts"
+
+
+def text_encoder() -> Any:
+    """The option that names the text encoder of a generator's checkpoint."""
+    help = "directory of the text encoder that the generator was trained with; null = learned on bytes"
+    return option(None, help)
 
 
 def max_parameters() -> Any:
@@ -170,6 +177,9 @@ class TrainGeneratorConfig(CommonConfig):
     random_start: bool | None = option(
         None, "windows from anywhere in the episode; null = where one covers less than the median episode"
     )
+    name_views: bool = option(
+        False, "say in each instruction which camera is seen where, for text encoders that know such words"
+    )
     labelled_fraction: Any = option(
         1.0,
         "of the episodes of each instruction keep their actions, the rest is video alone; a number, or [a,b] for each "
@@ -205,17 +215,33 @@ class SynthesizeConfig(CommonConfig):
     episodes_per_task: int = option(50, "episodes made of each task", least=1, most=MOST_EPISODES)
     first_seed: int = option(100_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
     allow_seen: bool = option(False, "generate from scenes that the generator was trained on")
-    scenes_from: str | None = option(None, "take first pictures from this dataset instead of the simulator")
+    scenes_from: str | None = option(
+        None,
+        "take first pictures from this dataset, or from a folder of photographs with a table (scenes.csv or .jsonl)",
+    )
+    states_from: str | None = option(
+        None, "dataset whose episode of the nearest first picture lends its first state to photographs without one"
+    )
     instructions: list[str] = option([], "each scene with each of these in place of its own; [] = its own")
     samples_per_scene: int = option(
         1, "episodes of each scene and instruction; how much they differ is reported", least=1, most=10_000
     )
+    clips: int = option(
+        1,
+        "windows of an episode, each going on from the last picture and state of the one before; the drift is reported",
+        least=1,
+        most=1000,
+    )
+    episode_lengths: str | None = option(
+        None,
+        "where episodes end: as long as a recorded one of the instruction, drawn for each, or with the window; null = "
+        "sampled, if the checkpoint holds lengths and no draws are asked for",
+        choices=LENGTHS,
+    )
     notes: list[str] = option([], NOTES)
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
-    instruction_encoder: str | None = option(
-        None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
-    )
+    instruction_encoder: str | None = text_encoder()
     codec: str | None = option(
         None, "of the videos; null = that of the data the generator learned from", choices=CODECS
     )
@@ -255,9 +281,7 @@ class EvaluateGeneratorConfig(CommonConfig):
     allow_seen: bool = option(False, "evaluate on scenes that the generator was trained on")
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
-    instruction_encoder: str | None = option(
-        None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
-    )
+    instruction_encoder: str | None = text_encoder()
     batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
     workers: int = option(2, "processes side by side", least=1, most=MOST_PROCESSES)
     sampler: SamplerConfig = part(SamplerConfig, "how samples are drawn")
@@ -274,9 +298,7 @@ class ScoreConfig(CommonConfig):
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
     image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
-    instruction_encoder: str | None = option(
-        None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
-    )
+    instruction_encoder: str | None = text_encoder()
     batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
     max_parameters: int = max_parameters()
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ from toolkit.data.images import as_size
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe, dimension_names
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_behind, scenes_of, write_scenes
 from toolkit.data.selection import select, subset
-from toolkit.reporting.results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
+from toolkit.data.windows import Windows
+from toolkit.reporting.generator_results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
 from toolkit.training.logging import ScalarLog
 from toolkit.training.loop import train
 from toolkit.training.parallel import share_weights
@@ -63,14 +64,17 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     clips = config.optim.batch_size * config.optim.gradient_accumulation * processes().size
     if clocks_of(config.generator.action).plan_share > 0 and clips == 1:
         raise UserError("optim.batch_size=1 leaves nothing to plan; take more, or generator.action.plan_share=0")
-    encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
+    conventions = replace(Conventions.shared([data.store]), name_views=config.name_views)
+    if config.name_views and not conventions.views:
+        raise UserError(f"name_views=true: {config.dataset} has one camera, which fills the picture; leave it out")
+    encode = instruction_encoder(config.instruction_encoder, config.max_parameters, conventions.views)
     if config.instruction_encoder is not None:
         config.generator.instruction.kind = "embedding"
         vectors = encode(["?"])
         assert isinstance(vectors, torch.Tensor)  # an encoder on disk gives vectors, never the strings themselves
         config.generator.instruction.embedding_width = vectors.shape[1]
     else:
-        fit_instructions(config, data.store)
+        fit_instructions(config, encode(data.store.tasks))
     fit_window(config, data.store)
     covered, padded = check_window(config, data.store)
     seed_everything(config.seed)
@@ -86,7 +90,8 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     def write(folder: Path) -> None:
         generator.save_pretrained(folder)
         write_scenes(folder, scenes)
-        Conventions.shared([data.store]).write(folder)
+        conventions.write(folder)
+        Windows.of(data.store, bool(config.random_start)).write(folder)
 
     with user_errors():
         run.make("generator", write)
@@ -224,7 +229,7 @@ def streams_stage(
         reads_frames = isinstance(config.generator.action, FramewiseConfig)
         latents = _latents(starts, generator.tokenizer, pick_device(config.runtime))
         source = LatentClips(source, latents, with_frames=reads_frames)
-    if config.instruction_encoder is not None:
+    if config.instruction_encoder is not None or config.name_views:
         source = EncodedInstructions(source, encode)
 
     def log_samples(log: ScalarLog, step: int) -> None:
@@ -317,7 +322,7 @@ def _uint8_error(frames: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 
 
 class EncodedInstructions:
-    """Adds the vectors of a text encoder on disk to the batches of another source."""
+    """Instructions of the batches of another source as the generator takes them: see `instruction_encoder`."""
 
     def __init__(self, source: Any, encode: Any) -> None:
         self.source, self.encode = source, encode
