@@ -167,7 +167,7 @@ def _readers(config: BenchmarkDataConfig, store: ClipStore, video: Path, images:
 def _build(dataset: Path, image_size: int, workers: int, path: Path) -> Reader:
     def read() -> int:
         canvas = Canvas({IMAGE: picture_size(read_info(dataset), IMAGE)}, (image_size, image_size))
-        build_clips(dataset, canvas, "benchmark", fingerprint(dataset), workers, path)
+        build_clips(dataset, canvas, "benchmark", fingerprint(dataset), workers, False, path)
         return len(ClipStore.open(path).frames)
 
     return read

@@ -42,7 +42,9 @@ def run(config: ScoreConfig, run: Run) -> ScoreResult:
         raise UserError("score: give checkpoint=GENERATOR for the cycle error, real=[DATASET] for the others, or both")
     set_threads(config.runtime)
     generator, identity = None, None
-    pictures = Pictures(as_size(config.image_size or 64, "image_size"), config.cameras, config.rename)
+    pictures = Pictures(
+        as_size(config.image_size or 64, "image_size"), config.cameras, config.rename, config.frame_storage
+    )
     if config.checkpoint is not None:
         generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
         identity = weights_id(config.checkpoint)
