@@ -35,7 +35,7 @@ from toolkit.data.pictures import TOGETHER, check_video_lengths, read_pictures
 FORMAT = 4  # part of the names of cached files; another number when the same dataset would give another file
 GROUP_VALUES = 8_000_000  # at least so many pixel values are decoded together: a group costs opening a file
 PARALLEL_VALUES = 300_000_000  # pixel values of a dataset, above which it pays to start other processes
-PART_VALUES = 8_000_000  # at most so many of one camera are in memory at once: larger parts cost more than they save
+PART_VALUES = 4_000_000  # at most so many of one camera are in memory at once: it costs less to take the same again
 SMALL_PIXELS = 128 * 128  # of one camera: pictures up to this size stay raw, which is read fastest
 SMALL_BYTES = GIGABYTE  # of raw frames, which as JPEG would save too little to matter
 MOST_TIMES = 5  # that raw frames of larger pictures may take of the dataset's own files

@@ -14,7 +14,7 @@ import numpy as np
 from toolkit.base.errors import UserError, first_line
 from toolkit.data.images import encode_jpeg, picture_size
 
-QUALITY = 90  # in Pillow's scale; colours have half the resolution, as in videos
+QUALITY = 88  # in Pillow's scale; colours have half the resolution, as in videos
 CODING = f"jpeg{QUALITY}"
 
 
@@ -46,8 +46,8 @@ class JpegFrames:
         rows = np.asarray(rows)
         wanted, places, which = np.unique(rows, return_index=True, return_inverse=True)
         pictures = np.empty((rows.size, *self.shape[1:]), self.dtype)
-        for place, picture in zip(places, _threads().map(self._decoded, wanted), strict=True):
-            pictures[place] = picture
+        for _ in _threads().map(self._decode, wanted, (pictures[place] for place in places)):
+            pass  # but raise what a thread has raised
         origins = places[which.reshape(-1)]
         repeated = np.flatnonzero(origins != np.arange(rows.size))
         pictures[repeated] = pictures[origins[repeated]]
@@ -61,7 +61,7 @@ class JpegFrames:
         """The JPEG file of a row, (lengths[row],) uint8."""
         return self.data[self.starts[row] : self.starts[row] + self.lengths[row]]
 
-    def _decoded(self, row: int) -> np.ndarray:
+    def _decode(self, row: int, picture: np.ndarray) -> None:
         import torch
         from torchvision.io import ImageReadMode, decode_jpeg  # in two thirds of Pillow's time
 
@@ -69,7 +69,7 @@ class JpegFrames:
         try:
             if picture_size(data.tobytes()) != self.shape[1:3]:  # before memory is taken for it
                 raise ValueError(f"expected {self.shape[1]}x{self.shape[2]} pixels")
-            return np.asarray(decode_jpeg(torch.from_numpy(data), ImageReadMode.RGB).permute(1, 2, 0))
+            picture[...] = decode_jpeg(torch.from_numpy(data), ImageReadMode.RGB).permute(1, 2, 0).numpy()
         except (ValueError, RuntimeError) as error:
             raise UserError(
                 f"{self.path}: frame {row} is damaged ({first_line(error)}); delete the file to build it again"
