@@ -220,7 +220,9 @@ class SynthesizeConfig(CommonConfig):
     instruction_encoder: str | None = option(
         None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
     )
-    codec: str = option("h264", "of the videos", choices=CODECS)
+    codec: str | None = option(
+        None, "of the videos; null = that of the data the generator learned from", choices=CODECS
+    )
     crf: int | None = option(
         None,
         "quality of the videos, less is better; null = 2 in h264 (0 is lossless), LeRobot's in others",
@@ -273,6 +275,7 @@ class ScoreConfig(CommonConfig):
     dataset: str = option(MISSING, "episodes written by synthesize: LeRobotDataset v3 directory or clip file")
     checkpoint: str | None = option(None, "generator, for score_cycle_error")
     real: list[str] = option([], "what the generator learned from, for limits and copies")
+    held_out: list[str] = option([], "recorded episodes that it has not seen, as a baseline; [] = those of real")
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
     frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)

@@ -20,7 +20,7 @@ from recipes.common import (
     user_errors,
     weights_id,
 )
-from recipes.schema import SynthesizeConfig
+from recipes.schema import CODECS, SynthesizeConfig
 from recipes.start_scenes import InitialScene, recorded_scenes, samples_of, scene_seeds, simulated_scenes
 from toolkit.base.errors import UserError, warn
 from toolkit.base.files import atomic_file, discard
@@ -60,11 +60,9 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
     if config.draws > 1:
         check_draws(config, order if generator.order == "actions_first" else generator.order)
     recorded = config.scenes_from is not None
-    canvas = canvas_of(generator, Conventions.of(config.checkpoint))
-    if recorded:
-        scenes, layout = recorded_scenes(config, run, generator, canvas)
-    else:
-        scenes, layout = simulated_scenes(config, canvas)
+    trained = Conventions.of(config.checkpoint)
+    canvas = canvas_of(generator, trained)
+    scenes, layout = recorded_scenes(config, run, generator, canvas) if recorded else simulated_scenes(config, canvas)
     scenes = samples_of(scenes, config)
     from_scenes = scenes_of(scene.metadata for scene in scenes)
     seen = check_unseen("synthesize", config.checkpoint, from_scenes, config.allow_seen or recorded)
@@ -72,7 +70,7 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
     if config.draws > 1:
         plans = solved_plans(config, run.directory / PLANS, generator, encode, scenes, identity)
     planning = time.perf_counter() - began
-    with EpisodeWriter(run.directory / "dataset", **layout, **encoding(config)) as writer:
+    with EpisodeWriter(run.directory / "dataset", **layout, **encoding(config, trained.codec)) as writer:
         made = Samples(config, generator, encode, identity, order, plans, canvas)
         made.write(writer, scenes)
         if (learned := read_scenes(config.checkpoint)) is not None:  # who trains on this data has seen them too
@@ -107,9 +105,10 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
     )
 
 
-def encoding(config: SynthesizeConfig) -> dict[str, Any]:
-    """Codec and quality of the videos; None is LeRobot's quality."""
-    return {"codec": config.codec, "crf": GOOD_H264 if config.crf is None and config.codec == "h264" else config.crf}
+def encoding(config: SynthesizeConfig, source: str) -> dict[str, Any]:
+    """Codec and quality of the videos, by default that of the `source` where it can be written. None is LeRobot's."""
+    codec = config.codec or (source if source in CODECS else "h264")
+    return {"codec": codec, "crf": GOOD_H264 if config.crf is None and codec == "h264" else config.crf}
 
 
 @dataclass

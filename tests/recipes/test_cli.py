@@ -204,7 +204,7 @@ def test_finetuning_refuses_data_whose_numbers_mean_something_else(
     told = json.loads(conventions.read_text())
     names = {"state_names": ["y", "x"], "action_names": ["dy", "dx"]}
     canvas = {"cameras": {"observation.image": [32, 32]}, "cell": [32, 32]}
-    assert told == {"fps": 20, **names, "canvas": canvas, "robot_type": "sawyer"}
+    assert told == {"fps": 20, **names, "canvas": canvas, "robot_type": "sawyer", "codec": "h264"}
     out = f"out={tmp_path / 'other'}"
     capsys.readouterr()
     for changes, expected in (

@@ -64,6 +64,7 @@ def test_checkpoints_hold_what_their_data_mean(wrist: dict[str, Path]) -> None:
             "action_names": ["dy", "dx"],
             "canvas": {"cameras": {WRIST: [32, 32]}, "cell": [32, 32]},
             "robot_type": "sawyer",
+            "codec": "h264",
         }
 
 

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from toolkit.base.errors import UserError
 from toolkit.data.episode import IMAGE, STATE, Episode
@@ -766,3 +768,24 @@ def test_a_rate_that_is_guessed_or_rounded_is_said(tmp_path: Path, capsys: pytes
     write_robomimic(tmp_path / "near.hdf5", change=attribute("data", "control_freq", 29.97))
     assert opened(tmp_path / "near.hdf5").fps == 30
     assert "is 29.97; taken as 30" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("codec", ["av1", "hevc"])
+def test_a_lossy_codec_costs_no_more_than_encoding_once(codec: str, tmp_path: Path) -> None:
+    """Against PyAV at LeRobot's settings, on smooth pictures with the noise of a sensor."""
+    rng = np.random.default_rng(5)
+    smooth = gaussian_filter(rng.normal(size=(14, 96, 128, 3)), (2, 6, 6, 0)) * 1500 + 128
+    frames = (smooth + rng.normal(scale=2, size=smooth.shape)).clip(0, 255).astype(np.uint8)
+    name = {"av1": "libsvtav1", "hevc": "libx265"}[codec]
+    with av.open(str(tmp_path / "once.mp4"), "w") as container:
+        stream: Any = container.add_stream(name, 10, options={"crf": "30", "g": "2"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(tmp_path / "once.mp4")) as container:
+        once = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    with EpisodeWriter(tmp_path / "x", 10, ["y"], ["dy"], codec=codec, crf=None) as writer:
+        writer.add(Episode(frames, np.zeros((14, 1)), np.zeros((14, 1)), "push"))
+    ours = next(read_pictures(tmp_path / "x", lerobot_read.read_table(tmp_path / "x").episodes, IMAGE))
+    assert psnr(ours, frames) > psnr(once, frames) - 0.5

@@ -82,6 +82,7 @@ def open_clips(
         store = _open_cached(name, build, ClipStore.open)
         store = replace(store, state_names=dimension_names(info, STATE), action_names=dimension_names(info, ACTION))
         store = replace(store, canvas=canvas.renamed(rename), robot_type=str(info.get("robot_type") or ""))
+        store = replace(store, codec=lerobot_layout.video_codec(info, next(iter(canvas.cameras))))
     else:
         raise UserError(f"{source}: not found; expected a LeRobotDataset directory or a clip file (.h5)")
     if store.canvas.cell != cell:

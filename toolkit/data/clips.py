@@ -61,6 +61,7 @@ class ClipStore:
     state_names: Sequence[str] = ()  # what the dimensions are, where the dataset says so
     action_names: Sequence[str] = ()
     robot_type: str = ""  # where the dataset says so
+    codec: str = ""  # of its videos
     seen_scenes: SeenScenes | None = None  # by the generator behind the episodes, where the dataset says so
 
     @property

@@ -35,6 +35,7 @@ class Conventions:
     action_names: Sequence[str]
     canvas: Canvas | None = None  # cameras, their sizes and where the network sees them
     robot_type: str = ""
+    codec: str = ""  # of its videos
 
     @classmethod
     def shared(cls, parts: Sequence[ClipStore | Conventions]) -> Conventions:
@@ -44,8 +45,10 @@ class Conventions:
             told = [list(getattr(part, key)) for part in parts]
             widest = [found for found in told if len(found) == max(map(len, told))]
             names[key] = widest[0] if all(found == widest[0] for found in widest) else []
-        robot = next((part.robot_type for part in parts if part.robot_type), "")
-        return cls(parts[0].name, parts[0].fps, **names, canvas=parts[0].canvas, robot_type=robot)
+        robot, codec = (
+            next((getattr(part, key) for part in parts if getattr(part, key)), "") for key in ("robot_type", "codec")
+        )
+        return cls(parts[0].name, parts[0].fps, **names, canvas=parts[0].canvas, robot_type=robot, codec=codec)
 
     @classmethod
     def of(cls, checkpoint: str | Path) -> Conventions:
@@ -62,19 +65,20 @@ class Conventions:
         try:
             fps, names = float(found["fps"]), {key: found[key] for key in ("state_names", "action_names")}
             canvas = _canvas_of(found)
-            robot = found.get("robot_type", "")
+            texts = {key: found.get(key, "") for key in ("robot_type", "codec")}
             listed = all(isinstance(told, list) and all(isinstance(n, str) for n in told) for told in names.values())
-            if not (0 < fps < np.inf and listed and isinstance(robot, str)):
-                raise ValueError("no rate above 0, no lists of names, or a robot_type that is no text")
+            if not (0 < fps < np.inf and listed and all(isinstance(text, str) for text in texts.values())):
+                raise ValueError("no rate above 0, no lists of names, or a robot_type or codec that is no text")
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise UserError(f"{path}: damaged ({error}); expected fps, state_names and action_names") from error
-        return cls(str(checkpoint), fps, **names, canvas=canvas, robot_type=robot)
+        return cls(str(checkpoint), fps, **names, canvas=canvas, **texts)
 
     def write(self, directory: Path) -> None:
         """Write `conventions.json` into a directory that is still under its temporary name."""
         listed = {key: list(getattr(self, key)) for key in ("state_names", "action_names")}
         canvas = {} if self.canvas is None else {"canvas": self.canvas.to_dict()}
-        write_json(directory / CONVENTIONS, {"fps": self.fps, **listed, **canvas, "robot_type": self.robot_type})
+        texts = {"robot_type": self.robot_type, "codec": self.codec}
+        write_json(directory / CONVENTIONS, {"fps": self.fps, **listed, **canvas, **texts})
 
     def check(self, store: ClipStore | Conventions, names: bool = True, remedy: str = REFIT) -> None:
         """Raise UserError if a dataset has another rate or, where both tell `names` of dimensions, other ones.

@@ -18,7 +18,11 @@ from toolkit.data.frames import chosen_frames
 
 RULE = re.compile(r"\s*(\w+)\s*(<=|>=|==)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*(%?)\s*")
 RELATIONS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
-HIGHER_IS_BETTER = ("replay_success", "score_nearest")  # of what replay and score note; of all else less is better
+HIGHER_IS_BETTER = (
+    "replay_success",
+    "score_nearest",
+    "trusted",
+)  # of what replay and score note; of all else less is better
 
 
 def subset(store: ClipStore, episodes: np.ndarray) -> ClipStore:

@@ -16,6 +16,8 @@ from toolkit.reporting.benchmark_results import (
     BenchmarkDataResult,
     BenchmarkGeneratorsResult,
     BenchmarkPoliciesResult,
+    Difference,
+    Row,
 )
 
 
@@ -108,6 +110,7 @@ class InspectResult:
 class TokenizerTraining:
     steps: int
     training_psnr: float | None  # [dB] of clips that it was trained on; None for a reconstruction without any error
+    still_psnr: float | None = None  # the same of their first frame, repeated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +208,7 @@ class EvaluateGeneratorResult:
     replay: TaskRates | None = None
     scenes: PairScores
     metrics: dict[str, float]
+    still: dict[str, float] = field(default_factory=dict)  # of first pictures that stay, under the mean action
     samples: str | None = None
 
 
@@ -216,9 +220,33 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreSpread(Spread):
+    """And the median that each baseline gets: see `Trust`."""
+
+    recorded: float | None = None
+    still: float | None = None
+    other: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """How many have no score worse than those of recorded episodes: see `episode_scores.trusted`.
+
+    recorded: of those themselves; still: of first pictures and states that stay, under the mean action; other: of the
+    episodes with the actions and states of another one, None where there is one alone. Intervals are over episodes.
+    """
+
+    episodes: Rate
+    recorded: Rate
+    still: Rate
+    other: Rate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreResult:
     checkpoint_id: str | None = None
-    scores: dict[str, Spread]
+    scores: dict[str, ScoreSpread]
+    trust: Trust | None = None  # None without recorded episodes
 
 
 # ---------------------------------------------------------------------------------------------------------- policy
@@ -269,6 +297,7 @@ class Distance:
 @dataclass(frozen=True, kw_only=True)
 class OpenLoop(Distance):
     per_dimension: list[float]
+    per_episode: list[float] = field(default_factory=list)
     n_action_steps: int
 
 
@@ -280,6 +309,21 @@ class OpenLoopResult:
     checkpoint_id: str
     arm: str
     open_loop: OpenLoop
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """trust and scores: see `ScoreResult`. rows: open-loop errors of policies on held-out episodes, by arm; beside them
+    those of the episodes' own mean action, and of what was recorded from the nearest state."""
+
+    trust: Trust | None
+    scores: dict[str, ScoreSpread]
+    rows: list[Row]
+    comparisons: list[Difference]
+    mean_action: float
+    nearest_recorded: float
+    verdict: str
+    runs: list[str]
 
 
 # ------------------------------------------------------------------------------------------------------------ demo
@@ -341,6 +385,7 @@ RESULTS: dict[str, Any] = {
     "synthesize": SynthesizeResult,
     "evaluate-generator": EvaluateGeneratorResult,
     "score": ScoreResult,
+    "gate": GateResult,
     "replay": ReplayResult,
     "pretrain": PretrainResult,
     "finetune": PretrainResult,

@@ -133,8 +133,16 @@ def camera_keys(info: dict[str, Any]) -> list[str]:
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
-    told = [feature.get(name) for name in ("info", "video_info")]
-    return any(one.get(key) is True for one in told if isinstance(one, dict) for key in DEPTH)
+    return any(one.get(key) is True for one in _video_notes(feature) for key in DEPTH)
+
+
+def video_codec(info: dict[str, Any], key: str) -> str:
+    """Codec of a camera's videos, such as "av1"; empty where the dataset does not say."""
+    return next((str(one["video.codec"]) for one in _video_notes(info["features"][key]) if "video.codec" in one), "")
+
+
+def _video_notes(feature: dict[str, Any]) -> list[dict[str, Any]]:
+    return [feature[name] for name in ("info", "video_info") if isinstance(feature.get(name), dict)]
 
 
 def picture_size(info: dict[str, Any], key: str) -> tuple[int, int]:
