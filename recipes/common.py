@@ -42,16 +42,18 @@ def user_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Which cameras of datasets are read, at which (height, width), and what other names they have there."""
+    """Which cameras of datasets are read, at which (height, width), what other names they have there, and how a clip
+    file keeps them: raw, jpeg or auto."""
 
     size: tuple[int, int]
     cameras: Sequence[str] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
+    storage: str = "auto"
 
     @classmethod
     def trained_on(cls, canvas: Canvas, config: Any, trained: Conventions) -> Pictures:
         """Those of a checkpoint; the config may name the same cameras, and give other names."""
-        return cls(canvas.cell, trained.cameras_of(config.cameras), config.rename)
+        return cls(canvas.cell, trained.cameras_of(config.cameras), config.rename, config.frame_storage)
 
     def as_in(self, store: ClipStore) -> Pictures:
         """Of the further datasets: the cameras of the first one."""
@@ -60,7 +62,7 @@ class Pictures:
 
 def load_clips(run: Run, source: str | Path, pictures: Pictures, notes: Sequence[Notes] = ()) -> ClipStore:
     """Clips of a dataset with what is noted of its episodes, entered in the run record."""
-    store = open_clips(source, pictures.size, pictures.cameras, pictures.rename)
+    store = open_clips(source, pictures.size, pictures.cameras, pictures.rename, storage=pictures.storage)
     run.add_data(source, store.source_id, store.num_episodes)
     ids = store.episode_ids if notes else []
     scenes = [read_scenes(Path(source) / "meta"), *(note.seen_scenes for note in notes if note.of(ids) is not None)]

@@ -98,7 +98,8 @@ def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLo
     run.add_data(config.checkpoint, identity)
     trained = Conventions.of(config.checkpoint)
     size = as_size(config.image_size or list(policy.picture_size), "image_size")
-    store = load_clips(run, dataset, Pictures(size, trained.cameras_of(config.cameras), config.rename))
+    pictures = Pictures(size, trained.cameras_of(config.cameras), config.rename, config.frame_storage)
+    store = load_clips(run, dataset, pictures)
     trained.check(store, remedy=RETUNE)
     policy.check_instructions(store.tasks)
     return OpenLoopResult(

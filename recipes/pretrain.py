@@ -73,9 +73,8 @@ def load_mixture(
     if fraction is not None and fraction < 1 and not config.real:
         raise UserError(f"synthetic_fraction={fraction} needs real=[DATASET]")
     notes = load_notes(run, config.notes)
-    pictures = Pictures(
-        as_size(config.image_size or list(size), "image_size"), cameras or config.cameras, config.rename
-    )
+    wanted = as_size(config.image_size or list(size), "image_size")
+    pictures = Pictures(wanted, cameras or config.cameras, config.rename, config.frame_storage)
     stores = load_all(run, [*config.real, *config.synthetic], pictures, notes)
     real, mixed_in = [], list[ClipStore]()
     for store in stores[: len(config.real)]:

@@ -28,6 +28,7 @@ COLOUR_ORDERS = ("rgb", "bgr")
 CODECS = ("h264", "hevc", "av1")
 CUTS = ("jumps", "instructions")
 LENGTHS = ("sampled", "window")
+STORAGES = ("auto", "raw", "jpeg")
 SUITES = ("unseen", "position", "visual", "language", "task")
 
 
@@ -47,6 +48,7 @@ class CommonConfig:
 CAMERAS = "by their keys in the dataset; [] = those of the checkpoint, all of the data where there is none"
 RENAME = "other names for cameras of the datasets, {their key: the key wanted}"
 PICTURES = "height and width of each camera's picture, [h,w], or one number for both; null = those of the checkpoint"
+FRAME_STORAGE = "of a clip file that is built: raw, jpeg, or auto = jpeg where raw frames are large and many"
 NOTES = "run directories of replay and score, or datasets, that say more of these episodes; the last counts"
 
 
@@ -161,6 +163,7 @@ class TrainGeneratorConfig(CommonConfig):
     )
     cameras: list[str] = option([], "by their keys in the dataset; [] = all of the data")
     rename: dict[str, str] = option({}, RENAME)
+    frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
     image_size: Any = option(
         64,
         "height and width of each camera's picture, [h,w], or one number for both; letterboxed, never stretched",
@@ -241,6 +244,7 @@ class SynthesizeConfig(CommonConfig):
     notes: list[str] = option([], NOTES)
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
+    frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
     instruction_encoder: str | None = text_encoder()
     codec: str | None = option(
         None, "of the videos; null = that of the data the generator learned from", choices=CODECS
@@ -281,6 +285,7 @@ class EvaluateGeneratorConfig(CommonConfig):
     allow_seen: bool = option(False, "evaluate on scenes that the generator was trained on")
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
+    frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
     instruction_encoder: str | None = text_encoder()
     batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
     workers: int = option(2, "processes side by side", least=1, most=MOST_PROCESSES)
@@ -297,6 +302,7 @@ class ScoreConfig(CommonConfig):
     held_out: list[str] = option([], "recorded episodes that it has not seen, as a baseline; [] = those of real")
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
+    frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
     image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
     instruction_encoder: str | None = text_encoder()
     batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
@@ -346,6 +352,7 @@ class PolicyTrainingConfig(CommonConfig):
     shuffle_actions: bool = option(False, "synthetic episodes get the actions of others of their task: a control")
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
+    frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
     image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
     optim: OptimConfig = part(OptimConfig, "training")
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
@@ -374,6 +381,7 @@ class EvaluateConfig(CommonConfig, LoadingConfig):
     )
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
+    frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
     suites: list[str] = option(
         ["unseen"], "which scenes: unseen ones, other object positions, looks, words, tasks", choices=SUITES

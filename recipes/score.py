@@ -56,11 +56,9 @@ def run(config: ScoreConfig, run: Run) -> ScoreResult:
     if config.checkpoint is None and not config.real:
         raise UserError("score: give checkpoint=GENERATOR for the cycle error, real=[DATASET] for the others, or both")
     set_threads(config.runtime)
-    pictures, infer, identity = (
-        Pictures(as_size(config.image_size or 64, "image_size"), config.cameras, config.rename),
-        None,
-        None,
-    )
+    infer, identity = None, None
+    size = as_size(config.image_size or 64, "image_size")
+    pictures = Pictures(size, config.cameras, config.rename, config.frame_storage)
     if config.checkpoint is not None:
         generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
         identity = weights_id(config.checkpoint)

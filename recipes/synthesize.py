@@ -215,8 +215,8 @@ class Samples:
         if distances is not None and distances["actions"] == 0:
             warn(
                 f"all samples of a scene have the same actions: with sampler.order={self.order} they are planned "
-                "first, as a mean. sampler.order=synchronised draws actions and video together, if the generator was trained "
-                "for it"
+                "first, as a mean. sampler.order=synchronised draws actions and video together, if the generator was "
+                "trained for it"
             )
         return None if distances is None else SamplesDiffer(**distances)
 

@@ -164,7 +164,8 @@ def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
     if config.select and not config.synthetic:
         raise UserError(f"train-generator: select={list(config.select)} needs synthetic=[DATASET] to select from")
     notes = load_notes(run, config.notes)
-    pictures = Pictures(as_size(config.image_size, "image_size"), config.cameras, config.rename)
+    size = as_size(config.image_size, "image_size")
+    pictures = Pictures(size, config.cameras, config.rename, config.frame_storage)
     stores = load_all(run, [*sources, *config.synthetic], pictures, notes)
     stores[len(sources) :] = [selected(config, store) for store in stores[len(sources) :]]
     check_used(notes)

@@ -60,10 +60,10 @@ def _opened(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     return image
 
 
-def encode_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """(H, W, 3) uint8 as the bytes of a JPEG file with full colour resolution, (N,) uint8."""
+def encode_jpeg(image: np.ndarray, quality: int, subsampling: int = 0) -> np.ndarray:
+    """(H, W, 3) uint8 as the bytes of a JPEG file, (N,) uint8. subsampling: 0 = full colour resolution, 2 = half."""
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling=0)
+    Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling=subsampling)
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
