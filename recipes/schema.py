@@ -7,9 +7,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from recipes.action_options import ABSOLUTE_DIMENSIONS, REPRESENTATION
 from toolkit.base.options import option, part
 from toolkit.training.config import MOST_BATCH, OptimConfig, RuntimeConfig
 from vag_core.config import MOST_PARAMETERS, GeneratorConfig
+from vag_core.representation import REPRESENTATIONS
 
 MOST_SEED = 2**32 - 1
 MOST_SCENE = 2**31  # and as many more may follow it
@@ -178,6 +180,8 @@ class TrainGeneratorConfig(CommonConfig):
         most=1,
         numbers=True,
     )
+    action_representation: str = option("absolute", REPRESENTATION, choices=REPRESENTATIONS)
+    absolute_dimensions: list[str] | None = option(None, ABSOLUTE_DIMENSIONS)
     generator: GeneratorConfig = part(
         lambda: GeneratorConfig(action=MISSING), "the network; see the groups `generator` and `generator/action`"
     )
@@ -331,6 +335,8 @@ class PretrainConfig(PolicyTrainingConfig):
     text_encoder: str | None = option(
         None, "directory of a sentence-transformer or T5, for diffusion policies; null = hashed words"
     )
+    action_representation: str = option("absolute", REPRESENTATION, choices=REPRESENTATIONS)
+    absolute_dimensions: list[str] | None = option(None, ABSOLUTE_DIMENSIONS)
     policy: PolicyConfig = part(PolicyConfig, "the policy; see the group `policy`")
 
 
