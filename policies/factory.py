@@ -329,11 +329,10 @@ def build_policy(
     """A new policy with random weights.
 
     policy_type: a key of CONFIGS. cameras: shape (3, H, W) of the pictures by key, the same for all. stats: LeRobot's
-    statistics per feature key, of actions as they are learned, or what gives them for the steps of a chunk. options:
-    keywords of the policy's configuration. text_encoder: directory of a sentence-transformer or T5, for the diffusion
-    policies, which take the instruction as a vector. representation, reference: how actions are learned, see
-    `vag_core.representation`. Raises UserError for an unknown type or option, a value or a picture size the policy
-    refuses, or missing statistics.
+    by feature key, of actions as they are learned, or what gives them for the steps of a chunk. options: keywords of
+    the policy's configuration. text_encoder: directory of a sentence-transformer or T5, for the diffusion policies,
+    which take the instruction as a vector. representation, reference: see `vag_core.representation`. Raises UserError
+    for an unknown type or option, a value or a picture size the policy refuses, or missing statistics.
     """
     check_choice(policy_type, options)
     config_class = CONFIGS[policy_type]

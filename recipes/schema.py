@@ -10,8 +10,7 @@ from omegaconf import MISSING
 from recipes.action_options import ABSOLUTE_DIMENSIONS, REPRESENTATION
 from toolkit.base.options import option, part
 from toolkit.training.config import MOST_BATCH, OptimConfig, RuntimeConfig
-from vag_core.config import MOST_PARAMETERS, GeneratorConfig
-from vag_core.representation import REPRESENTATIONS
+from vag_core.config import MOST_PARAMETERS, REPRESENTATIONS, GeneratorConfig
 
 MOST_SEED = 2**32 - 1
 MOST_SCENE = 2**31  # and as many more may follow it

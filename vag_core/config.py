@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
 
 from vag_core.config_checks import check_fields, shown
-from vag_core.representation import REPRESENTATIONS
 
 ATTENTIONS = ("full", "factorised")
 INSTRUCTIONS = ("bytes", "embedding")
+REPRESENTATIONS = ("absolute", "delta", "relative_to_first")  # of actions, see `representation`
 
 
 def _option(default: Any, help: str, *, choices: Sequence[str] = (), **bounds: float) -> Any:

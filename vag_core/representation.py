@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-REPRESENTATIONS = ("absolute", "delta", "relative_to_first")
+from vag_core.config import REPRESENTATIONS
 
 
 def convert(
