@@ -16,6 +16,7 @@ from torch import Tensor
 from toolkit.base.errors import UserError, warn
 from toolkit.base.processes import processes
 from toolkit.base.run import Run
+from toolkit.data.actions import Convert
 from toolkit.data.cache import open_clips
 from toolkit.data.cached_files import remembered_id
 from toolkit.data.canvas import Canvas
@@ -29,6 +30,7 @@ from toolkit.reporting.generator_results import Throughput
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
 from vag_core.checkpoint import MOST_PARAMETERS
+from vag_core.representation import convert
 
 
 @contextmanager
@@ -179,6 +181,16 @@ def instruction_encoder(
 
     embedder = InstructionEmbedder(path=path, max_parameters=max_parameters)
     return lambda texts: torch.as_tensor(embedder.embed(told(texts)))
+
+
+def converter(kind: str, reference: Sequence[int]) -> Convert:
+    """`vag_core.representation.convert` of arrays."""
+    places = torch.tensor(list(reference))
+
+    def converted(actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        return convert(torch.from_numpy(actions), torch.from_numpy(state), kind, places).numpy()
+
+    return converted
 
 
 def pick_device(runtime: RuntimeConfig) -> str:

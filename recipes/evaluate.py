@@ -9,7 +9,7 @@ from policies.checkpoints import checkpoint_directory
 from policies.factory import PolicyObjective
 from policies.stock import load_policy
 from recipes.common import Pictures, check_simulated, check_unseen, distinct_tasks, load_clips, pick_device, weights_id
-from recipes.schema import EvaluateConfig
+from recipes.policy_schema import EvaluateConfig
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.run import Run
 from toolkit.data.conventions import Conventions

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from recipes.policy_schema import EvaluateConfig, FinetuneConfig, PretrainConfig
 from recipes.schema import (
     MOST_EPISODES,
     MOST_LENGTH,
@@ -17,13 +18,10 @@ from recipes.schema import (
     SUITES,
     CollectConfig,
     CommonConfig,
-    EvaluateConfig,
     EvaluateGeneratorConfig,
     ExportConfig,
-    FinetuneConfig,
     ImportConfig,
     InspectConfig,
-    PretrainConfig,
     ReplayConfig,
     ReportConfig,
     ScoreConfig,

@@ -163,10 +163,6 @@ class Samples:
         self.shown: list[np.ndarray] = []
         self.seconds, self.function_evaluations = 0.0, 0
         self.spread = SampleSpread()
-        units, horizon = generator.trajectory, generator.config.action_horizon
-        low, high, mean = (value.cpu().numpy() for value in (units.low, units.high, units.mean))
-        width = units.action_dim
-        self.drift = ClipDrift(horizon, self.stride, low[width:], high[width:], mean[:width])
 
     def write(
         self,
@@ -177,8 +173,10 @@ class Samples:
         ends: str,
     ) -> None:
         """Add an episode for each scene, with the noise of its seed, of so many steps; ends: how these were chosen."""
-        if recorded := [scene.reference["actions"] for scene in scenes if scene.reference is not None]:
-            self.mean_action = np.concatenate(recorded).mean(axis=0)
+        units, recorded = self.generator.trajectory, [s.reference["actions"] for s in scenes if s.reference is not None]
+        low, high = (value.cpu().numpy()[units.action_dim :] for value in (units.low, units.high))
+        self.mean_action = np.concatenate(recorded).mean(axis=0) if recorded else np.zeros(units.action_dim)
+        self.drift = ClipDrift(self.generator.config.action_horizon, self.stride, low, high, self.mean_action)
         bar = progress(description="synthesize", total=len(scenes), unit="ep")
         for start in range(0, len(scenes), self.config.batch_size):
             part = slice(start, start + self.config.batch_size)

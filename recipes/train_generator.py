@@ -13,6 +13,7 @@ import torch
 
 from recipes.common import (
     Pictures,
+    converter,
     instruction_encoder,
     load_all,
     load_generator,
@@ -30,6 +31,7 @@ from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
+from toolkit.data.actions import converted_rows, find_reference
 from toolkit.data.batches import ALL, GeneratorClips, LatentClips, Part, TokenizerClips, to_tensors
 from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
@@ -81,6 +83,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     with user_errors():
         generator = Generator(config.generator)
         generator.check_instruction(encode(data.store.tasks))  # one that is too long is told now, not after minutes
+    generator.trajectory.set_reference(data.reference)
     generator.trajectory.set_statistics(*data.ranges())
     tokenized = tokenizer_stage(config, run, generator, data)
     metrics, throughput = streams_stage(config, run, generator, data, encode)
@@ -117,7 +120,8 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
 @dataclass
 class TrainingData:
     """All datasets as one. episodes: of each of them; shares (E,): how often each episode is drawn, None for all alike;
-    labelled (E,): which keep their actions, None for all; seen_behind: scenes behind the synthetic ones."""
+    labelled (E,): which keep their actions, None for all; seen_behind: scenes behind the synthetic ones; reference:
+    (A,) what actions are relative to, see `find_reference`."""
 
     store: ClipStore
     config: TrainGeneratorConfig
@@ -125,6 +129,7 @@ class TrainingData:
     shares: np.ndarray | None
     labelled: np.ndarray | None
     seen_behind: list[SeenScenes]
+    reference: list[int]
 
     def clips(self, batch_size: int, random_start: bool) -> GeneratorClips:
         """Videos, whether or not they have actions."""
@@ -145,15 +150,23 @@ class TrainingData:
         return shape.num_frames, self.config.seed, random_start, shape.frame_stride
 
     def ranges(self) -> list[np.ndarray]:
-        """Mean, deviation, least and largest value of [action, state], of the episodes that keep their actions."""
+        """Mean, deviation, least and largest value of [action, state], of the episodes that keep their actions.
+
+        The first two of actions as the generator learns them, the limits of recorded ones.
+        """
         kept = np.arange(self.store.num_episodes) if self.labelled is None else np.flatnonzero(self.labelled)
-        rows = self.store.rows_of(kept)
-        actions, states = (dimension_names([self.store], key) for key in (ACTION, STATE))
-        statistics = [
-            describe(self.store.actions[rows], ACTION_FLOOR, actions),
-            describe(self.store.states[rows], STATE_FLOOR, states),
-        ]
-        return [np.concatenate([part[key] for part in statistics]) for key in ("mean", "std", "min", "max")]
+        rows, kind = self.store.rows_of(kept), self.config.generator.action_representation
+        names, state_names = (dimension_names([self.store], key) for key in (ACTION, STATE))
+        actions = recorded = self.store.actions[rows]
+        if kind != "absolute":
+            horizon, used = self.config.generator.action_horizon, np.isin(np.arange(self.store.num_episodes), kept)
+            room = np.maximum(self.store.episode_lengths - horizon - 1, 0) * bool(self.config.random_start)
+            starts = [np.arange((last + 1) * own) for last, own in zip(room, used, strict=True)]
+            actions = converted_rows(self.store, horizon, converter(kind, self.reference), starts)
+        learned = describe(actions, ACTION_FLOOR, names), describe(self.store.states[rows], STATE_FLOOR, state_names)
+        limits = learned[0] if actions is recorded else describe(recorded, ACTION_FLOOR), learned[1]
+        told = (("mean", learned), ("std", learned), ("min", limits), ("max", limits))
+        return [np.concatenate([part[key] for part in parts]) for key, parts in told]
 
 
 def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
@@ -182,7 +195,12 @@ def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
             "dataset that keeps actions; give one of those that do a share above 0"
         )
     counts = [part.num_episodes for part in stores]
-    return TrainingData(store, config, counts, shares, labelled, [seen_behind(part) for part in behind])
+    if config.action_representation != "absolute":
+        config.generator.action_representation = config.action_representation
+    kind, reference = config.generator.action_representation, [-1] * store.actions.shape[1]
+    if kind != "absolute":
+        reference = find_reference(stores, kind, config.absolute_dimensions)
+    return TrainingData(store, config, counts, shares, labelled, [seen_behind(part) for part in behind], reference)
 
 
 def tokenizer_stage(
