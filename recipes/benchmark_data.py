@@ -127,7 +127,7 @@ def _readers(config: BenchmarkDataConfig, store: ClipStore, video: Path, images:
         return PASSES * WINDOWS
 
     frames = np.memmap(images.with_name("frames.raw"), np.uint8, "w+", shape=store.frames.shape)
-    frames[:] = store.frames
+    frames[:] = store.frames[:]
     readers: dict[str, Reader] = {
         "clip_store": clip_store,
         "numpy_memmap": numpy_memmap,

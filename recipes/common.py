@@ -25,6 +25,7 @@ from toolkit.data.conventions import Conventions
 from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import Notes, add_notes
 from toolkit.data.formats.lerobot_read import open_notes
+from toolkit.data.resampling import resampled
 from toolkit.data.seen_scenes import UNKNOWN, SeenScenes, merge, read_scenes
 from toolkit.reporting.generator_results import Throughput
 from toolkit.training.runtime import RuntimeConfig, check_runtime
@@ -86,6 +87,18 @@ def load_all(run: Run, sources: Sequence[str], pictures: Pictures, notes: Sequen
             print(f"all cameras of {source} are seen, since cameras=[] names none: {', '.join(seen)}", flush=True)
         pictures = pictures.as_in(stores[0])
     return stores
+
+
+def resample_all(stores: Sequence[ClipStore], config: Any) -> list[ClipStore]:
+    """All at the rate that the config asks for, if any; which were at another one is said."""
+    held = getattr(config, "absolute_dimensions", None)
+    found = [resampled(store, config.resample_fps, config.action_kind, held) for store in stores]
+    for store, now in zip(stores, found, strict=True):
+        if now is not store and processes().is_main:
+            print(
+                f"{store.name}: {store.fps:g} steps a second, resampled to {now.fps:g} ({config.action_kind} actions)"
+            )
+    return found
 
 
 def seen_behind(store: ClipStore) -> SeenScenes:

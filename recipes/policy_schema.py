@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from recipes.schema import (
     ABSOLUTE_DIMENSIONS,
+    ACTION_KINDS,
     CAMERAS,
     FRAME_STORAGE,
     MOST_EPISODES,
@@ -22,6 +23,7 @@ from recipes.schema import (
     RENAME,
     REPRESENTATION,
     REPRESENTATIONS,
+    RESAMPLE,
     STORAGES,
     SUITES,
     CommonConfig,
@@ -66,6 +68,8 @@ class PolicyTrainingConfig(CommonConfig):
     rename: dict[str, str] = option({}, RENAME)
     frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
     image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
+    resample_fps: float | None = option(None, f"lower rate that all are resampled to{RESAMPLE}", above=0, most=10_000)
+    action_kind: str = option("absolute", "of the actions that are resampled", choices=ACTION_KINDS)
     optim: OptimConfig = part(OptimConfig, "training")
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from policies.factory import CONFIGS, PolicyObjective, build_policy, check_choice
-from recipes.common import Pictures, converter, load_all, load_notes, seen_behind, speed
+from recipes.common import Pictures, converter, load_all, load_notes, resample_all, seen_behind, speed
 from recipes.lerobot_files import write_model_card, write_train_config
 from recipes.policy_schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.base.errors import UserError, warn
@@ -106,7 +106,7 @@ def load_mixture(
     notes = load_notes(run, config.notes)
     wanted = as_size(config.image_size or list(size), "image_size")
     pictures = Pictures(wanted, cameras or config.cameras, config.rename, config.frame_storage)
-    stores = load_all(run, [*config.real, *config.synthetic], pictures, notes)
+    stores = resample_all(load_all(run, [*config.real, *config.synthetic], pictures, notes), config)
     real, mixed_in = [], list[ClipStore]()
     for store in stores[: len(config.real)]:
         recorded, generated = by_origin(store)

@@ -28,6 +28,9 @@ NORMALIZATIONS = ("shared", "per_source")
 COLOUR_ORDERS = ("rgb", "bgr")
 CODECS = ("h264", "hevc", "av1")
 CUTS = ("jumps", "instructions")
+ACTION_KINDS = ("absolute", "delta")
+RESAMPLE = ": rows by time stamps; absolute actions are picked, deltas added up, grippers held"
+HELD = "dimensions that are held, by name or number; null = grippers by name"
 LENGTHS = ("sampled", "window")
 STORAGES = ("auto", "raw", "jpeg")
 SUITES = ("unseen", "position", "visual", "language", "task")
@@ -128,6 +131,11 @@ class ImportConfig(CommonConfig):
     )
     flip_vertical: bool = option(False, "for pictures stored upside down, as LIBERO's are")
     fps: int | None = option(None, "of a source that names none", least=1, most=10_000)
+    resample_fps: int | None = option(None, f"lower rate to resample to{RESAMPLE}", least=1, most=10_000)
+    action_kind: str | None = option(
+        None, "of the actions that are resampled; null = as the layout has them", choices=ACTION_KINDS
+    )
+    absolute_dimensions: list[str] | None = option(None, "of deltas that are resampled, " + HELD)
     robot_type: str = option("unknown", "name of the robot")
     codec: str | None = option(
         None, "of the video; null = copied where nothing changes, else h264 without loss", choices=CODECS
@@ -172,6 +180,8 @@ class TrainGeneratorConfig(CommonConfig):
         most=MOST_PIXELS,
         numbers=True,
     )
+    resample_fps: float | None = option(None, f"lower rate that all are resampled to{RESAMPLE}", above=0, most=10_000)
+    action_kind: str = option("absolute", "of the actions that are resampled", choices=ACTION_KINDS)
     clip_seconds: float | None = option(
         None, "length of a window, in place of generator.num_frames; rounded to whole groups", above=0, most=10_000
     )

@@ -19,6 +19,7 @@ from recipes.common import (
     load_generator,
     load_notes,
     pick_device,
+    resample_all,
     seen_behind,
     speed,
     spread,
@@ -179,7 +180,7 @@ def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
     notes = load_notes(run, config.notes)
     size = as_size(config.image_size, "image_size")
     pictures = Pictures(size, config.cameras, config.rename, config.frame_storage)
-    stores = load_all(run, [*sources, *config.synthetic], pictures, notes)
+    stores = resample_all(load_all(run, [*sources, *config.synthetic], pictures, notes), config)
     stores[len(sources) :] = [selected(config, store) for store in stores[len(sources) :]]
     check_used(notes)
     fit_pictures(config.generator, stores[0].canvas)

@@ -134,7 +134,9 @@ def open_merged(stores: Sequence[ClipStore]) -> ClipStore:
                 f"{describe_cameras(first.canvas)}: they cannot be joined"
             )
         if store.fps != first.fps:
-            raise UserError(f"{store.name}: {store.fps} fps; {first.name} has {first.fps}: they cannot be joined")
+            raise UserError(
+                f"{store.name}: {store.fps} fps; {first.name} has {first.fps}. resample_fps= lowers all to one"
+            )
     check_dimensions(stores)
     key = hashlib.sha256(" ".join([str(FORMAT), *map(_clip_id, stores)]).encode()).hexdigest()[:16]
     name = f"{key}-joined-{'x'.join(map(str, first.canvas.cell))}.h5"

@@ -76,7 +76,34 @@ class JpegFrames:
             ) from error
 
 
-Frames = np.ndarray | JpegFrames
+class ChosenFrames:
+    """Some rows (N,) of frames that stay where they lie, such as mapped from a file."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, frames: np.ndarray, rows: np.ndarray) -> None:
+        self.frames, self.rows = frames, rows
+        self.shape = (len(rows), *frames.shape[1:])
+
+    @classmethod
+    def of(cls, frames: Frames, rows: np.ndarray) -> Frames:
+        """These rows, whatever the frames are."""
+        if isinstance(frames, ChosenFrames):
+            return cls(frames.frames, frames.rows[rows])
+        return frames.chosen(rows) if isinstance(frames, JpegFrames) else cls(frames, rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self.frames[self.rows[rows]]
+
+    def take(self, rows: Any, axis: int) -> np.ndarray:
+        """Rows (...) as pictures (..., H, W, 3). axis: 0."""
+        return self.frames.take(self.rows[rows], axis=axis)
+
+
+Frames = np.ndarray | JpegFrames | ChosenFrames
 
 
 @cache
