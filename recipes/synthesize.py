@@ -93,13 +93,6 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
         solved_by_draw = [int((first <= draw).sum()) for draw in range(config.draws)]
         planning_seconds = round(planning, 1)  # and executing; of a run that was cut, since it went on
         discard(run.directory / PLANS)
-    distances = made.spread.result()
-    spread = None if distances is None else SamplesDiffer(**distances)
-    if spread is not None and spread.actions == 0:
-        warn(
-            f"all samples of a scene have the same actions: with sampler.order={order} they are planned first, as a "
-            "mean. sampler.order=synchronised draws actions and video together, if the generator was trained for it"
-        )
     return SynthesizeResult(
         episodes=len(scenes),
         seconds_per_episode=round(made.seconds / len(scenes), 3),
@@ -111,10 +104,22 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
         solved_by_draw=solved_by_draw,
         planning_seconds=planning_seconds,
         metrics={name: round(float(np.mean(values)), 4) for name, values in made.metrics.items()} or None,
-        samples_differ=spread,
+        samples_differ=samples_differ(made.spread, order),
         ends=ends,
         drift=[DriftOfClip(**clip) for clip in made.drift.result()] or None,
     )
+
+
+def samples_differ(spread: SampleSpread, order: str) -> SamplesDiffer | None:
+    """How much samples of a scene differ, with a warning where their actions do not; None of single samples."""
+    if (distances := spread.result()) is None:
+        return None
+    if distances["actions"] == 0:
+        warn(
+            f"all samples of a scene have the same actions: with sampler.order={order} they are planned first, as a "
+            "mean. sampler.order=synchronised draws actions and video together, if the generator was trained for it"
+        )
+    return SamplesDiffer(**distances)
 
 
 def check_scenes(config: SynthesizeConfig, table: Path | None) -> None:
