@@ -29,6 +29,7 @@ COMMANDS = {
     "synthesize": "generate video, actions and states from new initial scenes",
     "evaluate-generator": "compare generated pairs with recorded episodes of the same scenes",
     "score": "note how far each synthetic episode can be trusted",
+    "gate": "does a synthetic dataset pass? its trust, and policies with and without it, without a simulator",
     "replay": "execute a dataset's actions open loop and note which succeed",
     "pretrain": "train a policy on real and synthetic data",
     "finetune": "go on from a policy checkpoint on few real episodes",
@@ -74,6 +75,11 @@ EXAMPLES = {
         "real=[outputs/real/dataset]",
         "vag score dataset=outputs/synthetic/dataset real=[outputs/real/dataset]",
     ),
+    "gate": (
+        "vag gate outputs/synthetic/dataset checkpoint=outputs/generator/generator real=[my/dataset] "
+        "held_out=held_out/dataset",
+        "vag gate outputs/synthetic/dataset real=[my/dataset] held_out=held_out/dataset seeds=[0,1,2,3,4]",
+    ),
     "replay": (
         "vag replay dataset=outputs/synthetic/dataset",
         "vag replay dataset=outputs/real/dataset system=recorded",
@@ -116,6 +122,7 @@ POSITIONAL = {
     "inspect": "dataset",
     "train-generator": "dataset",
     "score": "dataset",
+    "gate": "dataset",
     "replay": "dataset",
     "report": "runs",
 }

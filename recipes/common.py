@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -193,6 +194,11 @@ def scenes_text(suites: Sequence[str], per_task: int, tasks: Sequence[str], new_
     if "task" in suites:
         parts.append(f"{per_task} of each of {', '.join(new_tasks)} in `task`")
     return "; ".join(parts)
+
+
+def spread(size: int, most: int) -> np.ndarray:
+    """Up to `most` of so many episodes, evenly spread: the first ones alone may all be of one task."""
+    return np.unique(np.linspace(0, size - 1, min(most, size)).round().astype(int))
 
 
 def distinct_tasks(command: str, tasks: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from recipes.start_scenes import InitialScene
 from toolkit.base.errors import UserError, warn
 from toolkit.base.randomness import stream_seed
 from toolkit.data.windows import Windows
-from toolkit.reporting.results import EpisodeEnds
+from toolkit.reporting.synthesis_results import EpisodeEnds
 
 
 def episode_ends(

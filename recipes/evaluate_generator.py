@@ -78,6 +78,7 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
     made, seconds, evaluations = sample_all(config, generator, clips, episodes, trained.views)
     real = clips.window(episodes)
     scenes = compare(generator, made, real, config.given)
+    still = compare(generator, held_still(real), real, config.given)
     errors, curve, replay, outcomes, samples = None, None, None, None, None
     if config.given != "actions":
         errors = np.mean(scenes.pop("dimension_errors"), axis=0).tolist()
@@ -104,6 +105,7 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
         replay=replay,
         scenes=PairScores(task=tasks, seed=seeds, metrics=scenes, replay_success=outcomes),
         metrics={name: float(np.mean(values)) for name, values in scenes.items()},
+        still={name: float(np.mean(still[name])) for name in scenes if name != "jerk_ratio"},
         samples=samples,
     )
 
@@ -179,8 +181,19 @@ def compare(
     return scenes
 
 
+def held_still(real: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A baseline that every generator should beat: first picture and state stay, under the recordings' mean action."""
+    mean = real["actions"][~real["is_pad"]].mean(axis=0)
+    return {
+        "frames": np.broadcast_to(real["frames"][:, :1], real["frames"].shape),
+        "actions": np.broadcast_to(mean, real["actions"].shape),
+        "states": np.broadcast_to(real["states"][:, :1], real["states"].shape),
+    }
+
+
 def summary(result: EvaluateGeneratorResult) -> str:
-    metrics = ", ".join(f"{name} {value:.3f}" for name, value in result.metrics.items())
+    beside = {name: f" (held still {value:.3f})" for name, value in result.still.items()}
+    metrics = ", ".join(f"{name} {value:.3f}{beside.get(name, '')}" for name, value in result.metrics.items())
     if (replay := result.replay) is None:
         return metrics
     return f"{metrics}; replay {replay.successes}/{replay.n}, of this checkpoint [{replay.low:.2f}, {replay.high:.2f}]"

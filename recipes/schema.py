@@ -294,6 +294,7 @@ class ScoreConfig(CommonConfig):
     dataset: str = option(MISSING, "episodes written by synthesize: LeRobotDataset v3 directory or clip file")
     checkpoint: str | None = option(None, "generator, for score_cycle_error")
     real: list[str] = option([], "what the generator learned from, for limits and copies")
+    held_out: list[str] = option([], "recorded episodes that it has not seen, as a baseline; [] = those of real")
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
     image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)

@@ -118,6 +118,22 @@ class DemoConfig(CommonConfig):
 
 
 @dataclass
+class GateConfig(CommonConfig):
+    dataset: str = option(MISSING, "episodes written by synthesize: LeRobotDataset v3 directory")
+    checkpoint: str | None = option(None, "the generator behind them, for the cycle error")
+    real: list[str] = option(MISSING, "recorded episodes that policies learn from")
+    held_out: str = option(MISSING, "recorded episodes that neither the generator nor a policy has seen")
+    policy: str = option("pi05_compact", "config of the group `policy`")
+    synthetic_fraction: float = option(0.5, "of all sampled clips, with synthetic data", least=0, most=1)
+    seeds: list[int] = option([0, 1, 2], "of training, one policy of each arm for each", least=0, most=MOST_SEED)
+    score: list[str] = option([], "overrides of score")
+    pretrain: list[str] = option([], "overrides of every pretrain")
+    evaluate: list[str] = option([], "overrides of every evaluate")
+    lanes: int = option(2, "processes side by side; 0 = everything in this one", least=0, most=MOST_PROCESSES)
+    threads: int = option(1, "of each; 0 = torch's default", least=0, most=MOST_THREADS)
+
+
+@dataclass
 class BenchmarkPoliciesConfig(CommonConfig):
     checkpoints: dict[str, Any] = option({}, "name: directory, or one for each training seed", paths=True)
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
@@ -198,6 +214,7 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "synthesize": SynthesizeConfig,
     "evaluate-generator": EvaluateGeneratorConfig,
     "score": ScoreConfig,
+    "gate": GateConfig,
     "replay": ReplayConfig,
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,

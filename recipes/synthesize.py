@@ -40,7 +40,8 @@ from toolkit.evaluation.clip_drift import ClipDrift
 from toolkit.evaluation.sample_spread import SampleSpread
 from toolkit.evaluation.video_metrics import psnr, ssim
 from toolkit.reporting.media import grid, write_video
-from toolkit.reporting.results import DriftOfClip, Media, SamplesDiffer, SynthesizeResult
+from toolkit.reporting.results import Media, SynthesizeResult
+from toolkit.reporting.synthesis_results import DriftOfClip, SamplesDiffer
 from toolkit.training.runtime import set_threads
 from vag_core import GeneratedBatch, Generator
 
@@ -50,8 +51,7 @@ GOOD_H264 = 2  # crf: see EpisodeWriter
 def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
     """Generate one episode per scene and write `dataset`, with a note of where each comes from."""
     set_threads(config.runtime)
-    table = None if config.scenes_from is None else find_table(config.scenes_from)
-    check_scenes(config, table)
+    table = check_scenes(config)
     generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
     trained = Conventions.of(config.checkpoint)
     encode = instruction_encoder(config.instruction_encoder, config.max_parameters, trained.views)
@@ -84,8 +84,8 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
         made.write(writer, scenes, seeds, steps, ends.rule)
         if (learned := read_scenes(config.checkpoint)) is not None:  # who trains on this data has seen them too
             write_scenes(writer.temporary / "meta", learned)
-    beside = recorded and table is None
-    caption = "recorded (above) and generated (below), same first frame" if beside else "generated"
+    alone = made.shown[0].shape[1:3] == canvas.size
+    caption = "generated" if alone else "recorded (above) and generated (below), same first frame"
     write_video(run.directory / "media/generated.mp4", grid(made.shown, columns=6), fps=20)
     solved_by_draw, planning_seconds = None, None
     if plans is not None:
@@ -122,14 +122,16 @@ def samples_differ(spread: SampleSpread, order: str) -> SamplesDiffer | None:
     return SamplesDiffer(**distances)
 
 
-def check_scenes(config: SynthesizeConfig, table: Path | None) -> None:
-    """Raise UserError for options that contradict what the scenes come from, or each other."""
+def check_scenes(config: SynthesizeConfig) -> Path | None:
+    """The table of a folder of photographs. Raises UserError for options that contradict the scenes, or each other."""
+    table = None if config.scenes_from is None else find_table(config.scenes_from)
     if config.notes and (config.scenes_from is None or table is not None):
         raise UserError("synthesize: notes are about recorded episodes; give scenes_from=DATASET too, or no notes")
     if config.states_from is not None and table is None:
         raise UserError("synthesize: states_from is for photographs; other scenes have states. Leave it out")
     if config.draws > 1 and config.clips > 1:
         raise UserError("synthesize: draws are plans of one window; leave out draws, or clips")
+    return table
 
 
 def encoding(config: SynthesizeConfig, source: str) -> dict[str, Any]:
@@ -244,13 +246,13 @@ class Samples:
         return made
 
     def look_at(self, scene: InitialScene, frames: np.ndarray, actions: np.ndarray, shown: np.ndarray) -> None:
-        """Compare a pair with its reference, and keep what is shown of the first dozen."""
+        """Compare a pair with its reference, and keep what is shown of a dozen that all have one, or none."""
         if scene.reference is not None:
             for name, value in compare(actions, frames, scene.reference).items():
                 self.metrics.setdefault(name, []).append(value)
             length = len(frames)
             shown = np.concatenate([_fit(scene.reference["frames"], length), _fit(shown, length)], axis=1)
-        if len(self.shown) < 12:
+        if len(self.shown) < 12 and (not self.shown or self.shown[0].shape[1:] == shown.shape[1:]):
             self.shown.append(shown)
 
 

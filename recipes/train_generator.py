@@ -20,6 +20,7 @@ from recipes.common import (
     pick_device,
     seen_behind,
     speed,
+    spread,
     user_errors,
     weights_id,
 )
@@ -209,7 +210,10 @@ def tokenizer_stage(
         return None
     trained = 0 if taken else config.tokenizer_optim.steps
     shown = _frames(starts, spread(data.store.num_episodes, SHOWN))
-    tokenized = TokenizerTraining(steps=trained, training_psnr=round(reconstruction_psnr(generator, shown), 2))
+    still = float(10 * torch.log10(255**2 / _uint8_error(shown, shown[:, :, :1])))
+    tokenized = TokenizerTraining(
+        steps=trained, training_psnr=round(reconstruction_psnr(generator, shown), 2), still_psnr=round(still, 2)
+    )
     run.note_result({"tokenizer": tokenized})
     run.write()
     return tokenized
@@ -308,8 +312,13 @@ def reconstruction_psnr(generator: Generator, frames: torch.Tensor) -> float:
     """PSNR [dB] of the tokenizer on (B, 3, F, H, W), over the frames after the first."""
     with torch.no_grad():
         decoded = generator.tokenizer.decode(generator.tokenizer.encode(frames), frames[:, :, 0])
-    error = to_uint8_frames(decoded[:, :, 1:]).float() - to_uint8_frames(frames[:, :, 1:]).float()
-    return float(10 * torch.log10(255**2 / error.square().mean()))
+    return float(10 * torch.log10(255**2 / _uint8_error(frames, decoded)))
+
+
+def _uint8_error(frames: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Mean square of 255 over the frames after the first; of others there may be one alone, for all."""
+    shown = to_uint8_frames(others if others.shape[2] == 1 else others[:, :, 1:]).float()
+    return (shown - to_uint8_frames(frames[:, :, 1:]).float()).square().mean()
 
 
 class EncodedInstructions:
@@ -321,11 +330,6 @@ class EncodedInstructions:
     def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
         batch = self.source.batch(step, part)
         return {**batch, "instruction": self.encode(batch["instruction"])}
-
-
-def spread(size: int, most: int) -> np.ndarray:
-    """Up to `most` of so many episodes, evenly spread: the first ones alone may all be of one task."""
-    return np.unique(np.linspace(0, size - 1, min(most, size)).round().astype(int))
 
 
 def _latents(starts: GeneratorClips, tokenizer: VideoTokenizer, device: str) -> np.ndarray:
@@ -360,5 +364,9 @@ def _frames(starts: GeneratorClips, episodes: Any) -> torch.Tensor:
 
 
 def summary(result: TrainGeneratorResult) -> str:
-    tokenizer = "" if result.tokenizer is None else f"tokenizer {result.tokenizer.training_psnr} dB on training clips, "
+    tokenizer = ""
+    if (trained := result.tokenizer) is not None:
+        tokenizer = (
+            f"tokenizer {trained.training_psnr} dB on training clips (first frame repeated {trained.still_psnr}), "
+        )
     return f"{tokenizer}generator loss {result.generator.loss}{speed(result.throughput)}"

@@ -133,7 +133,10 @@ def test_scores_and_metrics_read_the_same_cameras(recorded: Path, made: dict[str
         "replay=false",
         f"out={tmp_path / 'e'}",
     )
-    assert result(tmp_path / "e")["metrics"]["psnr"] > 5
+    told = result(tmp_path / "e")
+    assert told["metrics"]["psnr"] > 5
+    assert told["still"].keys() == told["metrics"].keys() - {"jerk_ratio"}
+    assert set(result(tmp_path / "score")["trust"]) == {"episodes", "recorded", "still", "other"}
 
 
 def test_a_scene_gives_several_episodes_and_other_instructions(

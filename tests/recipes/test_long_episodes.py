@@ -134,7 +134,7 @@ def test_clips_of_a_generator_that_saw_starts_alone_are_warned_of(
     for change, warning in (
         ({"random_start": False}, "was trained on windows at the start of episodes alone (random_start=false)"),
         ({"lengths": {"push the square": [12]}}, "no recorded length that was drawn goes beyond the first clip"),
-        ({"lengths": {"lift": [40]}}, "2 instructions have no recording, such as 'pull the square'"),
+        ({"lengths": {"lift": [20]}}, "2 instructions have no recording, such as 'pull the square'"),
         ({"random_start": None}, "windows.json: damaged; expected random_start"),
         ({"lengths": {"lift": [0]}}, "windows.json: damaged; expected random_start"),
         (None, "does not say whether it learned from the middle of episodes"),
@@ -145,7 +145,7 @@ def test_clips_of_a_generator_that_saw_starts_alone_are_warned_of(
             assert warning in said
             assert done == 2 * ("damaged" in warning)
             if change is not None and "lift" in change.get("lengths", {}) and not done:
-                assert set(read_table(tmp_path / "out/dataset").lengths) == {32}
+                assert set(read_table(tmp_path / "out/dataset").lengths) == {19}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         for words, message in (

@@ -169,6 +169,7 @@ def test_policy_checkpoints_have_lerobots_layout(demo: Path) -> None:
         assert {"config.json", "model.safetensors", "policy_preprocessor.json", "policy_postprocessor.json"} <= files
 
 
+@pytest.mark.long  # README's commands run on the same clips, in test_readme
 @pytest.mark.slow
 @pytest.mark.skipif(
     "VAG_BRIDGE_HDF5" not in os.environ, reason="$VAG_BRIDGE_HDF5 names no file with BridgeData V2 clips"

@@ -32,6 +32,7 @@ COMMANDS = {
     "synthesize": "checkpoint={generator} scenes_from={dataset} sampler.num_inference_steps=1",
     "evaluate-generator": "checkpoint={generator} dataset={dataset} replay=false sampler.num_inference_steps=1",
     "score": "dataset={dataset} real=[{dataset}] image_size=32",
+    "gate": "dataset={dataset} real=[{dataset}] held_out={dataset} policy=no-such-policy",
     "replay": "dataset={dataset}",
     "pretrain": "real=[{dataset}] synthetic_fraction=0.5",
     "finetune": "checkpoint={generator} real=[{dataset}]",

@@ -17,7 +17,11 @@ from toolkit.data.clips import ClipStore
 
 RULE = re.compile(r"\s*(\w+)\s*(<=|>=|==)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*(%?)\s*")
 RELATIONS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
-HIGHER_IS_BETTER = ("replay_success", "score_nearest")  # of what replay and score note; of all else less is better
+HIGHER_IS_BETTER = (
+    "replay_success",
+    "score_nearest",
+    "trusted",
+)  # of what replay and score note; of all else less is better
 
 
 def subset(store: ClipStore, episodes: np.ndarray) -> ClipStore:

@@ -5,12 +5,13 @@ Trajectories: states (T, S) and actions (T, A) in physical units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 FAR = 1e6
+TRUSTED = 0.95  # of recorded episodes are; see `trusted`
 
 
 @dataclass
@@ -22,13 +23,17 @@ class Limits:
     fastest: np.ndarray
 
     @classmethod
-    def measured(cls, episodes: Sequence[np.ndarray]) -> Limits:
-        """From real trajectories [state, action], each (T, S + A). Raises ValueError if there are none."""
-        if not episodes:
+    def of_each(cls, episodes: Sequence[np.ndarray]) -> list[Limits]:
+        """Of every one of these trajectories [state, action], each (T, S + A)."""
+        return [cls(e.min(0), e.max(0), np.abs(np.diff(e, axis=0)).max(axis=0, initial=0)) for e in episodes]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Limits]) -> Limits:
+        """Of several together. Raises ValueError if there are none."""
+        if not parts:
             raise ValueError("limits: no episodes")
-        rows = np.concatenate(episodes)
-        changes = [np.abs(np.diff(episode, axis=0)).max(axis=0, initial=0) for episode in episodes]
-        return cls(rows.min(0), rows.max(0), np.max(changes, axis=0))
+        low, high, fastest = (np.stack([getattr(p, name) for p in parts]) for name in ("low", "high", "fastest"))
+        return cls(low.min(0), high.max(0), fastest.max(0))
 
 
 def limit_excess(trajectory: np.ndarray, limits: Limits) -> float:
@@ -54,3 +59,22 @@ def nearest_distance(states: np.ndarray, others: Sequence[np.ndarray], deviation
         steps = min(len(states), len(other))
         distances.append(float(np.sqrt((((states[:steps] - other[:steps]) / deviation) ** 2).mean())))
     return min(distances)
+
+
+def trusted(scores: Mapping[str, np.ndarray], recorded: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(E,) True where no score of an episode is worse than those of recorded ones are.
+
+    A recorded episode that is none of these stays within the bound of each score with probability `TRUSTED`: the bound
+    is their value of rank ceil((n + 1) TRUSTED), or the largest (conformal prediction, Vovk et al. 2005).
+
+    scores: by name, each (E,), larger is worse; recorded: the same of recorded episodes. A distance of `FAR` has
+    nothing to be compared with, and does not count.
+    """
+    bounds = {name: _bound(values[values < FAR]) for name, values in recorded.items() if min(values) < FAR}
+    within = [(values <= bounds[name]) | (values >= FAR) for name, values in scores.items() if name in bounds]
+    return np.logical_and.reduce(within) if within else np.ones(len(next(iter(scores.values()))), bool)
+
+
+def _bound(values: np.ndarray) -> float:
+    rank = int(np.ceil((len(values) + 1) * TRUSTED))
+    return float(np.sort(values)[min(rank, len(values)) - 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from toolkit.base.progress import progress
 from toolkit.base.randomness import stream_seed
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import ACTION, ACTION_IS_PAD, STATE, TASK
-from toolkit.data.normalizer import moments
+from toolkit.data.normalizer import STATE_FLOOR, describe, moments
 from toolkit.envs.base import Policy
 from toolkit.evaluation.statistics import mean_interval
 
@@ -24,8 +25,9 @@ def open_loop_error(
 
     `action_distance` is the Euclidean distance (raw units) averaged over steps, then over episodes; `low` and `high`
     bound its 95 % bootstrap interval over episodes, n of them. `mean` is the same error of these episodes' own mean
-    action: a policy that is not better has learned nothing. `per_dimension` (A,) holds mean absolute errors. Noise of
-    a prediction comes from `seed`, its episode and step alone.
+    action: a policy that is not better has learned nothing. `per_dimension` (A,) holds mean absolute errors,
+    `per_episode` (n,) the distances that `action_distance` is the mean of. Noise of a prediction comes from `seed`, its
+    episode and step alone.
     Raises UserError if the policy's actions have another width than the recorded ones.
     """
     rows = [
@@ -67,5 +69,34 @@ def open_loop_error(
         "n": len(counts),
         "mean": float(per_episode["mean"].mean()),
         "per_dimension": moments(np.abs(values["policy"]))[0].tolist(),
+        "per_episode": per_episode["policy"].tolist(),
         "n_action_steps": n_action_steps,
     }
+
+
+def nearest_recorded_error(stores: Sequence[ClipStore], held_out: ClipStore, n_action_steps: int) -> float:
+    """`action_distance` of a policy that does what was recorded from the nearest state of its instruction, or of any.
+
+    A baseline of `open_loop_error`. stores: what it was recorded in. States are compared in units of their deviation.
+    """
+    from scipy.spatial import cKDTree
+
+    states, tasks, chunks = list[np.ndarray](), list[str](), list[np.ndarray]()
+    for store in stores:
+        for episode in range(store.num_episodes):
+            rows = store.rows_of(np.array([episode]))
+            ahead = np.minimum(np.arange(len(rows))[:, None] + np.arange(n_action_steps), len(rows) - 1)
+            states.append(store.states[rows])
+            chunks.append(store.actions[rows][ahead])
+            tasks += [store.instruction(episode)] * len(rows)
+    known, actions, task_of = np.concatenate(states), np.concatenate(chunks), np.array(tasks)
+    deviation = describe(known, STATE_FLOOR)["std"]
+    trees = {task: cKDTree(known[task_of == task] / deviation) for task in set(tasks)}
+    anywhere, errors = cKDTree(known / deviation), []
+    for episode in range(held_out.num_episodes):
+        rows, task = held_out.rows_of(np.array([episode])), held_out.instruction(episode)
+        starts = np.arange(0, len(rows), n_action_steps)
+        _, nearest = trees.get(task, anywhere).query(held_out.states[rows[starts]] / deviation)
+        taken = (actions[task_of == task] if task in trees else actions)[nearest].reshape(-1, actions.shape[2])
+        errors.append(np.linalg.norm(taken[: len(rows)] - held_out.actions[rows], axis=-1).mean())
+    return float(np.mean(errors))

@@ -16,7 +16,10 @@ from toolkit.reporting.benchmark_results import (
     BenchmarkDataResult,
     BenchmarkGeneratorsResult,
     BenchmarkPoliciesResult,
+    Difference,
+    Row,
 )
+from toolkit.reporting.synthesis_results import DriftOfClip, EpisodeEnds, SamplesDiffer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,7 @@ class InspectResult:
 class TokenizerTraining:
     steps: int
     training_psnr: float | None  # [dB] of clips that it was trained on; None for a reconstruction without any error
+    still_psnr: float | None = None  # the same of their first frame, repeated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,59 +142,6 @@ class TrainGeneratorResult:
     checkpoint: str
     covered: float | None = None  # share of an episode that the window covers, on average
     padded: float | None = None  # share of the window past the end of episodes
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplesDiffer:
-    """Mean distance between neighbouring samples of one scene, and beside it between those of neighbouring scenes.
-
-    actions: Euclidean, in raw units, a step; pictures: absolute difference of a colour, of 255.
-    """
-
-    actions: float
-    pictures: float
-    actions_of_scenes: float | None = None  # of one scene, none
-    pictures_of_scenes: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpisodeEnds:
-    """How long the episodes are [steps]. rule: window, or sampled, of so many recorded lengths, which cut so many.
-
-    off: mean distance to the recorded length of the same scene, where there is one; off_of_window: that of whole
-    windows.
-    """
-
-    rule: str
-    shortest: int
-    longest: int
-    cut: int | None = None
-    recorded_lengths: int | None = None
-    off: float | None = None
-    off_of_window: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DriftOfClip:
-    """Means over the `episodes` that reach a clip, the first of which is what the others are held against.
-
-    at_limits: share of the numbers of states that are held at the least or largest value of the data; sharpness: mean
-    difference of neighbouring pixels, and colour_shift: that of the mean colour from the first picture's, of 255. The
-    others are of the `compared` episodes whose recording is long enough, each beside what the mean action of the data
-    or the first picture repeated would have.
-    """
-
-    clip: int
-    episodes: int
-    at_limits: float
-    sharpness: float
-    sharpness_of_first_picture: float
-    colour_shift: float
-    compared: int | None = None
-    action_distance: float | None = None
-    action_distance_of_mean: float | None = None
-    psnr: float | None = None
-    psnr_of_first_picture: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +198,7 @@ class EvaluateGeneratorResult:
     replay: TaskRates | None = None
     scenes: PairScores
     metrics: dict[str, float]
+    still: dict[str, float] = field(default_factory=dict)  # of first pictures that stay, under the mean action
     samples: str | None = None
 
 
@@ -258,9 +210,33 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreSpread(Spread):
+    """And the median that each baseline gets: see `Trust`."""
+
+    recorded: float | None = None
+    still: float | None = None
+    other: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """How many have no score worse than those of recorded episodes: see `episode_scores.trusted`.
+
+    recorded: of those themselves; still: of first pictures and states that stay, under the mean action; other: of the
+    episodes with the actions and states of another one, None where there is one alone. Intervals are over episodes.
+    """
+
+    episodes: Rate
+    recorded: Rate
+    still: Rate
+    other: Rate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreResult:
     checkpoint_id: str | None = None
-    scores: dict[str, Spread]
+    scores: dict[str, ScoreSpread]
+    trust: Trust | None = None  # None without recorded episodes
 
 
 # ---------------------------------------------------------------------------------------------------------- policy
@@ -311,6 +287,7 @@ class Distance:
 @dataclass(frozen=True, kw_only=True)
 class OpenLoop(Distance):
     per_dimension: list[float]
+    per_episode: list[float] = field(default_factory=list)
     n_action_steps: int
 
 
@@ -322,6 +299,21 @@ class OpenLoopResult:
     checkpoint_id: str
     arm: str
     open_loop: OpenLoop
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """trust and scores: see `ScoreResult`. rows: open-loop errors of policies on held-out episodes, by arm; beside them
+    those of the episodes' own mean action, and of what was recorded from the nearest state."""
+
+    trust: Trust | None
+    scores: dict[str, ScoreSpread]
+    rows: list[Row]
+    comparisons: list[Difference]
+    mean_action: float
+    nearest_recorded: float
+    verdict: str
+    runs: list[str]
 
 
 # ------------------------------------------------------------------------------------------------------------ demo
@@ -383,6 +375,7 @@ RESULTS: dict[str, Any] = {
     "synthesize": SynthesizeResult,
     "evaluate-generator": EvaluateGeneratorResult,
     "score": ScoreResult,
+    "gate": GateResult,
     "replay": ReplayResult,
     "pretrain": PretrainResult,
     "finetune": PretrainResult,

@@ -25,10 +25,12 @@ from toolkit.reporting.results import (
     CollectResult,
     DemoResult,
     EvaluateGeneratorResult,
+    GateResult,
     InspectResult,
     PolicyRate,
     ReplayResult,
     RolloutResult,
+    ScoreResult,
     SynthesizeResult,
 )
 from toolkit.reporting.success import (
@@ -95,13 +97,51 @@ def _inspect(runs: Results[InspectResult], has_demo: bool) -> list[Markup]:
 def _evaluate_generator(runs: Results[EvaluateGeneratorResult], has_demo: bool) -> list[Markup]:
     replays = [RateRow({"system": name}, result.replay) for name, result in runs if result.replay is not None]
     pieces = rates_pieces(replays, "Replay success of generated actions")
-    rows = [{"run": name, **result.metrics} for name, result in runs]
+    rows = [
+        {"run": name, **metrics}
+        for run, result in runs
+        for name, metrics in ((run, result.metrics), (f"{run}, held still", result.still))
+        if metrics
+    ]
     pieces.append(piece("rows_table", title=AGAINST_RECORDED, rows=rows))
     curves = {name: result.success_curve for name, result in runs}
     if lines := {name: (curve.thresholds, curve.success) for name, curve in curves.items() if curve is not None}:
         svg = plots.curves(lines, "Pairs within an action distance", xlabel="action distance")
         caption = "Share of the pairs whose mean action distance is at most the threshold."
         pieces.append(piece("figure", content=svg, caption=caption))
+    return pieces
+
+
+def _score(runs: Results[ScoreResult | GateResult], has_demo: bool) -> list[Markup]:
+    """How many episodes are trusted, beside the baselines, and what each of them scores."""
+    pieces = []
+    for name, result in runs:
+        if (trust := result.trust) is not None:
+            rates = {
+                "synthetic": trust.episodes,
+                "recorded": trust.recorded,
+                "still": trust.still,
+                "other": trust.other,
+            }
+            rows = [RateRow({"run": name, "episodes": who}, rate) for who, rate in rates.items() if rate is not None]
+            pieces += rates_pieces(rows, "Episodes with no score worse than recorded ones")
+        scores = [{"score": key, **to_json(score)} for key, score in result.scores.items()]
+        pieces.append(piece("rows_table", title="Scores, and the median of each baseline", rows=scores))
+    return pieces
+
+
+def _gate(runs: Results[GateResult], has_demo: bool) -> list[Markup]:
+    """The score, then open-loop errors by arm, beside baselines, and what may be said of them."""
+    pieces = _score(runs, has_demo)
+    for _, result in runs:
+        rows = [{"arm": row.arm, "open-loop error": cell_text(row, row.n)} for row in result.rows]
+        rows += [{"arm": "mean action", "open-loop error": f"{result.mean_action:.4g}"}]
+        rows += [{"arm": "nearest recorded", "open-loop error": f"{result.nearest_recorded:.4g}"}]
+        pieces += [
+            piece("rows_table", title="Policies on held-out recordings", rows=rows),
+            _differences(result.comparisons, "held_out"),
+            piece("lines", title="Verdict:", code="", lines=[result.verdict]),
+        ]
     return pieces
 
 
@@ -223,6 +263,8 @@ SECTIONS: dict[str, Callable[[Results[Any], bool], list[Markup]]] = {
     "inspect": _inspect,
     "synthesize": _synthesize,
     "evaluate-generator": _evaluate_generator,
+    "score": _score,
+    "gate": _gate,
     "benchmark generators": _benchmark_generators,
     "ablate": _ablate,
     "benchmark policies": _benchmark_policies,

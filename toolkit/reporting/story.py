@@ -42,6 +42,7 @@ STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
         (
             "tokenizer trained for {tokenizer.steps} steps",
             "reconstruction PSNR of training clips {tokenizer.training_psnr} dB",
+            "of their first frame, repeated, {tokenizer.still_psnr} dB",
             "both streams trained for {generator.steps} steps",
             "last loss {generator.loss}",
             "{generator.parameters} parameters",
@@ -60,6 +61,11 @@ STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "score": (
         "Score",
         "Every generated episode gets numbers that say how far it can be trusted.",
+        (),
+    ),
+    "gate": (
+        "Does it pass?",
+        "Generated episodes are scored beside baselines. Policies learn with them, without, and with wrong actions.",
         (),
     ),
     "ablate": (
@@ -147,5 +153,5 @@ SHOWN = {  # keys of a result that the page already tells; the rest goes into a 
     ),
     *("generator", "tokenizer", "steps", "loss", "generator_id"),
     *("rows", "comparisons", "cells", "failed", "scores", "validity_cards", "replay", "success_curve", "scenes"),
-    *("leaderboards", "notes"),
+    *("leaderboards", "notes", "trust", "still", "verdict"),
 }
