@@ -77,8 +77,8 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
         made.write(writer, scenes, seeds, steps, ends.rule)
         if (learned := read_scenes(config.checkpoint)) is not None:  # who trains on this data has seen them too
             write_scenes(writer.temporary / "meta", learned)
-    beside = any(scene.reference is not None for scene in scenes)
-    caption = "recorded (above) and generated (below), same first frame" if beside else "generated"
+    alone = made.shown[0].shape[1:3] == canvas.size
+    caption = "generated" if alone else "recorded (above) and generated (below), same first frame"
     write_video(run.directory / "media/generated.mp4", grid(made.shown, columns=6), fps=20)
     solved_by_draw, planning_seconds = None, None
     if plans is not None:
@@ -251,7 +251,7 @@ class Samples:
         return made
 
     def look_at(self, scene: InitialScene, frames: np.ndarray, actions: np.ndarray, shown: np.ndarray) -> None:
-        """Compare a pair with its reference, and keep what is shown of the first dozen."""
+        """Compare a pair with its reference, and keep what is shown of a dozen that all have one, or none."""
         if scene.reference is not None:
             still = np.broadcast_to(self.mean_action, actions.shape), np.broadcast_to(frames[:1], frames.shape)
             for kept, (acted, shows) in ((self.metrics, (actions, frames)), (self.still, still)):
@@ -259,7 +259,7 @@ class Samples:
                     kept.setdefault(name, []).append(value)
             length = len(frames)
             shown = np.concatenate([_fit(scene.reference["frames"], length), _fit(shown, length)], axis=1)
-        if len(self.shown) < 12:
+        if len(self.shown) < 12 and (not self.shown or self.shown[0].shape[1:] == shown.shape[1:]):
             self.shown.append(shown)
 
 
