@@ -67,7 +67,7 @@ def test_a_clip_store_at_a_lower_rate(store: ClipStore) -> None:
     assert np.array_equal(window["frames"][0], store.frames[store.episode_starts[1] + np.array([4, 6, 8])])
     with pytest.raises(UserError, match=r"resample_fps=40: .* has 20 steps a second; a rate can be lowered"):
         resampled(store, 40, "absolute", None)
-    with pytest.raises(UserError, match="a new picture every 3 of 20 steps"):
+    with pytest.raises(UserError, match="a new picture every 3 of 20 steps a second, no whole"):
         resampled(replace(store, metadata=[{PICTURE_EVERY: 3}] * store.num_episodes), 10, "absolute", None)
     assert resampled(replace(store, metadata=[{PICTURE_EVERY: 4}] * 6), 10, "absolute", None).metadata[0] == {
         PICTURE_EVERY: 2

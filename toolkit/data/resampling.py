@@ -86,8 +86,8 @@ class Resampling:
         now = every * self.target / self.fps
         if abs(now - round(now)) > 1e-6 and now > 1:
             raise UserError(
-                f"resample_fps={self.target:g}: {where} has a new picture every {every} of {self.fps:g} steps a second, no"
-                " whole number of steps at the lower rate"
+                f"resample_fps={self.target:g}: {where} has a new picture every {every} of {self.fps:g} steps a "
+                "second, no whole number of steps at the lower rate"
             )
         return {**metadata, PICTURE_EVERY: max(1, round(now))}
 
