@@ -527,7 +527,7 @@ def test_lerobot_v3(dataset: Path, tmp_path: Path) -> None:
         assert np.array_equal(found.actions, episode.actions)
         assert np.array_equal(first(found), letterboxed(first(episode), (16, 16)))
         assert found.metadata["seed"] == episode.metadata["seed"]
-    with pytest.raises(UserError, match="recorded at 20; import does not resample"):
+    with pytest.raises(UserError, match="recorded at 20; leave fps= out"):
         open_source(dataset, "auto", ImportOptions(fps=10), tmp_path)
     swapped = ImportOptions(state_keys=("action", STATE), action_key=STATE)
     (episode, *_) = open_source(dataset, "auto", swapped, tmp_path)

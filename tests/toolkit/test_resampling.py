@@ -24,17 +24,25 @@ NONE = np.zeros(2, bool)
     ("fps", "target", "rows"),
     [
         (30, 10, [0, 3, 6, 9]),
-        (30, 12, [0, 2, 5, 8, 10]),
-        (15, 10, [0, 2, 3, 4, 6, 8, 9, 10]),
+        (30, 12, [0, 2, 5, 7, 10]),
+        (15, 10, [0, 1, 3, 4, 6, 7, 9, 10]),
         (29.97, 10, [0, 3, 6, 9]),
     ],
 )
 def test_the_rows_nearest_in_time_stay(fps: float, target: float, rows: list[int]) -> None:
-    kept = Resampling(fps, target, "absolute", NONE).rows(12)
+    change = Resampling(fps, target, "absolute", NONE)
+    kept = change.rows(change.even(12))
     assert kept.tolist()[: len(rows)] == rows
     times = np.arange(len(kept)) / target
     assert np.abs(kept / fps - times).max() <= 0.5 / fps + 1e-9
     assert (np.diff(kept) > 0).all()
+
+
+def test_time_stamps_count_where_there_are_any() -> None:
+    """Jitter moves the nearest row; of a pause nothing is made up."""
+    change = Resampling(30, 10, "absolute", NONE)
+    times = np.array([0, 0.03, 0.09, 0.12, 0.17, 0.2, 0.23, 2.2, 2.24, 2.31])
+    assert change.rows(times).tolist() == [0, 2, 5, 6, 7, 9]
 
 
 def test_absolute_actions_are_picked_deltas_added_and_grippers_held() -> None:
@@ -45,13 +53,13 @@ def test_absolute_actions_are_picked_deltas_added_and_grippers_held() -> None:
     states = np.concatenate([[0], place[:-1]])
     held = np.array([False, True])
     delta, absolute = (Resampling(30, 10, kind, held) for kind in ("delta", "absolute"))
-    rows = delta.rows(11)
-    summed = delta.actions(moves)
+    rows = delta.rows(delta.even(11))
+    summed = delta.actions(moves, rows)
     np.testing.assert_allclose(states[rows[:-1]] + summed[:-1, 0], states[rows[1:]])
     assert summed[:, 1].tolist() == [2, 1, 0, 2]  # the last of each interval
     targets = np.stack([place, moves[:, 1]], axis=1)
-    np.testing.assert_allclose(absolute.actions(targets)[:-1, 0], states[rows[1:]])
-    assert absolute.actions(targets)[:, 1].tolist() == [2, 1, 0, 2]
+    np.testing.assert_allclose(absolute.actions(targets, rows)[:-1, 0], states[rows[1:]])
+    assert absolute.actions(targets, rows)[:, 1].tolist() == [2, 1, 0, 2]
 
 
 def test_a_clip_store_at_a_lower_rate(store: ClipStore) -> None:
@@ -69,6 +77,8 @@ def test_a_clip_store_at_a_lower_rate(store: ClipStore) -> None:
         resampled(store, 40, "absolute", None)
     with pytest.raises(UserError, match="a new picture every 3 of 20 steps a second, no whole"):
         resampled(replace(store, metadata=[{PICTURE_EVERY: 3}] * store.num_episodes), 10, "absolute", None)
+    with pytest.raises(UserError, match="a new picture every 2 of 30 steps"):  # every other picture would be old
+        resampled(replace(store, fps=30, metadata=[{PICTURE_EVERY: 2}] * 6), 10, "absolute", None)
     assert resampled(replace(store, metadata=[{PICTURE_EVERY: 4}] * 6), 10, "absolute", None).metadata[0] == {
         PICTURE_EVERY: 2
     }

@@ -27,6 +27,7 @@ class Episode:
     actions:  (T, A) float32.
     task:     the instruction in natural language.
     metadata: provenance, one scalar per key; stored in a table beside the data, see `episode_notes`.
+    times:    (T,) seconds since the first step, where the recording has time stamps; not written.
     cameras:  further pictures (T, H', W', 3) uint8 by feature key, e.g. observation.images.wrist.
     """
 
@@ -36,6 +37,7 @@ class Episode:
     task: str
     metadata: dict[str, str | int | float | bool] = field(default_factory=dict)
     cameras: dict[str, np.ndarray] = field(default_factory=dict)
+    times: np.ndarray | None = None
 
     @property
     def pictures(self) -> dict[str, np.ndarray]:

@@ -53,14 +53,19 @@ class Resampling:
         held = absolute_dimensions(said, width, given, where) if kind == "delta" else np.zeros(width, bool)
         return cls(fps, target, kind, held)
 
-    def rows(self, length: int) -> np.ndarray:
-        """(K,) the rows nearest in time to 0, 1 / target, 2 / target, ... seconds."""
-        times = np.arange(int(np.floor((length - 1) * self.target / self.fps + 1e-9)) + 1)
-        return np.rint(times * self.fps / self.target).astype(int).clip(max=length - 1)
+    def rows(self, times: np.ndarray) -> np.ndarray:
+        """(K,) the rows nearest in time to 0, 1 / target, 2 / target, ... seconds, each once. times: (N,), from 0 on."""
+        wanted = np.arange(int(np.floor(times[-1] * self.target + 1e-6)) + 1) / self.target
+        after = np.searchsorted(times, wanted - 1e-6).clip(1, len(times) - 1)
+        nearer = times[after] - wanted < wanted - times[after - 1] - 1e-6  # of two as near the earlier one
+        return np.unique(np.where(nearer, after, after - 1))
 
-    def actions(self, actions: np.ndarray) -> np.ndarray:
-        """(K, A): of absolute ones the last command before the next row that stays; deltas up to it are added up."""
-        rows = self.rows(len(actions))
+    def even(self, length: int) -> np.ndarray:
+        """(N,) seconds of rows without time stamps."""
+        return np.arange(length) / self.fps
+
+    def actions(self, actions: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(K, A): of absolute ones the last before the next row that stays; deltas up to it are added up."""
         last = np.append(rows[1:], len(actions)) - 1
         if self.kind == "absolute":
             return actions[last]
@@ -69,13 +74,14 @@ class Resampling:
 
     def episode(self, episode: Episode) -> Episode:
         """The same at the lower rate; metadata say at which it was recorded."""
-        rows = self.rows(len(episode))
+        rows = self.rows(self.even(len(episode)) if episode.times is None else episode.times)
         return replace(
             episode,
             images=None if episode.images is None else episode.images[rows],
             cameras={camera: pictures[rows] for camera, pictures in episode.cameras.items()},
             states=episode.states[rows],
-            actions=self.actions(episode.actions),
+            actions=self.actions(episode.actions, rows),
+            times=None,
             metadata={**self.note(episode.metadata, "the recording"), "recorded_fps": float(self.fps)},
         )
 
@@ -84,7 +90,7 @@ class Resampling:
         if (every := metadata.get(PICTURE_EVERY, 1)) == 1:
             return metadata
         now = every * self.target / self.fps
-        if abs(now - round(now)) > 1e-6 and now > 1:
+        if min(abs(share - round(share)) for share in (now, 1 / now)) > 1e-6:
             raise UserError(
                 f"resample_fps={self.target:g}: {where} has a new picture every {every} of {self.fps:g} steps a "
                 "second, no whole number of steps at the lower rate"
@@ -102,15 +108,17 @@ def resampled(store: ClipStore, target: float | None, kind: str, given: Sequence
     width = store.actions.shape[1]
     change = Resampling.of(store.fps, target, kind, store.action_names, width, given, store.name)
     parts = [store.rows_of(np.array([episode])) for episode in range(store.num_episodes)]
-    rows = [part[change.rows(len(part))] for part in parts]
+    rows = [change.rows(change.even(len(part))) for part in parts]
     lengths = np.array([len(part) for part in rows])
-    kept = np.concatenate(rows)
+    kept = np.concatenate([part[some] for part, some in zip(parts, rows, strict=True)])
     identity = f"{store.source_id} {target} {kind} {change.held.tolist()}"
     return replace(
         store,
         frames=ChosenFrames.of(store.frames, kept),
         states=store.states[kept],
-        actions=np.concatenate([change.actions(store.actions[part]) for part in parts]),
+        actions=np.concatenate(
+            [change.actions(store.actions[part], some) for part, some in zip(parts, rows, strict=True)]
+        ),
         episode_starts=np.cumsum(lengths) - lengths,
         episode_lengths=lengths,
         metadata=[change.note(row, store.name) for row in store.metadata],

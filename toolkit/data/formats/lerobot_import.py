@@ -244,6 +244,7 @@ class _Reader:
             task=task,
             metadata=provenance(metadata, f"episode_{part.number}{part.name}", self.name, str(root)),
             cameras=named,
+            times=rows.stamps[cut] - rows.stamps[cut][0],
         )
 
 
