@@ -54,7 +54,7 @@ class Resampling:
         return cls(fps, target, kind, held)
 
     def rows(self, times: np.ndarray) -> np.ndarray:
-        """(K,) the rows nearest in time to 0, 1 / target, 2 / target, ... seconds, each once. times: (N,), from 0 on."""
+        """(K,) the rows nearest in time to 0, 1 / target, 2 / target, ... seconds. times: (N,), from 0 on."""
         wanted = np.arange(int(np.floor(times[-1] * self.target + 1e-6)) + 1) / self.target
         after = np.searchsorted(times, wanted - 1e-6).clip(1, len(times) - 1)
         nearer = times[after] - wanted < wanted - times[after - 1] - 1e-6  # of two as near the earlier one
