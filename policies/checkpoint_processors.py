@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from policies.action_steps import check_steps
 from policies.checkpoint_config import (
     LAYOUT,
     MOST_CONFIG_BYTES,
@@ -104,11 +105,13 @@ def load_processors(
         _check_pipeline(config, directory / name, needed, seen, loading)
     try:
         with remote_code(loading.allow_remote_code, directory):
-            return make_pre_post_processors(
+            processors = make_pre_post_processors(
                 config,
                 pretrained_path=str(directory),
                 preprocessor_overrides={"device_processor": {"device": device}},
             )
+        check_steps(processors, config)
+        return processors
     except UserError:
         raise
     except Exception as error:  # every step has requirements of its own

@@ -7,7 +7,7 @@ A action width, S state width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from lerobot.processor import AddBatchDimensionProcessorStep, DeviceProcessorSte
 from lerobot.processor.normalize_processor import hotswap_stats
 from torch import Tensor, nn
 
+from policies.action_steps import converting_step, with_steps
 from policies.checkpoint_config import CONFIG, STRICT, Loading, check_sizes, read_config
 from policies.checkpoint_processors import load_processors
 from policies.checkpoints import check_savable, is_written, load_weights, try_out
@@ -129,6 +130,12 @@ class PolicyObjective(nn.Module):
     def n_action_steps(self) -> int:
         """Steps of a predicted chunk that are executed."""
         return int(self.config.n_action_steps)
+
+    @property
+    def representation(self) -> tuple[str, list[int]]:
+        """How it learns actions: kind and reference, see `vag_core.representation`."""
+        step = converting_step(self.preprocessor)
+        return ("absolute", []) if step is None else (step.representation, step.reference)
 
     # ---------------------------------------------------------------------------------------------- use
 
@@ -313,16 +320,19 @@ def build_policy(
     cameras: dict[str, tuple[int, int, int]],
     state_dim: int,
     action_dim: int,
-    stats: Statistics,
+    stats: Statistics | Callable[[int], Statistics],
     options: dict[str, Any],
     text_encoder: str | Path | None = None,
+    representation: str = "absolute",
+    reference: Sequence[int] = (),
 ) -> PolicyObjective:
     """A new policy with random weights.
 
     policy_type: a key of CONFIGS. cameras: shape (3, H, W) of the pictures by key, the same for all. stats: LeRobot's
-    statistics per feature key. options: keywords of the policy's configuration. text_encoder: directory of a
-    sentence-transformer or T5, for the diffusion policies, which take the instruction as a vector. Raises
-    UserError for an unknown type or option, a value or a picture size the policy refuses, or missing statistics.
+    by feature key, of actions as they are learned, or what gives them for the steps of a chunk. options: keywords of
+    the policy's configuration. text_encoder: directory of a sentence-transformer or T5, for the diffusion policies,
+    which take the instruction as a vector. representation, reference: see `vag_core.representation`. Raises UserError
+    for an unknown type or option, a value or a picture size the policy refuses, or missing statistics.
     """
     check_choice(policy_type, options)
     config_class = CONFIGS[policy_type]
@@ -350,6 +360,7 @@ def build_policy(
         if config.n_obs_steps != 1:
             raise ValueError(f"n_obs_steps is {config.n_obs_steps}; batches hold one observation")
         check_sizes(policy_type, config)  # what could not be loaded again is not trained
+        stats = stats(len(config.action_delta_indices)) if callable(stats) else stats
         policy = get_policy_class(policy_type)(config)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{policy_type}: {first_line(error)}") from error
@@ -360,4 +371,6 @@ def build_policy(
         steps = list(preprocessor.steps)
         after_batching = 1 + next(i for i, s in enumerate(steps) if isinstance(s, AddBatchDimensionProcessorStep))
         preprocessor.steps = [*steps[:after_batching], step, *steps[after_batching:]]
+    if representation != "absolute":
+        with_steps((preprocessor, postprocessor), representation, list(reference))
     return PolicyObjective(policy, preprocessor, postprocessor)

@@ -14,6 +14,7 @@ NORMALIZER, UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"
 BATCH, DEVICE, TOKENIZER = "to_batch_processor", "device_processor", "tokenizer_processor"
 INSTRUCTION_TOKENIZER = "pi05_compact_instruction_tokenizer"
 INSTRUCTION_EMBEDDING = "vag_instruction_embedding"
+CONVERT_ACTIONS, RESTORE_ACTIONS = "vag_convert_actions", "vag_restore_actions"
 RELATIVE, ABSOLUTE = "relative_actions_processor", "absolute_actions_processor"
 
 BEFORE = (BATCH, DEVICE, NORMALIZER)  # of every policy
@@ -136,6 +137,8 @@ STEPS: dict[str, frozenset[str]] = {
     ABSOLUTE: frozenset({"enabled"}),
     INSTRUCTION_TOKENIZER: frozenset({"length", "buckets"}),
     INSTRUCTION_EMBEDDING: frozenset({"width", "path"}),
+    CONVERT_ACTIONS: frozenset({"representation", "reference"}),
+    RESTORE_ACTIONS: frozenset(),
     "eo1_conversation_template_processor": frozenset({"input_features", "chunk_size"}),
     "eo1_qwen_processor": frozenset({"processor_name", "image_min_pixels", "image_max_pixels", "use_fast_processor"}),
     "evo1_pad_state_processor": frozenset({"max_state_dim"}),
@@ -218,7 +221,7 @@ WORDS = frozenset(
         *("vlm_config", "florence_config", "video_dit_config", "action_dit_config", "concurrency"),
         *("discrete_critic_network_kwargs", "actor_learner_config", "raw_stats", "modality_config"),
         *("video_scheduler", "action_scheduler", "loss"),
-        *("input_features", "output_features", "features"),
+        *("input_features", "output_features", "features", "representation"),
     }
 )
 TEXTS = frozenset(

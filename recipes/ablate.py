@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.compose import command_words
+from recipes.plans import check_draws
 from recipes.stages import Stage, check_begun, entry, finished_result, run_stage, run_stages
 from recipes.study import (
     ARMS,
@@ -40,7 +41,6 @@ from recipes.study_record import (
     task_rows,
 )
 from recipes.study_schema import AblateConfig
-from recipes.synthesize import check_draws
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import atomic_file, discard, write_text
 from toolkit.base.record import RECORD, read_record

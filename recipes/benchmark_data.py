@@ -10,26 +10,24 @@ import json
 import multiprocessing
 import os
 import resource
-import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from recipes import benchmark_cameras
+from recipes.side_by_side import MEBIBYTE, Reader, build_quietly, compare, measured, memory_status
 from recipes.study_schema import BenchmarkDataConfig
 from toolkit.base.errors import UserError
 from toolkit.base.files import scratch_folder
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
-from toolkit.data.cache import build_clips, open_clips
-from toolkit.data.cached_files import fingerprint
+from toolkit.data.cache import open_clips
 from toolkit.data.canvas import Canvas
 from toolkit.data.clips import ClipStore, ClipTable, create_clips
 from toolkit.data.episode import ACTION, IMAGE, STATE, Episode
-from toolkit.data.formats.lerobot_layout import picture_size, read_info
+from toolkit.data.formats.lerobot_layout import camera_keys, picture_size, read_info
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.reporting.benchmark_record import write_record
 from toolkit.reporting.benchmark_results import BenchmarkDataResult, Ratio, Row
@@ -40,9 +38,6 @@ WINDOWS = 64  # read by every reader in a round
 PASSES = 40  # how often the fast readers go over these windows in a round, to be measurable
 LARGE_WINDOWS = 6000  # read from the large file
 SPARE = 64 << 20  # bytes of further anonymous memory that reading the large file may take
-MEBIBYTE = 1 << 20
-
-Reader = Callable[[], int]  # reads windows and returns how many
 
 
 def run(config: BenchmarkDataConfig, run: Run) -> BenchmarkDataResult:
@@ -60,6 +55,7 @@ def run(config: BenchmarkDataConfig, run: Run) -> BenchmarkDataResult:
         "video_decoder_of_lerobot": backend,
         "memory": "anonymous memory (RssAnon) while random windows of a sparse file are read, under a limit "
         f"(RLIMIT_DATA) of {SPARE // MEBIBYTE} MiB more than before; mapped pages of the file can be reclaimed",
+        **benchmark_cameras.NOTES,
     }
     record = write_record(run.directory, "data", " ".join(["vag benchmark data", *words]), rows, comparisons, notes)
     print(json.dumps(to_json(record)), flush=True)
@@ -71,49 +67,26 @@ def _measure(config: BenchmarkDataConfig, run: Run, scratch: Path) -> tuple[list
     if not config.dataset:
         write_moving_waves(video, EPISODES, (config.image_size, config.image_size))
         write_moving_waves(recorded, EPISODES // 2, RECORDED_SHAPE)
-    store = open_clips(video, config.image_size)
+    cameras = {path: camera_keys(read_info(path))[0] for path in (video, recorded)}  # of the suites with one
+    store = open_clips(video, config.image_size, [cameras[video]], storage="raw")
     run.add_data(video, store.source_id, store.num_episodes)
     write_image_mode(scratch / "images", store)
     readers, backend = _readers(config, store, video, scratch / "images")
     suite = f"windows_{config.num_frames}x{config.image_size}x{config.image_size}"
-    rows, comparisons = _compare(readers, config.repeats, suite, "windows_per_second", "clip_store")
+    pairs = [("clip_store", name) for name in readers if name != "clip_store"]
+    rows, comparisons = compare(readers, config.repeats, suite, "windows_per_second", pairs)
 
     cores = len(os.sched_getaffinity(0))
-    shape = "x".join(map(str, read_info(recorded)["features"][IMAGE]["shape"]))
+    shape = "x".join(map(str, (*picture_size(read_info(recorded), cameras[recorded]), 3)))
     builds: dict[str, Reader] = {
-        name: _build(recorded, config.image_size, workers, scratch / "built.h5")
+        name: _build(recorded, cameras[recorded], config.image_size, workers, scratch / "built.h5")
         for name, workers in (("parallel_build", cores), ("sequential_build", 1))
     }
     suite, rounds = f"cache_of_{shape}", min(3, config.repeats)
-    more, ratios = _compare(builds, rounds, suite, "frames_per_second", "parallel_build")
-    return [*rows, *more, *_memory(config, scratch / "large.h5")], [*comparisons, *ratios], backend
-
-
-def _compare(
-    readers: dict[str, Reader], rounds: int, suite: str, metric: str, ours: str
-) -> tuple[list[Row], list[Ratio]]:
-    """Rows per reader, and comparisons of `ours` with every other; low and high are quartiles over the rounds."""
-    speeds: dict[str, list[float]] = {name: [] for name in readers}
-    counts = dict.fromkeys(readers, 0)
-    for index in progress(range(rounds + 1), description=suite, unit="round"):
-        for name, read in readers.items():
-            started = time.perf_counter()
-            count = read()
-            if index:  # the first round opens files and fills caches
-                speeds[name].append(count / (time.perf_counter() - started))
-                counts[name] += count
-    rows = [
-        Row(system=name, suite=suite, metric=metric, **_quartiles(values), n=counts[name])
-        for name, values in speeds.items()
-    ]
-    ratios = {name: _quartiles(np.divide(speeds[ours], values)) for name, values in speeds.items() if name != ours}
-    common: Any = {"suite": suite, "metric": "speed_ratio"}
-    return rows, [Ratio(a=ours, b=name, **common, **ratio, paired=True) for name, ratio in ratios.items()]
-
-
-def _quartiles(values: Any) -> dict[str, Any]:
-    low, middle, high = (float(f"{value:.4g}") for value in np.quantile(values, [0.25, 0.5, 0.75]))
-    return {"value": middle, "low": low, "high": high}
+    more, ratios = compare(builds, rounds, suite, "frames_per_second", [("parallel_build", "sequential_build")])
+    rows, comparisons = [*rows, *more, *_memory(config, scratch / "large.h5")], [*comparisons, *ratios]
+    more, ratios = benchmark_cameras.measure(config, scratch)
+    return [*rows, *more], [*comparisons, *ratios], backend
 
 
 def _readers(config: BenchmarkDataConfig, store: ClipStore, video: Path, images: Path) -> tuple[dict[str, Reader], str]:
@@ -131,8 +104,8 @@ def _readers(config: BenchmarkDataConfig, store: ClipStore, video: Path, images:
     parts = [slice(first, first + config.batch_size) for first in range(0, WINDOWS, config.batch_size)]
     steps = [step / store.fps for step in range(config.num_frames)]
 
-    def lerobot(root: Path) -> Reader:
-        dataset = LeRobotDataset(f"local/{root.name}", root=root, delta_timestamps={IMAGE: steps})
+    def lerobot(root: Path, camera: str) -> Reader:
+        dataset = LeRobotDataset(f"local/{root.name}", root=root, delta_timestamps={camera: steps})
 
         def read() -> int:
             for row in rows.tolist():
@@ -154,21 +127,20 @@ def _readers(config: BenchmarkDataConfig, store: ClipStore, video: Path, images:
         return PASSES * WINDOWS
 
     frames = np.memmap(images.with_name("frames.raw"), np.uint8, "w+", shape=store.frames.shape)
-    frames[:] = store.frames
+    frames[:] = store.frames[:]
     readers: dict[str, Reader] = {
         "clip_store": clip_store,
         "numpy_memmap": numpy_memmap,
-        "lerobot_video": lerobot(video),
-        "lerobot_images": lerobot(images),
+        "lerobot_video": lerobot(video, *store.canvas.cameras),
+        "lerobot_images": lerobot(images, IMAGE),
     }
     return readers, str(get_safe_default_video_backend())
 
 
-def _build(dataset: Path, image_size: int, workers: int, path: Path) -> Reader:
+def _build(dataset: Path, camera: str, image_size: int, workers: int, path: Path) -> Reader:
     def read() -> int:
-        canvas = Canvas({IMAGE: picture_size(read_info(dataset), IMAGE)}, (image_size, image_size))
-        build_clips(dataset, canvas, "benchmark", fingerprint(dataset), workers, path)
-        return len(ClipStore.open(path).frames)
+        canvas = Canvas({camera: picture_size(read_info(dataset), camera)}, (image_size, image_size))
+        return build_quietly(dataset, canvas, workers, False, path)
 
     return read
 
@@ -189,16 +161,13 @@ def _memory(config: BenchmarkDataConfig, path: Path) -> list[Row]:
             read_under_limit, path, config.num_frames, config.batch_size, config.seed
         ).result()
     suite = f"sparse_{config.large_gigabytes}_gb"
-    return [
-        Row(system="clip_store", suite=suite, metric=metric, value=value, low=value, high=value, n=count)
-        for metric, value in (("anonymous_memory_growth_mib", anonymous), ("read_mib", mapped))
-    ]
+    return measured("clip_store", suite, count, anonymous_memory_growth_mib=anonymous, read_mib=mapped)
 
 
 def read_under_limit(path: Path, num_frames: int, batch_size: int, seed: int) -> tuple[float, float, int]:
     """Growth of anonymous memory [MiB], frames read [MiB] and windows, with no more than `SPARE` bytes to grow by."""
-    before = _memory_status("RssAnon")
-    limit = _memory_status("VmData") + SPARE
+    before = memory_status("RssAnon")
+    limit = memory_status("VmData") + SPARE
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     store = ClipStore.open(path)
     rng = np.random.default_rng(seed)
@@ -207,15 +176,9 @@ def read_under_limit(path: Path, num_frames: int, batch_size: int, seed: int) ->
         episodes = rng.integers(store.num_episodes, size=batch_size)
         starts = rng.integers(np.maximum(store.episode_lengths[episodes] - num_frames, 0) + 1)
         read += store.generator_batch(episodes, starts, num_frames)["frames"].nbytes
-        most = max(most, _memory_status("RssAnon") - before)
+        most = max(most, memory_status("RssAnon") - before)
     windows = LARGE_WINDOWS // batch_size * batch_size
     return round(most / MEBIBYTE, 1), round(read / MEBIBYTE, 1), windows
-
-
-def _memory_status(name: str) -> int:
-    """A line of /proc/self/status [byte]."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def write_moving_waves(directory: Path, episodes: int, shape: tuple[int, int]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from toolkit.base.errors import UserError, warn
 from toolkit.base.processes import processes
 from toolkit.base.run import Run
+from toolkit.data.actions import Convert
 from toolkit.data.cache import open_clips
 from toolkit.data.cached_files import remembered_id
 from toolkit.data.canvas import Canvas
@@ -24,11 +25,13 @@ from toolkit.data.conventions import Conventions
 from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import Notes, add_notes
 from toolkit.data.formats.lerobot_read import open_notes
+from toolkit.data.resampling import resampled
 from toolkit.data.seen_scenes import UNKNOWN, SeenScenes, merge, read_scenes
-from toolkit.reporting.results import Throughput
+from toolkit.reporting.generator_results import Throughput
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
 from vag_core.checkpoint import MOST_PARAMETERS
+from vag_core.representation import convert
 
 
 @contextmanager
@@ -42,16 +45,18 @@ def user_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Which cameras of datasets are read, at which (height, width), and what other names they have there."""
+    """Which cameras of datasets are read, at which (height, width), what other names they have there, and how a clip
+    file keeps them: raw, jpeg or auto."""
 
     size: tuple[int, int]
     cameras: Sequence[str] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
+    storage: str = "auto"
 
     @classmethod
     def trained_on(cls, canvas: Canvas, config: Any, trained: Conventions) -> Pictures:
         """Those of a checkpoint; the config may name the same cameras, and give other names."""
-        return cls(canvas.cell, trained.cameras_of(config.cameras), config.rename)
+        return cls(canvas.cell, trained.cameras_of(config.cameras), config.rename, config.frame_storage)
 
     def as_in(self, store: ClipStore) -> Pictures:
         """Of the further datasets: the cameras of the first one."""
@@ -60,7 +65,7 @@ class Pictures:
 
 def load_clips(run: Run, source: str | Path, pictures: Pictures, notes: Sequence[Notes] = ()) -> ClipStore:
     """Clips of a dataset with what is noted of its episodes, entered in the run record."""
-    store = open_clips(source, pictures.size, pictures.cameras, pictures.rename)
+    store = open_clips(source, pictures.size, pictures.cameras, pictures.rename, storage=pictures.storage)
     run.add_data(source, store.source_id, store.num_episodes)
     ids = store.episode_ids if notes else []
     scenes = [read_scenes(Path(source) / "meta"), *(note.seen_scenes for note in notes if note.of(ids) is not None)]
@@ -82,6 +87,18 @@ def load_all(run: Run, sources: Sequence[str], pictures: Pictures, notes: Sequen
             print(f"all cameras of {source} are seen, since cameras=[] names none: {', '.join(seen)}", flush=True)
         pictures = pictures.as_in(stores[0])
     return stores
+
+
+def resample_all(stores: Sequence[ClipStore], config: Any) -> list[ClipStore]:
+    """All at the rate that the config asks for, if any; which were at another one is said."""
+    held = getattr(config, "absolute_dimensions", None)
+    found = [resampled(store, config.resample_fps, config.action_kind, held) for store in stores]
+    for store, now in zip(stores, found, strict=True):
+        if now is not store and processes().is_main:
+            print(
+                f"{store.name}: {store.fps:g} steps a second, resampled to {now.fps:g} ({config.action_kind} actions)"
+            )
+    return found
 
 
 def seen_behind(store: ClipStore) -> SeenScenes:
@@ -161,15 +178,32 @@ def canvas_of(generator: Generator, trained: Conventions) -> Canvas:
 
 
 def instruction_encoder(
-    path: str | None, max_parameters: int = MOST_PARAMETERS
+    path: str | None, max_parameters: int = MOST_PARAMETERS, views: str = ""
 ) -> Callable[[list[str]], list[str] | Tensor]:
-    """Strings as they are, for a generator that learns on bytes, or vectors from a text encoder on disk."""
+    """Strings as they are, for a generator that learns on bytes, or vectors from a text encoder on disk.
+
+    views: `Conventions.views`, said after each instruction.
+    """
+
+    def told(texts: list[str]) -> list[str]:
+        return [f"{text}; {views}" for text in texts] if views else texts
+
     if path is None:
-        return lambda texts: texts
+        return told
     from toolkit.data.text import InstructionEmbedder
 
     embedder = InstructionEmbedder(path=path, max_parameters=max_parameters)
-    return lambda texts: torch.as_tensor(embedder.embed(texts))
+    return lambda texts: torch.as_tensor(embedder.embed(told(texts)))
+
+
+def converter(kind: str, reference: Sequence[int]) -> Convert:
+    """`vag_core.representation.convert` of arrays."""
+    places = torch.tensor(list(reference))
+
+    def converted(actions: np.ndarray, state: np.ndarray) -> np.ndarray:
+        return convert(torch.from_numpy(actions), torch.from_numpy(state), kind, places).numpy()
+
+    return converted
 
 
 def pick_device(runtime: RuntimeConfig) -> str:

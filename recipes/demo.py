@@ -20,6 +20,7 @@ from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
 from toolkit.data.formats.lerobot_read import read_table
 from toolkit.evaluation.rates import Rate
+from toolkit.reporting.generator_results import SynthesizeResult
 from toolkit.reporting.report import write_report
 from toolkit.reporting.results import (
     RESULTS,
@@ -33,7 +34,6 @@ from toolkit.reporting.results import (
     ReplayResult,
     RolloutResult,
     StageTime,
-    SynthesizeResult,
 )
 
 

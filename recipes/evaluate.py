@@ -9,7 +9,7 @@ from policies.checkpoints import checkpoint_directory
 from policies.factory import PolicyObjective
 from policies.stock import load_policy
 from recipes.common import Pictures, check_simulated, check_unseen, distinct_tasks, load_clips, pick_device, weights_id
-from recipes.schema import EvaluateConfig
+from recipes.policy_schema import EvaluateConfig
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.run import Run
 from toolkit.data.conventions import Conventions
@@ -20,8 +20,9 @@ from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.open_loop import open_loop_error
 from toolkit.evaluation.rollout import rollout
 from toolkit.evaluation.statistics import rollout_rates
+from toolkit.reporting.generator_results import Media
 from toolkit.reporting.media import grid, write_video
-from toolkit.reporting.results import Media, OpenLoop, OpenLoopResult, RolloutResult
+from toolkit.reporting.results import OpenLoop, OpenLoopResult, RolloutResult
 from toolkit.training.runtime import seed_everything, set_threads
 
 RETUNE = "fine-tune the policy on such data"
@@ -97,7 +98,8 @@ def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLo
     run.add_data(config.checkpoint, identity)
     trained = Conventions.of(config.checkpoint)
     size = as_size(config.image_size or list(policy.picture_size), "image_size")
-    store = load_clips(run, dataset, Pictures(size, trained.cameras_of(config.cameras), config.rename))
+    pictures = Pictures(size, trained.cameras_of(config.cameras), config.rename, config.frame_storage)
+    store = load_clips(run, dataset, pictures)
     trained.check(store, remedy=RETUNE)
     policy.check_instructions(store.tasks)
     return OpenLoopResult(

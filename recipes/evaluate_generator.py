@@ -40,7 +40,7 @@ from toolkit.evaluation.action_metrics import (
 from toolkit.evaluation.replay import replay_episodes
 from toolkit.evaluation.statistics import success_table
 from toolkit.evaluation.video_metrics import gmsd, psnr, ssim
-from toolkit.reporting.results import EvaluateGeneratorResult, PairScores, SuccessCurve
+from toolkit.reporting.generator_results import EvaluateGeneratorResult, PairScores, SuccessCurve
 from toolkit.training.runtime import set_threads
 from vag_core import Generator
 
@@ -75,7 +75,7 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
     needed = max(SHORTEST, shape.frame_stride + 1)
     if (shortest := store.episode_lengths.min()) < needed:
         raise UserError(f"{config.dataset}: an episode has {shortest} steps; expected at least {needed}")
-    made, seconds, evaluations = sample_all(config, generator, clips, episodes)
+    made, seconds, evaluations = sample_all(config, generator, clips, episodes, trained.views)
     real = clips.window(episodes)
     scenes = compare(generator, made, real, config.given)
     still = compare(generator, held_still(real), real, config.given)
@@ -111,7 +111,11 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
 
 
 def sample_all(
-    config: EvaluateGeneratorConfig, generator: Generator, clips: GeneratorClips, episodes: np.ndarray
+    config: EvaluateGeneratorConfig,
+    generator: Generator,
+    clips: GeneratorClips,
+    episodes: np.ndarray,
+    views: str = "",
 ) -> tuple[dict[str, np.ndarray], float, int]:
     """frames (E, F, H, W, 3), actions (E, N, A), states (E, N + 1, S) of one pair per episode; what they took.
 
@@ -119,7 +123,7 @@ def sample_all(
 
     The noise of a pair depends on the seed and the scene alone, so systems are compared on equal terms.
     """
-    encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
+    encode = instruction_encoder(config.instruction_encoder, config.max_parameters, views)
     sampler, parts, seconds = config.sampler, [], 0.0
     seeds = scene_seeds(config.seed, clips.store.metadata)
     bar = progress(description="sample", total=len(episodes), unit="pair")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from policies.checkpoint_config import Loading
 from policies.factory import PolicyObjective
 from recipes.common import weights_id
-from recipes.pretrain import load_mixture, summary, train_policy
-from recipes.schema import FinetuneConfig
+from recipes.policy_schema import FinetuneConfig
+from recipes.pretrain import check_one_unit, load_mixture, statistics_of, summary, train_policy
 from toolkit.base.errors import UserError
 from toolkit.base.run import Run
 from toolkit.data.conventions import Conventions
-from toolkit.data.normalizer import compute_statistics
 from toolkit.data.seen_scenes import scenes_behind
 from toolkit.reporting.results import PretrainResult
 from toolkit.training.runtime import seed_everything
@@ -30,6 +31,7 @@ def run(config: FinetuneConfig, run: Run) -> PretrainResult:
     run.add_data(config.checkpoint, identity)
     if config.normalization == "per_source" and not config.refit_statistics:
         raise UserError("normalization=per_source moves the data's ranges: it needs refit_statistics=true")
+    check_one_unit(config, objective.representation[0])
     trained = Conventions.of(config.checkpoint)
     sources = load_mixture(
         config,
@@ -47,7 +49,10 @@ def run(config: FinetuneConfig, run: Run) -> PretrainResult:
         for source in sources:
             before.check(source.store, names=not config.pad_widths)
     if config.refit_statistics:
-        objective.refit_statistics(compute_statistics([source.unpadded for source in sources if source.weight]))
+        kind, reference = objective.representation
+        for source in sources if kind != "absolute" else ():  # which state belongs to which action is not fitted again
+            replace(trained, fps=0).check(source.store)
+        objective.refit_statistics(statistics_of(sources, kind, reference, objective.horizon))
     if config.freeze_vision_encoder:
         objective.freeze_vision_encoder()
     return train_policy(config, run, objective, sources, scenes_behind(config.checkpoint), before, identity)

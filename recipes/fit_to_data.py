@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -28,9 +29,9 @@ def fit_pictures(shape: GeneratorConfig, canvas: Canvas) -> None:
     shape.image_size, shape.views = list(canvas.size), list(canvas.grid)
 
 
-def fit_instructions(config: TrainGeneratorConfig, store: ClipStore) -> None:
+def fit_instructions(config: TrainGeneratorConfig, instructions: Iterable[str]) -> None:
     """Let the generator read as many bytes as the longest instruction has, and say so."""
-    longest, instruction = max(len(task.encode()) for task in store.tasks), config.generator.instruction
+    longest, instruction = max(len(text.encode()) for text in instructions), config.generator.instruction
     if longest > instruction.length:
         text = f"an instruction has {longest} bytes, more than generator.instruction.length={instruction.length}"
         warn(f"{text}; the generator is built to read {longest}")

@@ -20,7 +20,8 @@ from toolkit.evaluation.open_loop import nearest_recorded_error
 from toolkit.evaluation.systems import Trained, compare_means, measured_mean
 from toolkit.reporting.benchmark_record import bounds_text
 from toolkit.reporting.benchmark_results import Difference, Row
-from toolkit.reporting.results import GateResult, OpenLoopResult, ScoreResult
+from toolkit.reporting.generator_results import ScoreResult
+from toolkit.reporting.results import GateResult, OpenLoopResult
 
 ARMS = ("real", "mixed", "shuffled")
 METRIC: dict[str, Any] = {"suite": "held_out", "metric": "open_loop_error"}

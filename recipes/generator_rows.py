@@ -26,7 +26,8 @@ from toolkit.evaluation.distribution import frechet_clip_distance, frechet_dista
 from toolkit.evaluation.systems import Trained, compare_means, compare_success, measured_mean, measured_success
 from toolkit.evaluation.validity import rank_agreement, validity_card
 from toolkit.reporting.benchmark_results import Difference, Row
-from toolkit.reporting.results import EvaluateGeneratorResult, ReplayResult, TrainGeneratorResult
+from toolkit.reporting.generator_results import EvaluateGeneratorResult, TrainGeneratorResult
+from toolkit.reporting.results import ReplayResult
 
 VIDEO_SOURCE = "vag_grid"  # its video branch, trained beside a head that sends no gradient back, serves the others
 READERS = ("vag_published", "two_stage_temporal", "two_stage_resnet")

@@ -76,6 +76,9 @@ def _options(config: ImportConfig) -> ImportOptions:
         image_size=config.image_size,
         flip_vertical=config.flip_vertical,
         fps=config.fps,
+        resample_fps=config.resample_fps,
+        action_kind=config.action_kind,
+        absolute_dimensions=None if config.absolute_dimensions is None else tuple(config.absolute_dimensions),
         robot_type=None if config.robot_type == "unknown" else config.robot_type,
     )
 

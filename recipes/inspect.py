@@ -16,7 +16,8 @@ from toolkit.data.inspection.picture_checks import shown_pictures
 from toolkit.data.inspection.repair import repair_dataset
 from toolkit.data.inspection.validate import Inspection, inspect_dataset
 from toolkit.reporting.dataset_pictures import write_contact_sheet, write_histograms
-from toolkit.reporting.results import InspectResult, Media
+from toolkit.reporting.generator_results import Media
+from toolkit.reporting.results import InspectResult
 
 
 def run(config: InspectConfig, run: Run) -> InspectResult:

@@ -15,7 +15,7 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 
 from policies.factory import PolicyObjective
-from recipes.schema import PolicyTrainingConfig
+from recipes.policy_schema import PolicyTrainingConfig
 from toolkit.base.provenance import git_sha, versions
 from toolkit.data.batches import WeightedDataset
 from toolkit.data.seen_scenes import UNKNOWN, SeenScenes

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from policies.factory import CONFIGS, PolicyObjective, build_policy, check_choice
-from recipes.common import Pictures, load_all, load_notes, seen_behind, speed
+from recipes.common import Pictures, converter, load_all, load_notes, resample_all, seen_behind, speed
 from recipes.lerobot_files import write_model_card, write_train_config
-from recipes.schema import PolicyTrainingConfig, PretrainConfig
+from recipes.policy_schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.base.errors import UserError, warn
 from toolkit.base.processes import processes
 from toolkit.base.run import Run
+from toolkit.data.actions import converted_rows, find_reference
 from toolkit.data.batches import Augmented, BatchSource, Mixture, WeightedDataset, make_sources
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
@@ -24,7 +25,8 @@ from toolkit.data.normalizer import compute_statistics
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_of, write_scenes
 from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
 from toolkit.data.text import split_words
-from toolkit.reporting.results import PretrainResult, Throughput
+from toolkit.reporting.generator_results import Throughput
+from toolkit.reporting.results import PretrainResult
 from toolkit.training.loop import train
 from toolkit.training.runtime import seed_everything, set_threads
 
@@ -32,19 +34,49 @@ from toolkit.training.runtime import seed_everything, set_threads
 def run(config: PretrainConfig, run: Run) -> PretrainResult:
     """Train a new policy and write `pretrained_model/` in LeRobot's layout."""
     check_choice(config.policy.type, config.policy.options)
+    check_one_unit(config, config.action_representation)
     sources = load_mixture(config, run)
     seed_everything(config.seed)
-    store = sources[0].store
+    store, kind, reference = sources[0].store, config.action_representation, list[int]()
+    if kind != "absolute":
+        reference = find_reference([source.store for source in sources], kind, config.absolute_dimensions)
     objective = build_policy(
         config.policy.type,
         cameras=dict.fromkeys(store.canvas.cameras, (3, *store.canvas.cell)),
         state_dim=store.states.shape[1],
         action_dim=store.actions.shape[1],
-        stats=compute_statistics([source.unpadded for source in sources if source.weight]),
+        stats=lambda horizon: statistics_of(sources, kind, reference, horizon),
         options={**words_read(config, sources), **config.policy.options},
         text_encoder=config.text_encoder,
+        representation=kind,
+        reference=reference,
     )
     return train_policy(config, run, objective, sources)
+
+
+def check_one_unit(config: PolicyTrainingConfig, kind: str) -> None:
+    """Raise UserError where actions are learned relative to states, and an option moves or pads them apart."""
+    if kind != "absolute" and (config.pad_widths or config.normalization == "per_source"):
+        option = "pad_widths=true" if config.pad_widths else "normalization=per_source"
+        raise UserError(
+            f"{option}: the policy learns actions as {kind}, differences to a state, which then are in another unit; "
+            "leave it out, or pretrain with action_representation=absolute"
+        )
+
+
+def statistics_of(
+    sources: Sequence[WeightedDataset], kind: str, reference: Sequence[int], horizon: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Statistics of a mixture, of actions as a policy learns them: those of the chunks that training draws."""
+    used = [source for source in sources if source.weight]
+    if kind == "absolute":
+        return compute_statistics([source.unpadded for source in used])
+    actions = []
+    for source in used:
+        spans = zip(source.store.episode_lengths, source.picture_every, strict=True)
+        starts = [np.arange(0, length, every) for length, every in spans]
+        actions.append(converted_rows(source.unpadded, horizon, converter(kind, reference), starts))
+    return compute_statistics([source.unpadded for source in used], actions)
 
 
 def words_read(config: PretrainConfig, sources: Sequence[WeightedDataset]) -> dict[str, int]:
@@ -72,10 +104,9 @@ def load_mixture(
     if fraction is not None and fraction < 1 and not config.real:
         raise UserError(f"synthetic_fraction={fraction} needs real=[DATASET]")
     notes = load_notes(run, config.notes)
-    pictures = Pictures(
-        as_size(config.image_size or list(size), "image_size"), cameras or config.cameras, config.rename
-    )
-    stores = load_all(run, [*config.real, *config.synthetic], pictures, notes)
+    wanted = as_size(config.image_size or list(size), "image_size")
+    pictures = Pictures(wanted, cameras or config.cameras, config.rename, config.frame_storage)
+    stores = resample_all(load_all(run, [*config.real, *config.synthetic], pictures, notes), config)
     real, mixed_in = [], list[ClipStore]()
     for store in stores[: len(config.real)]:
         recorded, generated = by_origin(store)

@@ -7,9 +7,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from recipes.action_options import ABSOLUTE_DIMENSIONS, REPRESENTATION
 from toolkit.base.options import option, part
 from toolkit.training.config import MOST_BATCH, OptimConfig, RuntimeConfig
-from vag_core.config import MOST_PARAMETERS, GeneratorConfig
+from vag_core.config import MOST_PARAMETERS, REPRESENTATIONS, GeneratorConfig
 
 MOST_SEED = 2**32 - 1
 MOST_SCENE = 2**31  # and as many more may follow it
@@ -27,6 +28,11 @@ NORMALIZATIONS = ("shared", "per_source")
 COLOUR_ORDERS = ("rgb", "bgr")
 CODECS = ("h264", "hevc", "av1")
 CUTS = ("jumps", "instructions")
+ACTION_KINDS = ("absolute", "delta")
+RESAMPLE = ": rows by time stamps; absolute actions are picked, deltas added up, grippers held"
+HELD = "dimensions that are held, by name or number; null = grippers by name"
+LENGTHS = ("sampled", "window")
+STORAGES = ("auto", "raw", "jpeg")
 SUITES = ("unseen", "position", "visual", "language", "task")
 
 
@@ -46,7 +52,14 @@ class CommonConfig:
 CAMERAS = "by their keys in the dataset; [] = those of the checkpoint, all of the data where there is none"
 RENAME = "other names for cameras of the datasets, {their key: the key wanted}"
 PICTURES = "height and width of each camera's picture, [h,w], or one number for both; null = those of the checkpoint"
+FRAME_STORAGE = "of a clip file that is built: raw, jpeg, or auto = jpeg where raw frames are large and many"
 NOTES = "run directories of replay and score, or datasets, that say more of these episodes; the last counts"
+
+
+def text_encoder() -> Any:
+    """The option that names the text encoder of a generator's checkpoint."""
+    help = "directory of the text encoder that the generator was trained with; null = learned on bytes"
+    return option(None, help)
 
 
 def max_parameters() -> Any:
@@ -118,6 +131,11 @@ class ImportConfig(CommonConfig):
     )
     flip_vertical: bool = option(False, "for pictures stored upside down, as LIBERO's are")
     fps: int | None = option(None, "of a source that names none", least=1, most=10_000)
+    resample_fps: int | None = option(None, f"lower rate to resample to{RESAMPLE}", least=1, most=10_000)
+    action_kind: str | None = option(
+        None, "of the actions that are resampled; null = as the layout has them", choices=ACTION_KINDS
+    )
+    absolute_dimensions: list[str] | None = option(None, "of deltas that are resampled, " + HELD)
     robot_type: str = option("unknown", "name of the robot")
     codec: str | None = option(
         None, "of the video; null = copied where nothing changes, else h264 without loss", choices=CODECS
@@ -154,6 +172,7 @@ class TrainGeneratorConfig(CommonConfig):
     )
     cameras: list[str] = option([], "by their keys in the dataset; [] = all of the data")
     rename: dict[str, str] = option({}, RENAME)
+    frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
     image_size: Any = option(
         64,
         "height and width of each camera's picture, [h,w], or one number for both; letterboxed, never stretched",
@@ -161,6 +180,8 @@ class TrainGeneratorConfig(CommonConfig):
         most=MOST_PIXELS,
         numbers=True,
     )
+    resample_fps: float | None = option(None, f"lower rate that all are resampled to{RESAMPLE}", above=0, most=10_000)
+    action_kind: str = option("absolute", "of the actions that are resampled", choices=ACTION_KINDS)
     clip_seconds: float | None = option(
         None, "length of a window, in place of generator.num_frames; rounded to whole groups", above=0, most=10_000
     )
@@ -170,6 +191,9 @@ class TrainGeneratorConfig(CommonConfig):
     random_start: bool | None = option(
         None, "windows from anywhere in the episode; null = where one covers less than the median episode"
     )
+    name_views: bool = option(
+        False, "say in each instruction which camera is seen where, for text encoders that know such words"
+    )
     labelled_fraction: Any = option(
         1.0,
         "of the episodes of each instruction keep their actions, the rest is video alone; a number, or [a,b] for each "
@@ -178,6 +202,8 @@ class TrainGeneratorConfig(CommonConfig):
         most=1,
         numbers=True,
     )
+    action_representation: str = option("absolute", REPRESENTATION, choices=REPRESENTATIONS)
+    absolute_dimensions: list[str] | None = option(None, ABSOLUTE_DIMENSIONS)
     generator: GeneratorConfig = part(
         lambda: GeneratorConfig(action=MISSING), "the network; see the groups `generator` and `generator/action`"
     )
@@ -205,17 +231,34 @@ class SynthesizeConfig(CommonConfig):
     episodes_per_task: int = option(50, "episodes made of each task", least=1, most=MOST_EPISODES)
     first_seed: int = option(100_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
     allow_seen: bool = option(False, "generate from scenes that the generator was trained on")
-    scenes_from: str | None = option(None, "take first pictures from this dataset instead of the simulator")
+    scenes_from: str | None = option(
+        None,
+        "take first pictures from this dataset, or from a folder of photographs with a table (scenes.csv or .jsonl)",
+    )
+    states_from: str | None = option(
+        None, "dataset whose episode of the nearest first picture lends its first state to photographs without one"
+    )
     instructions: list[str] = option([], "each scene with each of these in place of its own; [] = its own")
     samples_per_scene: int = option(
         1, "episodes of each scene and instruction; how much they differ is reported", least=1, most=10_000
     )
+    clips: int = option(
+        1,
+        "windows of an episode, each going on from the last picture and state of the one before; the drift is reported",
+        least=1,
+        most=1000,
+    )
+    episode_lengths: str | None = option(
+        None,
+        "where episodes end: as long as a recorded one of the instruction, drawn for each, or with the window; null = "
+        "sampled, if the checkpoint holds lengths and no draws are asked for",
+        choices=LENGTHS,
+    )
     notes: list[str] = option([], NOTES)
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
-    instruction_encoder: str | None = option(
-        None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
-    )
+    frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
+    instruction_encoder: str | None = text_encoder()
     codec: str | None = option(
         None, "of the videos; null = that of the data the generator learned from", choices=CODECS
     )
@@ -255,9 +298,8 @@ class EvaluateGeneratorConfig(CommonConfig):
     allow_seen: bool = option(False, "evaluate on scenes that the generator was trained on")
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
-    instruction_encoder: str | None = option(
-        None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
-    )
+    frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
+    instruction_encoder: str | None = text_encoder()
     batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
     workers: int = option(2, "processes side by side", least=1, most=MOST_PROCESSES)
     sampler: SamplerConfig = part(SamplerConfig, "how samples are drawn")
@@ -273,10 +315,9 @@ class ScoreConfig(CommonConfig):
     held_out: list[str] = option([], "recorded episodes that it has not seen, as a baseline; [] = those of real")
     cameras: list[str] = option([], CAMERAS)
     rename: dict[str, str] = option({}, RENAME)
+    frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
     image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
-    instruction_encoder: str | None = option(
-        None, "directory of the text encoder that the generator was trained with; null = learned on bytes"
-    )
+    instruction_encoder: str | None = text_encoder()
     batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
     max_parameters: int = max_parameters()
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
@@ -289,86 +330,6 @@ class ReplayConfig(CommonConfig):
     system: str = option("vag", "the name in tables")
     max_steps: int | None = option(None, "actions executed of each episode; null = all", least=1, most=MOST_LENGTH)
     workers: int = option(2, "processes side by side", least=1, most=MOST_PROCESSES)
-
-
-@dataclass
-class PolicyConfig:
-    type: str = option(MISSING, "pi05_compact, diffusion or diffusion_compact")
-    options: dict[str, Any] = option({}, "fields of the policy's own config")
-
-
-@dataclass
-class PolicyTrainingConfig(CommonConfig):
-    real: list[str] = option([], "recorded datasets")
-    synthetic: list[str] = option([], "datasets written by synthesize")
-    notes: list[str] = option([], NOTES)
-    synthetic_fraction: float | None = option(
-        None, "of all sampled clips; null = in proportion to the frames", least=0, most=1
-    )
-    real_shares: list[float] | None = option(
-        None, "of the real clips, for each dataset; null = in proportion to the frames", least=0, most=1_000_000_000
-    )
-    normalization: str = option(
-        "shared", "shared, or per_source: each dataset's range onto that of the first one", choices=NORMALIZATIONS
-    )
-    pad_widths: bool = option(False, "let robots with fewer state or action dimensions take part")
-    episodes_per_task: int | None = option(
-        None, "use only the first so many real episodes of each task", least=1, most=MOST_EPISODES
-    )
-    synthetic_per_task: int | None = option(
-        None, "the same for synthetic ones, before any are selected", least=1, most=MOST_EPISODES
-    )
-    augment: bool = option(False, "pictures in random colours and sharpness")
-    select: list[str] = option([], "synthetic episodes by score: score_cycle_error<=0.2, or <=50%")
-    weight_by: str | None = option(None, "score whose best synthetic episodes are drawn most often")
-    shuffle_actions: bool = option(False, "synthetic episodes get the actions of others of their task: a control")
-    cameras: list[str] = option([], CAMERAS)
-    rename: dict[str, str] = option({}, RENAME)
-    image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
-    optim: OptimConfig = part(OptimConfig, "training")
-    runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
-
-
-@dataclass
-class PretrainConfig(PolicyTrainingConfig):
-    text_encoder: str | None = option(
-        None, "directory of a sentence-transformer or T5, for diffusion policies; null = hashed words"
-    )
-    policy: PolicyConfig = part(PolicyConfig, "the policy; see the group `policy`")
-
-
-@dataclass
-class FinetuneConfig(PolicyTrainingConfig, LoadingConfig):
-    checkpoint: str = option(MISSING, "pretrained_model directory")
-    refit_statistics: bool = option(False, "replace pretraining's; then its rate and names do not bind either")
-    freeze_vision_encoder: bool = option(False, "keep the weights that see")
-
-
-@dataclass
-class EvaluateConfig(CommonConfig, LoadingConfig):
-    checkpoint: str = option(MISSING, "pretrained_model directory, or owner/name of a LeRobot policy on the hub")
-    dataset: str | None = option(
-        None, "instead of rollouts: open-loop error on these episodes (LeRobotDataset, clip file)"
-    )
-    cameras: list[str] = option([], CAMERAS)
-    rename: dict[str, str] = option({}, RENAME)
-    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
-    suites: list[str] = option(
-        ["unseen"], "which scenes: unseen ones, other object positions, looks, words, tasks", choices=SUITES
-    )
-    positions: str = option(
-        "all",
-        "inner = in all suites but `position`, only scenes of positions that it does not hold out",
-        choices=POSITIONS,
-    )
-    new_tasks: list[str] = option([], "of the suite `task`")
-    arm: str = option("policy", "the name in tables")
-    episodes_per_task: int = option(20, "rollouts of each task and suite", least=1, most=MOST_EPISODES)
-    first_seed: int = option(500_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
-    allow_seen: bool = option(False, "roll out on scenes that the policy was trained on")
-    max_steps: int = option(100, "steps after which a rollout has failed", least=1, most=MOST_LENGTH)
-    image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
-    runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
 @dataclass

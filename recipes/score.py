@@ -38,7 +38,7 @@ from toolkit.data.normalizer import STATE_FLOOR, describe
 from toolkit.evaluation.action_metrics import action_distance
 from toolkit.evaluation.episode_scores import FAR, Limits, limit_excess, nearest_distance, trusted
 from toolkit.evaluation.statistics import counted_rate
-from toolkit.reporting.results import ScoreResult, ScoreSpread, Trust
+from toolkit.reporting.generator_results import ScoreResult, ScoreSpread, Trust
 from toolkit.training.runtime import set_threads
 from vag_core import Generator
 
@@ -56,11 +56,9 @@ def run(config: ScoreConfig, run: Run) -> ScoreResult:
     if config.checkpoint is None and not config.real:
         raise UserError("score: give checkpoint=GENERATOR for the cycle error, real=[DATASET] for the others, or both")
     set_threads(config.runtime)
-    pictures, infer, identity = (
-        Pictures(as_size(config.image_size or 64, "image_size"), config.cameras, config.rename),
-        None,
-        None,
-    )
+    infer, identity = None, None
+    size = as_size(config.image_size or 64, "image_size")
+    pictures = Pictures(size, config.cameras, config.rename, config.frame_storage)
     if config.checkpoint is not None:
         generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
         identity = weights_id(config.checkpoint)
@@ -71,7 +69,7 @@ def run(config: ScoreConfig, run: Run) -> ScoreResult:
     real, held_out = others[: len(config.real)], others[len(config.real) :]
     if config.checkpoint is not None:
         trained.check(store, remedy=RETRAIN)
-        infer = InverseDynamics(config, generator, store)
+        infer = InverseDynamics(config, generator, store, trained.views)
     judge = Judge(store, real, held_out, infer)
     own, moved = judge.judged(Pairs.of(store)), judge.judged(Pairs.exchanged(store))
     still = judge.judged(Pairs.still(store, judge.mean_action()))
@@ -151,7 +149,7 @@ class Pairs:
 class InverseDynamics:
     """The actions that a generator infers from the videos of episodes; each is drawn once, but for frozen ones."""
 
-    def __init__(self, config: ScoreConfig, generator: Generator, store: ClipStore) -> None:
+    def __init__(self, config: ScoreConfig, generator: Generator, store: ClipStore, views: str) -> None:
         shape, self.checkpoint = generator.config, config.checkpoint
         if not shape.action.makes_video:
             raise UserError(
@@ -161,7 +159,9 @@ class InverseDynamics:
             if (found := getattr(store, name).shape[1]) != width:
                 raise UserError(f"{store.name}: {name} are {found} wide; {self.checkpoint} was trained on {width}")
         self.generator, self.batch_size, self.seed = generator, config.batch_size, config.seed
-        self.encode: Callable[[list[str]], Any] = instruction_encoder(config.instruction_encoder, config.max_parameters)
+        self.encode: Callable[[list[str]], Any] = instruction_encoder(
+            config.instruction_encoder, config.max_parameters, views
+        )
         self.known: dict[tuple[int, int], np.ndarray] = {}
 
     def errors(self, pairs: Pairs) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where generated episodes start: scenes of the simulator, or the first pictures of recorded episodes."""
+"""Where generated episodes start: scenes of the simulator, or first pictures of recordings; photographs have a room."""
 
 from __future__ import annotations
 
@@ -17,36 +17,41 @@ from toolkit.base.progress import progress
 from toolkit.base.randomness import stream_seed
 from toolkit.base.run import Run
 from toolkit.data.canvas import Canvas
+from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import RETRAIN, Conventions
 from toolkit.data.episode import ACTION, STATE
 from toolkit.data.episode_notes import check_used
 from toolkit.data.formats.lerobot_layout import feature_names, read_info
 from toolkit.data.seen_scenes import scene_of
+from vag_core.config import GeneratorConfig
 
 FIRST_PICTURE = "first_picture_of"  # noted of an episode: the number of the recorded one in scenes_from
+PHOTOGRAPHS = "photographs"  # noted of an episode: the file of each camera
 
 
 @dataclass(frozen=True)
 class InitialScene:
-    """What one episode starts from; `reference` holds the recorded episode where there is one."""
+    """What one episode starts from; `reference` holds frames and actions of the recorded episode where there is one, as
+    far as the window reaches, and `recorded_length` all its steps."""
 
     image: np.ndarray
     state: np.ndarray
     instruction: str
     metadata: dict[str, Any]
     reference: dict[str, np.ndarray] | None = None
+    recorded_length: int | None = None
 
 
 def scene_seeds(seed: int, metadata: Sequence[dict[str, Any]]) -> list[int]:
     """A seed for each scene, by what is noted of the episode, that does not depend on the others, nor on their order.
 
     Episodes that start from one scene are told apart by which of them it is; scenes without a name by the number of the
-    episode that the first picture is of.
+    episode that the first picture is of, or by their photographs.
     """
     before: Counter[tuple[str | int, ...]] = Counter()
     seeds = []
     for index, row in enumerate(metadata):
-        name = scene_of(row, f"episode {index}") or (row.get(FIRST_PICTURE, index),)
+        name = scene_of(row, f"episode {index}") or (row.get(FIRST_PICTURE, row.get(PHOTOGRAPHS, index)),)
         seeds.append(stream_seed(seed, *name, before[name]))
         before[name] += 1
     return seeds
@@ -66,6 +71,7 @@ def samples_of(scenes: Sequence[InitialScene], config: SynthesizeConfig) -> list
                 scene,
                 instruction=instruction,
                 reference=scene.reference if own else None,
+                recorded_length=scene.recorded_length if own else None,
                 metadata={**scene.metadata, **noted},
             )
             asked += [one] * config.samples_per_scene
@@ -116,15 +122,10 @@ def recorded_scenes(
     store = load_clips(run, config.scenes_from, Pictures.trained_on(canvas, config, trained), notes)
     check_used(notes)
     trained.check(store, remedy=RETRAIN)
-    for name, values, expected in (
-        ("state", store.states, shape.state_dim),
-        ("action", store.actions, shape.action_dim),
-    ):
-        if values.shape[1] != expected:
-            raise UserError(f"{config.scenes_from}: {name} width {values.shape[1]}; the generator has {expected}")
-    scenes = []
+    check_widths(config.scenes_from, store, shape)
+    num_frames, scenes = 1 + config.clips * (shape.num_frames - 1), []
     for episode in range(store.num_episodes):
-        window = store.generator_batch(np.array([episode]), np.array([0]), shape.num_frames, shape.frame_stride)
+        window = store.generator_batch(np.array([episode]), np.array([0]), num_frames, shape.frame_stride)
         length = int((~window["is_pad"][0]).sum())
         frames = window["frames"][0, : length // shape.frame_stride + 1]
         reference = {"frames": frames, "actions": window["actions"][0, :length]}
@@ -138,6 +139,7 @@ def recorded_scenes(
                 store.instruction(episode),
                 keep,
                 reference if comparable else None,
+                int(store.episode_lengths[episode]),
             )
         )
     info: dict[str, Any] = {
@@ -147,3 +149,13 @@ def recorded_scenes(
         info = read_info(Path(config.scenes_from))
     names = {"state_names": feature_names(info, STATE), "action_names": feature_names(info, ACTION)}
     return scenes, {"fps": round(store.fps), "robot_type": info.get("robot_type") or "unknown", **names}
+
+
+def check_widths(source: str, store: ClipStore, shape: GeneratorConfig) -> None:
+    """Raise UserError for states or actions of another width than the generator's."""
+    for name, values, expected in (
+        ("state", store.states, shape.state_dim),
+        ("action", store.actions, shape.action_dim),
+    ):
+        if values.shape[1] != expected:
+            raise UserError(f"{source}: {name} width {values.shape[1]}; the generator has {expected}")

@@ -16,7 +16,7 @@ from toolkit.evaluation.statistics import (
     two_proportion_sample_size,
 )
 from toolkit.evaluation.systems import FEWEST_CLUSTERS, HOW_TO_READ
-from toolkit.reporting.results import SynthesizeResult
+from toolkit.reporting.generator_results import SynthesizeResult
 
 FILTER_NOTE = (
     "how many of the synthetic episodes succeed when replayed, of the given share of each task with the best of a "

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from recipes.policy_schema import EvaluateConfig, FinetuneConfig, PretrainConfig
 from recipes.schema import (
     MOST_EPISODES,
     MOST_LENGTH,
@@ -17,13 +18,10 @@ from recipes.schema import (
     SUITES,
     CollectConfig,
     CommonConfig,
-    EvaluateConfig,
     EvaluateGeneratorConfig,
     ExportConfig,
-    FinetuneConfig,
     ImportConfig,
     InspectConfig,
-    PretrainConfig,
     ReplayConfig,
     ReportConfig,
     ScoreConfig,
@@ -41,6 +39,10 @@ class BenchmarkDataConfig(CommonConfig):
     image_size: int = option(64, "pixels a side of the pictures", least=4, most=MOST_PIXELS)
     batch_size: int = option(16, "clips of a batch", least=1, most=MOST_BATCH)
     repeats: int = option(7, "rounds in which every reader takes its turn", least=1, most=10_000)
+    camera_episodes: int = option(
+        4, "of the generated dataset with three cameras of 480x640", least=1, most=MOST_EPISODES
+    )
+    camera_steps: int = option(100, "of each of these", least=2, most=MOST_LENGTH)
     large_gigabytes: int = option(30, "size of the sparse file that memory is watched with", least=1, most=1000)
 
 

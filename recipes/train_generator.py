@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 
 from recipes.common import (
     Pictures,
+    converter,
     instruction_encoder,
     load_all,
     load_generator,
     load_notes,
     pick_device,
+    resample_all,
     seen_behind,
     speed,
     spread,
@@ -30,6 +32,7 @@ from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
+from toolkit.data.actions import converted_rows, find_reference
 from toolkit.data.batches import ALL, GeneratorClips, LatentClips, Part, TokenizerClips, to_tensors
 from toolkit.data.cache import open_latents, open_merged
 from toolkit.data.clips import ClipStore
@@ -40,7 +43,8 @@ from toolkit.data.images import as_size
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe, dimension_names
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_behind, scenes_of, write_scenes
 from toolkit.data.selection import select, subset
-from toolkit.reporting.results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
+from toolkit.data.windows import Windows
+from toolkit.reporting.generator_results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
 from toolkit.training.logging import ScalarLog
 from toolkit.training.loop import train
 from toolkit.training.parallel import share_weights
@@ -63,20 +67,24 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     clips = config.optim.batch_size * config.optim.gradient_accumulation * processes().size
     if clocks_of(config.generator.action).plan_share > 0 and clips == 1:
         raise UserError("optim.batch_size=1 leaves nothing to plan; take more, or generator.action.plan_share=0")
-    encode = instruction_encoder(config.instruction_encoder, config.max_parameters)
+    conventions = replace(Conventions.shared([data.store]), name_views=config.name_views)
+    if config.name_views and not conventions.views:
+        raise UserError(f"name_views=true: {config.dataset} has one camera, which fills the picture; leave it out")
+    encode = instruction_encoder(config.instruction_encoder, config.max_parameters, conventions.views)
     if config.instruction_encoder is not None:
         config.generator.instruction.kind = "embedding"
         vectors = encode(["?"])
         assert isinstance(vectors, torch.Tensor)  # an encoder on disk gives vectors, never the strings themselves
         config.generator.instruction.embedding_width = vectors.shape[1]
     else:
-        fit_instructions(config, data.store)
+        fit_instructions(config, encode(data.store.tasks))
     fit_window(config, data.store)
     covered, padded = check_window(config, data.store)
     seed_everything(config.seed)
     with user_errors():
         generator = Generator(config.generator)
         generator.check_instruction(encode(data.store.tasks))  # one that is too long is told now, not after minutes
+    generator.trajectory.set_reference(data.reference)
     generator.trajectory.set_statistics(*data.ranges())
     tokenized = tokenizer_stage(config, run, generator, data)
     metrics, throughput = streams_stage(config, run, generator, data, encode)
@@ -86,7 +94,8 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     def write(folder: Path) -> None:
         generator.save_pretrained(folder)
         write_scenes(folder, scenes)
-        Conventions.shared([data.store]).write(folder)
+        conventions.write(folder)
+        Windows.of(data.store, bool(config.random_start)).write(folder)
 
     with user_errors():
         run.make("generator", write)
@@ -112,7 +121,8 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
 @dataclass
 class TrainingData:
     """All datasets as one. episodes: of each of them; shares (E,): how often each episode is drawn, None for all alike;
-    labelled (E,): which keep their actions, None for all; seen_behind: scenes behind the synthetic ones."""
+    labelled (E,): which keep their actions, None for all; seen_behind: scenes behind the synthetic ones; reference:
+    (A,) what actions are relative to, see `find_reference`."""
 
     store: ClipStore
     config: TrainGeneratorConfig
@@ -120,6 +130,7 @@ class TrainingData:
     shares: np.ndarray | None
     labelled: np.ndarray | None
     seen_behind: list[SeenScenes]
+    reference: list[int]
 
     def clips(self, batch_size: int, random_start: bool) -> GeneratorClips:
         """Videos, whether or not they have actions."""
@@ -140,15 +151,23 @@ class TrainingData:
         return shape.num_frames, self.config.seed, random_start, shape.frame_stride
 
     def ranges(self) -> list[np.ndarray]:
-        """Mean, deviation, least and largest value of [action, state], of the episodes that keep their actions."""
+        """Mean, deviation, least and largest value of [action, state], of the episodes that keep their actions.
+
+        The first two of actions as the generator learns them, the limits of recorded ones.
+        """
         kept = np.arange(self.store.num_episodes) if self.labelled is None else np.flatnonzero(self.labelled)
-        rows = self.store.rows_of(kept)
-        actions, states = (dimension_names([self.store], key) for key in (ACTION, STATE))
-        statistics = [
-            describe(self.store.actions[rows], ACTION_FLOOR, actions),
-            describe(self.store.states[rows], STATE_FLOOR, states),
-        ]
-        return [np.concatenate([part[key] for part in statistics]) for key in ("mean", "std", "min", "max")]
+        rows, kind = self.store.rows_of(kept), self.config.generator.action_representation
+        names, state_names = (dimension_names([self.store], key) for key in (ACTION, STATE))
+        actions = recorded = self.store.actions[rows]
+        if kind != "absolute":
+            horizon, used = self.config.generator.action_horizon, np.isin(np.arange(self.store.num_episodes), kept)
+            room = np.maximum(self.store.episode_lengths - horizon - 1, 0) * bool(self.config.random_start)
+            starts = [np.arange((last + 1) * own) for last, own in zip(room, used, strict=True)]
+            actions = converted_rows(self.store, horizon, converter(kind, self.reference), starts)
+        learned = describe(actions, ACTION_FLOOR, names), describe(self.store.states[rows], STATE_FLOOR, state_names)
+        limits = learned[0] if actions is recorded else describe(recorded, ACTION_FLOOR), learned[1]
+        told = (("mean", learned), ("std", learned), ("min", limits), ("max", limits))
+        return [np.concatenate([part[key] for part in parts]) for key, parts in told]
 
 
 def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
@@ -159,8 +178,9 @@ def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
     if config.select and not config.synthetic:
         raise UserError(f"train-generator: select={list(config.select)} needs synthetic=[DATASET] to select from")
     notes = load_notes(run, config.notes)
-    pictures = Pictures(as_size(config.image_size, "image_size"), config.cameras, config.rename)
-    stores = load_all(run, [*sources, *config.synthetic], pictures, notes)
+    size = as_size(config.image_size, "image_size")
+    pictures = Pictures(size, config.cameras, config.rename, config.frame_storage)
+    stores = resample_all(load_all(run, [*sources, *config.synthetic], pictures, notes), config)
     stores[len(sources) :] = [selected(config, store) for store in stores[len(sources) :]]
     check_used(notes)
     fit_pictures(config.generator, stores[0].canvas)
@@ -176,7 +196,12 @@ def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
             "dataset that keeps actions; give one of those that do a share above 0"
         )
     counts = [part.num_episodes for part in stores]
-    return TrainingData(store, config, counts, shares, labelled, [seen_behind(part) for part in behind])
+    if config.action_representation != "absolute":
+        config.generator.action_representation = config.action_representation
+    kind, reference = config.generator.action_representation, [-1] * store.actions.shape[1]
+    if kind != "absolute":
+        reference = find_reference(stores, kind, config.absolute_dimensions)
+    return TrainingData(store, config, counts, shares, labelled, [seen_behind(part) for part in behind], reference)
 
 
 def tokenizer_stage(
@@ -224,7 +249,7 @@ def streams_stage(
         reads_frames = isinstance(config.generator.action, FramewiseConfig)
         latents = _latents(starts, generator.tokenizer, pick_device(config.runtime))
         source = LatentClips(source, latents, with_frames=reads_frames)
-    if config.instruction_encoder is not None:
+    if config.instruction_encoder is not None or config.name_views:
         source = EncodedInstructions(source, encode)
 
     def log_samples(log: ScalarLog, step: int) -> None:
@@ -317,7 +342,7 @@ def _uint8_error(frames: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 
 
 class EncodedInstructions:
-    """Adds the vectors of a text encoder on disk to the batches of another source."""
+    """Instructions of the batches of another source as the generator takes them: see `instruction_encoder`."""
 
     def __init__(self, source: Any, encode: Any) -> None:
         self.source, self.encode = source, encode

@@ -18,7 +18,7 @@ from jaxtyping import install_import_hook
 # Shapes are checked in tests alone. Not in the modules whose errors on wrong types are tested.
 CHECKED = (
     *("actions", "branches", "clocks", "flow_matching", "generator", "layers", "objective", "sampling"),
-    *("scene_encoder", "trajectory", "video_branch", "video_dit", "tokenizer"),
+    *("representation", "scene_encoder", "trajectory", "video_branch", "video_dit", "tokenizer"),
     *("backbones.networks", "backbones.wan_tokenizer"),
 )
 install_import_hook([f"vag_core.{module}" for module in CHECKED], "beartype.beartype")

@@ -14,7 +14,7 @@ ALLOWED = {
     "vag_core": {"vag_core"},
     "policies": {
         *("policies", "toolkit.base", "toolkit.data"),
-        *("vag_core.flow_matching", "vag_core.checkpoint"),
+        *("vag_core.flow_matching", "vag_core.checkpoint", "vag_core.representation"),
     },
     "recipes": HOUSE,
 }

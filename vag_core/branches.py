@@ -47,7 +47,7 @@ class Branches(nn.Module):
         self.clocks = clocks_of(config.action)
         self.tokenizer, self.video = build_video_branch(config) if config.action.makes_video else (None, None)
         self.action = build_action_branch(config)
-        self.trajectory = Trajectory(config.action_dim, config.state_dim)
+        self.trajectory = Trajectory(config.action_dim, config.state_dim, config.action_representation)
         self.video_is_taken = False  # from another generator: it is not trained
 
     @property

@@ -16,6 +16,7 @@ from vag_core.config_checks import check_fields, shown
 
 ATTENTIONS = ("full", "factorised")
 INSTRUCTIONS = ("bytes", "embedding")
+REPRESENTATIONS = ("absolute", "delta", "relative_to_first")  # of actions, see `representation`
 
 
 def _option(default: Any, help: str, *, choices: Sequence[str] = (), **bounds: float) -> Any:
@@ -235,6 +236,9 @@ class GeneratorConfig:
     frame_stride: int = _option(1, "actions from one frame to the next", least=1, most=10_000)
     state_dim: int = _option(4, "numbers of a state; train-generator takes it from the data", **DIMENSIONS)
     action_dim: int = _option(4, "numbers of an action; train-generator takes it from the data", **DIMENSIONS)
+    action_representation: str = _option(
+        "absolute", "of actions inside; train-generator's action_representation says it", choices=REPRESENTATIONS
+    )
     tokenizer: TokenizerConfig = _part(TokenizerConfig, "video tokenizer")
     scene: SceneConfig = _part(SceneConfig, "encoder of the first frame")
     video: VideoConfig = _part(VideoConfig, "video branch")
@@ -283,6 +287,7 @@ class GeneratorConfig:
         for field_name, value, choices in (
             ("video.attention", self.video.attention, ATTENTIONS),
             ("instruction.kind", self.instruction.kind, INSTRUCTIONS),
+            ("action_representation", self.action_representation, REPRESENTATIONS),
         ):
             if value not in choices:
                 raise ValueError(f"{field_name} = {value!r}: expected one of {', '.join(choices)}")

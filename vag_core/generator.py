@@ -173,6 +173,7 @@ class Generator(Branches):
             values, rename = convert_config(values) if is_version_01(values) else (values, dict)
             config = with_every_cell_read(GeneratorConfig.from_dict(values), values)
             generator = load_network(lambda: cls(config), weights, max_parameters, "generator", rename)
+            generator.trajectory.set_reference(generator.trajectory.reference)  # which checks it
         except ValueError as error:
             text = str(error)
             raise ValueError(text if text.startswith(f"{weights}: ") else f"{path}: {text}") from error

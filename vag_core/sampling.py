@@ -130,7 +130,7 @@ def sample(
     if settings.guidance_scale != 1:
         free = branches.encode_conditions(picture, first, normal, instruction, 0 * ones)
     slopes = Guided(branches, guided, free, settings.guidance_scale)
-    rest, trajectory, planned = solve(branches, len(image), slopes, pinned, settings)
+    rest, trajectory, planned = solve(branches, state, slopes, pinned, settings)
     if first is None:  # there is no video: the first image, repeated
         latents = torch.cat([torch.zeros_like(rest[:, :, :1]), rest], dim=2)
         video = image[:, None].expand(-1, branches.config.num_frames, -1, -1, -1)
@@ -142,7 +142,7 @@ def sample(
     if inferred:
         view = VideoView(latents, frames=to_float_frames(video))
         trajectory = branches.action_step(trajectory, ones, guided.action, view)
-    actions, after = units.unpack(units.clip(trajectory))
+    actions, after = units.unpack(units.clip(trajectory, state), state)
     if pinned.actions is not None and pinned.states is not None:
         actions, after = pinned.actions, pinned.states[:, 1:]
     return GeneratedBatch(
@@ -155,10 +155,13 @@ def sample(
 
 
 def solve(
-    branches: Branches, size: int, slopes: Guided, pinned: PinnedStreams, settings: Settings
+    branches: Branches, state: Tensor, slopes: Guided, pinned: PinnedStreams, settings: Settings
 ) -> tuple[Tensor, Tensor, bool]:
-    """Latents after the first (B, C, T-1, h, w), trajectory (B, N, A + S) of a sample, and whether it was planned."""
-    config = branches.config
+    """Latents after the first (B, C, T-1, h, w), trajectory (B, N, A + S) of a sample, and whether it was planned.
+
+    state: (B, S), physical.
+    """
+    config, size = branches.config, len(state)
     channels, latent_frames, height, width = config.latent_shape
     shapes = (channels, latent_frames - 1, height, width), (config.action_horizon, branches.trajectory.mean.numel())
     # Noise is drawn on the CPU, so that a seed means the same sample on every device.
@@ -173,7 +176,7 @@ def solve(
         trajectory = branches.trajectory.pack(pinned.actions, pinned.states)
     planned = settings.order == "actions_first" and pinned.frames is None and pinned.actions is None
     if planned:
-        trajectory = branches.trajectory.clip(branches.plan(slopes.guided.action))
+        trajectory = branches.trajectory.clip(branches.plan(slopes.guided.action), state)
     still = (
         pinned.frames is not None or branches.video is None,
         pinned.actions is not None or planned or config.action.two_stage,
@@ -194,7 +197,7 @@ def plan_actions(
     image, state = check_inputs(branches, image, state, instruction)
     units, picture = branches.trajectory, to_float_frames(image[:, None])[:, :, 0]
     planned = branches.plan(branches.action.encode(picture, units.normalise_state(state), instruction))
-    actions, states = units.unpack(units.clip(planned))
+    actions, states = units.unpack(units.clip(planned, state), state)
     return actions, torch.cat([state[:, None], states], dim=1)
 
 

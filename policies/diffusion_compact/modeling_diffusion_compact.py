@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from torch import Tensor, nn
 
+from policies.action_steps import tell_chunk_begins
 from policies.diffusion_compact.configuration_diffusion_compact import DiffusionCompactConfig
 from policies.observation_encoder import COMPACT_WIDTH, STRIDE, CompactBackbone, letterboxed
 from policies.strict_loading import StrictLoading
@@ -56,3 +57,7 @@ class DiffusionCompactPolicy(StrictLoading, DiffusionPolicy):
                 for _ in (shapes if separate else shapes[:1])
             ]
             self.diffusion.rgb_encoder = nn.ModuleList(encoders) if separate else encoders[0]
+
+    def predict_action_chunk(self, batch: dict[str, Tensor], noise: Tensor | None = None) -> Tensor:
+        tell_chunk_begins(batch)
+        return super().predict_action_chunk(batch, noise=noise)

@@ -19,6 +19,7 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 from timm.layers import SwiGLU
 from torch import Tensor, nn
 
+from policies.action_steps import tell_chunk_begins
 from policies.observation_encoder import ObservationEncoder, letterboxed
 from policies.pi05_compact.configuration_pi05_compact import Pi05CompactConfig
 from policies.pi05_compact.training_draws import COUNT, NOISE, TIME
@@ -340,12 +341,9 @@ class Pi05CompactPolicy(StrictLoading, PreTrainedPolicy):
 
     def encode_prefix(self, batch: dict[str, Tensor]) -> tuple[list[KeysValues], Tensor]:
         """Prefix of a preprocessed batch."""
-        return self.model.encode_prefix(
-            [batch[camera] for camera in self.config.image_features],
-            batch[OBS_LANGUAGE_TOKENS],
-            batch[OBS_LANGUAGE_ATTENTION_MASK],
-            batch[OBS_STATE],
-        )
+        pictures = [batch[camera] for camera in self.config.image_features]
+        words = batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK]
+        return self.model.encode_prefix(pictures, *words, batch[OBS_STATE])
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Training loss. Raises ValueError if the chunk is not `chunk_size` long."""
@@ -379,6 +377,7 @@ class Pi05CompactPolicy(StrictLoading, PreTrainedPolicy):
         A picture of another size is letterboxed, since `lerobot-eval` passes on what the simulator renders.
         """
         self.eval()
+        tell_chunk_begins(batch)
         prefix, prefix_mask = self.encode_prefix(self._with_own_picture_size(batch))
         action = self.config.action_feature
         assert action is not None

@@ -1,6 +1,6 @@
 """A tiny policy of each kind and a batch that fits both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,12 @@ def make_batch(size: int = 4, seed: int = 0) -> dict[str, Any]:
 
 
 def build_small(
-    kind: str, stats: Statistics | None = None, text_encoder: Path | None = None, **options: Any
+    kind: str,
+    stats: Statistics | None = None,
+    text_encoder: Path | None = None,
+    representation: str = "absolute",
+    reference: Sequence[int] = (),
+    **options: Any,
 ) -> PolicyObjective:
     torch.manual_seed(0)
     return build_policy(
@@ -64,6 +69,8 @@ def build_small(
         stats=stats or make_statistics(),
         options={**SMALL.get(kind, {}), **options},
         text_encoder=text_encoder,
+        representation=representation,
+        reference=reference,
     )
 
 

@@ -24,6 +24,13 @@ def test_record_is_printed_and_written(dataset: Path, tmp_path: Path, capsys: py
     assert ratios["lerobot_video"] > 20
     growth = next(row for row in record["rows"] if row["metric"] == "anonymous_memory_growth_mib")
     assert growth["value"] < 64
+    of_cameras = {(row["system"], row["metric"]): row["value"] for row in record["rows"] if "1x32x32" in row["suite"]}
+    assert of_cameras["jpeg", "megabytes"] > 0
+    assert of_cameras["jpeg", "psnr_to_source"] > 30
+    assert of_cameras["jpeg", "peak_mib"] < 1.5 * of_cameras["jpeg", "peak_mib_of_first_tenth"]
+    assert {"raw", "jpeg", "lerobot_one_core"} <= {
+        name for name, metric in of_cameras if metric == "pictures_per_second"
+    }
     page = (out / "record.md").read_text()
     assert "| Compared, `windows_8x32x32` | speed ratio |" in page
     assert f"| clip_store / lerobot_video | {ratios['lerobot_video']:,.0f}" in page

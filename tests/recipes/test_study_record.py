@@ -15,7 +15,8 @@ from recipes.study_schema import AblateConfig
 from toolkit.base.errors import UserError
 from toolkit.evaluation.statistics import rollout_rates
 from toolkit.reporting.benchmark_results import AblateResult
-from toolkit.reporting.results import ReplayResult, RolloutResult, SynthesizeResult
+from toolkit.reporting.generator_results import SynthesizeResult
+from toolkit.reporting.results import ReplayResult, RolloutResult
 
 
 def test_the_record_tells_what_each_round_solved(

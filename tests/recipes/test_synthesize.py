@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes import cli, start_scenes, synthesize
+from recipes import cli, plans, start_scenes, synthesize
 from recipes.schema import SynthesizeConfig
 from toolkit.data.formats.lerobot_read import dataset_id, read_actions
 from toolkit.data.images import moved
@@ -63,7 +63,7 @@ def test_the_first_plan_that_is_solved_is_taken_and_its_video_follows(
 ) -> None:
     asked: list[list[int]] = []
     tried: Tried = {}
-    monkeypatch.setattr(synthesize, "replay_episodes", solving({SEEDS[0]: 0, SEEDS[2]: 2}, asked, tried))
+    monkeypatch.setattr(plans, "replay_episodes", solving({SEEDS[0]: 0, SEEDS[2]: 2}, asked, tried))
     assert cli.main([*command, f"out={tmp_path / 'drawn'}"]) == 0
     assert asked == [SEEDS, SEEDS[1:], SEEDS[1:], SEEDS[1:2]]
     drawn = read_actions(tmp_path / "drawn/dataset")
@@ -87,7 +87,7 @@ def test_a_run_that_is_cut_goes_on_with_the_next_draw(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     solved = {SEEDS[0]: 1, SEEDS[1]: 3}
-    monkeypatch.setattr(synthesize, "replay_episodes", solving(solved, []))
+    monkeypatch.setattr(plans, "replay_episodes", solving(solved, []))
     assert cli.main([*command, f"out={tmp_path / 'whole'}"]) == 0
     asked: list[list[int]] = []
     replay = solving(solved, asked)
@@ -97,10 +97,10 @@ def test_a_run_that_is_cut_goes_on_with_the_next_draw(
             raise KeyboardInterrupt
         return replay(*arguments)
 
-    monkeypatch.setattr(synthesize, "replay_episodes", cut)
+    monkeypatch.setattr(plans, "replay_episodes", cut)
     assert cli.main([*command, f"out={tmp_path / 'cut'}"]) == 130
     asked.clear()
-    monkeypatch.setattr(synthesize, "replay_episodes", replay)
+    monkeypatch.setattr(plans, "replay_episodes", replay)
     assert cli.main([*command, f"out={tmp_path / 'cut'}", "resume=true"]) == 0
     assert asked == [SEEDS[1:], SEEDS[1:]]
     assert dataset_id(tmp_path / "cut/dataset") == dataset_id(tmp_path / "whole/dataset")
@@ -113,7 +113,7 @@ def test_plans_of_another_generator_are_not_gone_on_with(
         raise KeyboardInterrupt
 
     asked: list[list[int]] = []
-    monkeypatch.setattr(synthesize, "replay_episodes", solving({}, asked))
+    monkeypatch.setattr(plans, "replay_episodes", solving({}, asked))
     with monkeypatch.context() as patch:
         patch.setattr(Generator, "sample", interrupted)
         assert cli.main([*command, "draws=2", f"out={tmp_path / 'run'}"]) == 130
@@ -121,7 +121,7 @@ def test_plans_of_another_generator_are_not_gone_on_with(
     assert cli.main([*command, "draws=2", f"out={tmp_path / 'run'}", "resume=true"]) == 2
     assert "has changed since" in capsys.readouterr().err
     assert asked == [SEEDS] * 2
-    assert (tmp_path / "run" / synthesize.PLANS).exists()
+    assert (tmp_path / "run" / plans.PLANS).exists()
 
 
 @pytest.mark.parametrize("expert", [True, False])
@@ -135,10 +135,10 @@ def test_plans_are_executed_in_the_simulator(expert: bool, tmp_path: Path, monke
     monkeypatch.setattr(Generator, "plan_actions", lambda *_: (actions, states))
     generator = Generator(GeneratorConfig(num_frames=97, state_dim=4, action_dim=4))
     config = SynthesizeConfig(checkpoint="", tasks=["push"], draws=2, workers=1)
-    scene = synthesize.InitialScene(episode.images[0], episode.states[0], "", {"task_name": "push", "seed": SEEDS[0]})
-    plans = synthesize.solved_plans(config, tmp_path / "plans.npz", generator, list, [scene], "")
-    assert plans.metadata(0) == {"draw": 0, "replay_success": expert}
-    np.testing.assert_array_equal(plans.actions, actions.numpy())
+    scene = start_scenes.InitialScene(episode.images[0], episode.states[0], "", {"task_name": "push", "seed": SEEDS[0]})
+    found = plans.solved_plans(config, tmp_path / "plans.npz", generator, list, [scene], "")
+    assert found.metadata(0) == {"draw": 0, "replay_success": expert}
+    np.testing.assert_array_equal(found.actions, actions.numpy())
 
 
 @pytest.mark.parametrize(

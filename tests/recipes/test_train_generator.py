@@ -71,7 +71,7 @@ def test_the_video_hears_actions_where_few_have_labels(moving_square: Callable[.
     write_clips(tmp_path / "clips.h5", episodes, 800, 20, "x")
     store = ClipStore.open(tmp_path / "clips.h5")
     labelled = labelled_episodes([store], config.labelled_fraction)
-    data = TrainingData(store, config, [40], None, labelled, [])
+    data = TrainingData(store, config, [40], None, labelled, [], [-1])
     clips, joint = data.labelled_clips(), clocks_of(shape.action).num_joint_clips(config.optim.batch_size)
     assert (config.optim.batch_size, joint) == (64, 13)
     shares = np.mean([clips.batch(step)["has_actions"][:joint].numpy() for step in range(20)], axis=1)
@@ -98,7 +98,7 @@ def test_latents_are_scaled_on_episodes_of_all_tasks(
     words = ["dataset=x", "image_size=32", "generator.num_frames=9", "tokenizer_optim.steps=1"]
     config: Any = OmegaConf.to_object(compose_config("train-generator", [*words, "tokenizer_optim.batch_size=1"]))
     config.generator.state_dim = config.generator.action_dim = 2
-    data = TrainingData(ClipStore.open(tmp_path / "clips.h5"), config, [48], None, None, [])
+    data = TrainingData(ClipStore.open(tmp_path / "clips.h5"), config, [48], None, None, [], [-1])
     shown: list[torch.Tensor] = []
     monkeypatch.setattr(VideoTokenizer, "calibrate", lambda _, frames: shown.append(frames))
     run: Any = SimpleNamespace(directory=tmp_path / "run", note_result=lambda _: None, write=lambda: None)

@@ -98,3 +98,21 @@ def test_a_size_that_is_none(value: object) -> None:
     assert as_size(64, "image_size") == as_size([64, 64], "image_size") == (64, 64)
     with pytest.raises(UserError, match=r"image_size=.*: expected \[height, width\]"):
         as_size(value, "image_size")
+
+
+@pytest.mark.parametrize(
+    ("cameras", "words"),
+    [
+        (1, ""),
+        (2, "multi-view video: left: c0 camera, right: c1 camera"),
+        (3, "multi-view video: top left: c0 camera, top right: c1 camera, bottom left: c2 camera, bottom right: black"),
+        (
+            10,
+            "multi-view video: top column 1: c0 camera, top column 2: c1 camera, top column 3: c2 camera, top column 4",
+        ),
+    ],
+)
+def test_what_a_canvas_shows_in_words(cameras: int, words: str) -> None:
+    canvas = Canvas({f"observation.images.c{k}": (8, 8) for k in range(cameras)}, (8, 8))
+    assert canvas.description.startswith(words)
+    assert bool(canvas.description) == bool(words)

@@ -37,26 +37,28 @@ from toolkit.reporting.benchmark_results import (
     Row,
     ValidityCard,
 )
+from toolkit.reporting.generator_results import (
+    EvaluateGeneratorResult,
+    Media,
+    StreamsTraining,
+    SuccessCurve,
+    SynthesizeResult,
+    TokenizerTraining,
+    TrainGeneratorResult,
+)
 from toolkit.reporting.pages import piece
 from toolkit.reporting.report import write_report
 from toolkit.reporting.results import (
     Collected,
     CollectResult,
     DemoResult,
-    EvaluateGeneratorResult,
     GeneratedSystem,
     GeneratedSystems,
-    Media,
     PolicyRate,
     PretrainResult,
     ReplayResult,
     RolloutResult,
     StageTime,
-    StreamsTraining,
-    SuccessCurve,
-    SynthesizeResult,
-    TokenizerTraining,
-    TrainGeneratorResult,
 )
 from toolkit.reporting.sections import rate_row
 from toolkit.reporting.success import RateRow, fraction_figures, fraction_points, verdicts

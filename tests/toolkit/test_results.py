@@ -11,14 +11,8 @@ import pytest
 from toolkit.base.errors import UserError
 from toolkit.base.typed_json import from_json, read_as, to_json
 from toolkit.reporting.benchmark_results import BenchmarkRecord
-from toolkit.reporting.results import (
-    RESULTS,
-    EvaluateGeneratorResult,
-    OpenLoopResult,
-    RolloutResult,
-    SynthesizeResult,
-    Throughput,
-)
+from toolkit.reporting.generator_results import EvaluateGeneratorResult, SynthesizeResult, Throughput
+from toolkit.reporting.results import RESULTS, OpenLoopResult, RolloutResult
 
 RECORDS = sorted((Path(__file__).parents[2] / "recipes/benchmarks").glob("*.json"))
 MISSING = object()

@@ -143,7 +143,7 @@ def make_sources(
         if round(store.fps) != round(stores[0].fps):
             raise UserError(
                 f"{store.name}: {store.fps:g} steps a second; {stores[0].name} has {stores[0].fps:g}: the same action "
-                "would last another time; they cannot be mixed"
+                "would last another time. resample_fps= lowers all to one rate"
             )
     columns: dict[str, list[np.ndarray]] = {}
     for name, wanted, floor in (("states", state_dim, STATE_FLOOR), ("actions", action_dim, ACTION_FLOOR)):

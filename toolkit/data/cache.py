@@ -1,4 +1,7 @@
-"""From a dataset to its clip file, decoded once per content and picture size, and from clips to their latents."""
+"""From a dataset to its clip file, decoded once per content, picture size and way of storing, and to latents.
+
+Frames are stored raw or as JPEG files. What a clip file will take is printed before it is built.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import errno
 import hashlib
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,19 +21,25 @@ import numpy as np
 from toolkit.base.engine import parallel_feed
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
-from toolkit.data.cached_files import cache_directory, cached_file, fingerprint, remembered_id
+from toolkit.data.cached_files import GIGABYTE, cache_directory, cache_limit, cached_file, fingerprint, remembered_id
 from toolkit.data.canvas import Canvas, choose_cameras, describe_cameras
-from toolkit.data.clips import ClipStore, ClipTable, create_clips, write_frames
+from toolkit.data.clips import ClipStore, ClipTable, create_clips, create_jpeg_clips, write_frames
 from toolkit.data.conventions import check_dimensions
 from toolkit.data.episode import ACTION, STATE
 from toolkit.data.formats import lerobot_layout, lerobot_read
-from toolkit.data.formats.lerobot_layout import camera_keys, dimension_names, picture_size
+from toolkit.data.formats.lerobot_layout import camera_keys, dimension_names, picture_bytes, picture_size
+from toolkit.data.frames import CODING, JpegFrames, encoded_frames
 from toolkit.data.images import as_size
-from toolkit.data.pictures import check_video_lengths, read_pictures
+from toolkit.data.pictures import TOGETHER, check_video_lengths, read_pictures
 
 FORMAT = 4  # part of the names of cached files; another number when the same dataset would give another file
 GROUP_VALUES = 8_000_000  # at least so many pixel values are decoded together: a group costs opening a file
 PARALLEL_VALUES = 300_000_000  # pixel values of a dataset, above which it pays to start other processes
+PART_VALUES = 4_000_000  # at most so many of one camera are in memory at once: it costs less to take the same again
+SMALL_PIXELS = 128 * 128  # of one camera: pictures up to this size stay raw, which is read fastest
+SMALL_BYTES = GIGABYTE  # of raw frames, which as JPEG would save too little to matter
+MOST_TIMES = 5  # that raw frames of larger pictures may take of the dataset's own files
+SAMPLED = 5  # episodes of which a picture is encoded, to tell the size of all
 
 
 def open_clips(
@@ -38,12 +48,14 @@ def open_clips(
     cameras: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     workers: int | None = None,
+    storage: str = "auto",
 ) -> ClipStore:
     """The clips of a LeRobotDataset v3 directory (through the cache) or of a clip file.
 
     image_size: (height, width) that each camera gets on the canvas, one number for both; cameras: whose pictures, by
     feature key, all of the dataset where none is named; rename: other keys for cameras of the dataset. workers:
-    processes that decode; None starts one per core where that saves time, 1 stays in this process.
+    processes that decode; None starts one per core where that saves time, 1 stays in this process. storage: raw,
+    jpeg or auto, how a file that is built keeps frames, see `stored_as_jpeg`.
     Raises UserError if the source is missing or damaged, a camera is not there, or a clip file has pictures of another
     size.
     """
@@ -64,8 +76,9 @@ def open_clips(
         canvas = Canvas({key: picture_size(info, key) for key in chosen.values()}, cell)
         identity = remembered_id(source)
         keys = hashlib.sha256("\0".join(canvas.cameras).encode()).hexdigest()[:8]
-        name = f"{identity}-{keys}-{cell[0]}x{cell[1]}-{FORMAT}.h5"
-        build = partial(build_clips, source, canvas, identity, content, workers)
+        jpeg = stored_as_jpeg(storage, source, info, canvas)
+        name = f"{identity}-{keys}-{cell[0]}x{cell[1]}-{FORMAT}{f'-{CODING}' * jpeg}.h5"
+        build = partial(build_clips, source, canvas, identity, content, workers, jpeg)
         store = _open_cached(name, build, ClipStore.open)
         store = replace(store, state_names=dimension_names(info, STATE), action_names=dimension_names(info, ACTION))
         store = replace(store, canvas=canvas.renamed(rename), robot_type=str(info.get("robot_type") or ""))
@@ -76,6 +89,17 @@ def open_clips(
         size = "x".join(map(str, store.canvas.cell))
         raise UserError(f"{source}: pictures are {size} (height x width); expected {cell[0]}x{cell[1]}")
     return store
+
+
+def stored_as_jpeg(storage: str, source: Path, info: dict[str, Any], canvas: Canvas) -> bool:
+    """Whether frames are stored as JPEG. auto: where raw ones would take more than $VAG_CACHE_GB; or, of pictures
+    larger than 128x128, more than five times the dataset's own and more than a gigabyte."""
+    if storage != "auto":
+        return storage == "jpeg"
+    size = info["total_frames"] * math.prod(canvas.size) * 3
+    if math.prod(canvas.cell) > SMALL_PIXELS and size > SMALL_BYTES:
+        return size > MOST_TIMES * picture_bytes(source, info, list(canvas.cameras)) or size > cache_limit()
+    return size > cache_limit()
 
 
 def open_latents(
@@ -110,7 +134,9 @@ def open_merged(stores: Sequence[ClipStore]) -> ClipStore:
                 f"{describe_cameras(first.canvas)}: they cannot be joined"
             )
         if store.fps != first.fps:
-            raise UserError(f"{store.name}: {store.fps} fps; {first.name} has {first.fps}: they cannot be joined")
+            raise UserError(
+                f"{store.name}: {store.fps} fps; {first.name} has {first.fps}. resample_fps= lowers all to one"
+            )
     check_dimensions(stores)
     key = hashlib.sha256(" ".join([str(FORMAT), *map(_clip_id, stores)]).encode()).hexdigest()[:16]
     name = f"{key}-joined-{'x'.join(map(str, first.canvas.cell))}.h5"
@@ -138,12 +164,51 @@ def _join(stores: Sequence[ClipStore], source_id: str, path: Path) -> None:
         source_id,
         stores[0].canvas,
     )
+    parts = progress(zip(episodes, rows, strict=True), description="join", total=len(rows), unit="ep")
+    if any(isinstance(store.frames, JpegFrames) for store in stores):
+        sizes = [_bytes_of(store) for store in stores]
+        _announce(path, table, sum(sizes), jpeg=True)
+        with create_jpeg_clips(path, table) as add:
+            for (store, _), part in parts:
+                files = encoded_frames(store.frames, part)
+                add(np.array([len(file) for file in files]), np.concatenate(files))
+        return
+    _announce(path, table, len(table.states) * math.prod(stores[0].canvas.size) * 3, jpeg=False)
     offset = create_clips(path, table)
     _reserve(path)
     first = 0
-    for (store, _), part in progress(zip(episodes, rows, strict=True), description="join", total=len(rows), unit="ep"):
+    for (store, _), part in parts:
         write_frames(path, offset, first, store.frames[part])
         first += len(part)
+
+
+def _bytes_of(store: ClipStore) -> int:
+    """What the frames of a store take as JPEG, about."""
+    if isinstance(store.frames, JpegFrames):
+        return int(store.frames.lengths.sum())
+    some = np.linspace(0, len(store.frames) - 1, SAMPLED).astype(int)
+    return round(len(store.frames) * np.mean([len(file) for file in encoded_frames(store.frames, some)]))
+
+
+def _announce(path: Path, table: ClipTable, size: int, jpeg: bool, why: str = "") -> None:
+    """Print what a clip file will take. Raises OSError if the disk has too little room."""
+    rows, columns = table.canvas.grid
+    shape = "x".join(map(str, (*((rows, columns) if rows * columns > 1 else ()), *table.canvas.cell)))
+    limit = cache_limit() / GIGABYTE
+    print(
+        f"clip file: {len(table.states):,} pictures of {shape} {'as JPEG, about' if jpeg else 'raw,'} "
+        f"{size_text(size)}{why}; $VAG_CACHE_GB is {limit:g}"
+        + ", so all else in the cache will be deleted"
+        * (size > limit * GIGABYTE),
+        flush=True,
+    )
+    if shutil.disk_usage(path.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path.parent))
+
+
+def size_text(size: float) -> str:
+    """Bytes in words, with three digits."""
+    return f"{size / GIGABYTE:.3g} GB" if size >= GIGABYTE else f"{size / 1e6:.3g} MB"
 
 
 def _open_cached[Opened](name: str, build: Callable[[Path], None], opened: Callable[[Path], Opened]) -> Opened:
@@ -174,7 +239,11 @@ class _Group:
     episodes: list[dict[str, Any]]  # rows of the episode table
     first: int  # row of the first frame
     clip_file: Path
-    offset: int  # byte
+
+    @property
+    def part(self) -> Path:
+        """The file of its JPEG files, until the clip file has taken them in."""
+        return self.clip_file.with_name(f"{self.clip_file.name}.{self.first}")
 
 
 def build_clips(
@@ -183,10 +252,12 @@ def build_clips(
     source_id: str,
     content: tuple[str, float],
     workers: int | None,
+    jpeg: bool,
     path: Path,
 ) -> None:
-    """Decode a LeRobotDataset into the clip file `path`: every worker writes its rows straight into the file.
+    """Decode a LeRobotDataset into the clip file `path`, and print before what it will take.
 
+    Every worker writes raw rows straight into the file, or JPEG files into a part beside it, that is then taken in.
     content: `fingerprint` of the dataset, taken before `source_id` was.
     Raises UserError as `read_table`, for pictures that are missing or unreadable, and if the dataset
     has changed since then or changes meanwhile; OSError if the disk has no room.
@@ -206,28 +277,46 @@ def build_clips(
         source_id,
         canvas,
     )
-    offset = create_clips(path, clips)
-    _reserve(path)
     values = sum(3 * math.prod(size) for size in canvas.cameras.values())  # of the pictures of a step
     groups = [
-        _Group(source, canvas, table.episodes[a:b], int(table.lengths[:a].sum()), path, offset)
+        _Group(source, canvas, table.episodes[a:b], int(table.lengths[:a].sum()), path)
         for a, b in _ranges(table.lengths, GROUP_VALUES / values)
     ]
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if len(table.states) * values > PARALLEL_VALUES else 1
-    bar = progress(description=f"decode {source.name}", total=len(table.states), unit="frame")
-    queue = iter(groups)
+    raw_size, own_size = len(table.states) * math.prod(canvas.size) * 3, picture_bytes(source, info, [*canvas.cameras])
+    if jpeg:
+        some = np.unique(np.linspace(0, len(table.lengths) - 1, SAMPLED).astype(int))
+        files = [next(_files(_Group(source, canvas, [table.episodes[k]], 0, path))) for k in some]
+        size = round(len(table.states) * np.mean([len(file) for file in files]))
+        _announce(path, clips, size, jpeg, f" (raw {size_text(raw_size)}, in the dataset {size_text(own_size)})")
+        with create_jpeg_clips(path, clips) as add:
+            for group, lengths in _decode(_encode_group, groups, workers, clips):
+                add(lengths, np.memmap(group.part, np.uint8, "r"))
+                group.part.unlink()
+    else:
+        _announce(path, clips, raw_size, jpeg, f" (in the dataset {size_text(own_size)})")
+        offset = create_clips(path, clips)
+        _reserve(path)
+        for _ in _decode(partial(_decode_group, offset=offset), groups, workers, clips):
+            pass
+    _check_unchanged(source, content)
+
+
+def _decode(
+    function: Callable[[_Group], np.ndarray], groups: list[_Group], workers: int, table: ClipTable
+) -> Iterator[tuple[_Group, np.ndarray]]:
+    """What `function` gives of each group, in order, an entry a frame."""
+    description, queue = f"decode {groups[0].directory.name}", iter(groups)
+    bar = progress(description=description, total=len(table.states), unit="frame")
     try:
-        for _, rows in parallel_feed(
-            _decode_group,
-            lambda: next(queue, None),
-            workers=min(workers, len(groups)),
-            description=f"decode {source.name}",
+        for group, lengths in parallel_feed(
+            function, lambda: next(queue, None), workers=min(workers, len(groups)), description=description
         ):
-            bar.update(rows)
+            yield group, lengths
+            bar.update(len(lengths))
     finally:
         bar.close()
-    _check_unchanged(source, content)
 
 
 def _check_unchanged(source: Path, content: tuple[str, float]) -> None:
@@ -256,21 +345,38 @@ def _ranges(lengths: np.ndarray, least: float) -> Iterator[tuple[int, int]]:
             first, frames = episode + 1, 0
 
 
-def _decode_group(group: _Group) -> int:
-    """Runs in a worker: decode the pictures of a group into the clip file; returns how many."""
-    cameras = [read_pictures(group.directory, group.episodes, camera) for camera in group.canvas.cameras]
+def _decode_group(group: _Group, offset: int) -> np.ndarray:
+    """Runs in a worker: decode the pictures of a group into the clip file; returns bytes a frame."""
     row = group.first
-    for parts in zip(*cameras, strict=True):  # all are cut at the same steps
+    for canvases in _canvases(group):
+        write_frames(group.clip_file, offset, row, canvases)
+        row += len(canvases)
+    return np.full(row - group.first, math.prod(group.canvas.size) * 3)
+
+
+def _encode_group(group: _Group) -> np.ndarray:
+    """Runs in a worker: the pictures of a group as JPEG files, one after the other in its part; returns their bytes."""
+    with group.part.open("wb") as part:
+        return np.array([part.write(file) for file in _files(group)])
+
+
+def _files(group: _Group) -> Iterator[np.ndarray]:
+    return (file for canvases in _canvases(group) for file in encoded_frames(canvases, range(len(canvases))))
+
+
+def _canvases(group: _Group) -> Iterator[np.ndarray]:
+    """The pictures of a group as canvases (T, H, W, 3), a few at a time. Raises UserError for those of another size."""
+    most = max(3 * math.prod(size) for size in group.canvas.cameras.values())
+    together = max(1, min(TOGETHER, PART_VALUES // most))  # for all cameras, so that they are cut at the same steps
+    cameras = [read_pictures(group.directory, group.episodes, camera, together) for camera in group.canvas.cameras]
+    for parts in zip(*cameras, strict=True):
         for (camera, size), part in zip(group.canvas.cameras.items(), parts, strict=True):
             if part.shape[1:3] != size:
                 raise UserError(
                     f"{group.directory}: pictures of '{camera}' are {part.shape[1]}x{part.shape[2]}; meta/info.json "
                     f"says {size[0]}x{size[1]}"
                 )
-        canvases = group.canvas.compose(dict(zip(group.canvas.cameras, parts, strict=True)))
-        write_frames(group.clip_file, group.offset, row, canvases)
-        row += len(canvases)
-    return row - group.first
+        yield group.canvas.compose(dict(zip(group.canvas.cameras, parts, strict=True)))
 
 
 def _build_latents(episodes: int, encode: Callable[[], Iterator[np.ndarray]], path: Path) -> None:
@@ -278,6 +384,7 @@ def _build_latents(episodes: int, encode: Callable[[], Iterator[np.ndarray]], pa
     first = 0
     for part in encode():
         if latents is None:
+            print(f"latents of {episodes:,} windows: {size_text(episodes * part[0].nbytes)}", flush=True)
             latents = np.lib.format.open_memmap(path, "w+", np.float32, (episodes, *part.shape[1:]))
             _reserve(path)
         latents[first : first + len(part)] = part

@@ -7,6 +7,7 @@ complete: who finds the name finds the whole file. Deleting a file that someone 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -23,7 +24,8 @@ from toolkit.data.formats.lerobot_layout import data_files
 from toolkit.data.formats.lerobot_read import dataset_id
 
 OWN_FILE = re.compile(r"[0-9a-f]{16}-.+\.(h5|npy)")
-OWN_PARTIAL = re.compile(r"\.([0-9a-f]{16}[-.].+)\.(?:vag-)?partial")  # ".partial" is what earlier versions wrote
+# ".partial" is what earlier versions wrote; a number at the end marks a part of such a file.
+OWN_PARTIAL = re.compile(r"\.([0-9a-f]{16}[-.].+)\.(?:vag-)?partial(\.\d+)?")
 LOCKS = "locks"  # folder of empty files; they stay, since a lock that is removed could be held twice
 GIGABYTE = 1_000_000_000
 SETTLED_SECONDS = 2.0  # a file changed later than this before it was hashed could change again unnoticed
@@ -43,7 +45,7 @@ def cached_file(name: str, build: Callable[[Path], None]) -> Path:
     process left half-written is removed by the next build. Raises UserError if $VAG_CACHE_GB is not a size or the
     file system cannot lock files.
     """
-    path, limit = cache_directory() / name, _limit()
+    path, limit = cache_directory() / name, cache_limit()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
@@ -107,13 +109,19 @@ def _locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 def _build(path: Path, build: Callable[[Path], None]) -> None:
     temporary = manifest.partial_name(path)
-    temporary.unlink(missing_ok=True)  # its builder died
+    _discard(temporary)  # its builder died
     try:
         temporary.touch()
         build(temporary)
         files.publish(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
+
+
+def _discard(temporary: Path) -> None:
+    """Remove a file that is built, and the parts that its workers have left: the same name with a number."""
+    for path in (temporary, *temporary.parent.glob(f"{glob.escape(temporary.name)}.*")):
+        path.unlink(missing_ok=True)
 
 
 def _sweep(directory: Path) -> None:
@@ -144,7 +152,7 @@ def _evict(directory: Path, keep: Path, limit: float) -> None:
             total -= size
 
 
-def _limit() -> float:
+def cache_limit() -> float:
     """Size of the cache [byte]. Raises UserError if the variable is not a number."""
     text = os.environ.get("VAG_CACHE_GB", "50")
     try:

@@ -57,6 +57,21 @@ class Canvas:
             found[camera] = (row * self.cell[0] + top, column * self.cell[1] + left, height, width)
         return found
 
+    @property
+    def description(self) -> str:
+        """What it shows, in words for an instruction, as in DreamGen; nothing of a single camera."""
+        rows, columns = self.grid
+        if len(self.cameras) == 1:
+            return ""
+        down, across = (
+            {1: [""], 2: [low, high], 3: [low, "middle", high]}.get(count, [f"{name} {k + 1}" for k in range(count)])
+            for count, name, low, high in ((rows, "row", "top", "bottom"), (columns, "column", "left", "right"))
+        )
+        names = [f"{camera.rsplit('.', 1)[-1]} camera" for camera in self.cameras]
+        names += ["black"] * (rows * columns - len(names))
+        places = [f"{row} {column}".strip() for row in down for column in across]
+        return "multi-view video: " + ", ".join(f"{place}: {name}" for place, name in zip(places, names, strict=True))
+
     def compose(self, pictures: Mapping[str, np.ndarray]) -> np.ndarray:
         """Pictures (T, H, W, 3) uint8 by camera, of any size, as canvases (T, *size, 3)."""
         cells = [letterboxed(pictures[camera], self.cell) for camera in self.cameras]

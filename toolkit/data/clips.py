@@ -1,13 +1,15 @@
 """The clip file: a dataset decoded once, memory-mapped, and the windows that training draws from it.
 
 One HDF5 file with contiguous arrays; its frames are mapped, not read, so a window costs one memory copy and
-a file larger than memory works. It needs neither LeRobot nor a video decoder.
+a file larger than memory works. It needs neither LeRobot nor a video decoder. Frames are raw, or JPEG files one after
+the other: then `jpeg_lengths` (N,) [byte] and the group `jpegs` of arrays of bytes stand in place of `frames`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from toolkit.data.canvas import Canvas
 from toolkit.data.episode import ACTION, ACTION_IS_PAD, STATE, TASK, Episode
 from toolkit.data.episode_notes import episode_id
 from toolkit.data.formats.hdf5_write import new_hdf5
+from toolkit.data.frames import Frames, JpegFrames
 from toolkit.data.seen_scenes import SeenScenes
 
 ARRAYS = {  # dimensions and kind of number
@@ -34,6 +37,7 @@ ARRAYS = {  # dimensions and kind of number
     "about": (1, "u"),
 }
 ABOUT = {"tasks": list, "metadata": list, "fps": float, "source_id": str}  # JSON, in the bytes of an array of its own
+JPEGS, JPEG_LENGTHS = "jpegs", "jpeg_lengths"
 CHECKED_ROWS = 1 << 16  # rows looked at together, so that a check of millions of rows needs little memory
 
 
@@ -42,7 +46,7 @@ class ClipStore:
     """frames (N, H, W, 3) uint8, states (N, S), actions (N, A) float32; episode arrays (E,) int64."""
 
     path: Path
-    frames: np.ndarray
+    frames: Frames
     states: np.ndarray
     actions: np.ndarray
     episode_starts: np.ndarray
@@ -74,10 +78,16 @@ class ClipStore:
         try:
             # Unlocked: the file is complete when it has its name, and some file systems know no locks.
             with h5py.File(path, "r", locking=False) as file:
-                arrays: Any = {name: _mapped(path, file, name) for name in ARRAYS}
+                raw = JPEG_LENGTHS not in file
+                arrays: Any = {name: _mapped(path, file, name) for name in ARRAYS if raw or name != "frames"}
+                rows = None if raw else _jpeg_rows(path, file)
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise UserError(f"{path}: not a complete clip file ({error}); delete it to build it again") from error
-        store = cls(path, **_about(path, arrays.pop("about"), arrays["frames"].shape[1:3]), **arrays)
+        about = _about(path, arrays.pop("about"), arrays["frames"].shape[1:3] if raw else ())
+        if rows is not None:
+            data = np.asarray(np.memmap(path, np.uint8, "r"))
+            arrays["frames"] = JpegFrames(path, data, *rows, about["canvas"].size)
+        store = cls(path, **about, **arrays)
         store._check()
         return store
 
@@ -204,7 +214,13 @@ def _about(path: Path, text: np.ndarray, size: Sequence[int]) -> dict[str, Any]:
 
 def _mapped(path: Path, file: h5py.File, name: str) -> np.ndarray:
     """An array of a clip file, mapped. Raises UserError unless it is what `ARRAYS` says, all of it in this file."""
-    dimensions, kinds = ARRAYS[name]
+    data, offset = _array(path, file, name, *ARRAYS[name])
+    # As a plain array: indexing np.memmap costs more, and the map lives as long as the array does.
+    return np.asarray(np.memmap(path, data.dtype, "r", offset, data.shape))
+
+
+def _array(path: Path, file: h5py.File, name: str, dimensions: int, kinds: str) -> tuple[h5py.Dataset, int]:
+    """An array of a clip file and where its bytes begin. Raises as `_mapped`."""
     if not isinstance(file.get(name, getlink=True) if name in file else None, h5py.HardLink):
         raise UserError(f"{path}: no array '{name}'; expected a clip file with {', '.join(ARRAYS)}; build it again")
     data = file[name]
@@ -216,8 +232,21 @@ def _mapped(path: Path, file: h5py.File, name: str) -> np.ndarray:
         raise UserError(f"{path}: array '{name}' is empty or not contiguous; build the clip file again")
     if offset + data.nbytes > path.stat().st_size:
         raise UserError(f"{path}: truncated inside '{name}'; delete it to build it again")
-    # As a plain array: indexing np.memmap costs more, and the map lives as long as the array does.
-    return np.asarray(np.memmap(path, data.dtype, "r", offset, data.shape))
+    return data, offset
+
+
+def _jpeg_rows(path: Path, file: h5py.File) -> tuple[np.ndarray, np.ndarray]:
+    """Where in a clip file the JPEG file of each frame begins, and its length [byte], (N,). Raises as `_mapped`."""
+    lengths = _array(path, file, JPEG_LENGTHS, 1, "iu")[0][()].astype(np.int64)
+    parts = [_array(path, file, f"{JPEGS}/{name}", 1, "u") for name in sorted(file[JPEGS])]
+    ends = np.cumsum([0, *(data.nbytes for data, _ in parts)])[1:]
+    stops = np.cumsum(lengths)
+    if not parts or lengths.min() < 1 or lengths.max() > ends[-1] or stops[-1] != ends[-1] or set(ends) - set(stops):
+        raise UserError(f"{path}: '{JPEG_LENGTHS}' does not fit the bytes of '{JPEGS}'; delete it to build it again")
+    starts = stops - lengths
+    part = np.searchsorted(ends, starts, side="right")
+    shifts = np.array([offset - (end - data.nbytes) for (data, offset), end in zip(parts, ends, strict=True)])
+    return starts + shifts[part], lengths
 
 
 @dataclass
@@ -239,7 +268,6 @@ def create_clips(path: Path, table: ClipTable) -> int:
 
     No room is taken on the disk for the frames. Raises OSError if the disk has none for the rest.
     """
-    names = sorted(set(table.tasks))
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # the place is known before the first frame is
@@ -247,15 +275,39 @@ def create_clips(path: Path, table: ClipTable) -> int:
     space = h5py.h5s.create_simple((len(table.states), *table.canvas.size, 3))
     with new_hdf5(path) as (file, _):  # which takes no lock: HDF5's own would collide with that of the builder
         frames = h5py.h5d.create(file.id, b"frames", h5py.h5t.STD_U8LE, space, properties)
-        file["states"], file["actions"] = table.states.astype(np.float32), table.actions.astype(np.float32)
-        file["episode_starts"] = np.cumsum(table.lengths) - table.lengths
-        file["episode_lengths"] = np.asarray(table.lengths)
-        file["episode_tasks"] = np.array([names.index(task) for task in table.tasks])
-        metadata = [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in table.metadata]
-        about = {"tasks": names, "metadata": metadata, "fps": float(table.fps), "source_id": table.source_id}
-        about["canvas"] = table.canvas.to_dict()
-        file["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        _write_table(file, table)
         return frames.get_offset()
+
+
+@contextmanager
+def create_jpeg_clips(path: Path, table: ClipTable) -> Iterator[Callable[[np.ndarray, np.ndarray], None]]:
+    """Write a clip file of JPEG files: gives what adds the next rows, their lengths (T,) and their bytes, all in one.
+
+    Raises OSError if the disk has no room.
+    """
+    lengths: list[np.ndarray] = []
+    with new_hdf5(path) as (file, raw):
+
+        def add(sizes: np.ndarray, data: np.ndarray) -> None:
+            file[f"{JPEGS}/{len(lengths):08d}"] = data
+            lengths.append(sizes)
+            raw.check()
+
+        yield add
+        _write_table(file, table)
+        file[JPEG_LENGTHS] = np.concatenate(lengths)
+
+
+def _write_table(file: h5py.File, table: ClipTable) -> None:
+    names = sorted(set(table.tasks))
+    file["states"], file["actions"] = table.states.astype(np.float32), table.actions.astype(np.float32)
+    file["episode_starts"] = np.cumsum(table.lengths) - table.lengths
+    file["episode_lengths"] = np.asarray(table.lengths)
+    file["episode_tasks"] = np.array([names.index(task) for task in table.tasks])
+    metadata = [{k: v.item() if hasattr(v, "item") else v for k, v in row.items()} for row in table.metadata]
+    about = {"tasks": names, "metadata": metadata, "fps": float(table.fps), "source_id": table.source_id}
+    about["canvas"] = table.canvas.to_dict()
+    file["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
 
 
 def write_frames(path: Path, offset: int, first: int, frames: np.ndarray) -> None:

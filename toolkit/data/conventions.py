@@ -36,11 +36,12 @@ class Conventions:
     canvas: Canvas | None = None  # cameras, their sizes and where the network sees them
     robot_type: str = ""
     codec: str = ""  # of its videos
+    name_views: bool = False  # instructions say which camera the canvas shows where
 
     @classmethod
     def shared(cls, parts: Sequence[ClipStore | Conventions]) -> Conventions:
         """Those of data that is trained on together: the names of the widest, none where those disagree."""
-        names: dict[str, list[str]] = {}
+        names: dict[str, Any] = {}
         for key in ("state_names", "action_names"):
             told = [list(getattr(part, key)) for part in parts]
             widest = [found for found in told if len(found) == max(map(len, told))]
@@ -67,18 +68,27 @@ class Conventions:
             canvas = _canvas_of(found)
             texts = {key: found.get(key, "") for key in ("robot_type", "codec")}
             listed = all(isinstance(told, list) and all(isinstance(n, str) for n in told) for told in names.values())
+            named = found.get("name_views", False)
             if not (0 < fps < np.inf and listed and all(isinstance(text, str) for text in texts.values())):
                 raise ValueError("no rate above 0, no lists of names, or a robot_type or codec that is no text")
+            if not isinstance(named, bool):
+                raise ValueError("name_views is neither true nor false")
         except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise UserError(f"{path}: damaged ({error}); expected fps, state_names and action_names") from error
-        return cls(str(checkpoint), fps, **names, canvas=canvas, **texts)
+        return cls(str(checkpoint), fps, **names, canvas=canvas, name_views=named, **texts)
+
+    @property
+    def views(self) -> str:
+        """What instructions say of the cameras, if anything."""
+        return self.canvas.description if self.name_views and self.canvas is not None else ""
 
     def write(self, directory: Path) -> None:
         """Write `conventions.json` into a directory that is still under its temporary name."""
         listed = {key: list(getattr(self, key)) for key in ("state_names", "action_names")}
         canvas = {} if self.canvas is None else {"canvas": self.canvas.to_dict()}
         texts = {"robot_type": self.robot_type, "codec": self.codec}
-        write_json(directory / CONVENTIONS, {"fps": self.fps, **listed, **canvas, **texts})
+        views = {"name_views": True} if self.name_views else {}
+        write_json(directory / CONVENTIONS, {"fps": self.fps, **listed, **canvas, **texts, **views})
 
     def check(self, store: ClipStore | Conventions, names: bool = True, remedy: str = REFIT) -> None:
         """Raise UserError if a dataset has another rate or, where both tell `names` of dimensions, other ones.
@@ -89,9 +99,10 @@ class Conventions:
             ours, theirs = describe_cameras(self.canvas), describe_cameras(store.canvas)
             warn(f"{store.name}: pictures of {theirs}; {self.name} was trained on {ours}: their bars stand elsewhere")
         if self.fps and round(store.fps) != round(self.fps):
+            lower = f"vag import resample_fps={self.fps:g} lowers it, or " if store.fps > self.fps else ""
             raise UserError(
                 f"{store.name}: {store.fps:g} steps a second; {self.name} was trained on {self.fps:g}: the same action "
-                f"would last another time. {remedy}"
+                f"would last another time. {lower}{remedy}"
             )
         for key in ("state_names", "action_names") if names else ():
             now, before = list(getattr(store, key)), list(getattr(self, key))

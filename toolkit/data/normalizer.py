@@ -96,8 +96,13 @@ def dimension_names(stores: Sequence[ClipStore], key: str) -> list[str]:
     return [f"{where} {i}{name}" for i, name in enumerate(told)]
 
 
-def compute_statistics(stores: Sequence[ClipStore]) -> dict[str, dict[str, np.ndarray]]:
-    """Statistics of all rows of all stores, by feature key; pictures per channel as (3, 1, 1)."""
+def compute_statistics(
+    stores: Sequence[ClipStore], actions: Sequence[np.ndarray] | None = None
+) -> dict[str, dict[str, np.ndarray]]:
+    """Statistics of all rows of all stores, by feature key; pictures per channel as (3, 1, 1).
+
+    actions: of each store (N, A), where they are not learned as recorded.
+    """
     shown = [store.canvas.cells(store.frames[:: max(1, len(store.frames) // 256)]) for store in stores]
     pictures = {}
     for camera in stores[0].canvas.cameras:
@@ -107,7 +112,7 @@ def compute_statistics(stores: Sequence[ClipStore]) -> dict[str, dict[str, np.nd
     state_names, action_names = (dimension_names(stores, key) for key in (STATE, ACTION))
     return {
         STATE: describe_columns([store.states for store in stores], STATE_FLOOR, state_names),
-        ACTION: describe_columns([store.actions for store in stores], ACTION_FLOOR, action_names),
+        ACTION: describe_columns(actions or [store.actions for store in stores], ACTION_FLOOR, action_names),
         **pictures,
     }
 

@@ -26,8 +26,10 @@ TOGETHER = 64  # pictures in memory at once: recorded ones are large, and episod
 Pictures = Iterator[np.ndarray]
 
 
-def read_pictures(directory: Path, episodes: list[dict[str, Any]], image_key: str) -> Iterator[np.ndarray]:
-    """(T, H, W, 3) uint8, T <= `TOGETHER`: the pictures of `episodes`, consecutive rows of the episode table.
+def read_pictures(
+    directory: Path, episodes: list[dict[str, Any]], image_key: str, together: int = TOGETHER
+) -> Iterator[np.ndarray]:
+    """(T, H, W, 3) uint8, T <= `together`: the pictures of `episodes`, consecutive rows of the episode table.
 
     No part reaches over the end of an episode. Raises UserError that names the file for pictures that are missing or
     unreadable.
@@ -36,7 +38,7 @@ def read_pictures(directory: Path, episodes: list[dict[str, Any]], image_key: st
     read = _from_videos if info["features"][image_key]["dtype"] == "video" else _from_tables
     for episode, pictures in zip(episodes, read(directory, info, episodes, image_key), strict=True):
         count, shapes = 0, set()
-        while part := list(itertools.islice(pictures, TOGETHER)):
+        while part := list(itertools.islice(pictures, together)):
             count += len(part)
             shapes |= {picture.shape for picture in part}
             if len(shapes) > 1:

@@ -14,6 +14,7 @@ import numpy as np
 
 from toolkit.base.errors import UserError, nearest
 from toolkit.data.clips import ClipStore
+from toolkit.data.frames import chosen_frames
 
 RULE = re.compile(r"\s*(\w+)\s*(<=|>=|==)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*(%?)\s*")
 RELATIONS = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
@@ -25,13 +26,13 @@ HIGHER_IS_BETTER = (
 
 
 def subset(store: ClipStore, episodes: np.ndarray) -> ClipStore:
-    """Some episodes as a store of their own, their frames copied unless they are all of them, in order."""
+    """Some episodes as a store of their own, their raw frames copied unless they are all of them, in order."""
     if np.array_equal(episodes, np.arange(store.num_episodes)):
         return store
     rows, lengths = store.rows_of(episodes), store.episode_lengths[episodes]
     return replace(
         store,
-        frames=store.frames[rows],
+        frames=chosen_frames(store.frames, rows),
         states=store.states[rows],
         actions=store.actions[rows],
         episode_starts=np.cumsum(lengths) - lengths,

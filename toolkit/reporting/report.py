@@ -16,8 +16,9 @@ from toolkit.base.files import write_text
 from toolkit.base.reading import read_bytes
 from toolkit.data.images import picture_size
 from toolkit.reporting import media, plots
+from toolkit.reporting.generator_results import SynthesizeResult
 from toolkit.reporting.pages import page, piece
-from toolkit.reporting.results import CollectResult, ReplayResult, RolloutResult, SynthesizeResult
+from toolkit.reporting.results import CollectResult, ReplayResult, RolloutResult
 from toolkit.reporting.run_page import RunPage, find_runs, is_file_inside
 from toolkit.reporting.sections import SECTIONS
 from toolkit.reporting.story import SHOWN, STORY

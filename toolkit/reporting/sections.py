@@ -20,18 +20,16 @@ from toolkit.reporting.benchmark_results import (
     Difference,
     Row,
 )
+from toolkit.reporting.generator_results import EvaluateGeneratorResult, ScoreResult, SynthesizeResult
 from toolkit.reporting.pages import piece
 from toolkit.reporting.results import (
     CollectResult,
     DemoResult,
-    EvaluateGeneratorResult,
     GateResult,
     InspectResult,
     PolicyRate,
     ReplayResult,
     RolloutResult,
-    ScoreResult,
-    SynthesizeResult,
 )
 from toolkit.reporting.success import (
     RateRow,
@@ -70,8 +68,12 @@ def _collect(runs: Results[CollectResult], has_demo: bool) -> list[Markup]:
 
 
 def _synthesize(runs: Results[SynthesizeResult], has_demo: bool) -> list[Markup]:
-    rows = [{"run": name, **result.metrics} for name, result in runs if result.metrics]
-    return [piece("rows_table", title=AGAINST_RECORDED, rows=rows)]
+    rows = _beside_still(runs)
+    drifts = [{"run": name, **to_json(clip)} for name, result in runs for clip in result.drift or ()]
+    return [
+        piece("rows_table", title=AGAINST_RECORDED, rows=rows),
+        piece("rows_table", title="Drift from clip to clip", rows=drifts),
+    ]
 
 
 def _inspect(runs: Results[InspectResult], has_demo: bool) -> list[Markup]:
@@ -93,12 +95,7 @@ def _inspect(runs: Results[InspectResult], has_demo: bool) -> list[Markup]:
 def _evaluate_generator(runs: Results[EvaluateGeneratorResult], has_demo: bool) -> list[Markup]:
     replays = [RateRow({"system": name}, result.replay) for name, result in runs if result.replay is not None]
     pieces = rates_pieces(replays, "Replay success of generated actions")
-    rows = [
-        {"run": name, **metrics}
-        for run, result in runs
-        for name, metrics in ((run, result.metrics), (f"{run}, held still", result.still))
-        if metrics
-    ]
+    rows = _beside_still(runs)
     pieces.append(piece("rows_table", title=AGAINST_RECORDED, rows=rows))
     curves = {name: result.success_curve for name, result in runs}
     if lines := {name: (curve.thresholds, curve.success) for name, curve in curves.items() if curve is not None}:
@@ -106,6 +103,14 @@ def _evaluate_generator(runs: Results[EvaluateGeneratorResult], has_demo: bool) 
         caption = "Share of the pairs whose mean action distance is at most the threshold."
         pieces.append(piece("figure", content=svg, caption=caption))
     return pieces
+
+
+def _beside_still(runs: Results[EvaluateGeneratorResult] | Results[SynthesizeResult]) -> list[dict[str, Any]]:
+    """Metrics of each run, and below them those of first pictures that stay."""
+    pairs = [
+        (name, more) for run, found in runs for name, more in ((run, found.metrics), (f"{run}, still", found.still))
+    ]
+    return [{"run": name, **metrics} for name, metrics in pairs if metrics]
 
 
 def _score(runs: Results[ScoreResult | GateResult], has_demo: bool) -> list[Markup]:

@@ -1,5 +1,6 @@
 """LeRobot imports this module by the distribution's name; importing it registers the policies and their steps."""
 
+import policies.action_steps
 import policies.diffusion_compact
 import policies.instruction_embedding
 import policies.pi05_compact  # noqa: F401

@@ -32,13 +32,14 @@ class Hints:
     actions: tuple[str, ...] = ()
     states: tuple[str, ...] = ()  # those of these that are there
     often_bgr: bool = False  # its encoded pictures often hold red and blue swapped
+    deltas: bool | None = None  # its actions are changes, not places; None = some are
 
 
 LAYOUTS = {
     "libero": Hints(
-        20, ("actions", "obs/*_rgb"), "data", ("actions",), ("ee_states", "gripper_states", "joint_states")
+        20, ("actions", "obs/*_rgb"), "data", ("actions",), ("ee_states", "gripper_states", "joint_states"), deltas=True
     ),
-    "bridge": Hints(5, ("actions", "obs/image_0", "obs/state"), "data", ("actions",), ("state",)),
+    "bridge": Hints(5, ("actions", "obs/image_0", "obs/state"), "data", ("actions",), ("state",), deltas=True),
     "isaaclab": Hints(
         20,
         ("actions", "processed_actions", "obs/joint_pos"),
@@ -53,14 +54,16 @@ LAYOUTS = {
         "data",
         ("actions",),
         ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"),
+        deltas=True,
     ),
-    "aloha": Hints(50, ("action", "observations/qpos"), "", ("action",), ("qpos",), often_bgr=True),
+    "aloha": Hints(50, ("action", "observations/qpos"), "", ("action",), ("qpos",), often_bgr=True, deltas=False),
     "droid": Hints(
         15,
         ("action/joint_position", "observation/robot_state/joint_positions"),
         "",
         ("action/joint_position", "action/gripper_position"),
         ("observation/robot_state/joint_positions", "observation/robot_state/gripper_position"),
+        deltas=False,
     ),
     "robomind": Hints(
         30,
@@ -69,9 +72,10 @@ LAYOUTS = {
         ("master/joint_position",),
         ("puppet/joint_position",),
         often_bgr=True,
+        deltas=False,
     ),
     "robotwin": Hints(
-        20, ("joint_action/vector", "observation/*/rgb"), "", ("joint_action/vector",), (), often_bgr=True
+        20, ("joint_action/vector", "observation/*/rgb"), "", ("joint_action/vector",), (), often_bgr=True, deltas=False
     ),
     ANY: Hints(20),
 }

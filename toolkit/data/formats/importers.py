@@ -49,8 +49,9 @@ def open_source(source: str | Path, layout: str, options: ImportOptions, workspa
     if layout == "lerobot" or (path / INFO).exists() or (is_repo and layout == "auto"):
         from toolkit.data.formats.lerobot_import import open_lerobot
 
-        return open_lerobot(str(source), options, workspace)
-    return _open_hdf5(path, layout, options)
+        return open_lerobot(str(source), options, workspace).at_lower_rate(deltas=None)
+    recording = _open_hdf5(path, layout, options)
+    return recording.at_lower_rate(LAYOUTS[recording.layout].deltas)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,9 @@ def open_lerobot(source: str, options: ImportOptions, workspace: Path) -> Record
         check_features(root, info, key, (*state_keys, action_key))
     fps = whole_fps(info["fps"], f"{source}: fps")
     if options.fps not in (None, fps):
-        raise UserError(f"fps={options.fps}: {source} is recorded at {fps}; import does not resample. Leave fps= out")
+        raise UserError(
+            f"fps={options.fps}: {source} is recorded at {fps}; leave fps= out. resample_fps= lowers the rate"
+        )
     dataset = open_version(root, info)
     parts = chosen(dataset.parts, options.episodes, source)
     reader = _Reader(dataset, cameras, state_keys, action_key, options, Path(source).resolve().name)

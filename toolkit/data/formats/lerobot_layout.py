@@ -55,6 +55,13 @@ def data_files(directory: str | Path) -> list[Path]:
     return sorted(p for p in Path(directory).rglob("*") if not p.name.endswith(UNFINISHED) and p.is_file())
 
 
+def picture_bytes(directory: Path, info: dict[str, Any], keys: Sequence[str]) -> int:
+    """Bytes of the files that hold the pictures of some cameras: their videos, or all tables of rows."""
+    in_tables = any(info["features"][key]["dtype"] == "image" for key in keys)
+    folders = {*keys, *(["data"] if in_tables else [])}
+    return sum(p.stat().st_size for p in data_files(directory) if folders & {*p.relative_to(directory).parts})
+
+
 def copy_files(directory: Path, target: Path, leave_out: Sequence[str] = ()) -> None:
     """Copy a dataset, also one that may only be read, into a folder, but for names that match `leave_out`.
 

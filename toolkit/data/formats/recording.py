@@ -17,6 +17,7 @@ from toolkit.data.episode import IMAGE, Episode
 from toolkit.data.formats.hdf5 import PICTURES
 from toolkit.data.formats.looks import Looks, Moves
 from toolkit.data.images import as_size, letterboxed
+from toolkit.data.resampling import Resampling, guessed_kind
 from toolkit.data.seen_scenes import SeenScenes
 
 NEAR_RATE = 0.005  # 29.97 is a thousandth below 30
@@ -48,6 +49,9 @@ class ImportOptions:
     image_size: Any = None  # (height, width), or one number for both
     flip_vertical: bool = False
     fps: int | None = None
+    resample_fps: int | None = None
+    action_kind: str | None = None  # absolute or delta
+    absolute_dimensions: tuple[str, ...] | None = None
     robot_type: str | None = None
 
 
@@ -73,6 +77,18 @@ class Recording:
     left_out: list[str] = field(default_factory=list)  # keys of the source that were not taken, with their shapes
     copies: Callable[[str], Callable[[Path], None]] | None = None  # of a feature's video of the last item, where it can
     skipped: list[str] = field(default_factory=list)  # episodes that `skip_bad` left out, and why
+    resampling: Resampling | None = None
+
+    def at_lower_rate(self, deltas: bool | None) -> Recording:
+        """As `resample_fps` asks. deltas: whether its layout has such actions. Raises UserError for a higher rate."""
+        options, where = self.options, str(self.root)
+        if options.resample_fps in (None, self.fps):
+            return self
+        kind = options.action_kind or guessed_kind(deltas, self.layout, where)
+        names, given = self.action_names, options.absolute_dimensions
+        change = Resampling.of(self.fps, options.resample_fps, kind, names, len(names), given, where)
+        told = f"{self.fps_from}, resampled from {self.fps}"
+        return replace(self, fps=options.resample_fps, fps_from=told, copies=None, resampling=change)
 
     @property
     def num_episodes(self) -> int:
@@ -101,7 +117,8 @@ class Recording:
             for doubt in doubts if doubted <= MOST_WARNINGS else ():
                 warn(f"{where}: {doubt}")
             pictures = {key: self._fitted(images) for key, images in episode.pictures.items()}
-            yield replace(episode, images=pictures.pop(IMAGE, None), cameras=pictures)
+            episode = replace(episode, images=pictures.pop(IMAGE, None), cameras=pictures)
+            yield episode if self.resampling is None else self.resampling.episode(episode)
         if doubted > MOST_WARNINGS:
             warn(f"{doubted - MOST_WARNINGS} further episodes look like these; skip_bad=true leaves all of them out")
 

@@ -1,0 +1,119 @@
+"""Typed configuration of the commands that train and evaluate policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from recipes.schema import (
+    ABSOLUTE_DIMENSIONS,
+    ACTION_KINDS,
+    CAMERAS,
+    FRAME_STORAGE,
+    MOST_EPISODES,
+    MOST_LENGTH,
+    MOST_PIXELS,
+    MOST_SCENE,
+    NORMALIZATIONS,
+    NOTES,
+    PICTURES,
+    POSITIONS,
+    RENAME,
+    REPRESENTATION,
+    REPRESENTATIONS,
+    RESAMPLE,
+    STORAGES,
+    SUITES,
+    CommonConfig,
+    LoadingConfig,
+)
+from toolkit.base.options import option, part
+from toolkit.training.config import OptimConfig, RuntimeConfig
+
+
+@dataclass
+class PolicyConfig:
+    type: str = option(MISSING, "pi05_compact, diffusion or diffusion_compact")
+    options: dict[str, Any] = option({}, "fields of the policy's own config")
+
+
+@dataclass
+class PolicyTrainingConfig(CommonConfig):
+    real: list[str] = option([], "recorded datasets")
+    synthetic: list[str] = option([], "datasets written by synthesize")
+    notes: list[str] = option([], NOTES)
+    synthetic_fraction: float | None = option(
+        None, "of all sampled clips; null = in proportion to the frames", least=0, most=1
+    )
+    real_shares: list[float] | None = option(
+        None, "of the real clips, for each dataset; null = in proportion to the frames", least=0, most=1_000_000_000
+    )
+    normalization: str = option(
+        "shared", "shared, or per_source: each dataset's range onto that of the first one", choices=NORMALIZATIONS
+    )
+    pad_widths: bool = option(False, "let robots with fewer state or action dimensions take part")
+    episodes_per_task: int | None = option(
+        None, "use only the first so many real episodes of each task", least=1, most=MOST_EPISODES
+    )
+    synthetic_per_task: int | None = option(
+        None, "the same for synthetic ones, before any are selected", least=1, most=MOST_EPISODES
+    )
+    augment: bool = option(False, "pictures in random colours and sharpness")
+    select: list[str] = option([], "synthetic episodes by score: score_cycle_error<=0.2, or <=50%")
+    weight_by: str | None = option(None, "score whose best synthetic episodes are drawn most often")
+    shuffle_actions: bool = option(False, "synthetic episodes get the actions of others of their task: a control")
+    cameras: list[str] = option([], CAMERAS)
+    rename: dict[str, str] = option({}, RENAME)
+    frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
+    image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
+    resample_fps: float | None = option(None, f"lower rate that all are resampled to{RESAMPLE}", above=0, most=10_000)
+    action_kind: str = option("absolute", "of the actions that are resampled", choices=ACTION_KINDS)
+    optim: OptimConfig = part(OptimConfig, "training")
+    runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
+
+
+@dataclass
+class PretrainConfig(PolicyTrainingConfig):
+    text_encoder: str | None = option(
+        None, "directory of a sentence-transformer or T5, for diffusion policies; null = hashed words"
+    )
+    action_representation: str = option("absolute", REPRESENTATION, choices=REPRESENTATIONS)
+    absolute_dimensions: list[str] | None = option(None, ABSOLUTE_DIMENSIONS)
+    policy: PolicyConfig = part(PolicyConfig, "the policy; see the group `policy`")
+
+
+@dataclass
+class FinetuneConfig(PolicyTrainingConfig, LoadingConfig):
+    checkpoint: str = option(MISSING, "pretrained_model directory")
+    refit_statistics: bool = option(False, "replace pretraining's; then its rate and names do not bind either")
+    freeze_vision_encoder: bool = option(False, "keep the weights that see")
+
+
+@dataclass
+class EvaluateConfig(CommonConfig, LoadingConfig):
+    checkpoint: str = option(MISSING, "pretrained_model directory, or owner/name of a LeRobot policy on the hub")
+    dataset: str | None = option(
+        None, "instead of rollouts: open-loop error on these episodes (LeRobotDataset, clip file)"
+    )
+    cameras: list[str] = option([], CAMERAS)
+    rename: dict[str, str] = option({}, RENAME)
+    frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
+    tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
+    suites: list[str] = option(
+        ["unseen"], "which scenes: unseen ones, other object positions, looks, words, tasks", choices=SUITES
+    )
+    positions: str = option(
+        "all",
+        "inner = in all suites but `position`, only scenes of positions that it does not hold out",
+        choices=POSITIONS,
+    )
+    new_tasks: list[str] = option([], "of the suite `task`")
+    arm: str = option("policy", "the name in tables")
+    episodes_per_task: int = option(20, "rollouts of each task and suite", least=1, most=MOST_EPISODES)
+    first_seed: int = option(500_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
+    allow_seen: bool = option(False, "roll out on scenes that the policy was trained on")
+    max_steps: int = option(100, "steps after which a rollout has failed", least=1, most=MOST_LENGTH)
+    image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
+    runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
