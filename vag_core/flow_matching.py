@@ -19,6 +19,7 @@ from torch import Tensor
 Streams = tuple[Tensor, ...]
 Times = tuple[float, ...]  # one per stream
 VelocityFunction = Callable[[Streams, Times], Streams]
+Stepper = Callable[[Tensor, Tensor], Tensor]  # velocity and stream (B, ...) -> the stream one step later
 METHODS = ("euler", "heun", "adams_bashforth")
 
 
@@ -60,7 +61,11 @@ def sample_time(
 
 
 def integrate(
-    velocity: VelocityFunction, noise: Sequence[Tensor], times: Sequence[Times], method: str = "euler"
+    velocity: VelocityFunction,
+    noise: Sequence[Tensor],
+    times: Sequence[Times],
+    method: str = "euler",
+    steppers: Sequence[Stepper | None] = (),
 ) -> Streams:
     """Solve dx/dt = velocity(x, t) along `times`, every stream by its own clock.
 
@@ -68,10 +73,14 @@ def integrate(
     noise:    the streams at the first of the times.
     method:   'euler' (1 evaluation a step, order 1), 'heun' (2 a step, the last is an Euler step; order 2) or
               'adams_bashforth' (1 a step, order 2 from the slope before, for equal steps; the first is Euler's).
-    Raises ValueError for an unknown method.
+    steppers: a solver of its own for a stream, called for each step in which its time moves; None and () = none.
+    Raises ValueError for an unknown method, and for one beside 'euler' where a stream has a solver of its own.
     """
     if method not in METHODS:
         raise ValueError(f"sampler method {method!r}: expected one of {', '.join(METHODS)}")
+    solvers: Sequence[Stepper | None] = steppers or (None,) * len(noise)
+    if any(solvers) and method != "euler":
+        raise ValueError(f"sampler method {method!r}: expected euler, since the video has a solver of its own")
     streams: Streams = tuple(noise)
     before: Streams | None = None
     moved_before: tuple[float, ...] = ()
@@ -88,5 +97,8 @@ def integrate(
                 for v, w, step, earlier in zip(slope, before, steps, moved_before, strict=True)
             )
         before, moved_before = slope, steps
-        streams = tuple(x + step * v if step else x for x, v, step in zip(streams, used, steps, strict=True))
+        streams = tuple(
+            x if not step else solver(v, x) if solver else x + step * v
+            for x, v, step, solver in zip(streams, used, steps, solvers, strict=True)
+        )
     return streams

@@ -1,0 +1,89 @@
+"""Random models of the real classes, under 1 MB each: for tests, documents and a first try."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vag_core.backbones.published import SCHEDULERS, TRANSFORMERS
+
+CHANNELS = {"cosmos": 4, "cosmos25": 4, "wan": 8}
+NAMES = {"cosmos": "Cosmos2VideoToWorldPipeline", "cosmos25": "Cosmos2_5_PredictBasePipeline", "wan": "WanPipeline"}
+_SMALL: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 3}
+_COSMOS: dict[str, Any] = {**_SMALL, "in_channels": 5, "out_channels": 4, "text_embed_dim": 16, "adaln_lora_dim": 8}
+TINY: dict[str, dict[str, Any]] = {
+    "cosmos": {**TRANSFORMERS["cosmos"], **_COSMOS, "mlp_ratio": 2.0},
+    "cosmos25": {
+        **TRANSFORMERS["cosmos25"],
+        **_COSMOS,
+        "mlp_ratio": 2.0,
+        "crossattn_proj_in_channels": 32,
+        "encoder_hidden_states_channels": 16,
+    },
+    "wan": {
+        **TRANSFORMERS["wan"],
+        **_SMALL,
+        "in_channels": 8,
+        "out_channels": 8,
+        "ffn_dim": 64,
+        "freq_dim": 32,
+        "text_dim": 16,
+    },
+}
+
+
+def tiny_directory(kind: str, cache: Path) -> Path:
+    """The directory of a tiny model in `cache`, written if it is not there: cosmos, cosmos25 or wan.
+
+    Raises ValueError for another kind.
+    """
+    if kind not in TINY:
+        raise ValueError(f"tiny:{kind}: expected one of {', '.join('tiny:' + name for name in TINY)}")
+    path = cache / "tiny-models" / f"{kind}-1"
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=path.parent))
+        write_tiny(kind, partial)
+        try:
+            partial.rename(path)
+        except OSError:  # another process was faster
+            shutil.rmtree(partial)
+    return path
+
+
+def write_tiny(kind: str, path: Path) -> None:
+    """Write a random model of the real classes; the same weights each time."""
+    from vag_core.backbones.models import import_diffusers
+
+    diffusers, channels = import_diffusers(), CHANNELS[kind]
+    network = "WanTransformer3DModel" if kind == "wan" else "CosmosTransformer3DModel"
+    scheduler, options = SCHEDULERS[kind]
+    vae: dict[str, Any] = {
+        "base_dim": 4,
+        "z_dim": channels,
+        "dim_mult": [1, 1, 2, 2],
+        "num_res_blocks": 1,
+        "latents_mean": torch.linspace(-0.5, 0.5, channels).tolist(),
+        "latents_std": torch.linspace(0.5, 1.5, channels).tolist(),
+    }
+    if kind == "wan":  # the second tokenizer: patches of 2 pixels, 16 pixels a latent cell
+        vae |= {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        getattr(diffusers, network)(**TINY[kind]).save_pretrained(path / "transformer")
+        diffusers.AutoencoderKLWan(**vae).save_pretrained(path / "vae")
+    getattr(diffusers, scheduler)(**options).save_pretrained(path / "scheduler")
+    index = {
+        "_class_name": NAMES[kind],
+        "_diffusers_version": diffusers.__version__,
+        "transformer": ["diffusers", network],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+        "scheduler": ["diffusers", scheduler],
+        **({"expand_timesteps": True} if kind == "wan" else {}),
+    }
+    (path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
