@@ -114,7 +114,7 @@ def test_a_failed_build_leaves_no_parts(cameras: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(cache, "encoded_frames", fail_late)
     with pytest.raises(OSError, match="disk gone"):
         open_clips(cameras, 48, storage="jpeg", workers=1)
-    assert not [path for path in cache_directory().iterdir() if path.is_file()]
+    assert not [path for path in cache_directory().iterdir() if path.suffix == ".h5" or "partial" in path.name]
 
 
 def test_no_room_is_told_before_decoding(cameras: Path, monkeypatch: pytest.MonkeyPatch) -> None:

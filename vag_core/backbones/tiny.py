@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 
 from vag_core.backbones.published import SCHEDULERS, TRANSFORMERS
 
+INDEX = "model_index.json"  # a directory that has one is complete
 CHANNELS = {"cosmos": 4, "cosmos25": 4, "wan": 8}
 NAMES = {"cosmos": "Cosmos2VideoToWorldPipeline", "cosmos25": "Cosmos2_5_PredictBasePipeline", "wan": "WanPipeline"}
 _SMALL: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 3}
@@ -45,19 +44,13 @@ def tiny_directory(kind: str, cache: Path) -> Path:
     if kind not in TINY:
         raise ValueError(f"tiny:{kind}: expected one of {', '.join('tiny:' + name for name in TINY)}")
     path = cache / "tiny-models" / f"{kind}-1"
-    if not path.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=path.parent))
-        write_tiny(kind, partial)
-        try:
-            partial.rename(path)
-        except OSError:  # another process was faster
-            shutil.rmtree(partial)
+    if not (path / INDEX).is_file():
+        write_tiny(kind, path)
     return path
 
 
 def write_tiny(kind: str, path: Path) -> None:
-    """Write a random model of the real classes; the same weights each time."""
+    """Write a random model of the real classes, `INDEX` last; the same weights each time."""
     from vag_core.backbones.models import import_diffusers
 
     diffusers, channels = import_diffusers(), CHANNELS[kind]
@@ -74,9 +67,15 @@ def write_tiny(kind: str, path: Path) -> None:
     if kind == "wan":  # the second tokenizer: patches of 2 pixels, 16 pixels a latent cell
         vae |= {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        getattr(diffusers, network)(**TINY[kind]).save_pretrained(path / "transformer")
-        diffusers.AutoencoderKLWan(**vae).save_pretrained(path / "vae")
+        parts = {"transformer": getattr(diffusers, network)(**TINY[kind]), "vae": diffusers.AutoencoderKLWan(**vae)}
+    rng = torch.Generator().manual_seed(0)
+    for name, part in parts.items():
+        for key, values in part.named_parameters():
+            if values.ndim > 1:
+                values.data = torch.randn(values.shape, generator=rng) * values[0].numel() ** -0.5
+            elif key.endswith("bias"):
+                values.data.zero_()
+        part.save_pretrained(path / name)
     getattr(diffusers, scheduler)(**options).save_pretrained(path / "scheduler")
     index = {
         "_class_name": NAMES[kind],
@@ -86,4 +85,4 @@ def write_tiny(kind: str, path: Path) -> None:
         "scheduler": ["diffusers", scheduler],
         **({"expand_timesteps": True} if kind == "wan" else {}),
     }
-    (path / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (path / INDEX).write_text(json.dumps(index, indent=2) + "\n")
