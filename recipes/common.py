@@ -95,9 +95,7 @@ def resample_all(stores: Sequence[ClipStore], config: Any) -> list[ClipStore]:
     found = [resampled(store, config.resample_fps, config.action_kind, held) for store in stores]
     for store, now in zip(stores, found, strict=True):
         if now is not store and processes().is_main:
-            print(
-                f"{store.name}: {store.fps:g} steps a second, resampled to {now.fps:g} ({config.action_kind} actions)"
-            )
+            print(f"{store.name}: {store.fps:g} steps a second, resampled to {now.fps:g}", flush=True)
     return found
 
 

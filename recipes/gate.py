@@ -94,7 +94,7 @@ def verdict(real: Difference, shuffled: Difference) -> str:
     """What may be said of errors with synthetic episodes less those without, and less those of the control."""
     low, high = real.low, real.high
     if low is None or high is None:
-        return "nothing can be told of other trainings: it takes three seeds or more"
+        return f"nothing can be told of other trainings: {real.note or 'too few seeds or episodes'}"
     if high < 0:
         above = shuffled.high is not None and shuffled.high < 0
         return "helps" if above else "helps, but so may the control: it cannot be told that the actions are why"

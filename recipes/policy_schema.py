@@ -24,6 +24,7 @@ from recipes.schema import (
     REPRESENTATION,
     REPRESENTATIONS,
     RESAMPLE,
+    RESAMPLED_KIND,
     STORAGES,
     SUITES,
     CommonConfig,
@@ -69,7 +70,7 @@ class PolicyTrainingConfig(CommonConfig):
     frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
     image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
     resample_fps: float | None = option(None, f"lower rate that all are resampled to{RESAMPLE}", above=0, most=10_000)
-    action_kind: str = option("absolute", "of the actions that are resampled", choices=ACTION_KINDS)
+    action_kind: str | None = option(None, RESAMPLED_KIND, choices=ACTION_KINDS)
     optim: OptimConfig = part(OptimConfig, "training")
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 

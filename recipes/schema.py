@@ -29,7 +29,8 @@ COLOUR_ORDERS = ("rgb", "bgr")
 CODECS = ("h264", "hevc", "av1")
 CUTS = ("jumps", "instructions")
 ACTION_KINDS = ("absolute", "delta")
-RESAMPLE = ": rows by time stamps; absolute actions are picked, deltas added up, grippers held"
+RESAMPLE = ": the rows nearest in time; absolute actions are picked, deltas added up, grippers held"
+RESAMPLED_KIND = "of the actions that are resampled; null = taken as absolute, with a warning"
 HELD = "dimensions that are held, by name or number; null = grippers by name"
 LENGTHS = ("sampled", "window")
 STORAGES = ("auto", "raw", "jpeg")
@@ -181,7 +182,7 @@ class TrainGeneratorConfig(CommonConfig):
         numbers=True,
     )
     resample_fps: float | None = option(None, f"lower rate that all are resampled to{RESAMPLE}", above=0, most=10_000)
-    action_kind: str = option("absolute", "of the actions that are resampled", choices=ACTION_KINDS)
+    action_kind: str | None = option(None, RESAMPLED_KIND, choices=ACTION_KINDS)
     clip_seconds: float | None = option(
         None, "length of a window, in place of generator.num_frames; rounded to whole groups", above=0, most=10_000
     )

@@ -31,7 +31,7 @@ NONE = np.zeros(2, bool)
 )
 def test_the_rows_nearest_in_time_stay(fps: float, target: float, rows: list[int]) -> None:
     change = Resampling(fps, target, "absolute", NONE)
-    kept = change.rows(change.even(12))
+    kept = change.rows(change.even(12), "x")
     assert kept.tolist()[: len(rows)] == rows
     times = np.arange(len(kept)) / target
     assert np.abs(kept / fps - times).max() <= 0.5 / fps + 1e-9
@@ -42,7 +42,19 @@ def test_time_stamps_count_where_there_are_any() -> None:
     """Jitter moves the nearest row; of a pause nothing is made up."""
     change = Resampling(30, 10, "absolute", NONE)
     times = np.array([0, 0.03, 0.09, 0.12, 0.17, 0.2, 0.23, 2.2, 2.24, 2.31])
-    assert change.rows(times).tolist() == [0, 2, 5, 6, 7, 9]
+    assert change.rows(times, "x").tolist() == [0, 2, 5, 7, 9]
+
+
+def test_stamps_that_cannot_be_resampled_are_named() -> None:
+    change = Resampling(30, 10, "absolute", NONE)
+    for times, message in (
+        (np.array([0, 0.1, 0.05]), "a b: its time stamps do not rise"),
+        (np.array([0.0]), "1 steps at 30 a second are 1 at 10"),
+        (np.array([0, 0.03]), "2 steps at 30 a second are 1 at 10"),
+    ):
+        with pytest.raises(UserError, match=message):
+            change.rows(times, "a b")
+    assert change.rows(np.array([0, 0.1, 1e12]), "x").tolist() == [0, 1, 2]  # a gap takes no memory
 
 
 def test_absolute_actions_are_picked_deltas_added_and_grippers_held() -> None:
@@ -53,7 +65,7 @@ def test_absolute_actions_are_picked_deltas_added_and_grippers_held() -> None:
     states = np.concatenate([[0], place[:-1]])
     held = np.array([False, True])
     delta, absolute = (Resampling(30, 10, kind, held) for kind in ("delta", "absolute"))
-    rows = delta.rows(delta.even(11))
+    rows = delta.rows(delta.even(11), "x")
     summed = delta.actions(moves, rows)
     np.testing.assert_allclose(states[rows[:-1]] + summed[:-1, 0], states[rows[1:]])
     assert summed[:, 1].tolist() == [2, 1, 0, 2]  # the last of each interval
@@ -108,7 +120,7 @@ def test_import_resamples_and_robots_of_two_rates_are_mixed(
         assert "resample_fps= lowers all to one" in capsys.readouterr().err
     mixed = ["resample_fps=10", "action_kind=delta", "tokenizer_optim.steps=1", f"out={tmp_path / 'generator'}"]
     assert cli.main([*command, *train, *mixed]) == 0
-    assert f"{dataset}: 20 steps a second, resampled to 10 (delta actions)" in capsys.readouterr().out
+    assert f"{dataset}: 20 steps a second, resampled to 10" in capsys.readouterr().out
     told = json.loads((tmp_path / "generator/generator/conventions.json").read_text())
     assert told["fps"] == 10
     assert cli.main(["pretrain", f"real={both}", *train, *mixed[:2], f"out={tmp_path / 'policy'}"]) == 0

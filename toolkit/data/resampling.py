@@ -1,4 +1,4 @@
-"""Episodes at a lower rate, by time stamps: which rows stay, and what the actions between them become.
+"""Episodes at a lower rate: which rows stay, and what the actions between them become.
 
 Shapes: N rows of an episode at `fps` a second, of which K stay; actions (N, A).
 """
@@ -53,12 +53,26 @@ class Resampling:
         held = absolute_dimensions(said, width, given, where) if kind == "delta" else np.zeros(width, bool)
         return cls(fps, target, kind, held)
 
-    def rows(self, times: np.ndarray) -> np.ndarray:
-        """(K,) the rows nearest in time to 0, 1 / target, 2 / target, ... seconds. times: (N,), from 0 on."""
-        wanted = np.arange(int(np.floor(times[-1] * self.target + 1e-6)) + 1) / self.target
-        after = np.searchsorted(times, wanted - 1e-6).clip(1, len(times) - 1)
-        nearer = times[after] - wanted < wanted - times[after - 1] - 1e-6  # of two as near the earlier one
-        return np.unique(np.where(nearer, after, after - 1))
+    def rows(self, times: np.ndarray, where: str) -> np.ndarray:
+        """(K,) the rows nearest in time to 0, 1 / target, 2 / target, ... seconds; none where there is a gap.
+
+        times: (N,), from 0 on. Raises UserError unless they rise, and leave two rows or more of an episode.
+        """
+        if not (np.diff(times) > 0).all():
+            raise UserError(
+                f"{where}: its time stamps do not rise; it cannot be resampled. skip_bad=true leaves it out"
+            )
+        steps = times * self.target
+        slots = np.rint(steps)
+        order = np.lexsort((np.arange(len(times)), np.round(np.abs(steps - slots), 6), slots))  # the earlier of two
+        found, first = np.unique(slots[order], return_index=True)
+        kept = np.sort(order[first[found <= np.floor(steps[-1] + 1e-6)]])
+        if len(kept) < 2:
+            raise UserError(
+                f"{where}: {len(times)} steps at {self.fps:g} a second are {len(kept)} at {self.target:g}; an episode "
+                "takes at least 2. Leave it out"
+            )
+        return kept
 
     def even(self, length: int) -> np.ndarray:
         """(N,) seconds of rows without time stamps."""
@@ -74,7 +88,8 @@ class Resampling:
 
     def episode(self, episode: Episode) -> Episode:
         """The same at the lower rate; metadata say at which it was recorded."""
-        rows = self.rows(self.even(len(episode)) if episode.times is None else episode.times)
+        where = f"{episode.metadata.get('source_file', 'episode')} {episode.metadata.get('source_episode', '')}".strip()
+        rows = self.rows(self.even(len(episode)) if episode.times is None else episode.times, where)
         return replace(
             episode,
             images=None if episode.images is None else episode.images[rows],
@@ -82,7 +97,7 @@ class Resampling:
             states=episode.states[rows],
             actions=self.actions(episode.actions, rows),
             times=None,
-            metadata={**self.note(episode.metadata, "the recording"), "recorded_fps": float(self.fps)},
+            metadata={**self.note(episode.metadata, where), "recorded_fps": float(self.fps)},
         )
 
     def note(self, metadata: dict[str, Any], where: str) -> dict[str, Any]:
@@ -98,17 +113,19 @@ class Resampling:
         return {**metadata, PICTURE_EVERY: max(1, round(now))}
 
 
-def resampled(store: ClipStore, target: float | None, kind: str, given: Sequence[str] | None) -> ClipStore:
-    """Clips at the rate `target`, their frames where they lie; as they are where that is theirs. Says what it does.
+def resampled(store: ClipStore, target: float | None, kind: str | None, given: Sequence[str] | None) -> ClipStore:
+    """Clips at the rate `target`, their frames where they lie; as they are where that is theirs.
 
-    Raises UserError as `Resampling.of`.
+    Rows count as evenly spaced. kind: None is a guess, which is said. Raises UserError as `Resampling.of`, and for an
+    episode too short for the rate.
     """
     if target is None or target == store.fps:
         return store
+    kind = kind or guessed_kind(None, "", store.name)
     width = store.actions.shape[1]
     change = Resampling.of(store.fps, target, kind, store.action_names, width, given, store.name)
     parts = [store.rows_of(np.array([episode])) for episode in range(store.num_episodes)]
-    rows = [change.rows(change.even(len(part))) for part in parts]
+    rows = [change.rows(change.even(len(part)), f"{store.name}: episode {e}") for e, part in enumerate(parts)]
     lengths = np.array([len(part) for part in rows])
     kept = np.concatenate([part[some] for part, some in zip(parts, rows, strict=True)])
     identity = f"{store.source_id} {target} {kind} {change.held.tolist()}"
