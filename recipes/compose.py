@@ -27,7 +27,7 @@ from recipes.kinds import kind_of
 from recipes.ranges import check_letters, check_ranges, shortened
 from recipes.study_schema import SCHEMAS
 from toolkit.base.errors import UserError, nearest
-from vag_core.config import ACTIONS
+from vag_core.config import ACTIONS, TOKENIZERS, VIDEOS
 
 MOST_WORD = 32_768  # characters of a word; Hydra reads a few thousand a second
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -75,8 +75,10 @@ def _store_schemas() -> None:
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
         store.store(f"{file_name(name)}_schema", node=schema)
-    for kind, action in ACTIONS.items():
-        store.store(kind, group="action_schema", node=action)
+    kinds: Any = {"action": ACTIONS, "video": VIDEOS, "tokenizer": TOKENIZERS}
+    for name, schemas in kinds.items():
+        for kind, schema in schemas.items():
+            store.store(kind, group=f"{name}_schema", node=schema)
 
 
 def checked_config(command: str, overrides: list[str]) -> DictConfig:

@@ -175,8 +175,9 @@ class TrainGeneratorConfig(CommonConfig):
     rename: dict[str, str] = option({}, RENAME)
     frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
     image_size: Any = option(
-        64,
-        "height and width of each camera's picture, [h,w], or one number for both; letterboxed, never stretched",
+        None,
+        "height and width of each camera's picture, [h,w], or one number for both; letterboxed, never stretched; "
+        "null = as a pretrained model wants them, 432x768 for all cameras together",
         least=4,
         most=MOST_PIXELS,
         numbers=True,
@@ -206,7 +207,8 @@ class TrainGeneratorConfig(CommonConfig):
     action_representation: str = option("absolute", REPRESENTATION, choices=REPRESENTATIONS)
     absolute_dimensions: list[str] | None = option(None, ABSOLUTE_DIMENSIONS)
     generator: GeneratorConfig = part(
-        lambda: GeneratorConfig(action=MISSING), "the network; see the groups `generator` and `generator/action`"
+        lambda: GeneratorConfig(action=MISSING, video=MISSING, tokenizer=MISSING),
+        "the network; see the groups `generator` and `generator/action`, `video`, `tokenizer`",
     )
     tokenizer_from: str | None = option(None, "generator directory whose tokenizer is taken as it is")
     video_from: str | None = option(None, "the same for the tokenizer and the whole video branch")

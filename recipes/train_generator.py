@@ -34,7 +34,7 @@ from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.actions import converted_rows, find_reference
 from toolkit.data.batches import ALL, GeneratorClips, LatentClips, Part, TokenizerClips, to_tensors
-from toolkit.data.cache import open_latents, open_merged
+from toolkit.data.cache import open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
 from toolkit.data.episode import ACTION, STATE

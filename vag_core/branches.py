@@ -14,10 +14,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from vag_core.actions import ActionBranch, VideoView, blank_pure_noise, build_action_branch
-from vag_core.clocks import clocks_of
-from vag_core.config import GeneratorConfig
+from vag_core.clocks import TimeDraw, clocks_of
+from vag_core.config import GeneratorConfig, PretrainedConfig
+from vag_core.flow_matching import sample_time
 from vag_core.trajectory import Trajectory, group_by_latent_frame
-from vag_core.video_branch import VideoBranch, build_video_branch
+from vag_core.video_branch import build_video_branch
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Conditioning:
 
     first: Tensor | None  # (B, C, 1, h, w) latent of the first frame
     tokens: Tensor | None  # (B, S, D) first frame at full resolution, for the video branch
-    video: Tensor | None  # (B, D) condition of the video branch
+    video: Tensor | None  # (B, D) condition of the video branch, or (B, L, Dt) tokens of text
     action: Tensor | None  # (B, Da) condition of the action branch
 
 
@@ -37,10 +38,11 @@ class Branches(nn.Module):
     """
 
     tokenizer: Any
-    video: VideoBranch | None
+    video: Any  # VideoBranch | None
     action: ActionBranch | None
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self, config: GeneratorConfig, attach: bool = True) -> None:
+        """attach: load the pretrained video model that the config names, if it names one."""
         super().__init__()
         config.validate()
         self.config = config
@@ -49,6 +51,32 @@ class Branches(nn.Module):
         self.action = build_action_branch(config)
         self.trajectory = Trajectory(config.action_dim, config.state_dim, config.action_representation)
         self.video_is_taken = False  # from another generator: it is not trained
+        self.base: Any = None  # `backbones.directory.ModelDirectory` of the pretrained video model
+        if attach and isinstance(config.video, PretrainedConfig) and self.video is not None:
+            from vag_core.backbones.models import load_model, weights_type
+
+            self.attach(load_model(config.video.path, weights_type(config.video)))
+
+    def attach(self, model: Any) -> None:
+        """Take in a pretrained video model, a `backbones.models.VideoModel`, with its tokenizer.
+
+        Raises ValueError for one that does not fit the config.
+        """
+        model.check(self.config)
+        self.video.attach(model.network)
+        self.tokenizer, self.base = model.tokenizer, model.directory
+
+    def is_saved(self, name: str) -> bool:
+        """Whether a checkpoint holds the weight of this name: not those of a pretrained video model as it came."""
+        if self.config.video.kind != "pretrained" or self.video is None:
+            return True
+        part, _, rest = name.partition(".")
+        return part != "tokenizer" and (part != "video" or self.video.is_trained(rest))
+
+    @property
+    def draw_time(self) -> TimeDraw:
+        """How times of training are drawn for the video, as `sample_time`."""
+        return sample_time if self.video is None else self.video.draw_time
 
     @property
     def device(self) -> torch.device:
@@ -57,8 +85,11 @@ class Branches(nn.Module):
 
     def check_instruction(self, instruction: list[str] | Tensor) -> None:
         """Raise ValueError for an instruction that cannot be read, such as one that is too long."""
-        reader: Any = self.action if self.video is None else self.video
-        reader.instruction(instruction)
+        if self.video is not None:
+            self.video.check_instruction(instruction)
+        else:
+            reader: Any = self.action
+            reader.instruction(instruction)
 
     def encode_conditions(
         self,
@@ -84,15 +115,17 @@ class Branches(nn.Module):
         conditions: Conditioning,
         trajectory: Float[Tensor, "b n a"],
         t_action: Float[Tensor, " b"],
-    ) -> tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b k s d"]]:
+        asked: float | None = None,
+    ) -> tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b k s d"] | None]:
         """Velocity of the latent frames after the first, as `noisy` (B, C, T-1, h, w), and their hidden tokens.
 
         trajectory: (B, N, A + S), noisy by its own clock; ignored unless the video branch follows actions. It is not
-        looked at where t_action = 1: see `blank_pure_noise`.
+        looked at where t_action = 1: see `blank_pure_noise`. asked: see `VideoBranch`. Hidden tokens may be None where
+        nothing reads them.
         """
         assert self.video is not None
         grouped = group_by_latent_frame(blank_pure_noise(trajectory, t_action), noisy.shape[2])
-        return self.video.backbone(noisy, conditions.first, t, conditions.tokens, conditions.video, grouped, t_action)
+        return self.video(noisy, conditions.first, t, conditions.tokens, conditions.video, grouped, t_action, asked)
 
     def action_step(
         self,

@@ -102,9 +102,9 @@ def load_network[Network: nn.Module](
         raise
     except Exception:  # some networks cannot be built there, such as those that read weights as they are built
         network = _build_within(build, shapes, f"{path}: ", what)
-        _check_names(network, shapes, path, what)
+        check_names(network, shapes, path, what)
     else:
-        _check_names(plan, shapes, path, what)
+        check_names(plan, shapes, path, what)
         network = build()
     weights = rename(load_file(path))
     check_finite(weights, f"{path}: ")
@@ -142,8 +142,11 @@ def first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def _check_names(plan: nn.Module, shapes: Shapes, path: Path, what: str) -> None:
-    own = plan.state_dict(keep_vars=True)
+def check_names(
+    plan: nn.Module, shapes: Shapes, path: Path, what: str, is_saved: Callable[[str], bool] = lambda name: True
+) -> None:
+    """Raise ValueError unless the file has just the weights of a network, or those that are saved of it."""
+    own = {name: value for name, value in plan.state_dict(keep_vars=True).items() if is_saved(name)}
     loaded = {id(own[name]) for name in own.keys() & shapes.keys()}
     for how, names in (
         ("missing", {name for name in own.keys() - shapes.keys() if id(own[name]) not in loaded}),

@@ -6,7 +6,7 @@ training of a generator draws only some pairs of times, and a mode that passes t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -43,15 +43,16 @@ class Mode(StrEnum):
 
 
 Drawn = tuple[Float[Tensor, " b"], Float[Tensor, " b"]]
+TimeDraw = Callable[..., Float[Tensor, " b"]]  # as `sample_time`
 
 
 @dataclass(frozen=True)
 class Clocks:
     """The clocks of one generator: what its training draws, and by that the modes that it may be used in.
 
-    draw(size, device, rng) gives training times (t_video, t_action) of joint clips, each (B,); 0 marks a stream that
-    is pinned, without loss; rng None is torch's global generator. Plan clips are drawn beside them
-    (`num_joint_clips`); theirs is t_action = 1, without a video.
+    draw(size, device, rng, sample) gives training times (t_video, t_action) of joint clips, each (B,); 0 marks a stream
+    that is pinned, without loss; rng None is torch's global generator; sample draws a time of the video. Plan clips are
+    drawn beside them (`num_joint_clips`); theirs is t_action = 1, without a video.
     order: how samples are made if nobody says otherwise.
     """
 
@@ -75,15 +76,24 @@ class Clocks:
             )
 
 
-def draw_shared(size: int, device: torch.device, rng: torch.Generator | None = None) -> Drawn:
+def draw_shared(
+    size: int, device: torch.device, rng: torch.Generator | None = None, sample: TimeDraw = sample_time
+) -> Drawn:
     """As published: both streams at one time."""
-    t_video = sample_time(size, device, rng=rng)
+    t_video = sample(size, device, rng=rng)
     return t_video, t_video
 
 
-def draw_independent(size: int, device: torch.device, rng: torch.Generator | None = None, *, plans: bool) -> Drawn:
+def draw_independent(
+    size: int,
+    device: torch.device,
+    rng: torch.Generator | None = None,
+    sample: TimeDraw = sample_time,
+    *,
+    plans: bool,
+) -> Drawn:
     """Together, or one of them pinned. Without plans also the video alone, since it comes first then."""
-    t_video, (share, own) = sample_time(size, device, rng=rng), _own_time(size, device, rng)
+    t_video, (share, own) = sample(size, device, rng=rng), _own_time(size, device, rng)
     actions_clean = ACTIONS_CLEAN_FIRST if plans else ACTIONS_CLEAN
     together = 1 - VIDEO_CLEAN - actions_clean
     following = t_video
@@ -95,18 +105,25 @@ def draw_independent(size: int, device: torch.device, rng: torch.Generator | Non
     return t_video.masked_fill(video_pinned, 0.0), t_action.masked_fill(actions_pinned, 0.0)
 
 
-def draw_actions(size: int, device: torch.device, rng: torch.Generator | None = None) -> Drawn:
+def draw_actions(
+    size: int, device: torch.device, rng: torch.Generator | None = None, sample: TimeDraw = sample_time
+) -> Drawn:
     """There is no video: both times are that of the actions."""
-    sample_time(
-        size, device, rng=rng
-    )  # of a video that is not there: the numbers drawn after it stay those of all systems
+    sample(size, device, rng=rng)  # of a video that is not there: the numbers drawn after it stay those of all systems
     own = _own_time(size, device, rng)[1]
     return own, own
 
 
-def draw_video(size: int, device: torch.device, rng: torch.Generator | None = None, *, t_action: float) -> Drawn:
+def draw_video(
+    size: int,
+    device: torch.device,
+    rng: torch.Generator | None = None,
+    sample: TimeDraw = sample_time,
+    *,
+    t_action: float,
+) -> Drawn:
     """The video alone is denoised."""
-    t_video = sample_time(size, device, rng=rng)
+    t_video = sample(size, device, rng=rng)
     return t_video, torch.full_like(t_video, t_action)
 
 
@@ -156,13 +173,14 @@ def without_labels(
     t_action: Float[Tensor, " b"],
     labelled: Bool[Tensor, " b"],
     rng: torch.Generator | None = None,
+    sample: TimeDraw = sample_time,
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Times (B,) where some videos have no actions: unknown actions are noise, and nothing is inferred from the video.
 
     labelled: (B,) bool.
     """
     t_action = torch.where(labelled, t_action, torch.ones_like(t_action))
-    again = sample_time(len(t_video), t_video.device, rng=rng)
+    again = sample(len(t_video), t_video.device, rng=rng)
     return torch.where(labelled | (t_video > 0), t_video, again), t_action
 
 
@@ -179,8 +197,15 @@ def sampling_modes(order: str, video_pinned: bool, actions_pinned: bool, makes_v
     return [Mode.JOINT if order == "synchronised" else Mode.VIDEO_FIRST]
 
 
-def schedule(num_steps: int, order: str = "synchronised", pinned: tuple[bool, bool] = (False, False)) -> list[Times]:
+def schedule(
+    num_steps: int,
+    order: str = "synchronised",
+    pinned: tuple[bool, bool] = (False, False),
+    grid: Sequence[float] | None = None,
+) -> list[Times]:
     """Clocks (t_video, t_action) from all noise to all data.
+
+    grid: times of a video that has its own, which need not run from 1 to 0; the actions do so all the same.
 
     synchronised: both streams in every step, as published. video_first: the video is finished before the actions
     begin, with as many steps for each. actions_once: the same, with one step for the actions, which are then their
@@ -194,12 +219,13 @@ def schedule(num_steps: int, order: str = "synchronised", pinned: tuple[bool, bo
         raise ValueError("sampler order 'actions_first': expected actions that are known when the schedule begins")
     if num_steps < 1:
         raise ValueError(f"num_inference_steps = {num_steps}: expected at least 1")
-    times = torch.linspace(1.0, 0.0, num_steps + 1).tolist()
-    action_times = [1.0, 0.0] if order in ("actions_once", "actions_first") else times
+    even = torch.linspace(1.0, 0.0, num_steps + 1).tolist()
+    times = even if grid is None else list(grid)
+    action_times = [1.0, 0.0] if order in ("actions_once", "actions_first") else even
     if pinned[1]:
         return [(0.0 if pinned[0] else t, 0.0) for t in times]
     if pinned[0]:
         return [(0.0, t) for t in action_times]
     if order == "synchronised":
-        return [(t, t) for t in times]
+        return list(zip(times, [1.0, *times[1:-1], 0.0], strict=True))
     return [(t, 1.0) for t in times] + [(0.0, t) for t in action_times[1:]]

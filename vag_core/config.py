@@ -8,242 +8,105 @@ The same dataclasses are the schema of the command line and the content of `conf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any
 
+from vag_core.config_actions import (
+    ACTIONS,
+    ActionConfig,
+    ActionOnlyConfig,
+    BridgeConfig,
+    ForwardDynamicsConfig,
+    FramewiseConfig,
+    TemporalConfig,
+    TransformerConfig,
+    TransformerSizes,
+    UNetConfig,
+)
 from vag_core.config_checks import check_fields, shown
+from vag_core.config_video import (
+    ATTENTIONS,
+    TOKENIZERS,
+    VIDEOS,
+    ConvTokenizerConfig,
+    DiTConfig,
+    PretrainedConfig,
+    PretrainedTokenizerConfig,
+    SceneConfig,
+    TokenizerConfig,
+    VideoConfig,
+)
+from vag_core.options import DIMENSIONS, PIXELS, WIDTHS, option, part
 
-ATTENTIONS = ("full", "factorised")
-INSTRUCTIONS = ("bytes", "embedding")
+__all__ = [
+    "ACTIONS",
+    "MOST_PARAMETERS",
+    "REPRESENTATIONS",
+    "TOKENIZERS",
+    "VIDEOS",
+    "ActionConfig",
+    "ActionOnlyConfig",
+    "BridgeConfig",
+    "ConvTokenizerConfig",
+    "DiTConfig",
+    "ForwardDynamicsConfig",
+    "FramewiseConfig",
+    "GeneratorConfig",
+    "InstructionConfig",
+    "PretrainedConfig",
+    "PretrainedTokenizerConfig",
+    "SceneConfig",
+    "TemporalConfig",
+    "TokenizerConfig",
+    "TransformerConfig",
+    "UNetConfig",
+    "VideoConfig",
+]
+
+INSTRUCTIONS = ("bytes", "embedding", "tokens")
 REPRESENTATIONS = ("absolute", "delta", "relative_to_first")  # of actions, see `representation`
-
-
-def _option(default: Any, help: str, *, choices: Sequence[str] = (), **bounds: float) -> Any:
-    """A field whose metadata states its help and its range: least, most (both allowed), above, below (neither).
-
-    Of a list they are those of each element.
-    """
-    metadata: dict[str, Any] = {"help": help, **bounds}
-    if choices:
-        metadata["choices"] = tuple(choices)
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def _part(kind: type, help: str, **metadata: Any) -> Any:
-    return field(default_factory=kind, metadata={"help": help, **metadata})
-
-
-WIDTHS: dict[str, Any] = {"least": 1, "most": 16_384}
-DEPTHS: dict[str, Any] = {"least": 1, "most": 512}
-DIMENSIONS: dict[str, Any] = {"least": 1, "most": 4096}
-PIXELS: dict[str, Any] = {"least": 1, "most": 8192}
 
 # Of a config that somebody else wrote; what it takes in memory is compared with the weights' file, see `checkpoint`.
 MOST_PARAMETERS = 5_000_000_000  # 20 GB in float32: pi0 and pi0.5 have 4.1 billion, the encoder of T5-XXL 4.8
 
 
 @dataclass
-class TokenizerConfig:
-    """Causal video tokenizer: the first frame alone, then groups of `temporal_stride` frames."""
-
-    kind: str = _option("conv", "of `video_branch.TOKENIZERS`")
-    latent_channels: int = _option(16, "channels of a latent cell", least=1, most=1024)
-    temporal_stride: int = _option(
-        8, "frames per latent frame after the first; 1 = per-frame tokenizer", least=1, most=1024
-    )
-    spatial_stride: int = _option(8, "pixels per latent cell", least=1, most=256)
-    width: int = _option(192, "channels inside", **WIDTHS)
-    depth: int = _option(3, "residual blocks in the encoder and in the decoder", **DEPTHS)
-    kl_weight: float = _option(1e-5, "of the latents' distance from a normal distribution", least=0, most=1000)
-
-
-@dataclass
-class SceneConfig:
-    """Encoder of the first frame at full resolution: where things are, more precisely than the latents say."""
-
-    width: int = _option(96, "channels of the map", **WIDTHS)
-    depth: int = _option(3, "residual blocks", **DEPTHS)
-    stride: int = _option(4, "pixels per cell of the map", least=1, most=256)
-    keypoints: int = _option(64, "positions that spatial softmax reads off", least=1, most=4096)
-    grid: int = _option(8, "areas a side of the summary; a finer map is averaged over them", least=1, most=1024)
-
-
-@dataclass
-class VideoConfig:
-    """Latent video diffusion transformer (adaLN-Zero)."""
-
-    kind: str = _option("dit", "of `video_branch.BACKBONES`")
-    width: int = _option(192, "of the tokens", **WIDTHS)
-    depth: int = _option(6, "blocks", **DEPTHS)
-    heads: int = _option(6, "of the attention", least=1, most=1024)
-    patch_size: int = _option(2, "latent cells per token, in height and in width", least=1, most=256)
-    attention: str = _option(
-        "full", "full: all space-time tokens at once; factorised: space and time in turn", choices=ATTENTIONS
-    )
-
-
-@dataclass
-class BridgeConfig:
-    """Adaptive 3D average pooling of the predicted clean video, for the U-Net action branch."""
-
-    grid: list[int] = _option([4, 4, 4], "(t, h, w) cells; [1, 1, 1] as published", least=1, most=1024)
-    first_frame: bool = _option(True, "also hand the action branch the first-frame latent")
-    first_frame_grid: int = _option(
-        8, "areas a side of that latent; a finer one is averaged over them", least=1, most=1024
-    )
-    width: int = _option(256, "of the condition", **WIDTHS)
-
-
-def _kind(name: str) -> Any:
-    return _option(name, "what the system is; chosen by the group generator/action")
-
-
-@dataclass
-class ActionConfig:
-    """What all action branches have. The type of the branch says what the system is; ACTIONS holds one for each kind.
-
-    makes_video: there is a video branch. video_follows_actions: it takes the noisy trajectory in. two_stage: actions
-    are inferred from the finished video, not denoised beside it.
-    """
-
-    kind: str = _kind("")
-    loss_weight: float = _option(1.0, "of the action loss beside that of the video", least=0, most=1_000_000)
-
-    makes_video: ClassVar[bool] = True
-    video_follows_actions: ClassVar[bool] = False
-    two_stage: ClassVar[bool] = False
-
-
-@dataclass
-class _TransformerSizes(ActionConfig):
-    width: int = _option(256, "of the tokens", **WIDTHS)
-    depth: int = _option(4, "blocks", **DEPTHS)
-    heads: int = _option(4, "of the attention", least=1, most=1024)
-    dropout: float = _option(0.1, "in the blocks", least=0, below=1)
-
-
-def _plan_share() -> Any:
-    return _option(
-        0.8, "of a training batch: actions from the scene alone, at a tenth of the cost of a video", least=0, below=1
-    )
-
-
-@dataclass
-class TransformerConfig(_TransformerSizes):
-    """Plans from the first picture, and a video that follows them: one token per latent frame, two clocks.
-
-    With plan_share = 0 there are no plans: samples begin with the video, or make both streams together.
-    """
-
-    kind: str = _kind("transformer")
-    plan_share: float = _plan_share()
-    detach: bool = _option(False, "no gradient from the action loss into the video branch")
-    read_grid: int = _option(
-        4, "areas a side of the video that actions read; more of its tokens are averaged over them", least=1, most=1024
-    )
-
-    video_follows_actions: ClassVar[bool] = True
-
-
-@dataclass
-class UNetConfig(ActionConfig):
-    """As published: the conditional 1D U-Net of Diffusion Policy (arXiv 2303.04137) behind the pooling bridge."""
-
-    kind: str = _kind("unet")
-    channels: list[int] = _option([64, 128, 256], "of the levels", **WIDTHS)
-    kernel_size: int = _option(5, "action steps that a convolution sees", least=1, most=255)
-    groups: int = _option(8, "of the normalisation", least=1, most=1024)
-    bridge: BridgeConfig = _part(BridgeConfig, "from the video to the U-Net")
-
-
-@dataclass
-class TemporalConfig(_TransformerSizes):
-    """Two stages: inverse dynamics on all latents of the finished video at once."""
-
-    kind: str = _kind("temporal")
-    read_grid: int = _option(
-        8, "areas a side of the latents that are read; finer ones are averaged over them", least=1, most=1024
-    )
-
-    two_stage: ClassVar[bool] = True
-
-
-@dataclass
-class FramewiseConfig(ActionConfig):
-    """Two stages: inverse dynamics on two frames of the finished video at a time."""
-
-    kind: str = _kind("framewise")
-    backbone: str = _option("resnet18", "timm model that reads the frames")
-
-    two_stage: ClassVar[bool] = True
-
-
-@dataclass
-class ActionOnlyConfig(_TransformerSizes):
-    """No video: actions from the first picture, the state and the instruction."""
-
-    kind: str = _kind("action_only")
-    plan_share: float = _plan_share()
-
-    makes_video: ClassVar[bool] = False
-
-
-@dataclass
-class ForwardDynamicsConfig(ActionConfig):
-    """No action branch: a video that follows given actions."""
-
-    kind: str = _kind("forward_dynamics")
-
-    video_follows_actions: ClassVar[bool] = True
-
-
-ACTIONS: dict[str, type[ActionConfig]] = {
-    "transformer": TransformerConfig,
-    "unet": UNetConfig,
-    "temporal": TemporalConfig,
-    "framewise": FramewiseConfig,
-    "action_only": ActionOnlyConfig,
-    "forward_dynamics": ForwardDynamicsConfig,
-}
-
-
-@dataclass
 class InstructionConfig:
-    """How the instruction enters: learned on bytes, or a vector computed outside (`embedding`)."""
+    """How the instruction enters: learned on bytes, a vector computed outside (`embedding`), or the tokens of a
+    pretrained video model's own text encoder (`tokens`)."""
 
-    kind: str = _option("bytes", "learned on bytes, or an embedding computed outside", choices=INSTRUCTIONS)
-    length: int = _option(64, "bytes read", least=1, most=10_000)
-    embedding_width: int = _option(384, "width of the outside embedding", **WIDTHS)
-    dropout: float = _option(0.1, "instructions dropped in training, for classifier-free guidance", least=0, most=1)
+    kind: str = option(
+        "bytes", "learned on bytes, an embedding computed outside, or tokens of the video model", choices=INSTRUCTIONS
+    )
+    length: int = option(64, "bytes read", least=1, most=10_000)
+    embedding_width: int = option(384, "width of the outside embedding", **WIDTHS)
+    dropout: float = option(0.1, "instructions dropped in training, for classifier-free guidance", least=0, most=1)
 
 
 @dataclass
 class GeneratorConfig:
     """Everything that decides the generator's weights and shapes."""
 
-    image_size: list[int] = _option(
+    image_size: list[int] = option(
         [64, 64], "(height, width) of what the network sees; train-generator lays it out from the cameras", **PIXELS
     )
-    views: list[int] = _option(
+    views: list[int] = option(
         [1, 1], "rows and columns of cameras that it shows; areas and positions are counted in each", **PIXELS
     )
-    num_frames: int = _option(
+    num_frames: int = option(
         81, "the first frame and whole groups of `tokenizer.temporal_stride` frames", least=2, most=10_000
     )
-    frame_stride: int = _option(1, "actions from one frame to the next", least=1, most=10_000)
-    state_dim: int = _option(4, "numbers of a state; train-generator takes it from the data", **DIMENSIONS)
-    action_dim: int = _option(4, "numbers of an action; train-generator takes it from the data", **DIMENSIONS)
-    action_representation: str = _option(
+    frame_stride: int = option(1, "actions from one frame to the next", least=1, most=10_000)
+    state_dim: int = option(4, "numbers of a state; train-generator takes it from the data", **DIMENSIONS)
+    action_dim: int = option(4, "numbers of an action; train-generator takes it from the data", **DIMENSIONS)
+    action_representation: str = option(
         "absolute", "of actions inside; train-generator's action_representation says it", choices=REPRESENTATIONS
     )
-    tokenizer: TokenizerConfig = _part(TokenizerConfig, "video tokenizer")
-    scene: SceneConfig = _part(SceneConfig, "encoder of the first frame")
-    video: VideoConfig = _part(VideoConfig, "video branch")
-    action: ActionConfig = _part(TransformerConfig, "action branch", kinds=tuple(ACTIONS.values()))
-    instruction: InstructionConfig = _part(InstructionConfig, "how the instruction enters")
+    tokenizer: TokenizerConfig = part(ConvTokenizerConfig, "video tokenizer", kinds=tuple(TOKENIZERS.values()))
+    scene: SceneConfig = part(SceneConfig, "encoder of the first frame")
+    video: VideoConfig = part(DiTConfig, "video branch", kinds=tuple(VIDEOS.values()))
+    action: ActionConfig = part(TransformerConfig, "action branch", kinds=tuple(ACTIONS.values()))
+    instruction: InstructionConfig = part(InstructionConfig, "how the instruction enters")
 
     @property
     def action_horizon(self) -> int:
@@ -284,14 +147,13 @@ class GeneratorConfig:
         if self.frame_stride < 1:
             raise ValueError(f"frame_stride = {self.frame_stride}: expected at least 1")
         self._check_sizes()
+        self._check_video()
         for field_name, value, choices in (
-            ("video.attention", self.video.attention, ATTENTIONS),
             ("instruction.kind", self.instruction.kind, INSTRUCTIONS),
             ("action_representation", self.action_representation, REPRESENTATIONS),
         ):
             if value not in choices:
                 raise ValueError(f"{field_name} = {value!r}: expected one of {', '.join(choices)}")
-        _check_heads("video", self.video.width, self.video.heads)
         self._check_action()
 
     def _check_sizes(self) -> None:
@@ -314,14 +176,27 @@ class GeneratorConfig:
                     f"whose sides are even in every view and multiples of {patches}, the video's patches a side"
                 )
 
+    def _check_video(self) -> None:
+        video = self.video
+        for name, one in (("tokenizer", self.tokenizer), ("video", video), ("action", self.action)):
+            _check_kind(name, one)
+        if isinstance(video, DiTConfig):
+            if video.attention not in ATTENTIONS:
+                raise ValueError(f"video.attention = {video.attention!r}: expected one of {', '.join(ATTENTIONS)}")
+            _check_heads("video", video.width, video.heads)
+        if isinstance(video, PretrainedConfig):
+            video.check()
+        pretrained = video.kind == "pretrained"
+        if (self.tokenizer.kind == "pretrained", self.instruction.kind == "tokens") != (pretrained, pretrained):
+            raise ValueError(
+                f"video.kind = {video.kind}, tokenizer.kind = {self.tokenizer.kind}, instruction.kind = "
+                f"{self.instruction.kind}: a pretrained video comes with its tokenizer and its tokens of text; see the "
+                "configs generator=vag_cosmos, vag_cosmos25, vag_wan"
+            )
+
     def _check_action(self) -> None:
         action = self.action
-        if ACTIONS.get(action.kind) is not type(action):
-            own = type(action)().kind
-            raise ValueError(
-                f"action.kind = {shown(action.kind)}: the other fields are those of {own}; see generator/action"
-            )
-        if isinstance(action, _TransformerSizes):
+        if isinstance(action, TransformerSizes):
             _check_heads("action", action.width, action.heads)
         share = getattr(action, "plan_share", 0.0)
         if not 0 <= share < 1:
@@ -351,6 +226,22 @@ class GeneratorConfig:
         return _build(cls, values, "generator")
 
 
+def _kinds(cls: type) -> dict[str, Any] | None:
+    """Where a part of a config is one of several types, these by their kinds."""
+    families: Any = ((TokenizerConfig, TOKENIZERS), (VideoConfig, VIDEOS), (ActionConfig, ACTIONS))
+    return next((kinds for base, kinds in families if issubclass(cls, base)), None)
+
+
+def _check_kind(name: str, config: Any) -> None:
+    kinds = _kinds(type(config))
+    assert kinds is not None
+    if kinds.get(config.kind) is not type(config):
+        own = type(config)().kind
+        raise ValueError(
+            f"{name}.kind = {shown(config.kind)}: the other fields are those of {own or 'none'}; see generator/{name}"
+        )
+
+
 def _check_heads(name: str, width: int, heads: int) -> None:
     if width % (2 * heads):
         raise ValueError(f"{name}.width = {width}: expected a multiple of 2 x {name}.heads")
@@ -359,11 +250,11 @@ def _check_heads(name: str, width: int, heads: int) -> None:
 def _build(cls: Any, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"{where} = {shown(values)}: expected a mapping")
-    if issubclass(cls, ActionConfig):
+    if (kinds := _kinds(cls)) is not None:
         kind = values.get("kind", cls().kind)
-        if kind not in tuple(ACTIONS):
-            raise ValueError(f"{where}.kind = {shown(kind)}: expected one of {', '.join(ACTIONS)}")
-        cls = ACTIONS[kind]
+        if kind not in tuple(kinds):
+            raise ValueError(f"{where}.kind = {shown(kind)}: expected one of {', '.join(kinds)}")
+        cls = kinds[kind]
     unknown = sorted(set(map(str, values)) - {f.name for f in fields(cls)})
     if unknown:
         raise ValueError(f"{where}: unknown key '{unknown[0][:80]}'")

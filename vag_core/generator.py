@@ -49,6 +49,7 @@ class Generator(Branches):
         order: str | None = None,
         rng: torch.Generator | list[torch.Generator] | None = None,
         score: bool = False,
+        negative: Tensor | None = None,
     ) -> GeneratedBatch:
         """Generate one video-action pair per first image; a stream that is pinned is kept and the other follows it.
 
@@ -59,13 +60,15 @@ class Generator(Branches):
         first.
         rng: where noise comes from; with one generator per pair, a pair does not depend on those beside it.
         guidance_scale: classifier-free guidance on the instruction (arXiv 2207.12598); 1 = off. It does not touch
-        actions that are planned first, which are a mean.
+        actions that are planned first, which are a mean. negative: (B, L, Dt) tokens of a negative prompt, in place of
+        no text, of a pretrained video model; the scale then means what it means in the model's own pipeline.
         score: also compute `loss`, at the cost of five more evaluations.
         Without a video branch the frames repeat the first image.
         Raises ValueError for an image or state of another size than the generator was trained on, for an order that
         it does not know, and for what this generator was never trained to do.
         """
-        settings = sampling.Settings(num_inference_steps, guidance_scale, method, order or self.order, rng, score)
+        order = order or self.order
+        settings = sampling.Settings(num_inference_steps, guidance_scale, method, order, rng, score, negative)
         return sampling.sample(
             self, image, state, instruction, sampling.PinnedStreams(frames, actions, states), settings
         )
@@ -140,7 +143,8 @@ class Generator(Branches):
         Raises ValueError, before anything is written, if a weight is not finite.
         """
         directory = Path(directory)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        own = self.state_dict()
+        tensors = {name: own[name].detach().cpu().contiguous() for name in own if self.is_saved(name)}
         check_finite(tensors, f"{directory}: not written, ")
         directory.mkdir(parents=True, exist_ok=True)
         save_file(tensors, directory / "model.safetensors")
@@ -153,12 +157,14 @@ class Generator(Branches):
         directory: str | Path,
         device: torch.device | str = "cpu",
         max_parameters: int = MOST_PARAMETERS,
+        base: str | Path | None = None,
     ) -> Generator:
         """Load strictly from JSON and safetensors; nothing is unpickled, and nothing downloaded.
 
         max_parameters: numbers that the file of weights may hold. The sizes in the config are compared with that file
-        before the network is built. Checkpoints of version 0.1 are converted. Raises ValueError that says what is
-        wrong.
+        before the network is built. Checkpoints of version 0.1 are converted. base: the pretrained video model, where
+        it is not where the checkpoint says; it must be the same one. It alone may be downloaded, if it names one on the
+        hub. Raises ValueError that says what is wrong.
         """
         path = Path(directory) / "config.json"
         weights = path.with_name("model.safetensors")
@@ -172,11 +178,18 @@ class Generator(Branches):
         try:
             values, rename = convert_config(values) if is_version_01(values) else (values, dict)
             config = with_every_cell_read(GeneratorConfig.from_dict(values), values)
-            generator = load_network(lambda: cls(config), weights, max_parameters, "generator", rename)
+            if base is not None and config.video.kind != "pretrained":
+                raise ValueError(f"base={base}: this generator is not made on a pretrained video model; leave it out")
+            if config.video.kind == "pretrained" and config.action.makes_video:
+                from vag_core.backbones.loading import load_on_base
+
+                generator = load_on_base(lambda: cls(config, attach=False), config, weights, max_parameters, base)
+            else:
+                generator = load_network(lambda: cls(config), weights, max_parameters, "generator", rename)
             generator.trajectory.set_reference(generator.trajectory.reference)  # which checks it
         except ValueError as error:
             text = str(error)
-            raise ValueError(text if text.startswith(f"{weights}: ") else f"{path}: {text}") from error
+            raise ValueError(text if text.startswith(str(path.parent)) else f"{path}: {text}") from error
         except Exception as error:  # sizes that no layer can have
             raise ValueError(f"{path}: no generator can be built from it ({first_line(error)})") from error
         return generator.to(device).eval()

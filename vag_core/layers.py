@@ -54,7 +54,8 @@ class TimeEmbedding(nn.Module):
 class InstructionEncoder(nn.Module):
     """Instruction -> one vector. Learned on bytes, so that no vocabulary and no download is needed.
 
-    `embedding` mode takes vectors computed outside (a sentence-transformer or T5) instead of strings.
+    `embedding` mode takes vectors computed outside (a sentence-transformer or T5) instead of strings, `tokens` mode
+    sequences (B, L, embedding_width) with zeros as padding, which are averaged.
     """
 
     def __init__(self, kind: str, width: int, length: int, embedding_width: int) -> None:
@@ -70,7 +71,7 @@ class InstructionEncoder(nn.Module):
     def forward(
         self, instruction: list[str] | Tensor, keep: Shaped[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b d"]:
-        """Strings, or (B, embedding_width) in `embedding` mode -> (B, width). Raises ValueError on a mismatch.
+        """Strings, or tensors as the mode asks for -> (B, width). Raises ValueError on a mismatch.
 
         keep: (B,), 0 puts `null` in the instruction's place.
         """
@@ -79,10 +80,19 @@ class InstructionEncoder(nn.Module):
 
     def _encode(self, instruction: list[str] | Tensor) -> Tensor:
         device = self.null.device
-        if isinstance(instruction, Tensor) != (self.kind == "embedding"):
-            expected = "strings" if self.kind == "bytes" else f"a (B, {self.embedding_width}) tensor"
-            raise ValueError(f"instruction: expected {expected} (instruction.kind = {self.kind})")
+        if (instruction.ndim if isinstance(instruction, Tensor) else 0) != ("bytes", "", "embedding", "tokens").index(
+            self.kind
+        ):
+            expected = {
+                "bytes": "strings",
+                "embedding": f"a (B, {self.embedding_width}) tensor",
+                "tokens": f"a (B, L, {self.embedding_width}) tensor",
+            }
+            raise ValueError(f"instruction: expected {expected[self.kind]} (instruction.kind = {self.kind})")
         if isinstance(instruction, Tensor):
+            if self.kind == "tokens":
+                count = instruction.any(-1).sum(1, keepdim=True)  # of those that are not padding
+                instruction = instruction.sum(1) / count.clamp(min=1)
             if instruction.shape[-1] != self.embedding_width:
                 raise ValueError(f"instruction: vectors of {instruction.shape[-1]}; expected {self.embedding_width}")
             return self.out(instruction.to(device))

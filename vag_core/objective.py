@@ -81,9 +81,10 @@ def training_loss(branches: Branches, batch: dict[str, Any]) -> tuple[Float[Tens
     joint = branches.clocks.num_joint_clips(whole.size)
     paired = whole.first(joint)
     keep = paired.rand(clips.image.device) >= branches.config.instruction.dropout
-    t_video, t_action = branches.clocks.draw(joint, clips.image.device, whole.rng)
+    sample = branches.draw_time
+    t_video, t_action = branches.clocks.draw(joint, clips.image.device, whole.rng, sample)
     if labelled is not None:
-        t_video, t_action = without_labels(t_video, t_action, labelled[:joint], whole.rng)
+        t_video, t_action = without_labels(t_video, t_action, labelled[:joint], whole.rng, sample)
     own, times = len(paired.rows), (paired.own(t_video), paired.own(t_action))
     video, action = times
     if own:  # not so for each part of a small batch
@@ -150,6 +151,7 @@ def pair_loss(
     noisy_trajectory = interpolate(trajectory, action_noise, t_action)
     video_error = view = None
     if branches.video is not None and not (action.two_stage and branches.video_is_taken):
+        t_video = branches.video.within(t_video)
         noisy = interpolate(rest, video_noise, t_video)
         predicted, hidden = branches.video_step(noisy, t_video, conditions, noisy_trajectory, t_action)
         clean = torch.cat([latents[:, :, :1], predict_clean(noisy, predicted, t_video)], dim=2)

@@ -36,30 +36,35 @@ class GeneratedBatch:
 class Guided:
     """Velocities of both streams under classifier-free guidance (arXiv 2207.12598), and how many passes they took."""
 
-    def __init__(
-        self, branches: Branches, guided: Conditioning, free: Conditioning | None, guidance_scale: float
-    ) -> None:
+    def __init__(self, branches: Branches, guided: Conditioning, free: Conditioning | None, settings: Settings) -> None:
         """free: without the instruction; None = no guidance."""
-        self.branches, self.guided, self.free, self.guidance_scale = branches, guided, free, guidance_scale
+        self.branches, self.guided, self.free, scale = branches, guided, free, settings.guidance_scale
+        self.scales = scale if branches.video is None else scale + branches.video.guidance_offset, scale
         self.evaluations = 0
+        # Of the video, where it has one of its own.
+        self.clock = None if branches.video is None else branches.video.clock(settings.num_inference_steps)
+        self.asked = {} if self.clock is None else dict(zip(self.clock.times, self.clock.asked, strict=False))
 
     def __call__(self, streams: Streams, times: Times) -> Streams:
         self.evaluations += 1 if self.free is None else 2
-        slopes = velocities(self.branches, streams, times, self.guided)
+        asked = self.asked.get(times[0])
+        slopes = velocities(self.branches, streams, times, self.guided, asked)
         if self.free is None:
             return slopes
-        free = velocities(self.branches, streams, times, self.free)
-        return tuple(f + self.guidance_scale * (g - f) for g, f in zip(slopes, free, strict=True))
+        free = velocities(self.branches, streams, times, self.free, asked)
+        return tuple(f + scale * (g - f) for g, f, scale in zip(slopes, free, self.scales, strict=True))
 
 
-def velocities(branches: Branches, streams: Streams, times: Times, conditions: Conditioning) -> Streams:
-    """Velocities of both streams; zero for one that is pinned."""
+def velocities(
+    branches: Branches, streams: Streams, times: Times, conditions: Conditioning, asked: float | None = None
+) -> Streams:
+    """Velocities of both streams; zero for one that is pinned. asked: see `VideoBranch`."""
     noisy, noisy_trajectory = streams
     t_video, t_action = (torch.full((len(noisy),), time, device=noisy.device) for time in times)
     video, view = torch.zeros_like(noisy), None
     if branches.video is not None:
         assert conditions.first is not None
-        video, hidden = branches.video_step(noisy, t_video, conditions, noisy_trajectory, t_action)
+        video, hidden = branches.video_step(noisy, t_video, conditions, noisy_trajectory, t_action, asked)
         view = VideoView(torch.cat([conditions.first, predict_clean(noisy, video, t_video)], dim=2), hidden, t_video)
     if branches.action is None or branches.config.action.two_stage or times[1] == 0:
         return video, torch.zeros_like(noisy_trajectory)
@@ -106,6 +111,12 @@ class Settings:
     order: str
     rng: torch.Generator | list[torch.Generator] | None
     score: bool
+    negative: Tensor | None = None
+
+    @property
+    def guides(self) -> bool:
+        """Whether the instruction is followed more than the model does by itself."""
+        return self.guidance_scale != 1
 
 
 @torch.no_grad()
@@ -127,9 +138,11 @@ def sample(
     normal, ones = units.normalise_state(state), torch.ones(len(image), device=branches.device)
     guided = branches.encode_conditions(picture, first, normal, instruction, ones)
     free = None
-    if settings.guidance_scale != 1:
+    if settings.guides:
         free = branches.encode_conditions(picture, first, normal, instruction, 0 * ones)
-    slopes = Guided(branches, guided, free, settings.guidance_scale)
+        if settings.negative is not None and branches.video is not None:
+            free.video = branches.video.encode(picture, normal, settings.negative)[1]
+    slopes = Guided(branches, guided, free, settings)
     rest, trajectory, planned = solve(branches, state, slopes, pinned, settings)
     if first is None:  # there is no video: the first image, repeated
         latents = torch.cat([torch.zeros_like(rest[:, :, :1]), rest], dim=2)
@@ -181,10 +194,32 @@ def solve(
         pinned.frames is not None or branches.video is None,
         pinned.actions is not None or planned or config.action.two_stage,
     )
+    if slopes.clock is not None and not still[0]:
+        return *_by_own_clock(slopes, rest, trajectory, still, settings), planned
     if still != (True, True):
         times = schedule(settings.num_inference_steps, settings.order, still)
         rest, trajectory = integrate(slopes, (rest, trajectory), times, settings.method)
     return rest, trajectory, planned
+
+
+def _by_own_clock(
+    slopes: Guided, rest: Tensor, trajectory: Tensor, still: tuple[bool, bool], settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Latents and trajectory of a sample whose video has a clock of its own; rest: noise (B, C, T-1, h, w).
+
+    Where the video comes first, its latents are finished before the actions begin.
+    """
+    clock, steps, order = slopes.clock, settings.num_inference_steps, settings.order
+    assert clock is not None
+    alone = order in ("video_first", "actions_once") and not still[1]
+    times = [(t, 1.0) for t in clock.times] if alone else schedule(steps, order, still, clock.times)
+    streams = clock.start(rest), trajectory
+    rest, trajectory = integrate(slopes, streams, times, settings.method, (clock.stepper, None))
+    rest = clock.finish(rest)
+    if alone:
+        times = schedule(steps, order, (True, False))
+        rest, trajectory = integrate(slopes, (rest, trajectory), times, settings.method)
+    return rest, trajectory
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from einops import rearrange
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
-from vag_core.config import TokenizerConfig
+from vag_core.config import ConvTokenizerConfig
 from vag_core.layers import ResidualBlock
 from vag_core.whole_batch import WholeBatch
 
@@ -36,7 +36,7 @@ class VideoTokenizer(nn.Module):
     latent_mean: Tensor
     latent_std: Tensor
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: ConvTokenizerConfig) -> None:
         super().__init__()
         self.config = config
         pixels = 3 * config.spatial_stride**2

@@ -14,14 +14,14 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vag_core.config import VideoConfig
+from vag_core.config import DiTConfig
 from vag_core.layers import AdaLNBlock, ModulatedNorm, Modulation, TimeEmbedding, sinusoidal_embedding
 
 
 class VideoDiT(nn.Module):
     """Velocity of the noisy latent frames, given the clean first frame, a condition vector and perhaps actions."""
 
-    def __init__(self, config: VideoConfig, latent_channels: int, group_width: int) -> None:
+    def __init__(self, config: DiTConfig, latent_channels: int, group_width: int) -> None:
         """group_width: numbers of the trajectory that belong to one latent frame; 0 = no actions are taken in."""
         super().__init__()
         self.config = config

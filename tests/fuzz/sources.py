@@ -24,12 +24,12 @@ from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES
 from toolkit.training import loop
 from vag_core import Generator
 from vag_core.config import (
+    ConvTokenizerConfig,
+    DiTConfig,
     GeneratorConfig,
     InstructionConfig,
     SceneConfig,
-    TokenizerConfig,
     TransformerConfig,
-    VideoConfig,
 )
 
 STEPS, SIZE, WIDTH = 6, 32, 4  # of an episode; pixels a side; numbers of a state and of an action
@@ -173,9 +173,9 @@ def write_generator(path: Path) -> None:
         num_frames=9,
         state_dim=WIDTH,
         action_dim=WIDTH,
-        tokenizer=TokenizerConfig(latent_channels=4, width=16, depth=1),
+        tokenizer=ConvTokenizerConfig(latent_channels=4, width=16, depth=1),
         scene=SceneConfig(width=16, depth=1, keypoints=8),
-        video=VideoConfig(width=32, depth=2, heads=2),
+        video=DiTConfig(width=32, depth=2, heads=2),
         action=TransformerConfig(width=32, depth=1, heads=2),
         instruction=InstructionConfig(length=16),
     )

@@ -293,8 +293,8 @@ def test_words_that_cannot_be_meant_are_one_line(
 def test_a_generator_that_cannot_be_built_is_told_before_the_stages_begin() -> None:
     make_stage("x", "train-generator", {"dataset": "x"})
     for word, expected in (
-        ("generator.video.kind=ditt", "generator.video.kind=ditt does not exist. Did you mean 'dit'?"),
-        ("generator.tokenizer.kind=vae", "generator.tokenizer.kind=vae does not exist"),
+        ("generator.video.kind=ditt", "video.kind = 'ditt': the other fields are those of dit; see generator/video"),
+        ("generator.tokenizer.kind=vae", "tokenizer.kind = 'vae': the other fields are those of conv"),
         ("generator.num_frames=18", "num_frames = 18: expected 1 + a multiple of"),
     ):
         with pytest.raises(UserError, match=re.escape(expected)):

@@ -15,7 +15,7 @@ from toolkit.data.batches import Augmented, GeneratorClips, Mixture, make_source
 from toolkit.data.clips import ClipStore
 from toolkit.evaluation.clip_encoder import ClipEncoder
 from vag_core import Generator, GeneratorConfig
-from vag_core.config import TokenizerConfig, TransformerConfig, VideoConfig
+from vag_core.config import ConvTokenizerConfig, DiTConfig, TransformerConfig
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -48,8 +48,8 @@ def generator() -> Generator:
         num_frames=9,
         state_dim=2,
         action_dim=2,
-        tokenizer=TokenizerConfig(latent_channels=8, temporal_stride=4, width=32, depth=1),
-        video=VideoConfig(width=48, depth=1, heads=4),
+        tokenizer=ConvTokenizerConfig(latent_channels=8, temporal_stride=4, width=32, depth=1),
+        video=DiTConfig(width=48, depth=1, heads=4),
         action=TransformerConfig(width=48, depth=1),
     )
     return Generator(config).eval()

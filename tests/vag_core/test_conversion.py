@@ -12,15 +12,15 @@ from vag_core.config import (
     ActionConfig,
     ActionOnlyConfig,
     BridgeConfig,
+    ConvTokenizerConfig,
+    DiTConfig,
     ForwardDynamicsConfig,
     FramewiseConfig,
     GeneratorConfig,
     SceneConfig,
     TemporalConfig,
-    TokenizerConfig,
     TransformerConfig,
     UNetConfig,
-    VideoConfig,
 )
 from vag_core.generator import Generator
 
@@ -106,9 +106,9 @@ def small(action: ActionConfig) -> Generator:
             num_frames=9,
             state_dim=2,
             action_dim=2,
-            tokenizer=TokenizerConfig(width=16, depth=1, latent_channels=4),
+            tokenizer=ConvTokenizerConfig(width=16, depth=1, latent_channels=4),
             scene=SceneConfig(width=16, depth=1, keypoints=8),
-            video=VideoConfig(width=32, depth=1, heads=2),
+            video=DiTConfig(width=32, depth=1, heads=2),
             action=action,
         )
     )
@@ -190,9 +190,9 @@ def test_a_checkpoint_that_does_not_say_how_many_areas_are_read_has_weights_for_
     config = GeneratorConfig(
         image_size=[128, 128],
         num_frames=9,
-        tokenizer=TokenizerConfig(width=16, depth=1, latent_channels=4),
+        tokenizer=ConvTokenizerConfig(width=16, depth=1, latent_channels=4),
         scene=SceneConfig(width=16, depth=1, keypoints=8, grid=16),
-        video=VideoConfig(width=32, depth=1, heads=2),
+        video=DiTConfig(width=32, depth=1, heads=2),
         action=action,
     )
     if isinstance(action, UNetConfig):

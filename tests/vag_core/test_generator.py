@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,21 +15,22 @@ from vag_core.actions.branch import VideoView
 from vag_core.actions.transformer import TransformerBranch
 from vag_core.config import (
     ACTIONS,
+    VIDEOS,
     ActionOnlyConfig,
     BridgeConfig,
+    ConvTokenizerConfig,
+    DiTConfig,
     ForwardDynamicsConfig,
     FramewiseConfig,
     SceneConfig,
     TemporalConfig,
-    TokenizerConfig,
     TransformerConfig,
     UNetConfig,
-    VideoConfig,
 )
 from vag_core.layers import average_areas
 from vag_core.objective import pair_loss
-from vag_core.tokenizer import to_float_frames
-from vag_core.video_branch import BACKBONES
+from vag_core.tokenizer import VideoTokenizer, to_float_frames
+from vag_core.video_branch import BUILDERS, DiTBranch
 
 
 def small(**changes: object) -> GeneratorConfig:
@@ -38,9 +39,9 @@ def small(**changes: object) -> GeneratorConfig:
         num_frames=17,
         state_dim=2,
         action_dim=2,
-        tokenizer=TokenizerConfig(latent_channels=8, temporal_stride=4, width=32, depth=1),
+        tokenizer=ConvTokenizerConfig(latent_channels=8, temporal_stride=4, width=32, depth=1),
         scene=SceneConfig(width=16, depth=1, keypoints=8),
-        video=VideoConfig(width=48, depth=2, heads=4),
+        video=DiTConfig(width=48, depth=2, heads=4),
         action=TransformerConfig(width=48, depth=2, plan_share=0.0),
     )
     return replace(config, **changes)
@@ -452,12 +453,16 @@ def test_bad_inputs_to_sample_are_named(generator: Generator) -> None:
         generator.sample(image, state, torch.zeros(1, 384))
 
 
+@dataclass
+class StillConfig(DiTConfig):
+    kind: str = "still"
+
+
 class Still(torch.nn.Module):
     """The smallest backbone: the first frame, forever."""
 
-    def __init__(self, config: GeneratorConfig) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.width = config.video.width
         self.scale = torch.nn.Parameter(torch.ones(()))
 
     def forward(self, noisy, first, t, scene, condition, grouped, t_action):
@@ -468,14 +473,20 @@ class Still(torch.nn.Module):
 def test_another_backbone_takes_the_place_of_the_video_branch(
     batch: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(BACKBONES, "still", Still)
-    generator = Generator(small(video=replace(small().video, kind="still")))
+    def build_still(config: GeneratorConfig) -> tuple[VideoTokenizer, DiTBranch]:
+        branch = DiTBranch(config)
+        branch.backbone = Still()
+        return VideoTokenizer(config.tokenizer), branch
+
+    monkeypatch.setitem(VIDEOS, "still", StillConfig)
+    monkeypatch.setitem(BUILDERS, "still", build_still)
+    generator = Generator(small(video=StillConfig(**{**vars(small().video), "kind": "still"})))
     generator.loss(batch)[0].backward()
     assert generator.video.backbone.scale.grad.abs() > 0
     generator.save_pretrained(tmp_path)
     sample = Generator.from_pretrained(tmp_path).sample(batch["frames"][:, 0], batch["states"][:, 0], ["a"] * 6)
     assert sample.frames.shape == batch["frames"].shape
-    with pytest.raises(ValueError, match="video.kind = 'wan': expected one of dit, still"):
+    with pytest.raises(ValueError, match="video.kind = 'wan': the other fields are those of dit"):
         Generator(small(video=replace(small().video, kind="wan")))
 
 
@@ -506,7 +517,7 @@ def test_checkpoint_round_trip_is_exact_and_strict(generator: Generator, tmp_pat
         ({"image_size": [32, 48], "views": [1, 2]}, "image_size"),
         ({"views": [2]}, "views"),
         ({"action": UNetConfig(bridge=BridgeConfig(grid=[4, 4]))}, "action.bridge.grid"),
-        ({"video": VideoConfig(attention="sparse")}, "video.attention"),
+        ({"video": DiTConfig(attention="sparse")}, "video.attention"),
         ({"action": TransformerConfig(kind="unet")}, "action.kind"),
         ({"action": TemporalConfig(width=30)}, "action.width"),
         ({"action": UNetConfig(channels=[32] * 6)}, "num_frames"),

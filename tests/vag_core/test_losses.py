@@ -11,14 +11,14 @@ from vag_core.config import (
     ActionConfig,
     ActionOnlyConfig,
     BridgeConfig,
+    ConvTokenizerConfig,
+    DiTConfig,
     ForwardDynamicsConfig,
     FramewiseConfig,
     SceneConfig,
     TemporalConfig,
-    TokenizerConfig,
     TransformerConfig,
     UNetConfig,
-    VideoConfig,
 )
 from vag_core.layers import AdaLNBlock, ModulatedNorm
 
@@ -50,9 +50,9 @@ def make(action: ActionConfig) -> Generator:
         num_frames=9,
         state_dim=2,
         action_dim=2,
-        tokenizer=TokenizerConfig(latent_channels=4, temporal_stride=4, width=16, depth=1),
+        tokenizer=ConvTokenizerConfig(latent_channels=4, temporal_stride=4, width=16, depth=1),
         scene=SceneConfig(width=16, depth=1, keypoints=8),
-        video=VideoConfig(width=32, depth=2, heads=2),
+        video=DiTConfig(width=32, depth=2, heads=2),
         action=action,
     )
     generator = Generator(config)

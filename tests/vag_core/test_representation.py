@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vag_core import Generator, GeneratorConfig
-from vag_core.config import ACTIONS, SceneConfig, TokenizerConfig, VideoConfig
+from vag_core.config import ACTIONS, ConvTokenizerConfig, DiTConfig, SceneConfig
 from vag_core.representation import convert, restore
 
 REFERENCE = torch.tensor([2, -1, 0])  # of three action dimensions, one of which stays as recorded
@@ -49,9 +49,9 @@ def small(kind: str, system: str = "transformer") -> GeneratorConfig:
         state_dim=2,
         action_dim=2,
         action_representation=kind,
-        tokenizer=TokenizerConfig(latent_channels=8, temporal_stride=4, width=32, depth=1),
+        tokenizer=ConvTokenizerConfig(latent_channels=8, temporal_stride=4, width=32, depth=1),
         scene=SceneConfig(width=16, depth=1, keypoints=8),
-        video=VideoConfig(width=48, depth=1, heads=4),
+        video=DiTConfig(width=48, depth=1, heads=4),
         action=ACTIONS[system](),
     )
 

@@ -5,14 +5,14 @@ import torch
 
 from toolkit.data.batches import GeneratorClips, TokenizerClips
 from toolkit.data.clips import ClipStore
-from vag_core.config import TokenizerConfig
+from vag_core.config import ConvTokenizerConfig
 from vag_core.tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
 
 
 @pytest.fixture
 def tokenizer() -> VideoTokenizer:
     torch.manual_seed(0)
-    return VideoTokenizer(TokenizerConfig(latent_channels=8, temporal_stride=4, width=32, depth=1))
+    return VideoTokenizer(ConvTokenizerConfig(latent_channels=8, temporal_stride=4, width=32, depth=1))
 
 
 def test_shapes(tokenizer: VideoTokenizer) -> None:
@@ -26,7 +26,7 @@ def test_shapes(tokenizer: VideoTokenizer) -> None:
 
 
 def test_a_tokenizer_of_single_frames() -> None:
-    tokenizer = VideoTokenizer(TokenizerConfig(latent_channels=8, temporal_stride=1, width=32, depth=1))
+    tokenizer = VideoTokenizer(ConvTokenizerConfig(latent_channels=8, temporal_stride=1, width=32, depth=1))
     frames = torch.rand(2, 3, 4, 32, 32)
     assert tokenizer.encode(frames).shape == (2, 8, 4, 4, 4)
     assert tokenizer.decode(tokenizer.encode(frames)).shape == frames.shape

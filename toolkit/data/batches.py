@@ -282,7 +282,8 @@ class GeneratorClips:
     frame_stride: rows from one frame to the next. labelled: (E,) True for episodes whose actions may be used; batches
     then say so under has_actions (B,). num_joint: how many of so many clips of a batch, the first ones, are pairs of
     video and actions; the others are plans, which need labels, so they come from labelled episodes alone. shares: (E,)
-    how often each episode is drawn, sum 1; None for all alike.
+    how often each episode is drawn, sum 1; None for all alike. start_every: rows from one start to the next, where they
+    may be anywhere.
     """
 
     def __init__(
@@ -296,19 +297,30 @@ class GeneratorClips:
         labelled: np.ndarray | None = None,
         shares: np.ndarray | None = None,
         num_joint: Callable[[int], int] = lambda size: size,
+        start_every: int = 1,
     ) -> None:
         self.store, self.batch_size, self.num_frames, self.seed = store, batch_size, num_frames, seed
         self.random_start, self.frame_stride, self.labelled, self.shares = random_start, frame_stride, labelled, shares
-        self.num_joint = num_joint
+        self.num_joint, self.start_every = num_joint, start_every
+
+    @property
+    def windows_of(self) -> np.ndarray:
+        """(E,) windows of each episode that may be drawn."""
+        if not self.random_start:
+            return np.ones(self.store.num_episodes, int)
+        return self._room(np.arange(self.store.num_episodes)) // self.start_every + 1
+
+    def _room(self, episodes: np.ndarray) -> np.ndarray:
+        """Rows of these episodes that a window leaves."""
+        return np.maximum(self.store.episode_lengths[episodes] - (self.num_frames - 1) * self.frame_stride - 1, 0)
 
     def draw(self, step: int, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Episodes and starts of the batch of a step that has so many parts, each (B * parts,)."""
         rng = np.random.default_rng((self.seed, step))
         episodes = self._draw_episodes(rng, self.batch_size * parts)
-        rows = (self.num_frames - 1) * self.frame_stride + 1
-        room = np.maximum(self.store.episode_lengths[episodes] - rows, 0)
+        room = self._room(episodes) // self.start_every
         starts = rng.integers(room + 1) if self.random_start else np.zeros_like(room)
-        return episodes, starts
+        return episodes, self.start_every * starts
 
     def _draw_episodes(self, rng: np.random.Generator, size: int) -> np.ndarray:
         """(size,) episodes. Pairs carry labels in proportion, rounded up, so that a video always hears some actions."""
@@ -370,16 +382,18 @@ class TokenizerClips:
 
 
 class LatentClips:
-    """Generator batches whose frames were encoded beforehand: latents (E, C, T, h, w), one window per episode."""
+    """Generator batches whose frames were encoded beforehand: latents (W, C, T, h, w) of all windows that are drawn."""
 
-    def __init__(self, clips: GeneratorClips, latents: np.ndarray, with_frames: bool = False) -> None:
+    def __init__(self, clips: GeneratorClips, latents: Any, with_frames: bool = False) -> None:
+        """latents: tensors (B, C, T, h, w) by the numbers (B,) of windows, which count through all episodes."""
         self.clips, self.latents, self.with_frames = clips, latents, with_frames
+        self.first = np.concatenate([[0], np.cumsum(clips.windows_of)])
 
     def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
         episodes, starts = self.clips.draw(step, part.count)
         own = np.array(part.rows(len(episodes)))
         batch = to_tensors(self.clips.window(episodes[own], starts[own], self.with_frames))
-        batch["latents"] = torch.from_numpy(np.array(self.latents[episodes[own]]))
+        batch["latents"] = self.latents[self.first[episodes[own]] + starts[own] // self.clips.start_every]
         return self.clips.part_of(part, episodes, batch)
 
 

@@ -1,4 +1,4 @@
-"""From a dataset to its clip file, decoded once per content, picture size and way of storing, and to latents.
+"""From a dataset to its clip file, decoded once per content, picture size and way of storing.
 
 Frames are stored raw or as JPEG files. What a clip file will take is printed before it is built.
 """
@@ -79,7 +79,7 @@ def open_clips(
         jpeg = stored_as_jpeg(storage, source, info, canvas)
         name = f"{identity}-{keys}-{cell[0]}x{cell[1]}-{FORMAT}{f'-{CODING}' * jpeg}.h5"
         build = partial(build_clips, source, canvas, identity, content, workers, jpeg)
-        store = _open_cached(name, build, ClipStore.open)
+        store = open_cached(name, build, ClipStore.open)
         store = replace(store, state_names=dimension_names(info, STATE), action_names=dimension_names(info, ACTION))
         store = replace(store, canvas=canvas.renamed(rename), robot_type=str(info.get("robot_type") or ""))
         store = replace(store, codec=lerobot_layout.video_codec(info, next(iter(canvas.cameras))))
@@ -100,19 +100,6 @@ def stored_as_jpeg(storage: str, source: Path, info: dict[str, Any], canvas: Can
     if math.prod(canvas.cell) > SMALL_PIXELS and size > SMALL_BYTES:
         return size > MOST_TIMES * picture_bytes(source, info, list(canvas.cameras)) or size > cache_limit()
     return size > cache_limit()
-
-
-def open_latents(
-    store: ClipStore, encoder_id: str, window: str, encode: Callable[[], Iterator[np.ndarray]]
-) -> np.ndarray:
-    """Latents of every episode, (E, ...) float32, mapped from the cache.
-
-    encoder_id, window: what made them from which frames. `encode` is called where the cache has none, and gives
-    (B, ...) for the episodes in order.
-    """
-    key = hashlib.sha256(f"{FORMAT} {_clip_id(store)} {encoder_id} {window}".encode()).hexdigest()[:16]
-    build = partial(_build_latents, store.num_episodes, encode)
-    return _open_cached(f"{key}-latents.npy", build, lambda path: np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def open_merged(stores: Sequence[ClipStore]) -> ClipStore:
@@ -138,9 +125,9 @@ def open_merged(stores: Sequence[ClipStore]) -> ClipStore:
                 f"{store.name}: {store.fps} fps; {first.name} has {first.fps}. resample_fps= lowers all to one"
             )
     check_dimensions(stores)
-    key = hashlib.sha256(" ".join([str(FORMAT), *map(_clip_id, stores)]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(" ".join([str(FORMAT), *map(clip_id, stores)]).encode()).hexdigest()[:16]
     name = f"{key}-joined-{'x'.join(map(str, first.canvas.cell))}.h5"
-    joined = _open_cached(name, partial(_join, stores, key), ClipStore.open)
+    joined = open_cached(name, partial(_join, stores, key), ClipStore.open)
     # Notes may have come since the file was made.
     return replace(
         joined,
@@ -175,7 +162,7 @@ def _join(stores: Sequence[ClipStore], source_id: str, path: Path) -> None:
         return
     _announce(path, table, len(table.states) * math.prod(stores[0].canvas.size) * 3, jpeg=False)
     offset = create_clips(path, table)
-    _reserve(path)
+    reserve(path)
     first = 0
     for (store, _), part in parts:
         write_frames(path, offset, first, store.frames[part])
@@ -211,7 +198,8 @@ def size_text(size: float) -> str:
     return f"{size / GIGABYTE:.3g} GB" if size >= GIGABYTE else f"{size / 1e6:.3g} MB"
 
 
-def _open_cached[Opened](name: str, build: Callable[[Path], None], opened: Callable[[Path], Opened]) -> Opened:
+def open_cached[Opened](name: str, build: Callable[[Path], None], opened: Callable[[Path], Opened]) -> Opened:
+    """What `opened` makes of a file of the cache, which `build` writes if it is not there."""
     while True:
         path = cached_file(name, build)
         try:
@@ -221,7 +209,7 @@ def _open_cached[Opened](name: str, build: Callable[[Path], None], opened: Calla
                 raise  # else another process needed the room between the two lines
 
 
-def _clip_id(store: ClipStore) -> str:
+def clip_id(store: ClipStore) -> str:
     """Names the content of a store: its file, in the cache by name, any other by place, size and time; and its part."""
     path = store.path.resolve()
     if path.parent == cache_directory().resolve():
@@ -297,7 +285,7 @@ def build_clips(
     else:
         _announce(path, clips, raw_size, jpeg, f" (in the dataset {size_text(own_size)})")
         offset = create_clips(path, clips)
-        _reserve(path)
+        reserve(path)
         for _ in _decode(partial(_decode_group, offset=offset), groups, workers, clips):
             pass
     _check_unchanged(source, content)
@@ -324,7 +312,7 @@ def _check_unchanged(source: Path, content: tuple[str, float]) -> None:
         raise UserError(f"{source}: changed while it was read; run the command again when nothing writes to it")
 
 
-def _reserve(path: Path) -> None:
+def reserve(path: Path) -> None:
     """Take the room on the disk now, not after hours of decoding. Raises OSError if there is too little."""
     with path.open("r+b") as file:
         try:
@@ -377,17 +365,3 @@ def _canvases(group: _Group) -> Iterator[np.ndarray]:
                     f"says {size[0]}x{size[1]}"
                 )
         yield group.canvas.compose(dict(zip(group.canvas.cameras, parts, strict=True)))
-
-
-def _build_latents(episodes: int, encode: Callable[[], Iterator[np.ndarray]], path: Path) -> None:
-    latents: np.ndarray | None = None
-    first = 0
-    for part in encode():
-        if latents is None:
-            print(f"latents of {episodes:,} windows: {size_text(episodes * part[0].nbytes)}", flush=True)
-            latents = np.lib.format.open_memmap(path, "w+", np.float32, (episodes, *part.shape[1:]))
-            _reserve(path)
-        latents[first : first + len(part)] = part
-        first += len(part)
-    if latents is None or first != episodes:
-        raise ValueError(f"{first} latents of {episodes} episodes")

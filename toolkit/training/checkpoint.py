@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from toolkit.base.errors import UserError, first_line
 from toolkit.base.files import atomic_directory, discard
 from toolkit.base.reading import read_json
-from toolkit.training.optim import ExponentialMovingAverage
+from toolkit.training.optim import ExponentialMovingAverage, load_trained_state, trained_state
 
 NAME = re.compile(r"step_(\d{6,9})")
 PARTS = ("model", "ema", "optimizer")
@@ -37,7 +37,7 @@ def save_checkpoint(
     """Write `directory/step_XXXXXX`, then remove older ones. Raises UserError if a number in it is not finite."""
     state = optimizer.state_dict()["state"]
     moments = {f"{i}.{k}": torch.as_tensor(v) for i, values in state.items() for k, v in values.items()}
-    parts = {"model": module.state_dict(), "ema": average.shadow, "optimizer": moments}
+    parts = {"model": trained_state(module), "ema": average.shadow, "optimizer": moments}
     for name in PARTS:
         if bad := not_finite(parts[name].items()):
             raise UserError(f"{name}: '{bad}' holds NaN or infinity at step {step}")
@@ -94,7 +94,7 @@ def load_checkpoint(
         moments = _moments(tensors["optimizer"], optimizer)
         if shapes(tensors["ema"]) != shapes(average.shadow):
             raise ValueError("ema.safetensors holds other tensors")
-        module.load_state_dict(tensors["model"], strict=True)
+        load_trained_state(module, tensors["model"])
     except (
         *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, SafetensorError, UserError),
     ) as error:

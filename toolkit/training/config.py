@@ -10,7 +10,7 @@ MOST_STEPS = 1_000_000_000
 MOST_BATCH = 65_536
 MOST_THREADS = 1024
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("no", "bf16")
+PRECISIONS = ("no", "bf16", "auto")
 TRACKERS = (
     "tensorboard",
     "wandb",
@@ -58,7 +58,9 @@ class RuntimeConfig:
     """Where and how to compute."""
 
     device: str = option("auto", "what computes; auto = a GPU where there is one", choices=DEVICES)
-    mixed_precision: str = option("no", "bf16 on a CPU without AMX or AVX-512 is far slower", choices=PRECISIONS)
+    mixed_precision: str = option(
+        "no", "bf16 on a CPU without AMX or AVX-512 is far slower; auto = bf16 on a GPU alone", choices=PRECISIONS
+    )
     threads: int = option(0, "CPU threads of torch; 0 = torch's default", least=0, most=MOST_THREADS)
     compile: bool = option(False, "torch.compile the blocks that repeat: a minute at the start, for long trainings")
     tracker: str = option("tensorboard", "where scalars go, if its package is installed", choices=TRACKERS)

@@ -28,7 +28,7 @@ from toolkit.data.batches import RNG, BatchSource, Part
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint, saved_steps
 from toolkit.training.config import OptimConfig as OptimConfig
 from toolkit.training.logging import ScalarLog
-from toolkit.training.optim import ExponentialMovingAverage, make_optimizer, warmup_cosine
+from toolkit.training.optim import ExponentialMovingAverage, load_trained_state, make_optimizer, warmup_cosine
 from toolkit.training.parallel import average_gradients, mean_over_processes, mixed_seed, share_weights
 from toolkit.training.runtime import (
     RuntimeConfig,
@@ -98,7 +98,7 @@ def train(
                 raise diverged(description, str(error), done, checkpoints) from error
     for opened in (bar, batches, log):
         opened.close()
-    objective.load_state_dict(average.shadow)
+    load_trained_state(objective, average.shadow)
     share_weights(objective)  # what is measured in a forward pass differs: running statistics of normalisation
     objective.to("cpu").eval()
     return {key: value for key, value in metrics.items() if key not in THROUGHPUT}, speed.values

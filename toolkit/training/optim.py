@@ -80,22 +80,42 @@ def warmup_cosine(step: int, steps: int, warmup_steps: int, floor: float = LOWES
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a module but for frozen parameters, which stay what they are: what averages and checkpoints
+    hold."""
+    state = module.state_dict(keep_vars=True)
+    return {
+        name: tensor.detach()
+        for name, tensor in state.items()
+        if tensor.requires_grad or not isinstance(tensor, nn.Parameter)
+    }
+
+
+def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Inverse of `trained_state`. Raises ValueError that names a weight that is missing or unexpected."""
+    own = trained_state(module).keys()
+    for fault, names in (("missing", own - state.keys()), ("unexpected", state.keys() - own)):
+        if names:
+            raise ValueError(f"{fault} weight '{min(names)[:100]}'")
+    module.load_state_dict(state, strict=False)
+
+
 class ExponentialMovingAverage:
-    """Shadow copy of a state dict: shadow <- decay * shadow + (1 - decay) * weights.
+    """Shadow copy of a trained state: shadow <- decay * shadow + (1 - decay) * weights.
 
     The decay grows as (1 + step) / (10 + step) up to its value, so that early averages forget the start.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.shadow = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        self.shadow = {name: tensor.clone() for name, tensor in trained_state(module).items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         floating: list[Tensor] = []
         current: list[Tensor] = []
-        for name, tensor in module.state_dict().items():
+        for name, tensor in trained_state(module).items():
             if tensor.is_floating_point():
                 floating.append(self.shadow[name])
                 current.append(tensor)

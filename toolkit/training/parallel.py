@@ -13,6 +13,8 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
+from toolkit.training.optim import trained_state
+
 MOST_VALUES = 1 << 24  # that are sent at once
 
 
@@ -27,9 +29,9 @@ def several_processes() -> bool:
 
 
 def share_weights(module: nn.Module) -> None:
-    """Give all processes the weights and buffers that the main one has."""
+    """Give all processes the trained weights and the buffers that the main one has; frozen ones all have."""
     if several_processes():
-        for tensor in module.state_dict().values():
+        for tensor in trained_state(module).values():
             sent = tensor.detach().to(_device(), copy=True).contiguous()
             distributed.broadcast(sent, 0)
             tensor.copy_(sent)

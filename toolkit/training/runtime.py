@@ -29,7 +29,7 @@ def check_runtime(config: RuntimeConfig) -> None:
     if config.device not in DEVICES:
         raise UserError(f"runtime.device = '{config.device}': expected auto, cpu or cuda")
     if config.mixed_precision not in PRECISIONS:
-        raise UserError(f"runtime.mixed_precision = '{config.mixed_precision}': expected no or bf16")
+        raise UserError(f"runtime.mixed_precision = '{config.mixed_precision}': expected no, bf16 or auto")
     if not 0 <= config.threads <= MOST_THREADS:
         raise UserError(f"runtime.threads = {config.threads}: expected at least 0 and at most {MOST_THREADS}")
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -49,7 +49,7 @@ def make_accelerator(config: RuntimeConfig, directory: Path | None = None) -> Ac
     accelerator = Accelerator(
         # Without this word it takes no part in a group of processes on a machine without a GPU.
         cpu=config.device == "cpu" or not torch.cuda.is_available(),
-        mixed_precision=config.mixed_precision,
+        mixed_precision=precision(config),
         log_with=config.tracker if directory else None,
         project_dir=directory,
     )
@@ -59,6 +59,13 @@ def make_accelerator(config: RuntimeConfig, directory: Path | None = None) -> Ac
             "with torchrun or accelerate launch"
         )
     return accelerator
+
+
+def precision(config: RuntimeConfig) -> str:
+    """no or bf16."""
+    if config.mixed_precision == "auto":
+        return "bf16" if config.device != "cpu" and torch.cuda.is_available() else "no"
+    return config.mixed_precision
 
 
 def bf16_peak(device: torch.device | str, side: int = 8192) -> float:

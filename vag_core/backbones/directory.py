@@ -6,6 +6,7 @@ raises ValueError with one line that names the path.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -28,10 +29,11 @@ class ModelDirectory:
     scheduler: str  # class
 
 
-def locate(path: str | Path, cache: Path | None = None) -> ModelDirectory:
+def locate(path: str | Path, cache: Path | None = None, download: bool = True) -> ModelDirectory:
     """A local directory, `owner/name` on the Hugging Face hub, or `tiny:cosmos`, `tiny:cosmos25`, `tiny:wan`.
 
     A tiny model is random, of the real classes; it is written to `cache` (by default $VAG_CACHE or ~/.cache/vag) once.
+    download: what is not in the hub's cache may be fetched.
     """
     name = str(path)
     if name.startswith(TINY):
@@ -40,7 +42,18 @@ def locate(path: str | Path, cache: Path | None = None) -> ModelDirectory:
         return check_directory(tiny_directory(name.removeprefix(TINY), cache or _cache()))
     if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return check_directory(Path(path))
-    return check_directory(_download(name))
+    return check_directory(_download(name, download))
+
+
+def base_id(directory: ModelDirectory) -> str:
+    """SHA-256 over the configs and weights of network and tokenizer."""
+    digest = hashlib.sha256()
+    for part in ("transformer", "vae"):
+        for path in sorted((directory.path / part).iterdir()):
+            if path.suffix in (".json", ".safetensors"):
+                with path.open("rb") as file:
+                    digest.update(f"{part}/{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def check_directory(path: Path) -> ModelDirectory:
@@ -93,16 +106,18 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vag"
 
 
-def _download(name: str) -> Path:
+def _download(name: str, allowed: bool) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        folder = Path(snapshot_download(name, allow_patterns=["model_index.json"]))
+        folder = Path(snapshot_download(name, allow_patterns=["model_index.json"], local_files_only=not allowed))
         patterns = [
             f"{part}/*.{kind}" for part in ("transformer", "vae", "scheduler") for kind in ("json", "safetensors")
         ]
         # The folder's name is the commit, so that the rest is of the same one.
-        return Path(snapshot_download(name, revision=folder.name, allow_patterns=patterns))
+        return Path(
+            snapshot_download(name, revision=folder.name, allow_patterns=patterns, local_files_only=not allowed)
+        )
     except Exception as error:  # offline, not there, not allowed: the hub client has a class for each
         raise ValueError(
             f"{name}: no such directory here, and the Hugging Face hub does not give it ({first_line(error)})"

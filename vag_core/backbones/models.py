@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from vag_core.backbones.directory import ModelDirectory, locate
 from vag_core.backbones.networks import NETWORKS
 from vag_core.backbones.wan_tokenizer import WanTokenizer
-from vag_core.checkpoint import first_line
+from vag_core.checkpoint import first_line, read_config
+from vag_core.config import GeneratorConfig, PretrainedConfig
 
 
 @dataclass
@@ -21,6 +23,21 @@ class VideoModel:
     directory: ModelDirectory
     tokenizer: WanTokenizer
     network: Any  # of `networks.NETWORKS`
+
+    def check(self, config: GeneratorConfig) -> None:
+        """Raise ValueError unless the config has the model's sizes, and asks for pictures that it can make."""
+        wanted = deepcopy(config)
+        fit_to_model(wanted, self.directory)
+        for part in ("tokenizer", "video", "instruction"):
+            ours, theirs = vars(getattr(config, part)), vars(getattr(wanted, part))
+            for name in ours.keys() - {"base_id"}:
+                if ours[name] != theirs[name]:
+                    raise ValueError(
+                        f"{self.directory.path}: {part}.{name} = {theirs[name]!r}; expected {ours[name]!r}, as the "
+                        "config says"
+                    )
+        height, width = config.image_size
+        self.check_size(height, width, config.num_frames)
 
     def check_size(self, height: int, width: int, num_frames: int) -> None:
         """Raise ValueError for pictures [pixels] and a number of frames that the model cannot make."""
@@ -40,6 +57,35 @@ class VideoModel:
             )
 
 
+def fit_to_model(config: GeneratorConfig, directory: ModelDirectory) -> None:
+    """Give the config the sizes of a model, and its id if it has none. Raises ValueError for a model of another family,
+    or one whose configs say no sizes."""
+    video = config.video
+    assert isinstance(video, PretrainedConfig)
+    if directory.kind != video.family:
+        raise ValueError(
+            f"{directory.path}: a model of the kind {directory.kind}; expected {video.family}, as video.family says"
+        )
+    network, vae = (read_config(directory.path / part / "config.json") for part in ("transformer", "vae"))
+    try:
+        video.width = int(network["num_attention_heads"] * network["attention_head_dim"])
+        video.patch_size = int(network["patch_size"][1])
+        config.tokenizer.latent_channels = int(vae["z_dim"])
+        config.tokenizer.temporal_stride = int(vae.get("scale_factor_temporal", 4))
+        config.tokenizer.spatial_stride = int(vae.get("scale_factor_spatial", 8))
+        text = "text_dim" if directory.kind == "wan" else "text_embed_dim"
+        config.instruction.embedding_width = int(network[text])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"{directory.path}: the configs of transformer and vae lack {error}") from error
+
+
+def weights_type(config: PretrainedConfig) -> torch.dtype:
+    """Of the network: what the config says, or what suits this machine."""
+    if config.dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() and config.train != "full" else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+
+
 def import_diffusers() -> Any:
     """The library. Raises ValueError that says how to install it."""
     try:
@@ -51,14 +97,16 @@ def import_diffusers() -> Any:
     return diffusers
 
 
-def load_model(path: str | Path, dtype: torch.dtype = torch.float32, cache: Path | None = None) -> VideoModel:
+def load_model(
+    path: str | Path | ModelDirectory, dtype: torch.dtype = torch.float32, cache: Path | None = None
+) -> VideoModel:
     """The model at a path of `directory.locate`, on the CPU.
 
     dtype: of the network; the tokenizer is float32. Raises ValueError for a directory that is no such model, a weight
     that is missing or of another shape, and if diffusers is not installed.
     """
     diffusers = import_diffusers()
-    directory = locate(path, cache)
+    directory = path if isinstance(path, ModelDirectory) else locate(path, cache)
     try:
         scheduler = getattr(diffusers, directory.scheduler).from_pretrained(
             directory.path, subfolder="scheduler", local_files_only=True

@@ -8,9 +8,12 @@ Shapes: latents (B, C, T, h, w), text (B, L, D) token embeddings of the model's 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,33 +22,42 @@ from vag_core.backbones.clock import SIGMA_MAX, SIGMA_MIN, VideoClock, karras_cl
 CLEAN = 1e-4  # noise level that Cosmos networks are told of the clean first latent
 
 
-class PretrainedBackbone(Protocol):
-    """What a pretrained video model offers."""
+class PretrainedNetwork(nn.Module):
+    """What all of them offer.
 
-    guidance_offset: float  # added to a pipeline's guidance scale: Cosmos means c + g (c - f), Wan f + g (c - f)
+    guidance_offset: added to a pipeline's guidance scale: Cosmos means c + g (c - f), Wan f + g (c - f). unit: what the
+    network is told at t = 1. limits: least and largest t that it knows. shift: of training times towards noise.
+    """
 
-    def clock(self, steps: int) -> VideoClock:
-        """A new clock for one sample. Raises ValueError for too few steps."""
-
-    def training_time(self, t: Tensor) -> Tensor:
-        """Times (B,) drawn for training -> those that the model was trained on, with the published shift."""
-
-    def __call__(self, noisy: Tensor, first: Tensor, t: Tensor, text: Tensor, asked: float | None = None) -> Tensor:
-        """Velocity of noisy (B, C, T-1, h, w) at times t (B,), after the clean first (B, C, 1, h, w).
-
-        text: (B, L, D). asked: time in the network's own unit instead of t, for all clips: see `VideoClock`.
-        """
-
-
-class _Network(nn.Module):
     guidance_offset = 0.0
-    unit = 1.0  # what the network is told at t = 1
+    unit = 1.0
+    limits = (0.0, 1.0)
+    shift = 1.0
+    embedding: str  # names of the layer that makes tokens of patches, and of the list of blocks
+    block_list: str
 
     def __init__(self, transformer: Any, scheduler: Any) -> None:
         """transformer, scheduler: of diffusers."""
         super().__init__()
         self.transformer = transformer
         self.scheduler = scheduler
+        self.dtype: torch.dtype = transformer.dtype  # adapters that are added may have another
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's blocks, in order."""
+        return getattr(self.transformer, self.block_list)
+
+    def clock(self, steps: int) -> VideoClock:
+        """A new clock for one sample. Raises ValueError for too few steps."""
+        raise NotImplementedError
+
+    def set_fps(self, fps: float) -> None:
+        """Frames a second of the clips; most networks do not ask."""
+
+    def within(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Times (B,) between the `limits`; those of 0 stay: they are of data."""
+        return torch.where(t > 0, t.clamp(*self.limits), t)
 
     def forward(
         self,
@@ -54,22 +66,57 @@ class _Network(nn.Module):
         t: Float[Tensor, " b"],
         text: Float[Tensor, "b l d"],
         asked: float | None = None,
-    ) -> Float[Tensor, "b c k h w"]:
-        """See `PretrainedBackbone`."""
-        time = self.unit * t if asked is None else torch.full_like(t, asked)
-        x = torch.cat([first, noisy], dim=2).to(self.transformer.dtype)
-        return self.evaluate(x, time, text.to(x.dtype))[:, :, 1:].to(noisy.dtype)
+        added: Float[Tensor, "b k w"] | None = None,
+        read_depth: int = 0,
+    ) -> tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b k s w"] | None]:
+        """Velocity of noisy (B, C, T-1, h, w) at times t (B,), after the clean first (B, C, 1, h, w).
+
+        text: (B, L, D). asked: time in the network's own unit instead of t, for all clips: see `VideoClock`. added:
+        (B, T-1, W), to the tokens of each noisy latent frame. The second value is the tokens (B, T-1, S, W) of these
+        frames after `read_depth` blocks, None for 0.
+        """
+        time = self.unit * t.clamp(*self.limits) if asked is None else torch.full_like(t, asked)
+        x = torch.cat([first, noisy], dim=2).to(self.dtype)
+        found = list[Tensor]()
+        with self._hooked(added, found if read_depth else None, read_depth):
+            velocity = self.evaluate(x, time, text.to(x.dtype))[:, :, 1:].to(noisy.dtype)
+        if not read_depth:
+            return velocity, None
+        return velocity, rearrange(found[0], "b (t s) w -> b t s w", t=x.shape[2])[:, 1:]
+
+    @contextmanager
+    def _hooked(self, added: Tensor | None, found: list[Tensor] | None, read_depth: int) -> Iterator[None]:
+        """Inside, tokens get something added and are looked at. No hook stays, also not for the second run of a block
+        under activation checkpointing, which would keep its tokens for ever."""
+        handles = []
+        if added is not None:
+            embedding = getattr(self.transformer, self.embedding)
+            handles.append(embedding.register_forward_hook(lambda layer, inputs, tokens: self.add(tokens, added)))
+        if found is not None:
+            block = self.blocks[read_depth - 1]
+            handles.append(block.register_forward_hook(lambda layer, inputs, tokens: found.append(tokens)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def add(self, tokens: Tensor, added: Tensor) -> Tensor:
+        """Tokens of patches, as the network's first layer gives them, with (B, T-1, W) added to the noisy frames."""
+        raise NotImplementedError
 
     def evaluate(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
         """Output (B, C, T, h, w) of the network for x (B, C, T, h, w), of which the first latent is clean."""
         raise NotImplementedError
 
 
-class Cosmos2(_Network):
+class Cosmos2(PretrainedNetwork):
     """CosmosTransformer3DModel of Cosmos-Predict2 Video2World."""
 
     guidance_offset = 1.0
     clean = CLEAN / (1 + CLEAN)
+    limits = (SIGMA_MIN / (1 + SIGMA_MIN), SIGMA_MAX / (1 + SIGMA_MAX))  # no shift was published
+    embedding, block_list = "patch_embed", "transformer_blocks"
 
     def __init__(self, transformer: Any, scheduler: Any, fps: float = 16.0) -> None:
         """fps: frames a second of the clips, by which the network counts time."""
@@ -77,15 +124,20 @@ class Cosmos2(_Network):
         self.fps: float | None = fps
 
     def clock(self, steps: int) -> VideoClock:
-        """See `PretrainedBackbone`."""
+        """See `PretrainedNetwork`."""
         return karras_clock(steps)
 
-    def training_time(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Kept between the ends of the sampling grid; no shift was published."""
-        return t.clamp(SIGMA_MIN / (1 + SIGMA_MIN), SIGMA_MAX / (1 + SIGMA_MAX))
+    def set_fps(self, fps: float) -> None:
+        """See `PretrainedNetwork`."""
+        self.fps = None if self.fps is None else fps
+
+    def add(self, tokens: Float[Tensor, "b t h w d"], added: Float[Tensor, "b k d"]) -> Float[Tensor, "b t h w d"]:
+        """See `PretrainedNetwork`."""
+        own = added[:, :, None, None].to(tokens.dtype)
+        return torch.cat([tokens[:, :1], tokens[:, 1:] + own], dim=1)
 
     def evaluate(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
-        """See `_Network`. The mask channel says which latent is clean."""
+        """See `PretrainedNetwork`. The mask channel says which latent is clean."""
         size, _, frames, height, width = x.shape
         mask = x.new_zeros(size, 1, frames, height, width)
         mask[:, :, 0] = 1
@@ -106,38 +158,41 @@ class Cosmos25(Cosmos2):
     """CosmosTransformer3DModel of Cosmos-Predict2.5: another clock, and time counted in frames."""
 
     clean = CLEAN
-    shift = 5.0
+    limits = (1e-3, 200 / 201)
+    shift = 5.0  # as in diffusers' training script for this model
 
     def __init__(self, transformer: Any, scheduler: Any) -> None:
         super().__init__(transformer, scheduler)
         self.fps = None
 
     def clock(self, steps: int) -> VideoClock:
-        """See `PretrainedBackbone`."""
+        """See `PretrainedNetwork`."""
         return scheduler_clock(self.scheduler, steps, self.unit, truncated=False)
 
-    def training_time(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Shifted by 5, as in diffusers' training script for this model, and at most 200/201."""
-        return shifted(t, self.shift).clamp(max=200 / 201)
 
-
-class Wan22(_Network):
+class Wan22(PretrainedNetwork):
     """WanTransformer3DModel of Wan2.2-TI2V, which is told a time for each token: 0 for those of the first frame."""
 
     unit = 1000.0
+    limits = (1e-3, 1.0)
+    embedding, block_list = "patch_embedding", "blocks"
+
+    def __init__(self, transformer: Any, scheduler: Any) -> None:
+        super().__init__(transformer, scheduler)
+        self.shift = scheduler.config.get("flow_shift") or scheduler.config.get("shift", 1.0)  # of its grid
 
     def clock(self, steps: int) -> VideoClock:
-        """See `PretrainedBackbone`."""
+        """See `PretrainedNetwork`."""
         unipc = type(self.scheduler).__name__ == "UniPCMultistepScheduler"
         return scheduler_clock(self.scheduler, steps, self.unit, truncated=unipc)
 
-    def training_time(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """Shifted as the scheduler's grid is."""
-        config = self.scheduler.config
-        return shifted(t, config.get("flow_shift") or config.get("shift", 1.0))
+    def add(self, tokens: Float[Tensor, "b d t h w"], added: Float[Tensor, "b k d"]) -> Float[Tensor, "b d t h w"]:
+        """See `PretrainedNetwork`."""
+        own = added.transpose(1, 2)[..., None, None].to(tokens.dtype)
+        return torch.cat([tokens[:, :, :1], tokens[:, :, 1:] + own], dim=2)
 
     def evaluate(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
-        """See `_Network`."""
+        """See `PretrainedNetwork`."""
         _, patch_height, patch_width = self.transformer.config.patch_size
         spatial = (x.shape[3] // patch_height) * (x.shape[4] // patch_width)
         times = time[:, None].repeat(1, x.shape[2] * spatial)
@@ -150,4 +205,4 @@ def shifted(t: Float[Tensor, " b"], shift: float) -> Float[Tensor, " b"]:
     return shift * t / (1 + (shift - 1) * t)
 
 
-NETWORKS: dict[str, Any] = {"cosmos": Cosmos2, "cosmos25": Cosmos25, "wan": Wan22}
+NETWORKS: dict[str, Callable[..., PretrainedNetwork]] = {"cosmos": Cosmos2, "cosmos25": Cosmos25, "wan": Wan22}

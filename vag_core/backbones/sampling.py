@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vag_core.backbones.networks import PretrainedBackbone
+from vag_core.backbones.networks import PretrainedNetwork
 from vag_core.flow_matching import Streams, Times, integrate
 
 
 @torch.no_grad()
 def sample_latents(
-    backbone: PretrainedBackbone,
+    backbone: PretrainedNetwork,
     noise: Float[Tensor, "b c k h w"],
     first: Float[Tensor, "b c 1 h w"],
     text: Float[Tensor, "b l d"],
@@ -33,10 +33,10 @@ def sample_latents(
 
     def velocity(streams: Streams, times: Times) -> Streams:
         t = torch.full((len(first),), times[0], device=first.device)
-        given = backbone(streams[0], first, t, text, asked[times[0]])
+        given, _ = backbone(streams[0], first, t, text, asked[times[0]])
         if not guided or free is None:
             return (given,)
-        without = backbone(streams[0], first, t, free, asked[times[0]])
+        without, _ = backbone(streams[0], first, t, free, asked[times[0]])
         return (without + scale * (given - without),)
 
     times = [(time,) for time in clock.times]
