@@ -9,7 +9,7 @@ from omegaconf import MISSING
 
 from recipes.action_options import ABSOLUTE_DIMENSIONS, REPRESENTATION
 from toolkit.base.options import option, part
-from toolkit.training.config import MOST_BATCH, OptimConfig, RuntimeConfig
+from toolkit.training.config import MOST_BATCH, MOST_STEPS, OptimConfig, RuntimeConfig
 from vag_core.config import MOST_PARAMETERS, REPRESENTATIONS, GeneratorConfig
 
 MOST_SEED = 2**32 - 1
@@ -203,6 +203,20 @@ class TrainGeneratorConfig(CommonConfig):
         least=0,
         most=1,
         numbers=True,
+    )
+    held_out_fraction: float = option(
+        0.1,
+        "of the recorded episodes, whole ones, that training does not see: their loss is measured, and the best "
+        "generator by it kept in best/; 0 = none",
+        least=0,
+        below=1,
+    )
+    held_out_every: int | None = option(
+        None,
+        "steps from one measurement of it, with preview videos and a checkpoint, to the next; null = "
+        "optim.checkpoint_every",
+        least=1,
+        most=MOST_STEPS,
     )
     action_representation: str = option("absolute", REPRESENTATION, choices=REPRESENTATIONS)
     absolute_dimensions: list[str] | None = option(None, ABSOLUTE_DIMENSIONS)

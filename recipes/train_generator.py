@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,39 +26,43 @@ from recipes.common import (
     weights_id,
 )
 from recipes.fit_to_data import check_window, fit_instructions, fit_pictures, fit_window
+from recipes.generator_batches import frames_of, prepared, start_every
+from recipes.held_out import GeneratorWatch, HeldOut, held_out_of
 from recipes.schema import TrainGeneratorConfig
+from recipes.video_model import TextTokens, fit_video, is_pretrained
 from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
-from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.actions import converted_rows, find_reference
-from toolkit.data.batches import ALL, GeneratorClips, LatentClips, Part, TokenizerClips, to_tensors
+from toolkit.data.batches import GeneratorClips, TokenizerClips
 from toolkit.data.cache import open_merged
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
 from toolkit.data.episode import ACTION, STATE
 from toolkit.data.episode_notes import check_used
+from toolkit.data.held_out import part_of
 from toolkit.data.images import as_size
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe, dimension_names
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_behind, scenes_of, write_scenes
 from toolkit.data.selection import select, subset
 from toolkit.data.windows import Windows
 from toolkit.reporting.generator_results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
-from toolkit.training.logging import ScalarLog
 from toolkit.training.loop import train
 from toolkit.training.parallel import share_weights
 from toolkit.training.runtime import seed_everything, set_threads
+from toolkit.training.watch import Watch
 from vag_core import Generator
 from vag_core.clocks import clocks_of
-from vag_core.config import FramewiseConfig
-from vag_core.tokenizer import VideoTokenizer, to_float_frames, to_uint8_frames
+from vag_core.tokenizer import to_uint8_frames
 
+MOST_CHECKED = 1000  # instructions
 CALIBRATION, SHOWN = 32, 8  # episodes whose latents set the scale, and whose reconstruction is measured
 
 
 def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     """Train both stages and write `generator/` (averaged weights, safetensors)."""
     set_threads(config.runtime)
+    model = fit_video(config)
     data = gather(config, run)
     config.generator.state_dim, config.generator.action_dim = data.store.states.shape[1], data.store.actions.shape[1]
     if (taken := config.video_from or config.tokenizer_from) is not None:
@@ -70,26 +73,21 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     conventions = replace(Conventions.shared([data.store]), name_views=config.name_views)
     if config.name_views and not conventions.views:
         raise UserError(f"name_views=true: {config.dataset} has one camera, which fills the picture; leave it out")
-    encode = instruction_encoder(config.instruction_encoder, config.max_parameters, conventions.views)
-    if config.instruction_encoder is not None:
-        config.generator.instruction.kind = "embedding"
-        vectors = encode(["?"])
-        assert isinstance(vectors, torch.Tensor)  # an encoder on disk gives vectors, never the strings themselves
-        config.generator.instruction.embedding_width = vectors.shape[1]
-    else:
-        fit_instructions(config, encode(data.store.tasks))
+    encode = fitting_encoder(config, data, conventions.views, model)
     fit_window(config, data.store)
     covered, padded = check_window(config, data.store)
     seed_everything(config.seed)
     with user_errors():
         generator = Generator(config.generator)
-        generator.check_instruction(encode(data.store.tasks))  # one that is too long is told now, not after minutes
+        generator.check_instruction(
+            encode(data.store.tasks[:MOST_CHECKED])
+        )  # one that is too long is told now, not after minutes
     generator.trajectory.set_reference(data.reference)
     generator.trajectory.set_statistics(*data.ranges())
     tokenized = tokenizer_stage(config, run, generator, data)
-    metrics, throughput = streams_stage(config, run, generator, data, encode)
     behind = [*data.seen_behind, *([scenes_behind(taken)] if taken else [])]
-    scenes = merge(scenes_of(data.store.metadata), *behind)
+    # Nothing was learned from the scenes of held-out episodes, but the best weights were chosen by them.
+    scenes = merge(scenes_of([*data.store.metadata, *(data.held_out.store.metadata if data.held_out else ())]), *behind)
 
     def write(folder: Path) -> None:
         generator.save_pretrained(folder)
@@ -97,6 +95,9 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
         conventions.write(folder)
         Windows.of(data.store, bool(config.random_start)).write(folder)
 
+    watch = GeneratorWatch(config, run, generator, data.held_out, data.starts(), encode, write)
+    metrics, throughput = streams_stage(config, run, generator, data, encode, watch)
+    watch.warn_of_rise()
     with user_errors():
         run.make("generator", write)
     for stage in ("tokenizer", "streams"):  # the optimiser state has served
@@ -115,14 +116,34 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
         checkpoint="generator",
         covered=round(covered, 4),
         padded=round(padded, 4),
+        held_out=watch.result(),
     )
+
+
+def fitting_encoder(config: TrainGeneratorConfig, data: TrainingData, views: str, model: Any) -> Any:
+    """The encoder of instructions that the config names, see `instruction_encoder`; the generator is fitted to it.
+
+    model: directory of the pretrained video model, which reads text itself, None where there is none.
+    """
+    if model is not None:
+        tokens = TextTokens(model, pick_device(config.runtime), views)
+        tokens.prepare(data.tasks)
+        return tokens
+    encode = instruction_encoder(config.instruction_encoder, config.max_parameters, views)
+    if config.instruction_encoder is None:
+        fit_instructions(config, encode(data.store.tasks))
+        return encode
+    vectors = encode(["?"])
+    assert isinstance(vectors, torch.Tensor)  # an encoder on disk gives vectors, never the strings themselves
+    config.generator.instruction.kind, config.generator.instruction.embedding_width = "embedding", vectors.shape[1]
+    return encode
 
 
 @dataclass
 class TrainingData:
     """All datasets as one. episodes: of each of them; shares (E,): how often each episode is drawn, None for all alike;
     labelled (E,): which keep their actions, None for all; seen_behind: scenes behind the synthetic ones; reference:
-    (A,) what actions are relative to, see `find_reference`."""
+    (A,) what actions are relative to, see `find_reference`. None of these knows of the episodes that are held out."""
 
     store: ClipStore
     config: TrainGeneratorConfig
@@ -131,6 +152,13 @@ class TrainingData:
     labelled: np.ndarray | None
     seen_behind: list[SeenScenes]
     reference: list[int]
+    held_out: HeldOut | None = None
+
+    @property
+    def tasks(self) -> list[str]:
+        """All instructions."""
+        held_out = self.held_out.store.tasks if self.held_out else []
+        return list(dict.fromkeys([*self.store.tasks, *held_out]))
 
     def clips(self, batch_size: int, random_start: bool) -> GeneratorClips:
         """Videos, whether or not they have actions."""
@@ -140,7 +168,9 @@ class TrainingData:
         """Pairs and plans, as the training of both streams takes them."""
         size, windows = self.config.optim.batch_size, self._windows(bool(self.config.random_start))
         num_joint = clocks_of(self.config.generator.action).num_joint_clips
-        return GeneratorClips(self.store, size, *windows, self.labelled, self.shares, num_joint)
+        return GeneratorClips(
+            self.store, size, *windows, self.labelled, self.shares, num_joint, start_every(self.config)
+        )
 
     def starts(self) -> GeneratorClips:
         """The window at the start of every episode."""
@@ -184,7 +214,10 @@ def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
     stores[len(sources) :] = [selected(config, store) for store in stores[len(sources) :]]
     check_used(notes)
     fit_pictures(config.generator, stores[0].canvas)
-    shares, store = episode_shares(stores, config.dataset_shares), open_merged(stores)
+    held, whole = held_out_of(config, stores, len(sources)), open_merged(stores)
+    stores = [part_of(part, np.flatnonzero(~own)) for part, own in zip(stores, held, strict=True)]
+    store = part_of(whole, np.flatnonzero(~np.concatenate(held)))
+    shares = episode_shares(stores, config.dataset_shares)
     if max(store.episode_lengths) < 2:
         raise UserError(f"{config.dataset}: episodes have one step; the generator needs sequences")
     if config.video_from and config.tokenizer_from:
@@ -201,7 +234,8 @@ def gather(config: TrainGeneratorConfig, run: Run) -> TrainingData:
     kind, reference = config.generator.action_representation, [-1] * store.actions.shape[1]
     if kind != "absolute":
         reference = find_reference(stores, kind, config.absolute_dimensions)
-    return TrainingData(store, config, counts, shares, labelled, [seen_behind(part) for part in behind], reference)
+    held_out, seen = HeldOut.of(config, whole, held), [seen_behind(part) for part in behind]
+    return TrainingData(store, config, counts, shares, labelled, seen, reference, held_out)
 
 
 def tokenizer_stage(
@@ -214,7 +248,7 @@ def tokenizer_stage(
         with user_errors():
             take = generator.take_video_branch if config.video_from else generator.take_tokenizer
             take(load_generator(taken, "cpu", config.max_parameters))
-    elif config.generator.action.makes_video:
+    elif config.generator.action.makes_video and not is_pretrained(config.generator):
         source = TokenizerClips(
             data.clips(config.tokenizer_optim.batch_size, bool(config.random_start)),
             config.generator.tokenizer.temporal_stride,
@@ -222,63 +256,33 @@ def tokenizer_stage(
         )
         tokenizer, directory = generator.tokenizer, run.directory / "tokenizer"
         train(tokenizer, source, config.tokenizer_optim, config.runtime, directory, "tokenizer", seed=config.seed)
-        tokenizer.to(device).calibrate(_frames(starts, spread(data.store.num_episodes, CALIBRATION)).to(device))
+        tokenizer.to(device).calibrate(frames_of(starts, spread(data.store.num_episodes, CALIBRATION)).to(device))
         tokenizer.to("cpu")
         share_weights(tokenizer)  # other hardware rounds in its own way, and latents are named after the weights
         tokenizer.requires_grad_(False)
     if not config.generator.action.makes_video:
         return None
-    trained = 0 if taken else config.tokenizer_optim.steps
-    shown = _frames(starts, spread(data.store.num_episodes, SHOWN))
-    still = float(10 * torch.log10(255**2 / _uint8_error(shown, shown[:, :, :1])))
-    tokenized = TokenizerTraining(
-        steps=trained, training_psnr=round(reconstruction_psnr(generator, shown), 2), still_psnr=round(still, 2)
-    )
+    trained = 0 if taken or is_pretrained(config.generator) else config.tokenizer_optim.steps
+    psnr, still = reconstruction_psnr(generator, starts, spread(data.store.num_episodes, SHOWN), device)
+    tokenized = TokenizerTraining(steps=trained, training_psnr=round(psnr, 2), still_psnr=round(still, 2))
     run.note_result({"tokenizer": tokenized})
     run.write()
     return tokenized
 
 
 def streams_stage(
-    config: TrainGeneratorConfig, run: Run, generator: Generator, data: TrainingData, encode: Any
+    config: TrainGeneratorConfig, run: Run, generator: Generator, data: TrainingData, encode: Any, watch: Watch
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train both streams; returns the last metrics and the throughput."""
-    source: Any = data.labelled_clips()
-    starts = data.starts()
-    if config.generator.action.makes_video and not config.random_start:  # one window per episode: encode each once
-        reads_frames = isinstance(config.generator.action, FramewiseConfig)
-        latents = _latents(starts, generator.tokenizer, pick_device(config.runtime))
-        source = LatentClips(source, latents, with_frames=reads_frames)
-    if config.instruction_encoder is not None or config.name_views:
-        source = EncodedInstructions(source, encode)
-
-    def log_samples(log: ScalarLog, step: int) -> None:
-        due = step % config.optim.checkpoint_every == 0 or step == config.optim.steps
-        if due and config.generator.action.makes_video:
-            log.video(step, "real_above_generated", sampled_above(generator, starts, encode), 10)
-
+    source = prepared(config, data.labelled_clips(), generator, encode)
     directory = run.directory / "streams"
     metrics, throughput = train(
-        generator, source, config.optim, config.runtime, directory, "generator", log_samples, seed=config.seed
+        generator, source, config.optim, config.runtime, directory, "generator", watch, seed=config.seed
     )
     if throughput and (tokens := generator.tokens_of(config.optim.batch_size)):
         rate = tokens / config.optim.batch_size
         throughput["tokens_per_second"] = rate * throughput["samples_per_second"]
     return metrics, throughput
-
-
-def sampled_above(generator: Generator, starts: GeneratorClips, encode: Any) -> np.ndarray:
-    """(B, F, 2H, W, 3) uint8: recorded videos of two episodes, and below each a sample from its first picture."""
-    batch = to_tensors(starts.window(np.arange(min(2, starts.store.num_episodes))))
-    device = generator.device
-    given = {key: batch[key].to(device) for key in ("actions", "states")} if generator.action is None else {}
-    generator.eval()
-    first, state = batch["frames"][:, 0].to(device), batch["states"][:, 0].to(device)
-    rng = torch.Generator().manual_seed(0)
-    sample = generator.sample(first, state, encode(batch["instruction"]), rng=rng, **given)
-    generator.train()
-    pairs = np.concatenate([batch["frames"].numpy(), sample.frames.cpu().numpy()], axis=2)
-    return pairs[:, :: max(1, pairs.shape[1] // 20)]
 
 
 def selected(config: TrainGeneratorConfig, store: ClipStore) -> ClipStore:
@@ -328,65 +332,34 @@ def labelled_episodes(stores: Sequence[ClipStore], fractions: float | Sequence[f
     return np.concatenate(parts)
 
 
-def reconstruction_psnr(generator: Generator, frames: torch.Tensor) -> float:
-    """PSNR [dB] of the tokenizer on (B, 3, F, H, W), over the frames after the first."""
-    with torch.no_grad():
-        decoded = generator.tokenizer.decode(generator.tokenizer.encode(frames), frames[:, :, 0])
-    return float(10 * torch.log10(255**2 / _uint8_error(frames, decoded)))
+@torch.no_grad()
+def reconstruction_psnr(
+    generator: Generator, starts: GeneratorClips, episodes: np.ndarray, device: str
+) -> tuple[float, float]:
+    """PSNR [dB] of the tokenizer over the frames after the first, and that of the first frame, repeated."""
+    tokenizer, errors = generator.tokenizer.to(device), []
+    for episode in episodes:  # one at a time: pictures may be large
+        frames = frames_of(starts, [episode]).to(device)
+        decoded = tokenizer.decode(tokenizer.encode(frames), frames[:, :, 0])
+        errors.append([_uint8_error(frames, decoded), _uint8_error(frames, frames[:, :, :1])])
+    tokenizer.to("cpu")
+    psnr, still = 10 * np.log10(255**2 / np.mean(errors, axis=0))
+    return float(psnr), float(still)
 
 
-def _uint8_error(frames: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+def _uint8_error(frames: torch.Tensor, others: torch.Tensor) -> float:
     """Mean square of 255 over the frames after the first; of others there may be one alone, for all."""
     shown = to_uint8_frames(others if others.shape[2] == 1 else others[:, :, 1:]).float()
-    return (shown - to_uint8_frames(frames[:, :, 1:]).float()).square().mean()
-
-
-class EncodedInstructions:
-    """Instructions of the batches of another source as the generator takes them: see `instruction_encoder`."""
-
-    def __init__(self, source: Any, encode: Any) -> None:
-        self.source, self.encode = source, encode
-
-    def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
-        batch = self.source.batch(step, part)
-        return {**batch, "instruction": self.encode(batch["instruction"])}
-
-
-def _latents(starts: GeneratorClips, tokenizer: VideoTokenizer, device: str) -> np.ndarray:
-    """Latents of the window at the start of every episode, from the cache where it has them."""
-    store = starts.store
-
-    @torch.no_grad()
-    def encode() -> Iterator[np.ndarray]:
-        parts = np.array_split(np.arange(store.num_episodes), -(-store.num_episodes // 8))
-        for part in progress(parts, description="encode", unit="batch"):
-            yield tokenizer.encode(_frames(starts, part).to(device)).cpu().numpy()
-
-    window = f"first {starts.num_frames} frames, {starts.frame_stride} apart"
-    identity = _state_id(tokenizer)
-    tokenizer.to(device)
-    latents = open_latents(store, identity, window, encode)
-    tokenizer.to("cpu")
-    return latents
-
-
-def _state_id(module: torch.nn.Module) -> str:
-    """SHA-256 over all weights and their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _frames(starts: GeneratorClips, episodes: Any) -> torch.Tensor:
-    return to_float_frames(torch.from_numpy(starts.window(np.asarray(episodes))["frames"]))
+    return float((shown - to_uint8_frames(frames[:, :, 1:]).float()).square().mean())
 
 
 def summary(result: TrainGeneratorResult) -> str:
-    tokenizer = ""
+    tokenizer = held_out = ""
     if (trained := result.tokenizer) is not None:
         tokenizer = (
             f"tokenizer {trained.training_psnr} dB on training clips (first frame repeated {trained.still_psnr}), "
         )
-    return f"{tokenizer}generator loss {result.generator.loss}{speed(result.throughput)}"
+    if (curve := result.held_out) is not None:
+        best = f"best {curve.best_loss} at step {curve.best_step} ({curve.checkpoint})"
+        held_out = f", held-out loss {curve.last_loss}, {best}"
+    return f"{tokenizer}generator loss {result.generator.loss}{held_out}{speed(result.throughput)}"

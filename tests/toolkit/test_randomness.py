@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.train_generator import sampled_above
+from recipes.held_out import sampled_above
 from toolkit.base.randomness import isolated_randomness, stream_seed
 from toolkit.data.batches import Augmented, GeneratorClips, Mixture, make_sources
 from toolkit.data.clips import ClipStore
@@ -64,7 +64,7 @@ def augmented(store: ClipStore, generator: Generator) -> Any:
 
 
 def sampled(store: ClipStore, generator: Generator) -> Any:
-    return sampled_above(generator, GeneratorClips(store, 1, 9, 0, False), list)
+    return sampled_above(generator, GeneratorClips(store, 1, 9, 0, False), list, np.arange(2))
 
 
 def scored(store: ClipStore, generator: Generator) -> Any:

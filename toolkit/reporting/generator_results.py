@@ -43,14 +43,34 @@ class Throughput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOutLoss:
+    """Loss of the averaged weights on whole recorded episodes that training has not seen, at some of its steps.
+
+    episodes: how many of each dataset; checkpoint: the generator of the best step, a directory of the run.
+    """
+
+    episodes: list[int]
+    steps: list[int]
+    losses: list[float]
+    last_loss: float
+    best_loss: float
+    best_step: int
+    checkpoint: str
+
+    def __post_init__(self) -> None:
+        check_lengths(self.steps, self.losses)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainGeneratorResult:
     tokenizer: TokenizerTraining | None = None
     generator: StreamsTraining
     throughput: Throughput
-    episodes: list[int]  # of each dataset
+    episodes: list[int]  # of each dataset, that were trained on
     checkpoint: str
     covered: float | None = None  # share of an episode that the window covers, on average
     padded: float | None = None  # share of the window past the end of episodes
+    held_out: HeldOutLoss | None = None  # None where none was held out
 
 
 @dataclass(frozen=True, kw_only=True)

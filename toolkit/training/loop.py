@@ -38,6 +38,7 @@ from toolkit.training.runtime import (
     repeated_blocks,
     seed_everything,
 )
+from toolkit.training.watch import Watch, let_look
 
 THROUGHPUT = ("samples_per_second", "flop_per_second", "flop_per_sample", "bf16_peak_share")
 
@@ -49,7 +50,7 @@ def train(
     runtime: RuntimeConfig,
     directory: Path,
     description: str,
-    on_log: Callable[[ScalarLog, int], None] | None = None,
+    watch: Watch | None = None,
     *,
     seed: int = 0,
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -57,8 +58,8 @@ def train(
 
     Returns the last metrics and the values of `Throughput`, of all processes. Continues from `directory/checkpoints`
     where one is found; the result is then bit for bit that of an uninterrupted run, since what is drawn for a step
-    depends on `seed`, `description`, the step and the part of its batch alone. The main process writes. Raises
-    UserError when the loss, a gradient, a weight or an average is not finite: no such number is ever saved.
+    depends on `seed`, `description`, the step and the part of its batch alone. `watch` looks on. The main process
+    writes. Raises UserError for a loss, gradient, weight or average that is not finite: no such number is ever saved.
     """
     accelerator = make_accelerator(runtime, directory)
     objective.train().to(accelerator.device)
@@ -72,6 +73,7 @@ def train(
     speed = Throughput(accelerator.device, metrics, accelerator.num_processes)
     log = ScalarLog(accelerator, directory, first)
     batches = on_device(data, advance.places_from(first), accelerator.device)
+    let_look(watch, log, objective, average, first, resumed=True)
 
     bar = progress(description=description, total=config.steps, initial=first, unit="step")
     for done in range(first + 1, config.steps + 1):
@@ -79,7 +81,7 @@ def train(
         average.update(objective, done - 1)
         speed.count(config.batch_size * config.gradient_accumulation * accelerator.num_processes)
         bar.update()
-        saving = done % config.checkpoint_every == 0 or done == config.steps
+        saving = done % config.checkpoint_every == 0 or done == config.steps or bool(watch and watch.due(done))
         if done % config.log_every == 0 or saving:
             metrics = mean_over_processes(values, accelerator.device)
             last = {"gradient_norm": float(norm), "learning_rate": advance.learning_rate(done - 1)}
@@ -89,13 +91,12 @@ def train(
             bar.set_postfix(loss=f"{metrics['loss']:.4f}")
             metrics |= speed.measure()
             log.scalars(done, metrics | last)
-            if on_log is not None and accelerator.is_main_process:
-                on_log(log, done)
         if saving and accelerator.is_main_process:
             try:
                 save_checkpoint(checkpoints, done, objective, optimizer, average, metrics)
             except UserError as error:
                 raise diverged(description, str(error), done, checkpoints) from error
+        speed.leave_out(let_look(watch, log, objective, average, done))
     for opened in (bar, batches, log):
         opened.close()
     load_trained_state(objective, average.shadow)
@@ -183,6 +184,10 @@ class Throughput:
 
     def count(self, samples: int) -> None:
         self._samples += samples
+
+    def leave_out(self, seconds: float) -> None:
+        """Time just spent on something else."""
+        self._started += seconds
 
     def measure(self) -> dict[str, float]:
         """The numbers of `THROUGHPUT` as they are now."""
