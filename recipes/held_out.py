@@ -89,7 +89,7 @@ class GeneratorWatch:
         generator: Generator,
         held_out: HeldOut | None,
         starts: GeneratorClips,
-        encode: Callable[[list[str]], Any],
+        encode: Callable[[Sequence[str]], Any],
         write: Callable[[Path], None],
     ) -> None:
         """starts: windows of the episodes that are trained on; write: fills a generator's directory."""

@@ -29,7 +29,7 @@ from recipes.fit_to_data import check_window, fit_instructions, fit_pictures, fi
 from recipes.generator_batches import frames_of, prepared, start_every
 from recipes.held_out import GeneratorWatch, HeldOut, held_out_of
 from recipes.schema import TrainGeneratorConfig
-from recipes.video_model import TextTokens, fit_video, is_pretrained
+from recipes.video_model import TextTokens, fit_rate, fit_video, is_pretrained
 from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
 from toolkit.base.run import Run
@@ -55,7 +55,6 @@ from vag_core import Generator
 from vag_core.clocks import clocks_of
 from vag_core.tokenizer import to_uint8_frames
 
-MOST_CHECKED = 1000  # instructions
 CALIBRATION, SHOWN = 32, 8  # episodes whose latents set the scale, and whose reconstruction is measured
 
 
@@ -75,13 +74,13 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
         raise UserError(f"name_views=true: {config.dataset} has one camera, which fills the picture; leave it out")
     encode = fitting_encoder(config, data, conventions.views, model)
     fit_window(config, data.store)
+    fit_rate(config, data.store)
     covered, padded = check_window(config, data.store)
     seed_everything(config.seed)
     with user_errors():
         generator = Generator(config.generator)
-        generator.check_instruction(
-            encode(data.store.tasks[:MOST_CHECKED])
-        )  # one that is too long is told now, not after minutes
+        # One that is too long is said now, not after minutes; a video model's encoder takes any.
+        generator.check_instruction(encode(data.store.tasks if model is None else data.store.tasks[:1]))
     generator.trajectory.set_reference(data.reference)
     generator.trajectory.set_statistics(*data.ranges())
     tokenized = tokenizer_stage(config, run, generator, data)
@@ -167,10 +166,8 @@ class TrainingData:
     def labelled_clips(self) -> GeneratorClips:
         """Pairs and plans, as the training of both streams takes them."""
         size, windows = self.config.optim.batch_size, self._windows(bool(self.config.random_start))
-        num_joint = clocks_of(self.config.generator.action).num_joint_clips
-        return GeneratorClips(
-            self.store, size, *windows, self.labelled, self.shares, num_joint, start_every(self.config)
-        )
+        kept = self.labelled, self.shares, clocks_of(self.config.generator.action).num_joint_clips
+        return GeneratorClips(self.store, size, *windows, *kept, start_every(self.config))
 
     def starts(self) -> GeneratorClips:
         """The window at the start of every episode."""
