@@ -11,6 +11,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -22,10 +23,11 @@ from torch import Tensor
 from vag_core.backbones.directory import ModelDirectory, _cache, check_text
 from vag_core.backbones.models import import_diffusers
 from vag_core.backbones.text_encoder import clean_prompt, encoder_id, load_encoder, width_of
-from vag_core.checkpoint import check_finite
+from vag_core.checkpoint import check_finite, first_line
 
 MAX_LENGTH = 512  # tokens, of all these pipelines
 KEY = "context"
+NEGATIVE = {"cosmos": "pipeline_cosmos2_video2world", "cosmos25": "pipeline_cosmos2_5_predict"}  # where it is given
 
 
 def text_width(directory: ModelDirectory) -> int:
@@ -41,14 +43,10 @@ def negative_prompt(kind: str) -> str:
 
     Raises ValueError if diffusers is not installed.
     """
-    import_diffusers()
-    if kind == "cosmos":
-        from diffusers.pipelines.cosmos import pipeline_cosmos2_video2world as pipeline
-    elif kind == "cosmos25":
-        from diffusers.pipelines.cosmos import pipeline_cosmos2_5_predict as pipeline
-    else:
+    if kind not in NEGATIVE:
         return ""
-    return pipeline.DEFAULT_NEGATIVE_PROMPT
+    import_diffusers()
+    return import_module(f"diffusers.pipelines.cosmos.{NEGATIVE[kind]}").DEFAULT_NEGATIVE_PROMPT
 
 
 def text_contexts(
@@ -87,6 +85,11 @@ def _encode(
     directory: ModelDirectory, files: dict[str, Path], device: torch.device, max_length: int, width: int
 ) -> dict[str, Tensor]:
     """Texts and where to keep each -> the rows (L, D) of each, in bfloat16."""
+    folder = next(iter(files.values())).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before the work of a minute
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     encoder, rows = load_encoder(directory, device), {}
     for text, file in files.items():  # one at a time: what is made must not depend on what it is batched with
         row = encoder.encode(text, max_length)
@@ -130,9 +133,12 @@ def _write(file: Path, row: Tensor) -> None:
     """Under a temporary name, then renamed: another process may write the same."""
     temporary = file.with_name(f".{file.stem}-{uuid.uuid4().hex}.part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         save_file({KEY: row}, temporary)
         os.replace(temporary, file)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise ValueError(f"{file}: cannot be written ({error}); name another cache by $VAG_CACHE") from error
+        raise _unwritable(file, error) from error
+
+
+def _unwritable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: cannot be written ({first_line(error)}); name another cache by $VAG_CACHE")

@@ -27,7 +27,7 @@ from vag_core.backbones.directory import (
     weight_files,
 )
 from vag_core.backbones.published import TEXT_PARTS
-from vag_core.checkpoint import first_line, plan_network, read_config, read_shapes
+from vag_core.checkpoint import Shapes, first_line, plan_network, read_config, read_shapes
 
 VERSION = 1  # of what is encoded here; another one makes other names in the cache
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of a weight file, that name it
@@ -180,7 +180,7 @@ def _load(directory: ModelDirectory, device: torch.device) -> tuple[Any, Any]:
 
 def _check_plan(kind: Any, path: Path) -> None:
     """Raise ValueError if config.json asks for a network clearly larger than the weight files."""
-    shapes = {}
+    shapes: Shapes = {}
     for file in weight_files(path, TEXT_WEIGHTS):
         shapes |= read_shapes(file, MOST_NUMBERS)
     config = kind.config_class.from_pretrained(path, local_files_only=True)
@@ -198,7 +198,8 @@ def _checked_ids(ids: list[list[int]], model: T5Encoder | QwenEncoder) -> Tensor
 
 def _projection(directory: ModelDirectory) -> tuple[Tensor, Tensor]:
     """Weight (D, raw) and bias (D,) of the video network's projection of text; the rest of it is not read."""
-    part, found = directory.path / "transformer", {}
+    part = directory.path / "transformer"
+    found: dict[str, Tensor] = {}
     for file in weight_files(part, WEIGHTS):
         with safe_open(file, framework="pt") as tensors:
             found |= {name: tensors.get_tensor(name) for name in PROJECTION if name in tensors.keys()}  # noqa: SIM118
