@@ -66,13 +66,19 @@ def cell_size(config: TrainGeneratorConfig) -> list[int]:
     rows, columns = Canvas(dict.fromkeys(map(str, range(max(1, count))), (1, 1)), (1, 1)).grid
     step, video = config.generator.tokenizer.spatial_stride * config.generator.video.patch_size, config.generator.video
     assert isinstance(video, PretrainedConfig)
-    whole = TINY_CANVAS if video.path.startswith("tiny:") else CANVAS
-    size = [max(1, round(side / parts / step)) * step for side, parts in zip(whole, (rows, columns), strict=True)]
+    sides = TINY_CANVAS if video.path.startswith("tiny:") else CANVAS
+    size = [max(1, round(side / parts / step)) * step for side, parts in zip(sides, (rows, columns), strict=True)]
     if processes().is_main:
-        print(
-            f"image_size={size[0]}x{size[1]} for each camera: {rows * size[0]}x{columns * size[1]} in all", flush=True
-        )
+        whole = f"{rows * size[0]}x{columns * size[1]} in all"
+        print(f"image_size=[{size[0]},{size[1]}] for each of {max(1, count)} cameras, {whole}", flush=True)
     return size
+
+
+def fit_rate(config: TrainGeneratorConfig, store: ClipStore) -> None:
+    """Tell the video model how fast the pictures of a window follow each other, unless the config does."""
+    video = config.generator.video
+    if isinstance(video, PretrainedConfig) and not video.fps:
+        video.fps = store.fps / config.generator.frame_stride
 
 
 class TextTokens:

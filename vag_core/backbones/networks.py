@@ -3,7 +3,8 @@
 Cosmos-Predict2 is published in EDM's terms (arXiv 2206.00364): with t = sigma / (1 + sigma) its preconditioning is
 c_in = c_skip = 1 - t, c_out = -t, so the network itself predicts noise - x_0 at x_t. The others are published so.
 
-Shapes: latents (B, C, T, h, w), text (B, L, D) token embeddings of the model's own encoder, with zeros as padding.
+Shapes: latents (B, C, T, h, w), text (B, L, D) token embeddings of the model's own encoder, with zeros as padding;
+for Cosmos-Predict2.5 as the encoder gives them or projected, as `text` keeps them.
 """
 
 from __future__ import annotations
@@ -154,6 +155,14 @@ class Cosmos2(PretrainedNetwork):
         )[0]
 
 
+class TextProjection(nn.Sequential):
+    """A linear layer and what follows; text (B, L, D) that is as wide as its output has been through it already."""
+
+    def forward(self, text: Tensor) -> Tensor:
+        """(B, L, in or out) -> (B, L, out)."""
+        return super().forward(text) if text.shape[-1] == self[0].in_features else text
+
+
 class Cosmos25(Cosmos2):
     """CosmosTransformer3DModel of Cosmos-Predict2.5: another clock, and time counted in frames."""
 
@@ -164,10 +173,15 @@ class Cosmos25(Cosmos2):
     def __init__(self, transformer: Any, scheduler: Any) -> None:
         super().__init__(transformer, scheduler)
         self.fps = None
+        transformer.crossattn_proj = TextProjection(*transformer.crossattn_proj)
 
     def clock(self, steps: int) -> VideoClock:
         """See `PretrainedNetwork`."""
         return scheduler_clock(self.scheduler, steps, self.unit, truncated=False)
+
+    def project(self, text: Float[Tensor, "b l raw"]) -> Float[Tensor, "b l d"]:
+        """Text of the encoder -> what the network attends to; it may be called with either."""
+        return self.transformer.crossattn_proj(text.to(self.transformer.dtype)).to(text.dtype)
 
 
 class Wan22(PretrainedNetwork):

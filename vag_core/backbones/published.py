@@ -19,6 +19,15 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {  # classes that a part of the m
     "cosmos25": {"transformer": ("CosmosTransformer3DModel",), "vae": ("AutoencoderKLWan",), "scheduler": (UNIPC,)},
     "wan": {"transformer": ("WanTransformer3DModel",), "vae": ("AutoencoderKLWan",), "scheduler": (UNIPC, EULER)},
 }
+T5_TOKENIZERS = ("T5TokenizerFast", "T5Tokenizer")
+TEXT_PARTS: dict[str, dict[str, tuple[str, ...]]] = {  # the same, of transformers
+    "cosmos": {"text_encoder": ("T5EncoderModel",), "tokenizer": T5_TOKENIZERS},
+    "cosmos25": {
+        "text_encoder": ("Qwen2_5_VLForConditionalGeneration",),
+        "tokenizer": ("Qwen2TokenizerFast", "Qwen2Tokenizer"),
+    },
+    "wan": {"text_encoder": ("UMT5EncoderModel",), "tokenizer": T5_TOKENIZERS},
+}
 
 _COSMOS: dict[str, Any] = {
     "in_channels": 17,

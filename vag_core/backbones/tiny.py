@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from vag_core.backbones.published import SCHEDULERS, TRANSFORMERS
+from vag_core.backbones.published import SCHEDULERS, TEXT_PARTS, TRANSFORMERS
+from vag_core.backbones.tiny_text import tiny_text_encoder, tiny_tokenizer
 
 INDEX = "model_index.json"  # a directory that has one is complete
 CHANNELS = {"cosmos": 4, "cosmos25": 4, "wan": 8}
@@ -43,7 +44,7 @@ def tiny_directory(kind: str, cache: Path) -> Path:
     """
     if kind not in TINY:
         raise ValueError(f"tiny:{kind}: expected one of {', '.join('tiny:' + name for name in TINY)}")
-    path = cache / "tiny-models" / f"{kind}-1"
+    path = cache / "tiny-models" / f"{kind}-2"
     if not (path / INDEX).is_file():
         write_tiny(kind, path)
     return path
@@ -68,6 +69,7 @@ def write_tiny(kind: str, path: Path) -> None:
         vae |= {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16}
     with torch.random.fork_rng(devices=[]):
         parts = {"transformer": getattr(diffusers, network)(**TINY[kind]), "vae": diffusers.AutoencoderKLWan(**vae)}
+        parts["text_encoder"] = tiny_text_encoder(kind)
     rng = torch.Generator().manual_seed(0)
     for name, part in parts.items():
         for key, values in part.named_parameters():
@@ -76,6 +78,7 @@ def write_tiny(kind: str, path: Path) -> None:
             elif key.endswith("bias"):
                 values.data.zero_()
         part.save_pretrained(path / name)
+    tiny_tokenizer(kind).save_pretrained(path / "tokenizer")
     getattr(diffusers, scheduler)(**options).save_pretrained(path / "scheduler")
     index = {
         "_class_name": NAMES[kind],
@@ -83,6 +86,7 @@ def write_tiny(kind: str, path: Path) -> None:
         "transformer": ["diffusers", network],
         "vae": ["diffusers", "AutoencoderKLWan"],
         "scheduler": ["diffusers", scheduler],
+        **{part: ["transformers", names[0]] for part, names in TEXT_PARTS[kind].items()},
         **({"expand_timesteps": True} if kind == "wan" else {}),
     }
     (path / INDEX).write_text(json.dumps(index, indent=2) + "\n")
