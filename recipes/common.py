@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from toolkit.data.seen_scenes import UNKNOWN, SeenScenes, merge, read_scenes
 from toolkit.reporting.generator_results import Throughput
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
-from vag_core.checkpoint import MOST_PARAMETERS
+from vag_core.checkpoint import MOST_PARAMETERS, read_config
+from vag_core.config import PretrainedConfig
 from vag_core.representation import convert
 
 
@@ -113,11 +114,17 @@ def load_notes(run: Run, paths: Sequence[str]) -> list[Notes]:
 
 
 def weights_id(directory: str | Path) -> str:
-    """SHA-256 of a checkpoint's weights, first 16 hex digits. Raises UserError if there are none."""
+    """SHA-256 of a checkpoint's weights, first 16 hex digits; of a generator on a pretrained video model also that of
+    the model. Raises UserError if there are none."""
     path = Path(directory) / "model.safetensors"
     if not path.is_file():
         raise UserError(f"{path}: not found; expected a checkpoint directory")
-    return file_id(path)
+    own = file_id(path)
+    with suppress(ValueError):  # of a policy, or damaged, which its loader says
+        video = read_config(path.with_name("config.json")).get("video")
+        if isinstance(video, dict) and video.get("kind") == PretrainedConfig().kind:
+            return hashlib.sha256(f"{own} {video.get('base_id')}".encode()).hexdigest()[:16]
+    return own
 
 
 def file_id(path: Path) -> str:
@@ -164,10 +171,15 @@ def _listed(seeds: list[int], most: int = 5) -> str:
     return " ".join(shown if len(shown) <= most else [*shown[: most - 1], "...", shown[-1]])
 
 
-def load_generator(path: str | Path, device: str, max_parameters: int = MOST_PARAMETERS) -> Generator:
-    """A trained generator. Raises UserError if the directory holds none, or one with more numbers than allowed."""
+def load_generator(
+    path: str | Path, device: str, max_parameters: int = MOST_PARAMETERS, base: str | None = None
+) -> Generator:
+    """A trained generator. Raises UserError if the directory holds none, or one with more numbers than allowed.
+
+    base: see `Generator.from_pretrained`.
+    """
     with user_errors():
-        return Generator.from_pretrained(path, device, max_parameters)
+        return Generator.from_pretrained(path, device, max_parameters, base)
 
 
 def canvas_of(generator: Generator, trained: Conventions) -> Canvas:

@@ -12,7 +12,6 @@ from recipes.common import (
     Pictures,
     canvas_of,
     check_unseen,
-    instruction_encoder,
     load_clips,
     load_generator,
     load_notes,
@@ -22,6 +21,7 @@ from recipes.common import (
 )
 from recipes.schema import EvaluateGeneratorConfig
 from recipes.start_scenes import scene_seeds
+from recipes.video_model import sampling, text_reader
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
 from toolkit.base.progress import progress
@@ -54,7 +54,7 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
     if config.given not in GIVEN:
         raise UserError(f"evaluate-generator: given={config.given}; expected one of {', '.join(GIVEN)}")
     set_threads(config.runtime)
-    generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
+    generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters, config.base)
     shape, identity = generator.config, weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
     notes = load_notes(run, config.notes)
@@ -123,8 +123,8 @@ def sample_all(
 
     The noise of a pair depends on the seed and the scene alone, so systems are compared on equal terms.
     """
-    encode = instruction_encoder(config.instruction_encoder, config.max_parameters, views)
-    sampler, parts, seconds = config.sampler, [], 0.0
+    encode = text_reader(generator, config, views)
+    settings, parts, seconds = sampling(encode, config.sampler), [], 0.0
     seeds = scene_seeds(config.seed, clips.store.metadata)
     bar = progress(description="sample", total=len(episodes), unit="pair")
     for start in range(0, len(episodes), config.batch_size):
@@ -141,10 +141,7 @@ def sample_all(
                 batch["frames"][:, 0],
                 batch["states"][:, 0],
                 encode(batch["instruction"]),
-                num_inference_steps=sampler.num_inference_steps,
-                guidance_scale=sampler.guidance_scale,
-                method=sampler.method,
-                order=sampler.order,
+                **settings,
                 rng=[torch.Generator().manual_seed(seeds[episode]) for episode in part],
                 **given,
             )

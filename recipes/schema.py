@@ -63,6 +63,12 @@ def text_encoder() -> Any:
     return option(None, help)
 
 
+def video_base() -> Any:
+    """The option that says where the pretrained video model of a generator is."""
+    help = "the pretrained video model that the generator was made on, if it is not where the checkpoint says"
+    return option(None, help)
+
+
 def max_parameters() -> Any:
     """The option that lifts the limit on the sizes of checkpoints."""
     return option(MOST_PARAMETERS, "numbers that a file of weights may hold", least=1, most=10**15)
@@ -239,11 +245,15 @@ class SamplerConfig:
     guidance_scale: float = option(1.0, "classifier-free guidance; 1 = none", least=0, most=100)
     method: str = option("euler", "solver", choices=METHODS)
     order: str | None = option(None, "which stream is sampled first; null = what suits the generator", choices=ORDERS)
+    negative_prompt: str | None = option(
+        None, "what guidance leads away from, with a pretrained video model; null = its pipeline's own"
+    )
 
 
 @dataclass
 class SynthesizeConfig(CommonConfig):
     checkpoint: str = option(MISSING, "generator directory written by train-generator")
+    base: str | None = video_base()
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
     episodes_per_task: int = option(50, "episodes made of each task", least=1, most=MOST_EPISODES)
     first_seed: int = option(100_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
@@ -299,6 +309,11 @@ class SynthesizeConfig(CommonConfig):
     )
     workers: int = option(2, "processes that execute plans", least=1, most=MOST_PROCESSES)
     batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
+    score: bool | None = option(
+        None,
+        "note each pair's own loss, score_flow_loss, for five more evaluations; null = unless the video model is a "
+        "pretrained one",
+    )
     sampler: SamplerConfig = part(SamplerConfig, "how samples are drawn")
     max_parameters: int = max_parameters()
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
@@ -307,6 +322,7 @@ class SynthesizeConfig(CommonConfig):
 @dataclass
 class EvaluateGeneratorConfig(CommonConfig):
     checkpoint: str = option(MISSING, "generator directory written by train-generator")
+    base: str | None = video_base()
     dataset: str = option(MISSING, "held-out episodes: LeRobotDataset v3 directory or clip file")
     notes: list[str] = option([], NOTES)
     given: str = option("nothing", "nothing, or video (inverse dynamics), or actions (forward dynamics)", choices=GIVEN)
@@ -328,6 +344,7 @@ class EvaluateGeneratorConfig(CommonConfig):
 class ScoreConfig(CommonConfig):
     dataset: str = option(MISSING, "episodes written by synthesize: LeRobotDataset v3 directory or clip file")
     checkpoint: str | None = option(None, "generator, for score_cycle_error")
+    base: str | None = video_base()
     real: list[str] = option([], "what the generator learned from, for limits and copies")
     held_out: list[str] = option([], "recorded episodes that it has not seen, as a baseline; [] = those of real")
     cameras: list[str] = option([], CAMERAS)

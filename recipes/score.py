@@ -6,7 +6,7 @@ mean action; and the episodes themselves with the actions and states of another 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from recipes.common import (
     Pictures,
     canvas_of,
-    instruction_encoder,
     load_all,
     load_generator,
     pick_device,
@@ -26,6 +25,7 @@ from recipes.common import (
 )
 from recipes.schema import ScoreConfig
 from recipes.start_scenes import scene_seeds
+from recipes.video_model import text_reader
 from toolkit.base.errors import UserError, warn
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
@@ -60,7 +60,7 @@ def run(config: ScoreConfig, run: Run) -> ScoreResult:
     size = as_size(config.image_size or 64, "image_size")
     pictures = Pictures(size, config.cameras, config.rename, config.frame_storage)
     if config.checkpoint is not None:
-        generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
+        generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters, config.base)
         identity = weights_id(config.checkpoint)
         run.add_data(config.checkpoint, identity)
         trained = Conventions.of(config.checkpoint)
@@ -159,9 +159,7 @@ class InverseDynamics:
             if (found := getattr(store, name).shape[1]) != width:
                 raise UserError(f"{store.name}: {name} are {found} wide; {self.checkpoint} was trained on {width}")
         self.generator, self.batch_size, self.seed = generator, config.batch_size, config.seed
-        self.encode: Callable[[list[str]], Any] = instruction_encoder(
-            config.instruction_encoder, config.max_parameters, views
-        )
+        self.encode = text_reader(generator, config, views)
         self.known: dict[tuple[int, int], np.ndarray] = {}
 
     def errors(self, pairs: Pairs) -> np.ndarray:

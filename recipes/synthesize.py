@@ -13,7 +13,6 @@ import torch
 from recipes.common import (
     canvas_of,
     check_unseen,
-    instruction_encoder,
     load_generator,
     pick_device,
     user_errors,
@@ -24,6 +23,7 @@ from recipes.photographs import photographed_scenes
 from recipes.plans import PLANS, Plans, check_draws, solved_plans
 from recipes.schema import CODECS, SynthesizeConfig
 from recipes.start_scenes import InitialScene, recorded_scenes, samples_of, scene_seeds, simulated_scenes
+from recipes.video_model import is_pretrained, sampling, text_reader
 from toolkit.base.errors import UserError, warn
 from toolkit.base.files import discard
 from toolkit.base.progress import progress
@@ -52,9 +52,9 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
     set_threads(config.runtime)
     table = None if config.scenes_from is None else find_table(config.scenes_from)
     check_scenes(config, table)
-    generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters)
+    generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters, config.base)
     trained = Conventions.of(config.checkpoint)
-    encode = instruction_encoder(config.instruction_encoder, config.max_parameters, trained.views)
+    encode = text_reader(generator, config, trained.views)
     identity = weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
     if not generator.config.action.makes_video:
@@ -150,6 +150,8 @@ class Samples:
         self.config, self.generator, self.encode, self.plans, self.canvas = config, generator, encode, plans, canvas
         self.order, self.stride = order, generator.config.frame_stride
         sampler = config.sampler
+        self.sampling = {**sampling(encode, sampler), "order": order}
+        self.scores = config.score if config.score is not None else not is_pretrained(generator.config)
         name = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}-{order}"
         name += f"-draws-{config.draws}-shift-{config.draw_shift}" if config.draws > 1 else ""
         self.origin: dict[str, Any] = {
@@ -184,7 +186,8 @@ class Samples:
             for index, (scene, frames, actions, states, loss) in enumerate(
                 zip(scenes[part], *joined(clips), strict=True), start
             ):
-                own: dict[str, Any] = {PICTURE_EVERY: self.stride, "score_flow_loss": float(loss), "ends": ends}
+                own: dict[str, Any] = {PICTURE_EVERY: self.stride, "ends": ends}
+                own |= {"score_flow_loss": float(loss)} if self.scores else {}
                 own |= {} if self.plans is None else self.plans.metadata(index)
                 length = steps[index]
                 shown = frames[: length // self.stride + 1]  # the last is what the last action leads to
@@ -226,7 +229,9 @@ class Samples:
         image = torch.from_numpy(np.stack([scene.image for scene in scenes]))
         state = torch.from_numpy(np.stack([scene.state for scene in scenes]))
         instructions = self.encode([scene.instruction for scene in scenes])
-        given = {} if self.plans is None else self.plans.given(slice(start, start + self.config.batch_size))
+        given: dict[str, Any] = (
+            {} if self.plans is None else self.plans.given(slice(start, start + self.config.batch_size))
+        )
         made = list[GeneratedBatch]()
         for clip in range(-(-steps // self.generator.config.action_horizon)):
             own = [stream_seed(seed, "clip", clip) if clip else seed for seed in seeds]
@@ -236,12 +241,9 @@ class Samples:
                     image,
                     state,
                     instructions,
-                    num_inference_steps=self.config.sampler.num_inference_steps,
-                    guidance_scale=self.config.sampler.guidance_scale,
-                    method=self.config.sampler.method,
-                    order=self.order,
+                    **self.sampling,
                     rng=[torch.Generator().manual_seed(seed) for seed in own],
-                    score=True,
+                    score=self.scores,
                     **given,
                 )
             self.seconds += time.perf_counter() - began
@@ -264,7 +266,7 @@ class Samples:
 
 
 def joined(clips: Sequence[GeneratedBatch]) -> list[np.ndarray]:
-    """frames, actions, states and mean loss of clips of which each goes on from the one before.
+    """frames, actions, states and mean loss (NaN for none) of clips of which each goes on from the one before.
 
     Where two meet, the picture and state are of the later one alone.
     """
@@ -274,7 +276,8 @@ def joined(clips: Sequence[GeneratedBatch]) -> list[np.ndarray]:
         [clip.actions for clip in clips],
         [*(clip.states[:, :-1] for clip in clips), last.states[:, -1:]],
     ]
-    loss = torch.stack([clip.loss for clip in clips if clip.loss is not None]).mean(0)
+    losses = [clip.loss for clip in clips if clip.loss is not None]
+    loss = torch.stack(losses).mean(0) if losses else torch.full((len(last.actions),), torch.nan)
     return [*(torch.cat(part, dim=1).cpu().numpy() for part in parts), loss.cpu().numpy()]
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from recipes.common import user_errors
-from recipes.schema import TrainGeneratorConfig
+from recipes.common import instruction_encoder, pick_device, user_errors
+from recipes.schema import SamplerConfig, TrainGeneratorConfig
 from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
 from toolkit.data.canvas import Canvas
 from toolkit.data.clips import ClipStore
 from toolkit.data.formats.lerobot_layout import camera_keys, read_info
+from vag_core import Generator
 from vag_core.config import GeneratorConfig, PretrainedConfig
 
 CANVAS, TINY_CANVAS = (432, 768), (64, 64)  # height and width of all cameras together
@@ -116,3 +117,24 @@ class TextTokens:
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
         return found
+
+
+def text_reader(generator: Generator, config: Any, views: str) -> Callable[[list[str]], Any]:
+    """Instructions as the generator takes them: strings, vectors of the encoder that the config names, or tokens of
+    its video model. Raises UserError for an encoder beside a video model."""
+    if generator.base is None:
+        return instruction_encoder(config.instruction_encoder, config.max_parameters, views)
+    if config.instruction_encoder is not None:
+        raise UserError(f"instruction_encoder={config.instruction_encoder}: a pretrained video model reads text itself")
+    return TextTokens(generator.base, pick_device(config.runtime), views)
+
+
+def sampling(encode: Any, sampler: SamplerConfig) -> dict[str, Any]:
+    """Arguments of `Generator.sample` that the config names; encode: of `text_reader`."""
+    given = {"num_inference_steps": sampler.num_inference_steps, "method": sampler.method}
+    given |= {"guidance_scale": sampler.guidance_scale, "order": sampler.order}
+    if isinstance(encode, TextTokens):
+        return given | ({"negative": encode.negative(sampler.negative_prompt)} if sampler.guidance_scale > 1 else {})
+    if sampler.negative_prompt is not None:
+        raise UserError("sampler.negative_prompt: the generator has no pretrained video model; leave it out")
+    return given

@@ -60,8 +60,8 @@ class Generator(Branches):
         first.
         rng: where noise comes from; with one generator per pair, a pair does not depend on those beside it.
         guidance_scale: classifier-free guidance on the instruction (arXiv 2207.12598); 1 = off. It does not touch
-        actions that are planned first, which are a mean. negative: (B, L, Dt) tokens of a negative prompt, in place of
-        no text, of a pretrained video model; the scale then means what it means in the model's own pipeline.
+        actions that are planned first, which are a mean. negative: (1, L, Dt) tokens of a negative prompt, in place of
+        no text, of a pretrained video model, where the scale means what it means in the model's own pipeline.
         score: also compute `loss`, at the cost of five more evaluations.
         Without a video branch the frames repeat the first image.
         Raises ValueError for an image or state of another size than the generator was trained on, for an order that

@@ -113,11 +113,6 @@ class Settings:
     score: bool
     negative: Tensor | None = None
 
-    @property
-    def guides(self) -> bool:
-        """Whether the instruction is followed more than the model does by itself."""
-        return self.guidance_scale != 1
-
 
 @torch.no_grad()
 def sample(
@@ -138,10 +133,10 @@ def sample(
     normal, ones = units.normalise_state(state), torch.ones(len(image), device=branches.device)
     guided = branches.encode_conditions(picture, first, normal, instruction, ones)
     free = None
-    if settings.guides:
+    if settings.guidance_scale > 1 if branches.base else settings.guidance_scale != 1:
         free = branches.encode_conditions(picture, first, normal, instruction, 0 * ones)
         if settings.negative is not None and branches.video is not None:
-            free.video = branches.video.encode(picture, normal, settings.negative)[1]
+            free.video = branches.video.encode(picture, normal, settings.negative.expand(len(image), -1, -1))[1]
     slopes = Guided(branches, guided, free, settings)
     rest, trajectory, planned = solve(branches, state, slopes, pinned, settings)
     if first is None:  # there is no video: the first image, repeated
