@@ -88,6 +88,8 @@ def checked_config(command: str, overrides: list[str]) -> DictConfig:
 
 def check_config(command: str, config: DictConfig) -> DictConfig:
     """The same config. Raises UserError for a value that is missing, out of range, or can not be meant."""
+    if config.get("dry_run") and OmegaConf.is_missing(config, "dataset"):
+        config.dataset = []
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise UserError(f"{command}: {missing[0]}=... is required; see vag {command} --help")
     plain: Any = OmegaConf.to_container(config)

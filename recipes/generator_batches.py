@@ -36,13 +36,19 @@ def prepared(
     longer: its windows begin `start_every` apart. fixed: each window is drawn again and again, as held-out ones are.
     """
     source: Any = clips
-    if config.generator.action.makes_video and (fixed or not config.random_start or is_pretrained(config.generator)):
+    if reads_latents(config, fixed):
         reads_frames = isinstance(config.generator.action, FramewiseConfig)
         device, half = pick_device(config.runtime), is_pretrained(config.generator)
         source = LatentClips(source, latents_of(clips, generator.tokenizer, device, half), reads_frames)
     if config.instruction_encoder is not None or config.name_views or is_pretrained(config.generator):
         source = EncodedInstructions(source, encode)
     return source
+
+
+def reads_latents(config: TrainGeneratorConfig, fixed: bool = False) -> bool:
+    """Whether clips come with their latents, encoded beforehand."""
+    beforehand = fixed or not config.random_start or is_pretrained(config.generator)
+    return config.generator.action.makes_video and beforehand
 
 
 def start_every(config: TrainGeneratorConfig) -> int:

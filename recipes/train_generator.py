@@ -25,6 +25,8 @@ from recipes.common import (
     user_errors,
     weights_id,
 )
+from recipes.dry_run import dry_run
+from recipes.dry_run_text import dry_summary
 from recipes.fit_to_data import check_window, fit_instructions, fit_pictures, fit_window
 from recipes.generator_batches import frames_of, prepared, start_every
 from recipes.held_out import GeneratorWatch, HeldOut, held_out_of
@@ -61,8 +63,9 @@ CALIBRATION, SHOWN = 32, 8  # episodes whose latents set the scale, and whose re
 def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     """Train both stages and write `generator/` (averaged weights, safetensors)."""
     set_threads(config.runtime)
-    model = fit_video(config)
-    data = gather(config, run)
+    if config.dry_run:
+        return dry_run(config)
+    model, data = fit_video(config), gather(config, run)
     config.generator.state_dim, config.generator.action_dim = data.store.states.shape[1], data.store.actions.shape[1]
     if (taken := config.video_from or config.tokenizer_from) is not None:
         run.add_data(taken, weights_id(taken))
@@ -351,6 +354,8 @@ def _uint8_error(frames: torch.Tensor, others: torch.Tensor) -> float:
 
 
 def summary(result: TrainGeneratorResult) -> str:
+    if result.dry_run is not None:
+        return dry_summary(result.dry_run)
     tokenizer = held_out = ""
     if (trained := result.tokenizer) is not None:
         tokenizer = (

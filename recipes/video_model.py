@@ -56,12 +56,15 @@ def fit_video(config: TrainGeneratorConfig) -> Any:
     return directory
 
 
-def cell_size(config: TrainGeneratorConfig) -> list[int]:
-    """Height and width of each camera's picture, so that all together make what the model knows; it is said."""
+def cell_size(config: TrainGeneratorConfig, count: int | None = None) -> list[int]:
+    """Height and width of each camera's picture, so that all together make what the model knows; it is said.
+
+    count: of cameras; None = those of the config, or of the first dataset.
+    """
     first = config.dataset if isinstance(config.dataset, str) else next(iter(config.dataset), "")
     if Path(first).is_file():
         return list(ClipStore.open(first).canvas.cell)
-    count = len(config.cameras)
+    count = len(config.cameras) if count is None else count
     if not count:
         count = len(camera_keys(read_info(Path(first))))
     rows, columns = Canvas(dict.fromkeys(map(str, range(max(1, count))), (1, 1)), (1, 1)).grid

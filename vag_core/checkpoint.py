@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,15 @@ def plan_network[Network: nn.Module](build: Callable[[], Network], shapes: Shape
     Raises TooLargeError, a ValueError, as soon as it has clearly more tensors or numbers than `shapes`, those of a
     file: MOST_TIMES as many and a constant, for parts that are dropped again.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), _Unfilled():
+    with unfilled():
         return _counted_build(build, shapes, where, what)
+
+
+@contextmanager
+def unfilled() -> Iterator[None]:
+    """Inside, what is built is on the `meta` device, and torch's generator stays as it was."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), _Unfilled():
+        yield
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

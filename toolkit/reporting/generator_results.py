@@ -62,7 +62,59 @@ class HeldOutLoss:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplingCost:
+    """Of one pair. evaluations: of the network, twice as many where it is guided; seconds: with its decoding."""
+
+    steps: int
+    guided: bool
+    evaluations: int
+    flop: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What the training of a generator would take: computed without a weight, see `vag_core.estimate`.
+
+    published: sizes of the video model are the published ones, since it is not here; peak_share: of the GPU's peak,
+    assumed; clips, joint_clips: of one pass on one GPU; clips_of_step: of all passes; memory: bytes by part;
+    bytes_per_joint_clip: what one more in a pass takes; largest_batch_size: that fits, 0 for none, with the
+    accumulation that keeps the clips of a step; sharded_bytes: of each of eight GPUs if all that is trained were
+    divided among them (FSDP), which no command does.
+    """
+
+    model: str | None
+    published: bool
+    gpu: str
+    gpu_bytes: float
+    peak_share: float
+    bf16: bool
+    trained_parameters: int
+    frozen_parameters: int
+    tokenizer_parameters: int
+    image_size: list[int]
+    num_frames: int
+    tokens_per_clip: int
+    clips: int
+    joint_clips: int
+    clips_of_step: int
+    flop_per_sample: float
+    flop_per_step: float
+    seconds_per_step: float
+    memory: dict[str, int]
+    total_bytes: int
+    bytes_per_joint_clip: int
+    largest_batch_size: int
+    gradient_accumulation: int
+    sharded_bytes: int
+    decoding_flop: int
+    sampling: list[SamplingCost]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainGeneratorResult:
+    """With `dry_run` nothing was trained, and there is no checkpoint."""
+
     tokenizer: TokenizerTraining | None = None
     generator: StreamsTraining
     throughput: Throughput
@@ -71,6 +123,7 @@ class TrainGeneratorResult:
     covered: float | None = None  # share of an episode that the window covers, on average
     padded: float | None = None  # share of the window past the end of episodes
     held_out: HeldOutLoss | None = None  # None where none was held out
+    dry_run: DryRun | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,25 +58,29 @@ class VideoModel:
 
 
 def fit_to_model(config: GeneratorConfig, directory: ModelDirectory) -> None:
-    """Give the config the sizes of a model, and its id if it has none. Raises ValueError for a model of another family,
-    or one whose configs say no sizes."""
+    """Give the config the sizes of a model. Raises ValueError for a model of another family, or one whose configs say
+    no sizes."""
+    network, vae = (read_config(directory.path / part / "config.json") for part in ("transformer", "vae"))
+    fit_to_sizes(config, directory.kind, network, vae, directory.path)
+
+
+def fit_to_sizes(
+    config: GeneratorConfig, kind: str, network: dict[str, Any], vae: dict[str, Any], where: str | Path
+) -> None:
+    """The same by the configs of transformer and vae; where: begins the errors."""
     video = config.video
     assert isinstance(video, PretrainedConfig)
-    if directory.kind != video.family:
-        raise ValueError(
-            f"{directory.path}: a model of the kind {directory.kind}; expected {video.family}, as video.family says"
-        )
-    network, vae = (read_config(directory.path / part / "config.json") for part in ("transformer", "vae"))
+    if kind != video.family:
+        raise ValueError(f"{where}: a model of the kind {kind}; expected {video.family}, as video.family says")
     try:
         video.width = int(network["num_attention_heads"] * network["attention_head_dim"])
         video.patch_size = int(network["patch_size"][1])
         config.tokenizer.latent_channels = int(vae["z_dim"])
         config.tokenizer.temporal_stride = int(vae.get("scale_factor_temporal", 4))
         config.tokenizer.spatial_stride = int(vae.get("scale_factor_spatial", 8))
-        text = "text_dim" if directory.kind == "wan" else "text_embed_dim"
-        config.instruction.embedding_width = int(network[text])
+        config.instruction.embedding_width = int(network["text_dim" if kind == "wan" else "text_embed_dim"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"{directory.path}: the configs of transformer and vae lack {error}") from error
+        raise ValueError(f"{where}: the configs of transformer and vae lack {error}") from error
 
 
 def weights_type(config: PretrainedConfig) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""The models that can be loaded, and the published sizes of their networks.
+"""The models that can be loaded, and the published sizes of their networks and tokenizers.
 
 Sizes: diffusers' scripts/convert_cosmos_to_diffusers.py and scripts/convert_wan_to_diffusers.py.
 """
@@ -66,6 +66,21 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
         "patch_size": (1, 2, 2),
         "qk_norm": "rms_norm_across_heads",
         "text_dim": 4096,
+    },
+}
+VAES: dict[str, dict[str, Any]] = {  # AutoencoderKLWan
+    "cosmos": {"z_dim": 16},  # that of Wan2.1, which are the defaults
+    "cosmos25": {"z_dim": 16},
+    "wan": {  # that of Wan2.2
+        "base_dim": 160,
+        "decoder_base_dim": 256,
+        "z_dim": 48,
+        "is_residual": True,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "scale_factor_temporal": 4,
+        "scale_factor_spatial": 16,
     },
 }
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {  # as published

@@ -50,13 +50,9 @@ def tiny_directory(kind: str, cache: Path) -> Path:
     return path
 
 
-def write_tiny(kind: str, path: Path) -> None:
-    """Write a random model of the real classes, `INDEX` last; the same weights each time."""
-    from vag_core.backbones.models import import_diffusers
-
-    diffusers, channels = import_diffusers(), CHANNELS[kind]
-    network = "WanTransformer3DModel" if kind == "wan" else "CosmosTransformer3DModel"
-    scheduler, options = SCHEDULERS[kind]
+def tiny_vae(kind: str) -> dict[str, Any]:
+    """The sizes of a kind's tokenizer."""
+    channels = CHANNELS[kind]
     vae: dict[str, Any] = {
         "base_dim": 4,
         "z_dim": channels,
@@ -67,8 +63,19 @@ def write_tiny(kind: str, path: Path) -> None:
     }
     if kind == "wan":  # the second tokenizer: patches of 2 pixels, 16 pixels a latent cell
         vae |= {"is_residual": True, "in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16}
+    return vae
+
+
+def write_tiny(kind: str, path: Path) -> None:
+    """Write a random model of the real classes, `INDEX` last; the same weights each time."""
+    from vag_core.backbones.models import import_diffusers
+
+    diffusers = import_diffusers()
+    network = "WanTransformer3DModel" if kind == "wan" else "CosmosTransformer3DModel"
+    scheduler, options = SCHEDULERS[kind]
     with torch.random.fork_rng(devices=[]):
-        parts = {"transformer": getattr(diffusers, network)(**TINY[kind]), "vae": diffusers.AutoencoderKLWan(**vae)}
+        parts = {"transformer": getattr(diffusers, network)(**TINY[kind])}
+        parts["vae"] = diffusers.AutoencoderKLWan(**tiny_vae(kind))
         parts["text_encoder"] = tiny_text_encoder(kind)
     rng = torch.Generator().manual_seed(0)
     for name, part in parts.items():
