@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from toolkit.data.formats.lerobot_read import open_notes
 from toolkit.data.resampling import resampled
 from toolkit.data.seen_scenes import UNKNOWN, SeenScenes, merge, read_scenes
 from toolkit.reporting.generator_results import Throughput
+from toolkit.training.out_of_memory import one_line_if_full, sampling_advice
 from toolkit.training.runtime import RuntimeConfig, check_runtime
 from vag_core import Generator
 from vag_core.checkpoint import MOST_PARAMETERS, read_config
@@ -42,6 +44,13 @@ def user_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+@contextmanager
+def sampling_errors(generator: Generator, size: int) -> Iterator[None]:
+    """The same around `size` samples at once, whose number is the option `batch_size`; also for a GPU that is full."""
+    with user_errors(), one_line_if_full(generator.device, partial(sampling_advice, size=size)):
+        yield
 
 
 @dataclass(frozen=True)

@@ -275,8 +275,10 @@ def sharded(generator: Generator, memory: dict[str, int]) -> int:
 def sampling_costs(
     generator: Generator, config: TrainGeneratorConfig, gpu: Gpu, half: bool, formulas: Any
 ) -> tuple[int, list[SamplingCost]]:
-    """FLOP of decoding, and what a pair takes at several numbers of steps, with and without guidance; pictures are decoded in float32, whose
-    convolutions run as TF32 at half the bf16 rate."""
+    """FLOP of decoding, and what a pair takes at several numbers of steps, with and without guidance.
+
+    Pictures are decoded in float32, whose convolutions run as TF32 at half the bf16 rate.
+    """
     costs = list[SamplingCost]()
     text = batches(config)(2, 1)["instruction"]
     length = text.shape[1] if isinstance(text, torch.Tensor) and text.ndim == 3 else 0

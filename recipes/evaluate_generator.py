@@ -16,7 +16,7 @@ from recipes.common import (
     load_generator,
     load_notes,
     pick_device,
-    user_errors,
+    sampling_errors,
     weights_id,
 )
 from recipes.schema import EvaluateGeneratorConfig
@@ -136,7 +136,7 @@ def sample_all(
         elif config.given == "actions":
             given = {"actions": batch["actions"], "states": batch["states"]}
         began = time.perf_counter()
-        with user_errors():
+        with sampling_errors(generator, len(part)):
             sample = generator.sample(
                 batch["frames"][:, 0],
                 batch["states"][:, 0],

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from toolkit.reporting.generator_results import HeldOutLoss
 from toolkit.training.logging import ScalarLog
 from toolkit.training.loop import on_device
 from toolkit.training.loss_curve import LossCurve
+from toolkit.training.out_of_memory import one_line_if_full, training_advice
 from vag_core import Generator
 from vag_core.clocks import clocks_of
 
@@ -124,9 +126,12 @@ class GeneratorWatch:
         return step not in self.curve.steps
 
     def look(self, log: ScalarLog, step: int) -> None:
-        losses = {} if self.curve is None else self.measure(log)
-        log.scalars(step, {f"held_out/{name}": value for name, value in losses.items()})
-        self._show(log, step)
+        optim = self.config.optim
+        advice = partial(training_advice, batch_size=optim.batch_size, accumulation=optim.gradient_accumulation)
+        with one_line_if_full(log.accelerator.device, advice):
+            losses = {} if self.curve is None else self.measure(log)
+            log.scalars(step, {f"held_out/{name}": value for name, value in losses.items()})
+            self._show(log, step)
         if self.curve is None:
             return
         if not math.isfinite(loss := losses["loss"]):

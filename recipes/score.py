@@ -19,8 +19,8 @@ from recipes.common import (
     load_all,
     load_generator,
     pick_device,
+    sampling_errors,
     spread,
-    user_errors,
     weights_id,
 )
 from recipes.schema import ScoreConfig
@@ -186,7 +186,7 @@ class InverseDynamics:
             frames = batch["frames"]
             if pairs.frozen:
                 frames = frames[:, :1].expand_as(frames).contiguous()
-            with user_errors():
+            with sampling_errors(self.generator, len(part)):
                 sampled = self.generator.sample(
                     frames[:, 0],
                     batch["states"][:, 0],

@@ -15,7 +15,7 @@ from recipes.common import (
     check_unseen,
     load_generator,
     pick_device,
-    user_errors,
+    sampling_errors,
     weights_id,
 )
 from recipes.episode_ends import episode_ends
@@ -236,7 +236,7 @@ class Samples:
         for clip in range(-(-steps // self.generator.config.action_horizon)):
             own = [stream_seed(seed, "clip", clip) if clip else seed for seed in seeds]
             began = time.perf_counter()
-            with user_errors():
+            with sampling_errors(self.generator, len(scenes)):
                 sample = self.generator.sample(
                     image,
                     state,

@@ -325,4 +325,4 @@ def _attention(
 def has_checkpointing(config: GeneratorConfig) -> bool:
     """Whether blocks are computed again in the backward pass."""
     video = config.video
-    return isinstance(video, PretrainedConfig) and video.gradient_checkpointing and video.train != "frozen"
+    return isinstance(video, PretrainedConfig) and video.gradient_checkpointing and config.action.makes_video

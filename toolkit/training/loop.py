@@ -29,6 +29,7 @@ from toolkit.training.checkpoint import load_checkpoint, save_checkpoint, saved_
 from toolkit.training.config import OptimConfig as OptimConfig
 from toolkit.training.logging import ScalarLog
 from toolkit.training.optim import ExponentialMovingAverage, load_trained_state, make_optimizer, warmup_cosine
+from toolkit.training.out_of_memory import Memory, one_line_if_full, training_advice
 from toolkit.training.parallel import average_gradients, mean_over_processes, mixed_seed, share_weights
 from toolkit.training.runtime import (
     RuntimeConfig,
@@ -77,7 +78,8 @@ def train(
 
     bar = progress(description=description, total=config.steps, initial=first, unit="step")
     for done in range(first + 1, config.steps + 1):
-        values, norm = advance(done - 1, batches, speed)
+        with one_line_if_full(accelerator.device, advance.advice, optimizer, lambda: f". {last_good(checkpoints)}"):
+            values, norm = advance(done - 1, batches, speed)
         average.update(objective, done - 1)
         speed.count(config.batch_size * config.gradient_accumulation * accelerator.num_processes)
         bar.update()
@@ -132,6 +134,11 @@ class GradientSteps:
     def places_from(self, step: int) -> Iterator[tuple[int, Part]]:
         """What this process reads, from a step to the last one."""
         return ((number, part) for number in range(step, self.config.steps) for part in self.parts())
+
+    def advice(self, memory: Memory) -> str:
+        """The line of a step that a GPU has no memory for."""
+        group = "tokenizer_optim" if self.seed.endswith(" tokenizer") else "optim"
+        return training_advice(memory, self.config.batch_size, self.config.gradient_accumulation, group)
 
     def learning_rate(self, step: int) -> float:
         return self.config.learning_rate * warmup_cosine(step, self.config.steps, self.config.warmup_steps)
@@ -202,12 +209,17 @@ class Throughput:
 
 def diverged(description: str, reason: str, step: int, checkpoints: Path) -> UserError:
     """One line on a training whose numbers are no longer finite."""
-    good = list(saved_steps(checkpoints).values())
-    last = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint from before"
     return UserError(
-        f"{description}: diverged, {reason} (seen at step {step}); {last}. Try a lower optim.learning_rate, with "
+        f"{description}: diverged, {reason} (seen at step {step}); {last_good(checkpoints)}. Try a lower "
+        "optim.learning_rate, with "
         "overwrite=true"
     )
+
+
+def last_good(checkpoints: Path) -> str:
+    """Which checkpoint there is to go on from."""
+    good = list(saved_steps(checkpoints).values())
+    return f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint from before"
 
 
 def on_device(

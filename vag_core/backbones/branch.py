@@ -70,7 +70,7 @@ class PretrainedBranch(nn.Module):
         network.requires_grad_(config.train == "full")
         if config.train == "lora":
             add_lora(network, config)
-        if config.gradient_checkpointing and config.train != "frozen":
+        if config.gradient_checkpointing:  # also of a frozen one: gradients of what it hears pass through it
             network.transformer.enable_gradient_checkpointing()
         if config.fps:
             network.set_fps(config.fps)
