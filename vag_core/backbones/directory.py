@@ -72,6 +72,9 @@ def check_directory(path: Path) -> ModelDirectory:
         raise ValueError(f"{index}: has a second transformer; expected Wan2.2-TI2V, which has one")
     for part in ("transformer", "vae"):
         _check_weights(path / part, WEIGHTS)
+    network = path / "transformer" / "config.json"
+    if kind == "cosmos25" and read_config(network).get("use_crossattn_projection") is not True:
+        raise ValueError(f"{network}: no use_crossattn_projection; expected Cosmos-Predict2.5, which projects its text")
     read_config(path / "scheduler" / "scheduler_config.json")
     return ModelDirectory(path, kind, values["scheduler"][1])
 
@@ -133,7 +136,8 @@ def weight_files(part: Path, weights: str) -> list[Path]:
     """The safetensors files of a part: the one named `weights`, or those of its index."""
     index = part / f"{weights}.index.json"
     names = {weights}
-    if index.is_file():
+    # diffusers takes an index before a single file, transformers the other way round.
+    if index.is_file() and not (part / TEXT_WEIGHTS).is_file():
         shards = read_config(index).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise ValueError(f"{index}: no weight_map in it; expected the names of weight files")
