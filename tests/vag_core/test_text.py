@@ -120,7 +120,8 @@ def network_of(directory: ModelDirectory) -> Any:
     return load_model(directory.path).network.transformer
 
 
-def test_encoder_is_freed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoder_is_freed(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     encoders = []
 
     def load(*given: Any) -> Any:
@@ -129,7 +130,7 @@ def test_encoder_is_freed(cache: Path, tmp_path: Path, monkeypatch: pytest.Monke
         return encoder
 
     monkeypatch.setattr(text_module, "load_encoder", load)
-    text_contexts(locate("tiny:cosmos25", cache), PROMPTS, tmp_path)
+    text_contexts(locate(f"tiny:{kind}", cache), PROMPTS, tmp_path)
     assert [encoder() for encoder in encoders] == [None]
 
 

@@ -6,7 +6,6 @@ cache: bfloat16, without the zeros of the padding.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import uuid
@@ -107,7 +106,6 @@ def _encode(
         rows[text] = row.to(torch.bfloat16)
         _write(file, rows[text])
     del encoder
-    gc.collect()  # networks of transformers hold themselves in circles
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return rows
