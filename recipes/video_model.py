@@ -92,8 +92,12 @@ class TextTokens:
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode what the cache lacks, now, so that the encoder need not be loaded again beside the model."""
+        if not processes().is_main:
+            processes().wait()  # the main one loads the encoder, the others then read the cache
         for start in range(0, len(texts), KEPT):
             self(texts[start : start + KEPT])
+        if processes().is_main:
+            processes().wait()
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(B, L, Dt) float32. Raises UserError for a model without its text encoder."""

@@ -93,8 +93,8 @@ class PretrainedConfig(VideoConfig):
     family: str = option("cosmos", "kind of the model", choices=FAMILIES)
     path: str = option(
         "tiny:cosmos",
-        "directory of the model in the format of diffusers, owner/name on the Hugging Face hub, or tiny:cosmos, "
-        "tiny:cosmos25, tiny:wan: small random ones",
+        "directory of the model in the format of diffusers, owner/name[@revision] on the Hugging Face hub, or "
+        "tiny:cosmos, tiny:cosmos25, tiny:wan: small random ones",
     )
     base_id: str = option("none", "SHA-256 of the model's files; read from the model")
     train: str = option("lora", "what of it is trained", choices=TRAINED)

@@ -36,7 +36,8 @@ class ModelDirectory:
 
 
 def locate(path: str | Path, cache: Path | None = None, download: bool = True) -> ModelDirectory:
-    """A local directory, `owner/name` on the Hugging Face hub, or `tiny:cosmos`, `tiny:cosmos25`, `tiny:wan`.
+    """A local directory, `owner/name` or `owner/name@revision` on the Hugging Face hub, or `tiny:cosmos`,
+    `tiny:cosmos25`, `tiny:wan`.
 
     A tiny model is random, of the real classes; it is written to `cache` (by default $VAG_CACHE or ~/.cache/vag) once.
     download: what is not in the hub's cache may be fetched.
@@ -46,9 +47,10 @@ def locate(path: str | Path, cache: Path | None = None, download: bool = True) -
         from vag_core.backbones.tiny import tiny_directory
 
         return check_directory(tiny_directory(name.removeprefix(TINY), cache or _cache()))
-    if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if Path(path).exists() or not (hub := re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)):
         return check_directory(Path(path))
-    folder = _download(name, ["model_index.json"], None, download)
+    name, revision = hub.groups()
+    folder = _download(name, ["model_index.json"], revision, download)
     # The folder's name is the commit, so that the rest is of the same one.
     parts = ("transformer", "vae", "scheduler")
     patterns = [f"{part}/*.{kind}" for part in parts for kind in ("json", "safetensors")]
@@ -86,6 +88,9 @@ def check_directory(path: Path) -> ModelDirectory:
         raise ValueError(f"{index}: has a second transformer; expected Wan2.2-TI2V, which has one")
     for part in ("transformer", "vae"):
         _check_weights(path / part, WEIGHTS)
+    network = path / "transformer" / "config.json"
+    if kind == "cosmos25" and read_config(network).get("use_crossattn_projection") is not True:
+        raise ValueError(f"{network}: no use_crossattn_projection; expected Cosmos-Predict2.5, which projects its text")
     read_config(path / "scheduler" / "scheduler_config.json")
     return ModelDirectory(path, kind, values["scheduler"][1])
 
@@ -147,7 +152,8 @@ def weight_files(part: Path, weights: str) -> list[Path]:
     """The safetensors files of a part: the one named `weights`, or those of its index."""
     index = part / f"{weights}.index.json"
     names = {weights}
-    if index.is_file():
+    # diffusers takes an index before a single file, transformers the other way round.
+    if index.is_file() and not (part / TEXT_WEIGHTS).is_file():
         shards = read_config(index).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise ValueError(f"{index}: no weight_map in it; expected the names of weight files")

@@ -67,9 +67,9 @@ class PretrainedNetwork(nn.Module):
         t: Float[Tensor, " b"],
         text: Float[Tensor, "b l d"],
         asked: float | None = None,
-        added: Float[Tensor, "b k w"] | None = None,
+        added: Float[Tensor, "b k v"] | None = None,
         read_depth: int = 0,
-    ) -> tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b k s w"] | None]:
+    ) -> tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b k s v"] | None]:
         """Velocity of noisy (B, C, T-1, h, w) at times t (B,), after the clean first (B, C, 1, h, w).
 
         text: (B, L, D). asked: time in the network's own unit instead of t, for all clips: see `VideoClock`. added:
