@@ -27,7 +27,7 @@ from recipes.generator_rows import (
     training_rows,
     variants_of,
 )
-from recipes.stages import Stage, make_stage, run_stage, run_stages
+from recipes.stages import EVERY_EPISODE, Stage, make_stage, run_stage, run_stages
 from recipes.study_schema import BenchmarkGeneratorsConfig
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.reading import read_json
@@ -176,7 +176,8 @@ def system_stages(config: BenchmarkGeneratorsConfig, root: Path, data: str, suit
         if VIDEO_SOURCE in systems and system != VIDEO_SOURCE:
             values[f"{'video' if system in READERS else 'tokenizer'}_from"] = str(root / source / "generator")
             needs = [source]
-        stages.append(make_stage(name, "train-generator", {"dataset": dataset}, [*words, *config.train], values, needs))
+        learn = {"dataset": dataset, **EVERY_EPISODE}
+        stages.append(make_stage(name, "train-generator", learn, [*words, *config.train], values, needs))
         sampled = {"checkpoint": str(root / name / "generator"), "dataset": held_out, "workers": 1}
         sampled |= {"keep_samples": True, **threads}
         for variant, (of, overrides) in variants.items():
