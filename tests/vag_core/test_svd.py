@@ -83,6 +83,22 @@ def test_tiny_model_is_small_and_written_once(cache: Path) -> None:
         found.check_size((33, 64))
 
 
+def test_download_takes_the_parts_that_are_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny, asked = locate_svd("tiny:svd", cache).path, list[dict[str, Any]]()
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(
+        hub, "snapshot_download", lambda name, **told: asked.append({"name": name, **told}) or str(tiny)
+    )
+    assert locate_svd("owner/svd-xt").path == tiny
+    index, rest = asked
+    assert (index["name"], index["allow_patterns"]) == ("owner/svd-xt", ["model_index.json"])
+    assert rest["revision"] == tiny.name
+    files = [str(file.relative_to(tiny)) for file in tiny.rglob("*") if file.is_file() and file.parent != tiny]
+    others = ["unet/diffusion_pytorch_model.fp16.safetensors", "svd_xt.safetensors", "unet/model.py", "vae/model.bin"]
+    patterns = {key: rest[key] for key in ("allow_patterns", "ignore_patterns")}
+    assert set(hub.utils.filter_repo_objects([*files, *others], **patterns)) == set(files)
+
+
 def change(path: Path, file: str, **values: Any) -> None:
     (path / file).write_text(json.dumps({**json.loads((path / file).read_text()), **values}))
 
