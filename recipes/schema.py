@@ -251,6 +251,30 @@ class SamplerConfig:
 
 
 @dataclass
+class SvdConfig:
+    """Stable Video Diffusion in the place of a generator's video."""
+
+    path: str | None = option(
+        None, "directory, name on the Hugging Face hub or tiny:svd, judged instead of the checkpoint; null = none"
+    )
+    image_size: Any = option(
+        None,
+        "height and width that it makes, multiples of 64, letterboxed; null = [576,1024], of tiny:svd [64,64]",
+        least=2,
+        most=MOST_PIXELS,
+        numbers=True,
+    )
+    num_inference_steps: int = option(25, "steps of the solver", least=1, most=10_000)
+    fps: int | None = option(
+        None, "pictures a second that it is told; null = those that fill the window, 6 to 31", least=1, most=1000
+    )
+    motion_bucket_id: int = option(127, "how much it shall move; more is more", least=0, most=255)
+    decode_chunk_size: int | None = option(
+        None, "frames decoded at once, fewer take less memory; null = all", least=1, most=1000
+    )
+
+
+@dataclass
 class SynthesizeConfig(CommonConfig):
     checkpoint: str = option(MISSING, "generator directory written by train-generator")
     base: str | None = video_base()
@@ -336,6 +360,7 @@ class EvaluateGeneratorConfig(CommonConfig):
     batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
     workers: int = option(2, "processes side by side", least=1, most=MOST_PROCESSES)
     sampler: SamplerConfig = part(SamplerConfig, "how samples are drawn")
+    svd: SvdConfig = part(SvdConfig, "another video model on the same scenes, sizes and windows")
     max_parameters: int = max_parameters()
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 

@@ -72,6 +72,7 @@ def test_generator_and_its_training_import_without_robot_packages() -> None:
         "import vag_core, recipes.cli, recipes.train_generator\n"
         "import vag_core.backbones.models, vag_core.backbones.branch\n"
         "import vag_core.backbones.text, vag_core.backbones.tiny\n"
+        "import vag_core.backbones.svd, vag_core.backbones.tiny_svd\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,6 @@ from toolkit.data.batches import (
     SIZE,
     WHOLE,
     GeneratorClips,
-    LatentClips,
     Mixture,
     Part,
     TokenizerClips,
@@ -25,6 +24,7 @@ from toolkit.data.canvas import Canvas
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
 from toolkit.data.episode import ACTION, ACTION_DIM_IS_PAD, ACTION_IS_PAD, STATE, SYNTHETIC
+from toolkit.data.latents import LatentClips
 from toolkit.data.normalizer import ACTION_FLOOR, compute_statistics, describe, describe_columns
 
 

@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vag_core.backbones.directory import ModelDirectory, _cache, check_text
+from vag_core.backbones.directory import ModelDirectory, check_text
+from vag_core.backbones.files import cache_directory
 from vag_core.backbones.models import import_diffusers
 from vag_core.backbones.text_encoder import clean_prompt, encoder_id, load_encoder
 from vag_core.checkpoint import check_finite, first_line, read_config
@@ -75,7 +76,7 @@ def text_contexts(
         raise ValueError(f"max_length = {max_length}: expected tokens, at least 1")
     check_text(directory)
     width, device = text_width(directory), torch.device(device)
-    folder = (cache or _cache()) / "text" / encoder_id(directory, max_length)
+    folder = (cache or cache_directory()) / "text" / encoder_id(directory, max_length)
     texts = [clean_prompt(directory.kind, prompt) for prompt in prompts]
     files = {text: folder / f"{_name(text)}.safetensors" for text in texts}
     rows = {text: row for text, file in files.items() if (row := _read(file, max_length, width)) is not None}

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from vag_core.backbones.directory import MOST_NUMBERS, TEXT_WEIGHTS, WEIGHTS, ModelDirectory, weight_files
+from vag_core.backbones.directory import ModelDirectory
+from vag_core.backbones.files import MOST_NUMBERS, TEXT_WEIGHTS, WEIGHTS, weight_files
 from vag_core.backbones.published import TEXT_PARTS
 from vag_core.checkpoint import Shapes, first_line, plan_network, read_shapes
 
