@@ -20,7 +20,7 @@ MOST_PIXELS = 2048
 MOST_PROCESSES = 512
 
 # Of modules that import torch or a simulator; a test compares them.
-METHODS = ("euler", "heun", "adams_bashforth")
+METHODS = ("euler", "heun", "adams_bashforth", "unipc")
 ORDERS = ("synchronised", "video_first", "actions_once", "actions_first")
 GIVEN = ("nothing", "video", "actions")
 POSITIONS = ("all", "inner", "outer")
@@ -243,7 +243,11 @@ class TrainGeneratorConfig(CommonConfig):
 class SamplerConfig:
     num_inference_steps: int = option(10, "steps of the solver", least=1, most=10_000)
     guidance_scale: float = option(1.0, "classifier-free guidance; 1 = none", least=0, most=100)
-    method: str = option("euler", "solver", choices=METHODS)
+    method: str | None = option(
+        None,
+        "solver; null = euler, or the own one of a pretrained video model, which alone can have unipc",
+        choices=METHODS,
+    )
     order: str | None = option(None, "which stream is sampled first; null = what suits the generator", choices=ORDERS)
     negative_prompt: str | None = option(
         None, "what guidance leads away from, with a pretrained video model; null = its pipeline's own"

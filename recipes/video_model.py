@@ -135,7 +135,7 @@ def text_reader(generator: Generator, config: Any, views: str) -> Callable[[list
 
 def sampling(encode: Any, sampler: SamplerConfig) -> dict[str, Any]:
     """Arguments of `Generator.sample` that the config names; encode: of `text_reader`."""
-    given = {"num_inference_steps": sampler.num_inference_steps, "method": sampler.method}
+    given: dict[str, Any] = {"num_inference_steps": sampler.num_inference_steps, "method": sampler.method}
     given |= {"guidance_scale": sampler.guidance_scale, "order": sampler.order}
     if isinstance(encode, TextTokens):
         return given | ({"negative": encode.negative(sampler.negative_prompt)} if sampler.guidance_scale > 1 else {})

@@ -40,7 +40,9 @@ class PretrainedTokenizerConfig(TokenizerConfig):
     """That of the pretrained video model, frozen; its sizes are read from the model."""
 
     kind: str = option("pretrained", "what the tokenizer is; chosen by the group generator/tokenizer")
-    temporal_stride: int = option(4, "frames per latent frame after the first", least=1, most=1024)
+    temporal_stride: int = option(
+        4, "frames per latent frame after the first; 1 = per-frame tokenizer", least=1, most=1024
+    )
 
 
 TOKENIZERS: dict[str, type[TokenizerConfig]] = {

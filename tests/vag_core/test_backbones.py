@@ -122,7 +122,7 @@ def test_sampler_equals_the_pipeline(
         generator.encode_conditions(image, first, state, tokens, torch.ones(1)) for tokens in (text, free)
     )
     rng = torch.Generator().manual_seed(4)
-    settings = Settings(steps, guidance, "euler", "actions_once", rng, score=False)
+    settings = Settings(steps, guidance, None, "actions_once", rng, score=False)
     slopes = Guided(generator, guided, unguided if guidance > 1 else None, settings)
     pinned = PinnedStreams(actions=actions, states=torch.randn(1, 9, 4))
     with torch.no_grad():

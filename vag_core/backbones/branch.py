@@ -102,9 +102,9 @@ class PretrainedBranch(nn.Module):
         """See `VideoBranch`."""
         return self.network.within(t)
 
-    def clock(self, steps: int) -> VideoClock:
+    def clock(self, steps: int, method: str | None = None) -> VideoClock:
         """See `VideoBranch`."""
-        return self.network.clock(steps)
+        return self.network.clock(steps, method)
 
     def check_instruction(self, instruction: list[str] | Tensor) -> None:
         """See `VideoBranch`."""
