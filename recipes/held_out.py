@@ -71,7 +71,7 @@ def held_out_of(config: TrainGeneratorConfig, stores: Sequence[ClipStore], recor
             if len(shown := np.flatnonzero(own)[:LISTED])
         ]
         count = sum(int(own.sum()) for own in held)
-        why = f"it takes {LEAST_EPISODES} recorded ones, of scenes that not all show"
+        why = f"held_out_fraction={config.held_out_fraction:g} needs {LEAST_EPISODES} recorded ones, of several scenes"
         print(f"held out: {count or 'none'} of {total} episodes ({'; '.join(named) or why})", flush=True)
     return held
 
