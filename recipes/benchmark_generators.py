@@ -17,8 +17,10 @@ import numpy as np
 from recipes.compose import command_words, compose_config, options_of
 from recipes.generator_rows import (
     READERS,
+    SVD,
     VIDEO_SOURCE,
     ceiling_row,
+    evaluation_stages,
     evaluations,
     set_rows,
     suite_comparisons,
@@ -27,8 +29,9 @@ from recipes.generator_rows import (
     training_rows,
     variants_of,
 )
-from recipes.stages import Stage, make_stage, run_stage, run_stages
+from recipes.stages import EVERY_EPISODE, Stage, make_stage, run_stage, run_stages
 from recipes.study_schema import BenchmarkGeneratorsConfig
+from recipes.svd_video import find_svd
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.reading import read_json
 from toolkit.base.run import Run
@@ -53,6 +56,7 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> BenchmarkGeneratorsResul
         for seed in config.seeds
         for stage in system_stages(config, root, data[suite], suite, seed)
     ]
+    stages += [stage for suite in config.suites for stage in svd_stages(config, root, data[suite], suite)]
     for stage in collected:
         run_stage(root, stage, RESULTS[stage.command])
     if config.evaluation_lanes:
@@ -70,6 +74,16 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> BenchmarkGeneratorsResul
         rows += set_rows(config, root, data[suite], suite, found, training)
         rows.append(ceiling_row(suite, root / f"replay_{data[suite]}"))
         comparisons += suite_comparisons(config, suite, found)
+    command = " ".join(["vag benchmark generators", *command_words("benchmark generators", run.record["config"])])
+    record = write_record(root, "generators", command, rows, comparisons, notes_of(config))
+    paths = {suite: root / f"validity_card_{suite}.json" for suite in config.suites}
+    cards = {suite: from_json(ValidityCard, read_json(path), path, "card") for suite, path in paths.items()}
+    print(json.dumps(to_json(record)), flush=True)
+    return BenchmarkGeneratorsResult(rows=rows, comparisons=comparisons, validity_cards=cards)
+
+
+def notes_of(config: BenchmarkGeneratorsConfig) -> dict[str, str]:
+    """What a reader of the record has to know."""
     notes = {
         "scenes": f"{config.scenes_per_task} held-out scenes of each of {', '.join(config.tasks)}, which the expert "
         "solves; the same for all systems, and the same noise",
@@ -92,12 +106,13 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> BenchmarkGeneratorsResul
             for suite in config.suites
         ),
     }
-    command = " ".join(["vag benchmark generators", *command_words("benchmark generators", run.record["config"])])
-    record = write_record(root, "generators", command, rows, comparisons, notes)
-    paths = {suite: root / f"validity_card_{suite}.json" for suite in config.suites}
-    cards = {suite: from_json(ValidityCard, read_json(path), path, "card") for suite, path in paths.items()}
-    print(json.dumps(to_json(record)), flush=True)
-    return BenchmarkGeneratorsResult(rows=rows, comparisons=comparisons, validity_cards=cards)
+    if config.svd:
+        notes[SVD] = (
+            f"{config.svd}, not trained on these tasks, without actions: the first picture goes in, letterboxed into "
+            "its own size; of the frames that come out, taken out of the bars, those nearest in time are compared. "
+            f"Once in each suite; overrides {' '.join([*config.evaluate, *config.svd_evaluate])}"
+        )
+    return notes
 
 
 def check(config: BenchmarkGeneratorsConfig) -> None:
@@ -122,6 +137,11 @@ def check(config: BenchmarkGeneratorsConfig) -> None:
         values = getattr(config, key)
         if twice := [value for value in values if values.count(value) > 1]:
             raise UserError(f"benchmark generators: {key}={values} names {twice[0]} twice; it would count twice")
+    if config.svd:
+        if SVD in config.variants:
+            raise UserError(f"benchmark generators: variants has a '{SVD}', the row of svd={config.svd}; rename it")
+        words = ["checkpoint=x", "dataset=x", *config.evaluate, *config.svd_evaluate]
+        find_svd(config.svd, compose_config("evaluate-generator", words).svd.image_size)
     if config.i3d is not None:
         for suite in config.suites:
             words = ["dataset=x", *config.conditions[suite].train, *config.train]
@@ -176,7 +196,8 @@ def system_stages(config: BenchmarkGeneratorsConfig, root: Path, data: str, suit
         if VIDEO_SOURCE in systems and system != VIDEO_SOURCE:
             values[f"{'video' if system in READERS else 'tokenizer'}_from"] = str(root / source / "generator")
             needs = [source]
-        stages.append(make_stage(name, "train-generator", {"dataset": dataset}, [*words, *config.train], values, needs))
+        learn = {"dataset": dataset, **EVERY_EPISODE}
+        stages.append(make_stage(name, "train-generator", learn, [*words, *config.train], values, needs))
         sampled = {"checkpoint": str(root / name / "generator"), "dataset": held_out, "workers": 1}
         sampled |= {"keep_samples": True, **threads}
         for variant, (of, overrides) in variants.items():
@@ -185,6 +206,21 @@ def system_stages(config: BenchmarkGeneratorsConfig, root: Path, data: str, suit
                 evaluation = f"evaluate_{variant}_{suite}_{seed}"
                 stages.append(make_stage(evaluation, "evaluate-generator", sampled, words, needs=needs))
     return stages
+
+
+def svd_stages(config: BenchmarkGeneratorsConfig, root: Path, data: str, suite: str) -> list[Stage]:
+    """The evaluation of Stable Video Diffusion, if it is asked for: sizes and windows are those of the reference."""
+    if not config.svd:
+        return []
+    training = f"{config.reference}_{suite}_{config.seeds[0]}"
+    sampled = {
+        "checkpoint": str(root / training / "generator"),
+        "dataset": str(root / f"held_out_{data}/dataset"),
+        "keep_samples": True,
+        **({"runtime.threads": config.threads} if config.threads else {}),
+    }
+    words, (name,) = [*config.evaluate, *config.svd_evaluate], evaluation_stages(config, suite, SVD)
+    return [make_stage(name, "evaluate-generator", sampled, words, {"svd.path": config.svd}, [training])]
 
 
 def summary(result: BenchmarkGeneratorsResult) -> str:

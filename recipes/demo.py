@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.compose import options_of
-from recipes.stages import Stage, entry, in_turn, make_stage, needed_result, run_stage, run_stages
+from recipes.stages import EVERY_EPISODE, Stage, entry, in_turn, make_stage, needed_result, run_stage, run_stages
 from recipes.study_schema import DemoConfig
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import write_json
@@ -95,7 +95,9 @@ def data_stages(config: DemoConfig, root: Path) -> list[Stage]:
     return [
         make_stage(first, first, origin, config.collect, seed),
         make_stage(f"{first}_held_out", first, origin, config.collect_held_out, seed),
-        make_stage("train_generator", "train-generator", {"dataset": real}, config.train_generator, seed),
+        make_stage(
+            "train_generator", "train-generator", {"dataset": real, **EVERY_EPISODE}, config.train_generator, seed
+        ),
         make_stage("synthesize", "synthesize", {**generator, **scenes}, config.synthesize, seed),
         make_stage("synthesize_held_out", "synthesize", {**generator, "scenes_from": held_out, **seed}),
     ]

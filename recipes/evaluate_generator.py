@@ -1,4 +1,8 @@
-"""`vag evaluate-generator`: generated pairs against the recorded episodes of the same initial scenes."""
+"""`vag evaluate-generator`: generated pairs against the recorded episodes of the same initial scenes.
+
+With `svd.path` the videos of Stable Video Diffusion stand in the place of the checkpoint's pairs; the checkpoint still
+says which cameras, sizes and windows, so that both are judged alike.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +25,14 @@ from recipes.common import (
 )
 from recipes.schema import EvaluateGeneratorConfig
 from recipes.start_scenes import scene_seeds
+from recipes.svd_video import SvdVideos
 from recipes.video_model import sampling, text_reader
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.batches import GeneratorClips, to_tensors
+from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import RETRAIN, Conventions
 from toolkit.data.episode_notes import check_used
 from toolkit.data.seen_scenes import scenes_of
@@ -43,6 +49,7 @@ from toolkit.evaluation.video_metrics import gmsd, psnr, ssim
 from toolkit.reporting.generator_results import EvaluateGeneratorResult, PairScores, SuccessCurve
 from toolkit.training.runtime import set_threads
 from vag_core import Generator
+from vag_core.config import GeneratorConfig
 
 GIVEN = ("nothing", "video", "actions")
 SHORTEST = 5  # steps: jerk is a third difference
@@ -54,38 +61,36 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
     if config.given not in GIVEN:
         raise UserError(f"evaluate-generator: given={config.given}; expected one of {', '.join(GIVEN)}")
     set_threads(config.runtime)
-    generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters, config.base)
+    device = pick_device(config.runtime)
+    generator = load_generator(config.checkpoint, device, config.max_parameters, config.base)
     shape, identity = generator.config, weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
+    svd = SvdVideos.open(config, run, device)
     notes = load_notes(run, config.notes)
     trained = Conventions.of(config.checkpoint)
     pictures = Pictures.trained_on(canvas_of(generator, trained), config, trained)
     store = load_clips(run, config.dataset, pictures, notes)
     check_used(notes)
     trained.check(store, remedy=RETRAIN)
-    for name, found, wanted in (
-        ("states", store.states.shape[1], shape.state_dim),
-        ("actions", store.actions.shape[1], shape.action_dim),
-    ):
-        if found != wanted:
-            raise UserError(f"{config.dataset}: {name} are {found} wide; {config.checkpoint} was trained on {wanted}")
+    check_data(config, store, shape)
     seen = check_unseen("evaluate-generator", config.checkpoint, scenes_of(store.metadata), config.allow_seen)
     clips = GeneratorClips(store, 1, shape.num_frames, config.seed, False, shape.frame_stride)
     episodes = np.arange(store.num_episodes)
-    needed = max(SHORTEST, shape.frame_stride + 1)
-    if (shortest := store.episode_lengths.min()) < needed:
-        raise UserError(f"{config.dataset}: an episode has {shortest} steps; expected at least {needed}")
-    made, seconds, evaluations = sample_all(config, generator, clips, episodes, trained.views)
-    real = clips.window(episodes)
-    scenes = compare(generator, made, real, config.given)
-    still = compare(generator, held_still(real), real, config.given)
+    if svd is None:
+        made, seconds, evaluations = sample_all(config, generator, clips, episodes, trained.views)
+    else:
+        made, seconds, evaluations = svd.sample_all(config.seed, clips, episodes)
+        identity, seen = svd.identity, None
+    real, streams = clips.window(episodes), {"video"} if svd else made_streams(generator, config.given)
+    scenes = compare(generator, made, real, streams)
+    still = compare(generator, held_still(real), real, streams)
     errors, curve, replay, outcomes, samples = None, None, None, None, None
-    if config.given != "actions":
+    if "actions" in streams:
         errors = np.mean(scenes.pop("dimension_errors"), axis=0).tolist()
         success = success_curve(np.array(scenes["action_distance"]), THRESHOLDS).tolist()
         curve = SuccessCurve(thresholds=THRESHOLDS.tolist(), success=success)
     known = [(str(row.get("task_name") or ""), row.get("seed")) for row in store.metadata]
-    if config.replay and config.given != "actions" and all(task and seed is not None for task, seed in known):
+    if config.replay and "actions" in streams and all(task and seed is not None for task, seed in known):
         items = [(task, int(seed or 0), actions) for (task, seed), actions in zip(known, made["actions"], strict=True)]
         outcomes = [bool(r["success"]) for r in replay_episodes(items, workers=config.workers)]
         replay = success_table([item[0] for item in items], outcomes)
@@ -93,7 +98,8 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
     if config.keep_samples:
         samples = "samples.npz"
         with atomic_file(run.directory / samples) as temporary, temporary.open("wb") as file:
-            np.savez(file, frames=made["frames"], actions=made["actions"], states=made["states"])
+            streams_of: dict[str, Any] = made
+            np.savez(file, **streams_of)
     return EvaluateGeneratorResult(
         checkpoint_id=identity,
         given=config.given,
@@ -108,6 +114,19 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
         still={name: float(np.mean(still[name])) for name in scenes if name != "jerk_ratio"},
         samples=samples,
     )
+
+
+def check_data(config: EvaluateGeneratorConfig, store: ClipStore, shape: GeneratorConfig) -> None:
+    """Raise UserError for data of other widths than the checkpoint's, and for episodes that are too short."""
+    for name, found, wanted in (
+        ("states", store.states.shape[1], shape.state_dim),
+        ("actions", store.actions.shape[1], shape.action_dim),
+    ):
+        if found != wanted:
+            raise UserError(f"{config.dataset}: {name} are {found} wide; {config.checkpoint} was trained on {wanted}")
+    needed = max(SHORTEST, shape.frame_stride + 1)
+    if (shortest := store.episode_lengths.min()) < needed:
+        raise UserError(f"{config.dataset}: an episode has {shortest} steps; expected at least {needed}")
 
 
 def sample_all(
@@ -153,24 +172,30 @@ def sample_all(
     return made, seconds, sample.function_evaluations
 
 
+def made_streams(generator: Generator, given: str) -> set[str]:
+    """What a generator makes of what it is given: actions, video, or both."""
+    makes = {"actions", "video"} if generator.config.action.makes_video else {"actions"}
+    return makes - {given}
+
+
 def compare(
-    generator: Generator, made: dict[str, np.ndarray], real: dict[str, Any], given: str
+    generator: Generator, made: dict[str, np.ndarray], real: dict[str, Any], streams: set[str]
 ) -> dict[str, list[Any]]:
-    """Metrics of each pair against the recording, one list per metric; none of a stream that was given."""
+    """Metrics of each pair against the recording, one list per metric, of the streams that were made."""
     scenes: dict[str, list[Any]] = {}
     for i, padded in enumerate(real["is_pad"]):
         steps = int((~padded).sum())  # what follows the end of the recording is not compared
         shown = slice(1, steps // generator.config.frame_stride + 1)
-        actions, recorded = made["actions"][i, :steps], real["actions"][i, :steps]
         row: dict[str, Any] = {}
-        if given != "actions":
+        if "actions" in streams:
+            actions, recorded = made["actions"][i, :steps], real["actions"][i, :steps]
             row["action_distance"] = action_distance(actions, recorded)
             row["jerk_ratio"] = jerk_ratio(actions, recorded)
             row["dimension_errors"] = dimension_errors(actions, recorded)
-        if given != "actions" and generator.config.state_dim >= 3:
+        if "actions" in streams and generator.config.state_dim >= 3:
             places = made["states"][i, 1 : steps + 1], real["states"][i, 1 : steps + 1]
             row["end_effector_error_cm"] = float(end_effector_error_cm(*places).mean())
-        if given != "video" and generator.config.action.makes_video:
+        if "video" in streams:
             for metric in (psnr, ssim, gmsd):
                 row[metric.__name__] = metric(made["frames"][i, shown], real["frames"][i, shown])
         for name, value in row.items():

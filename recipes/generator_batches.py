@@ -13,8 +13,8 @@ from recipes.common import pick_device
 from recipes.schema import TrainGeneratorConfig
 from recipes.video_model import is_pretrained
 from toolkit.base.progress import progress
-from toolkit.data.batches import ALL, GeneratorClips, LatentClips, Part
-from toolkit.data.latents import Latents, open_latents
+from toolkit.data.batches import ALL, GeneratorClips, Part
+from toolkit.data.latents import LatentClips, Latents, open_latents
 from vag_core import Generator
 from vag_core.config import FramewiseConfig
 from vag_core.tokenizer import to_float_frames

@@ -17,6 +17,7 @@ from toolkit.data.batches import GeneratorClips
 from toolkit.data.cache import open_clips
 from toolkit.evaluation.alignment import InverseDynamics, Pairs, inverse_dynamics_consistency, joint_distance
 from toolkit.evaluation.clip_encoder import (
+    ClipEncoder,
     load_clip_encoder,
     random_clip_encoders,
     save_clip_encoder,
@@ -32,6 +33,7 @@ from toolkit.reporting.results import ReplayResult
 VIDEO_SOURCE = "vag_grid"  # its video branch, trained beside a head that sends no gradient back, serves the others
 READERS = ("vag_published", "two_stage_temporal", "two_stage_resnet")
 SCENE_METRICS = ("action_distance", "end_effector_error_cm", "jerk_ratio", "psnr", "ssim", "gmsd")
+SVD = "svd"  # the row of Stable Video Diffusion, which is not trained: one evaluation for all training seeds
 SPLITS = 20
 Evaluations = dict[str, list[EvaluateGeneratorResult]]  # system or variant: one per training seed
 FEWEST_RANKED = 4  # videos, below which a ranking says nothing
@@ -49,14 +51,21 @@ def trained(config: BenchmarkGeneratorsConfig, suite: str) -> list[str]:
     return [*config.systems, *(config.helpers if suite == config.variants_suite else [])]
 
 
+def evaluation_stages(config: BenchmarkGeneratorsConfig, suite: str, name: str) -> list[str]:
+    """Names of the stages that evaluate a system or variant in a suite, one per training seed."""
+    return [f"evaluate_{SVD}_{suite}"] if name == SVD else [f"evaluate_{name}_{suite}_{seed}" for seed in config.seeds]
+
+
+def systems_of(config: BenchmarkGeneratorsConfig) -> list[str]:
+    """Those that have rows of their own in every suite."""
+    return [*config.systems, *([SVD] if config.svd else [])]
+
+
 def evaluations(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> Evaluations:
     """Results of every system and variant in a suite, one per training seed."""
-    names = [*config.systems, *variants_of(config, suite)]
     return {
-        name: [
-            needed_result(root / f"evaluate_{name}_{suite}_{seed}", EvaluateGeneratorResult) for seed in config.seeds
-        ]
-        for name in names
+        name: [needed_result(root / stage, EvaluateGeneratorResult) for stage in evaluation_stages(config, suite, name)]
+        for name in [*systems_of(config), *variants_of(config, suite)]
     }
 
 
@@ -133,7 +142,7 @@ def set_rows(
 
     The encoder, and inverse dynamics, learn on episodes of their own. The floor is the distance of recorded episodes
     to each other; `shuffled` is the same set with its actions exchanged within each task. Values of training seeds are
-    averaged; the bounds are the least and most of theirs.
+    averaged; the bounds are the least and most of theirs. A system without actions has no distance of pairs.
     """
     metric, real = (recorded_pairs(root / f"{part}_{data}/dataset", training) for part in ("metric", "held_out"))
     path = root / f"clip_encoder_{suite}.safetensors"
@@ -145,42 +154,53 @@ def set_rows(
     if config.i3d is not None:
         real_features, _ = i3d_features(config.i3d, real.clips)
     rows: list[Row] = []
-    ranks: dict[tuple[str, int], list[float]] = {}
-    for system in config.systems:
+    ranks: dict[str, list[float]] = {}
+    for system in systems_of(config):
         measured: dict[str, list[dict[str, Any]]] = {}
-        for seed, result in zip(config.seeds, found[system], strict=True):
+        for stage, result in zip(evaluation_stages(config, suite, system), found[system], strict=True):
             if "psnr" not in result.scenes.metrics or result.samples is None:  # no video
                 continue
-            with np.load(root / f"evaluate_{system}_{suite}_{seed}" / result.samples) as saved:
-                made = Pairs(saved["frames"], saved["actions"])
-            measured.setdefault("frechet_clip_distance", []).append(
-                frechet_clip_distance(encoder, real.clips, made.clips, splits=SPLITS, paired=True)
-            )
-            measured.setdefault("joint_distance", []).append(
-                joint_distance(encoder, real, made, groups=result.scenes.task, splits=SPLITS, paired=True)
-            )
-            consistency = inverse_dynamics_consistency(inverse_dynamics, real, made)
-            measured.setdefault("inverse_dynamics_error_difference", []).append(
-                {**consistency, "value": consistency["difference"], "n": consistency["n_generated"]}
-            )
+            with np.load(root / stage / result.samples) as saved:
+                made = {name: saved[name] for name in ("frames", "actions") if name in saved}
+            clips = made["frames"]
+            distances = {
+                "frechet_clip_distance": frechet_clip_distance(encoder, real.clips, clips, splits=SPLITS, paired=True)
+            }
+            if "actions" in made:
+                pairs = Pairs(clips, made["actions"])
+                distances |= pair_distances(encoder, inverse_dynamics, real, pairs, result.scenes.task)
             if config.i3d is not None:
-                features, weights = i3d_features(config.i3d, made.clips)
+                features, weights = i3d_features(config.i3d, clips)
                 fvd = frechet_distance(real_features, features, shrink=False)
                 bounds = dict.fromkeys(("value", "low", "high"), fvd)  # one set of clips has no interval
-                measured.setdefault("fvd", []).append({**bounds, "n": len(features), "encoder_id": weights})
+                distances["fvd"] = {**bounds, "n": len(features), "encoder_id": weights}
+            for metric_name, values in distances.items():
+                measured.setdefault(metric_name, []).append(values)
             if system not in READERS or VIDEO_SOURCE not in config.systems:  # else the video of another once more
-                ranks[system, seed] = [
-                    frechet_clip_distance(one, real.clips, made.clips, splits=5, paired=True)["value"]
+                ranks[stage] = [
+                    frechet_clip_distance(one, real.clips, clips, splits=5, paired=True)["value"]
                     for one in (encoder, *others)
                 ]
-        for metric_name, values in measured.items():
-            rows.append(Row(system=system, suite=suite, metric=metric_name, **over_seeds(values)))
+        for metric_name, of_seeds in measured.items():
+            rows.append(Row(system=system, suite=suite, metric=metric_name, **over_seeds(of_seeds)))
     table = np.array(list(ranks.values())).T  # (encoders, videos of a system and training seed)
     if len(ranks) >= FEWEST_RANKED:
         agreement = rank_agreement(table)
         row: Any = {"value": agreement["mean"], "low": agreement["lowest"], "high": 1.0, "n": 1 + len(others)}
         rows.append(Row(system="clip_encoders", suite=suite, metric="rank_agreement", seeds=1, **row))
     return rows
+
+
+def pair_distances(
+    encoder: ClipEncoder, inverse_dynamics: InverseDynamics, real: Pairs, made: Pairs, tasks: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Of pairs of video and actions: how far they are from recorded ones, and whether the two belong together."""
+    consistency = inverse_dynamics_consistency(inverse_dynamics, real, made)
+    consistency |= {"value": consistency["difference"], "n": consistency["n_generated"]}
+    return {
+        "joint_distance": joint_distance(encoder, real, made, groups=tasks, splits=SPLITS, paired=True),
+        "inverse_dynamics_error_difference": consistency,
+    }
 
 
 def over_seeds(values: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -218,7 +238,7 @@ def suite_comparisons(config: BenchmarkGeneratorsConfig, suite: str, found: Eval
 
     Two that are made of the same weights are paired by training seed too.
     """
-    pairs = [(config.reference, system) for system in config.systems if system != config.reference]
+    pairs = [(config.reference, system) for system in systems_of(config) if system != config.reference]
     for name, variant in variants_of(config, suite).items():
         if variant.against is None:
             pairs.append((config.reference, name))
@@ -238,5 +258,7 @@ def suite_comparisons(config: BenchmarkGeneratorsConfig, suite: str, found: Eval
 
 def weights_of(config: BenchmarkGeneratorsConfig, suite: str, name: str) -> list[tuple[str, int]]:
     """Which weights a system or variant is, of each training seed."""
+    if name == SVD:
+        return [(SVD, 0)]
     variants = variants_of(config, suite)
     return [(variants[name].system if name in variants else name, seed) for seed in config.seeds]

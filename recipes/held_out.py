@@ -18,6 +18,7 @@ from recipes.generator_batches import prepared
 from recipes.schema import TrainGeneratorConfig
 from toolkit.base.errors import UserError, warn
 from toolkit.base.processes import processes
+from toolkit.base.progress import progress
 from toolkit.base.randomness import isolated_randomness, stream_seed
 from toolkit.base.run import Run
 from toolkit.data.batches import RNG, GeneratorClips, Part, to_tensors
@@ -34,6 +35,7 @@ from vag_core.clocks import clocks_of
 MOST_WINDOWS, DRAWS = 32, 4  # that the loss is the mean of: windows, and draws of times and noise for them
 SHOWN = 4  # episodes of which a video is made
 LISTED = 10  # episodes that are named, of a dataset
+PATIENT: dict[str, Any] = {"leave": False, "delay": 5.0}  # bars of what takes long in large trainings alone
 BEST, CURVE = "best", "held_out.json"
 
 
@@ -72,7 +74,7 @@ def held_out_of(config: TrainGeneratorConfig, stores: Sequence[ClipStore], recor
             if len(shown := np.flatnonzero(own)[:LISTED])
         ]
         count = sum(int(own.sum()) for own in held)
-        why = f"it takes {LEAST_EPISODES} recorded ones, of scenes that not all show"
+        why = f"held_out_fraction={config.held_out_fraction:g} needs {LEAST_EPISODES} recorded ones, of several scenes"
         print(f"held out: {count or 'none'} of {total} episodes ({'; '.join(named) or why})", flush=True)
     return held
 
@@ -151,7 +153,8 @@ class GeneratorWatch:
         size, device, totals = self.windows.size, log.accelerator.device, Counter[str]()
         count = -(-size // self.config.optim.batch_size)
         places = [(draw, Part(index, count)) for draw in range(DRAWS) for index in range(count)]
-        for (draw, _), batch in zip(places, on_device(self.source, places, device), strict=True):
+        bar = progress(places, description="held-out loss", unit="batch", **PATIENT)
+        for (draw, _), batch in zip(bar, on_device(self.source, places, device), strict=True):
             seed = stream_seed(0, "held out", draw)
             batch[RNG] = torch.Generator(device).manual_seed(seed)
             with torch.no_grad(), isolated_randomness(seed), log.accelerator.autocast():
@@ -165,7 +168,8 @@ class GeneratorWatch:
         episodes = spread(self.shown.store.num_episodes, SHOWN)
         name = "training" if self.held_out is None else "held_out"
         together = min(len(episodes), self.config.optim.batch_size)
-        for part in np.array_split(np.arange(len(episodes)), -(-len(episodes) // together)):
+        parts = np.array_split(np.arange(len(episodes)), -(-len(episodes) // together))
+        for part in progress(parts, description="videos", unit="batch", **PATIENT):
             videos = sampled_above(self.generator, self.shown, self.encode, episodes[part])
             for place, video in zip(part, videos, strict=True):
                 log.video(step, f"{name}/recorded_above_generated_{place + 1}", video[None], 10)

@@ -21,7 +21,7 @@ MOST_PIXELS = 2048
 MOST_PROCESSES = 512
 
 # Of modules that import torch or a simulator; a test compares them.
-METHODS = ("euler", "heun", "adams_bashforth")
+METHODS = ("euler", "heun", "adams_bashforth", "unipc")
 ORDERS = ("synchronised", "video_first", "actions_once", "actions_first")
 GIVEN = ("nothing", "video", "actions")
 POSITIONS = ("all", "inner", "outer")
@@ -253,10 +253,38 @@ class TrainGeneratorConfig(CommonConfig):
 class SamplerConfig:
     num_inference_steps: int = option(10, "steps of the solver", least=1, most=10_000)
     guidance_scale: float = option(1.0, "classifier-free guidance; 1 = none", least=0, most=100)
-    method: str = option("euler", "solver", choices=METHODS)
+    method: str | None = option(
+        None,
+        "solver; null = euler, or the own one of a pretrained video model, which alone can have unipc",
+        choices=METHODS,
+    )
     order: str | None = option(None, "which stream is sampled first; null = what suits the generator", choices=ORDERS)
     negative_prompt: str | None = option(
         None, "what guidance leads away from, with a pretrained video model; null = its pipeline's own"
+    )
+
+
+@dataclass
+class SvdConfig:
+    """Stable Video Diffusion in the place of a generator's video."""
+
+    path: str | None = option(
+        None, "directory, name on the Hugging Face hub or tiny:svd, judged instead of the checkpoint; null = none"
+    )
+    image_size: Any = option(
+        None,
+        "height and width that it makes, multiples of 64, letterboxed; null = [576,1024], of tiny:svd [64,64]",
+        least=2,
+        most=MOST_PIXELS,
+        numbers=True,
+    )
+    num_inference_steps: int = option(25, "steps of the solver", least=1, most=10_000)
+    fps: int | None = option(
+        None, "pictures a second that it is told; null = those that fill the window, 6 to 31", least=1, most=1000
+    )
+    motion_bucket_id: int = option(127, "how much it shall move; more is more", least=0, most=255)
+    decode_chunk_size: int | None = option(
+        None, "frames decoded at once, fewer take less memory; null = all", least=1, most=1000
     )
 
 
@@ -346,6 +374,7 @@ class EvaluateGeneratorConfig(CommonConfig):
     batch_size: int = option(20, "samples drawn at once", least=1, most=MOST_BATCH)
     workers: int = option(2, "processes side by side", least=1, most=MOST_PROCESSES)
     sampler: SamplerConfig = part(SamplerConfig, "how samples are drawn")
+    svd: SvdConfig = part(SvdConfig, "another video model on the same scenes, sizes and windows")
     max_parameters: int = max_parameters()
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 

@@ -26,6 +26,9 @@ from toolkit.base.typed_json import from_json
 from toolkit.reporting.results import RESULTS
 
 INTERRUPTED = 130
+# Of commands that bring held-out scenes of their own: their generators learn from all episodes, as in old records.
+EVERY_EPISODE = {"held_out_fraction": 0.0}
+BEFORE = {"train-generator": EVERY_EPISODE}  # what runs did that are older than a setting, where not its default
 
 
 # ---------------------------------------------------------------------------------------------------- what a stage is
@@ -186,7 +189,7 @@ def check_begun(root: Path, stage: Stage) -> dict[str, Any]:
 
 @cache
 def _defaults(command: str) -> dict[str, Any]:
-    return dict(leaves(cast(Any, OmegaConf.to_container(compose_config(command, [])))))
+    return {**dict(leaves(cast(Any, OmegaConf.to_container(compose_config(command, []))))), **BEFORE.get(command, {})}
 
 
 # ---------------------------------------------------------------------------------------------------------- many stages

@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from recipes.stages import Stage, in_turn, make_stage
+from recipes.stages import EVERY_EPISODE, Stage, in_turn, make_stage
 from recipes.study_schema import AblateConfig
 from toolkit.base.errors import UserError, nearest
 
@@ -221,7 +221,7 @@ def generator_stages(config: AblateConfig, root: Path, data: str, seed: int, epi
             first = root / f"generator_{generator_name(config, data, seed, 1)}/generator"
             further = {"synthetic": list(earlier), "notes": list(replays), "select": config.round_select}
             further["tokenizer_from"] = str(first)
-        learn = {"dataset": generator_datasets(root, config, data)}
+        learn = {"dataset": generator_datasets(root, config, data), **EVERY_EPISODE}
         scenes = {
             "checkpoint": generator,
             "tasks": [*config.tasks, *config.new_tasks],

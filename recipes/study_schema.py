@@ -84,11 +84,15 @@ class BenchmarkGeneratorsConfig(CommonConfig):
         300_000, "scenes that only the encoder of the clip distances learns from", least=0, most=MOST_SCENE
     )
     encoder_steps: int = option(150, "gradient steps of the encoder of the clip distances", least=1, most=MOST_STEPS)
+    svd: str | None = option(
+        None, "Stable Video Diffusion beside them: directory, name on the Hugging Face hub or tiny:svd; null = no row"
+    )
     i3d: str | None = option(None, "TorchScript file of I3D, for the metric fvd: code, so only one you trust")
     collect: list[str] = option([], "overrides for every collect")
     train: list[str] = option([], "overrides for every train-generator")
     system_train: dict[str, list[str]] = option({}, "before them, overrides for single systems")
     evaluate: list[str] = option([], "overrides for every evaluation")
+    svd_evaluate: list[str] = option([], "after them, overrides for that of svd, such as svd.num_inference_steps=30")
     lanes: int = option(2, "processes side by side; 0 = everything in this one", least=0, most=MOST_PROCESSES)
     evaluation_lanes: int = option(
         0,

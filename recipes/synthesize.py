@@ -152,7 +152,8 @@ class Samples:
         sampler = config.sampler
         self.sampling = {**sampling(encode, sampler), "order": order}
         self.scores = config.score if config.score is not None else not is_pretrained(generator.config)
-        name = f"{sampler.method}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}-{order}"
+        solver = sampler.method or ("own" if is_pretrained(generator.config) else "euler")
+        name = f"{solver}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}-{order}"
         name += f"-draws-{config.draws}-shift-{config.draw_shift}" if config.draws > 1 else ""
         self.origin: dict[str, Any] = {
             "source": "synthetic",

@@ -362,6 +362,6 @@ def summary(result: TrainGeneratorResult) -> str:
             f"tokenizer {trained.training_psnr} dB on training clips (first frame repeated {trained.still_psnr}), "
         )
     if (curve := result.held_out) is not None:
-        best = f"best {curve.best_loss} at step {curve.best_step} ({curve.checkpoint})"
-        held_out = f", held-out loss {curve.last_loss}, {best}"
+        best = f"best {curve.best_loss:.4g} at step {curve.best_step} ({curve.checkpoint})"
+        held_out = f", held-out loss {curve.last_loss:.4g}, {best}"
     return f"{tokenizer}generator loss {result.generator.loss}{held_out}{speed(result.throughput)}"

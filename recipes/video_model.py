@@ -95,8 +95,12 @@ class TextTokens:
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode what the cache lacks, now, so that the encoder need not be loaded again beside the model."""
+        if not processes().is_main:
+            processes().wait()  # the main one loads the encoder, the others then read the cache
         for start in range(0, len(texts), KEPT):
             self(texts[start : start + KEPT])
+        if processes().is_main:
+            processes().wait()
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(B, L, Dt) float32. Raises UserError for a model without its text encoder."""
@@ -134,7 +138,7 @@ def text_reader(generator: Generator, config: Any, views: str) -> Callable[[list
 
 def sampling(encode: Any, sampler: SamplerConfig) -> dict[str, Any]:
     """Arguments of `Generator.sample` that the config names; encode: of `text_reader`."""
-    given = {"num_inference_steps": sampler.num_inference_steps, "method": sampler.method}
+    given: dict[str, Any] = {"num_inference_steps": sampler.num_inference_steps, "method": sampler.method}
     given |= {"guidance_scale": sampler.guidance_scale, "order": sampler.order}
     if isinstance(encode, TextTokens):
         return given | ({"negative": encode.negative(sampler.negative_prompt)} if sampler.guidance_scale > 1 else {})

@@ -19,7 +19,7 @@ from jaxtyping import install_import_hook
 CHECKED = (
     *("actions", "branches", "clocks", "flow_matching", "generator", "layers", "objective", "sampling"),
     *("representation", "scene_encoder", "trajectory", "video_branch", "video_dit", "tokenizer"),
-    *("backbones.branch", "backbones.networks", "backbones.wan_tokenizer"),
+    *("backbones.branch", "backbones.networks", "backbones.text", "backbones.text_encoder", "backbones.wan_tokenizer"),
 )
 install_import_hook([f"vag_core.{module}" for module in CHECKED], "beartype.beartype")
 

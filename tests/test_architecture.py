@@ -70,7 +70,9 @@ def test_generator_and_its_training_import_without_robot_packages() -> None:
         "for name in 'diffusers transformers peft'.split():\n"
         "    sys.modules[name] = None\n"
         "import vag_core, recipes.cli, recipes.train_generator\n"
-        "import vag_core.backbones.models, vag_core.backbones.sampling, vag_core.backbones.tiny\n"
+        "import vag_core.backbones.models, vag_core.backbones.branch\n"
+        "import vag_core.backbones.text, vag_core.backbones.tiny\n"
+        "import vag_core.backbones.svd, vag_core.backbones.tiny_svd\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr

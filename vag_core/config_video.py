@@ -40,7 +40,9 @@ class PretrainedTokenizerConfig(TokenizerConfig):
     """That of the pretrained video model, frozen; its sizes are read from the model."""
 
     kind: str = option("pretrained", "what the tokenizer is; chosen by the group generator/tokenizer")
-    temporal_stride: int = option(4, "frames per latent frame after the first", least=1, most=1024)
+    temporal_stride: int = option(
+        4, "frames per latent frame after the first; 1 = per-frame tokenizer", least=1, most=1024
+    )
 
 
 TOKENIZERS: dict[str, type[TokenizerConfig]] = {
@@ -93,8 +95,8 @@ class PretrainedConfig(VideoConfig):
     family: str = option("cosmos", "kind of the model", choices=FAMILIES)
     path: str = option(
         "tiny:cosmos",
-        "directory of the model in the format of diffusers, owner/name on the Hugging Face hub, or tiny:cosmos, "
-        "tiny:cosmos25, tiny:wan: small random ones",
+        "directory of the model in the format of diffusers, owner/name[@revision] on the Hugging Face hub, or "
+        "tiny:cosmos, tiny:cosmos25, tiny:wan: small random ones",
     )
     base_id: str = option("none", "SHA-256 of the model's files; read from the model")
     train: str = option("lora", "what of it is trained", choices=TRAINED)

@@ -10,6 +10,7 @@ which is the convention of LeRobot and openpi. Shapes: x (B, ...), t (B,).
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -72,7 +73,7 @@ def integrate(
     velocity: maps the streams, each (B, ...), and their times to one velocity per stream.
     noise:    the streams at the first of the times.
     method:   'euler' (1 evaluation a step, order 1), 'heun' (2 a step, the last is an Euler step; order 2) or
-              'adams_bashforth' (1 a step, order 2 from the slope before, for equal steps; the first is Euler's).
+              'adams_bashforth' (1 a step, order 2 from the slope before; the first step is Euler's).
     steppers: a solver of its own for a stream, called for each step in which its time moves; None and () = none.
     Raises ValueError for an unknown method, and for one beside 'euler' where a stream has a solver of its own.
     """
@@ -93,7 +94,7 @@ def integrate(
             used = tuple((v + w) / 2 for v, w in zip(slope, velocity(ahead, then), strict=True))
         elif method == "adams_bashforth" and before is not None:
             used = tuple(
-                1.5 * v - 0.5 * w if step and earlier else v
+                _extrapolate(v, w, step, earlier) if step and earlier else v
                 for v, w, step, earlier in zip(slope, before, steps, moved_before, strict=True)
             )
         before, moved_before = slope, steps
@@ -102,3 +103,10 @@ def integrate(
             for x, v, step, solver in zip(streams, used, steps, solvers, strict=True)
         )
     return streams
+
+
+def _extrapolate(slope: Tensor, before: Tensor, step: float, earlier: float) -> Tensor:
+    """Slope in the middle of a step, from that at its start and that at the start of the step before."""
+    if math.isclose(step, earlier, rel_tol=1e-3):  # as good as equal
+        return 1.5 * slope - 0.5 * before
+    return slope + step / (2 * earlier) * (slope - before)

@@ -45,7 +45,7 @@ class Generator(Branches):
         states: Tensor | None = None,
         num_inference_steps: int = 10,
         guidance_scale: float = 1.0,
-        method: str = "euler",
+        method: str | None = None,
         order: str | None = None,
         rng: torch.Generator | list[torch.Generator] | None = None,
         score: bool = False,
@@ -56,6 +56,8 @@ class Generator(Branches):
         image: (B, H, W, 3) uint8; state: (B, S) in physical units; instruction: B strings.
         frames: (B, F, H, W, 3) uint8, a pinned video: inverse dynamics. actions (B, N, A) with states (B, N + 1, S),
         a pinned trajectory: forward dynamics.
+        method: see `flow_matching.integrate`, or unipc (arXiv 2302.04867), for the video of a pretrained model; None is
+        Euler's, and for such a video the model's own solver.
         order: see `clocks.schedule`; None is what suits the system, `self.order`. A two-stage system has the video
         first.
         rng: where noise comes from; with one generator per pair, a pair does not depend on those beside it.

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vag_core import flow_matching
 from vag_core.actions import VideoView
 from vag_core.branches import Branches, Conditioning
 from vag_core.clocks import Mode, sampling_modes, schedule
 from vag_core.flow_matching import Streams, Times, expand_time, integrate, predict_clean
 from vag_core.objective import pair_score
 from vag_core.tokenizer import to_float_frames, to_uint8_frames
+
+METHODS = (*flow_matching.METHODS, "unipc")  # the last for the video of a pretrained model
 
 
 @dataclass
@@ -42,7 +45,8 @@ class Guided:
         self.scales = scale if branches.video is None else scale + branches.video.guidance_offset, scale
         self.evaluations = 0
         # Of the video, where it has one of its own.
-        self.clock = None if branches.video is None else branches.video.clock(settings.num_inference_steps)
+        steps, method = settings.num_inference_steps, settings.method
+        self.clock = None if branches.video is None else branches.video.clock(steps, method)
         self.asked = {} if self.clock is None else dict(zip(self.clock.times, self.clock.asked, strict=False))
 
     def __call__(self, streams: Streams, times: Times) -> Streams:
@@ -107,7 +111,7 @@ class Settings:
 
     num_inference_steps: int
     guidance_scale: float
-    method: str
+    method: str | None
     order: str
     rng: torch.Generator | list[torch.Generator] | None
     score: bool
@@ -193,7 +197,7 @@ def solve(
         return *_by_own_clock(slopes, rest, trajectory, still, settings), planned
     if still != (True, True):
         times = schedule(settings.num_inference_steps, settings.order, still)
-        rest, trajectory = integrate(slopes, (rest, trajectory), times, settings.method)
+        rest, trajectory = integrate(slopes, (rest, trajectory), times, settings.method or "euler")
     return rest, trajectory, planned
 
 
@@ -205,15 +209,17 @@ def _by_own_clock(
     Where the video comes first, its latents are finished before the actions begin.
     """
     clock, steps, order = slopes.clock, settings.num_inference_steps, settings.order
+    method = "euler" if settings.method in (None, "unipc") else settings.method
     assert clock is not None
+    assert method is not None
     alone = order in ("video_first", "actions_once") and not still[1]
     times = [(t, 1.0) for t in clock.times] if alone else schedule(steps, order, still, clock.times)
     streams = clock.start(rest), trajectory
-    rest, trajectory = integrate(slopes, streams, times, settings.method, (clock.stepper, None))
+    rest, trajectory = integrate(slopes, streams, times, method, (clock.stepper, None))
     rest = clock.finish(rest)
     if alone:
         times = schedule(steps, order, (True, False))
-        rest, trajectory = integrate(slopes, (rest, trajectory), times, settings.method)
+        rest, trajectory = integrate(slopes, (rest, trajectory), times, method)
     return rest, trajectory
 
 

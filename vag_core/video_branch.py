@@ -61,8 +61,9 @@ class VideoBranch(Protocol):
         """image (B, 3, H, W) in [0, 1], normalised state (B, S), B instructions -> tokens of the first frame (B, S, D)
         or None, and the condition: (B, D), or (B, L, Dt) tokens of text. keep: (B,), 0 drops the instruction."""
 
-    def clock(self, steps: int) -> Any:
-        """A new `backbones.clock.VideoClock` for a sample of so many steps; None for even steps from 1 to 0."""
+    def clock(self, steps: int, method: str | None = None) -> Any:
+        """A new `backbones.clock.VideoClock` for a sample of so many steps; None for even steps from 1 to 0. method:
+        the solver, None for the model's own."""
 
     def within(self, t: Tensor) -> Tensor:
         """Times (B,) between the ends that the network knows; 0, a pinned video, stays 0."""
@@ -118,7 +119,7 @@ class DiTBranch(nn.Module):
         tokens, summary = self.scene(image)
         return tokens, summary + self.instruction(instruction, keep) + self.state(state)
 
-    def clock(self, steps: int) -> None:
+    def clock(self, steps: int, method: str | None = None) -> None:
         """See `VideoBranch`."""
 
     def within(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:

@@ -26,6 +26,8 @@ SMALL = [
     "evaluation_lanes=1",
     f"system_train={{vag:['optim.gradient_accumulation=2',{ACTION}],two_stage_temporal:[{ACTION}],action_only:[{ACTION}]}}",
     "evaluate=['sampler.num_inference_steps=2']",
+    "svd=tiny:svd",
+    "svd_evaluate=['svd.num_inference_steps=1','svd.image_size=[32,48]']",
 ]
 TRAIN = [
     "generator.tokenizer.width=32",
@@ -55,7 +57,11 @@ class StandIn(torch.nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_systems_are_compared_on_the_same_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_systems_are_compared_on_the_same_scenes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers")
+    monkeypatch.setenv("VAG_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "run"
     torch.jit.script(StandIn(5)).save(str(tmp_path / "i3d.pt"))
     words = [*SMALL, f"train={TRAIN}", f"i3d={tmp_path / 'i3d.pt'}"]
@@ -93,6 +99,18 @@ def test_systems_are_compared_on_the_same_scenes(tmp_path: Path, capsys: pytest.
         for name in ("vag", "action_only")
     ]
     assert scenes[0] == scenes[1]
+    video_only = {row["metric"]: row for row in record["rows"] if row["system"] == "svd"}
+    distances = {"frechet_clip_distance", "fvd"}
+    assert set(video_only) == {"psnr", "ssim", "gmsd", "seconds_per_pair", "function_evaluations", *distances}
+    assert {video_only[metric]["n"] for metric in ("psnr", "ssim", "gmsd")} == {4}  # as the others
+    assert [row["metric"] for row in record["comparisons"] if row["b"] == "svd"] == ["psnr"]
+    assert "tiny:svd, not trained on these tasks" in record["notes"]["svd"]
+    made = json.loads((out / "evaluate_svd_coarse/run.json").read_text())["result"]
+    assert made["scenes"]["seed"] == scenes[0]
+    assert (
+        made["checkpoint_id"]
+        != json.loads((out / "evaluate_vag_coarse_0/run.json").read_text())["result"]["checkpoint_id"]
+    )
 
 
 def test_variants_are_evaluated_in_their_suite_where_their_system_takes_part() -> None:
@@ -120,6 +138,8 @@ def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path, capsys: py
         (["variants.vag_euler_1.system=vga"], "unknown system 'vga'"),
         (["i3d=missing.pt"], "missing.pt: not a TorchScript file"),
         ([f"i3d={tmp_path / 'i3d.pt'}"], "cannot encode clips (1, 5, 64, 64, 3)"),  # those of the suite `coarse`
+        (["svd=no-such-model"], "no-such-model: directory not found"),
+        (["svd=tiny:wan"], "tiny:wan: expected tiny:svd"),
         (["systems=[vag,forward_dynamics]"], "'forward_dynamics' makes no actions"),
         (["seeds=[0,0]"], "names 0 twice"),
         (["systems=[vag]", "suites=[coarse]", 'train=["optim.stepz=3"]'], "unknown key 'optim.stepz'"),

@@ -23,7 +23,7 @@ from toolkit.base.errors import UserError
 from toolkit.data.batches import make_sources
 from toolkit.envs import shifts
 from toolkit.training.runtime import RuntimeConfig, check_runtime
-from vag_core import clocks, flow_matching
+from vag_core import clocks, sampling
 
 CONFIGS = Path(cli.__file__).parent / "configs"
 ODD = [
@@ -134,7 +134,7 @@ def test_choices_are_those_of_the_code_that_reads_them() -> None:
 
     assert known("evaluate", "suites") == known("ablate", "suites") == tuple(shifts.SUITES)
     assert known("collect", "positions") == known("evaluate", "positions") == shifts.POSITIONS
-    assert known("synthesize", "sampler.method") == flow_matching.METHODS
+    assert known("synthesize", "sampler.method") == sampling.METHODS
     assert known("synthesize", "sampler.order") == clocks.ORDERS
     assert known("evaluate-generator", "given") == GIVEN
     nothing: Any = None

@@ -47,7 +47,8 @@ COMMANDS = {
     "export": ("export {dataset}", "dataset.hdf5"),
     "inspect": ("inspect {dataset} fix=true", "dataset"),
     "train-generator": (
-        f"train-generator dataset={{dataset}} {NETWORK} tokenizer_optim.steps=7 tokenizer_optim.batch_size=2 "
+        f"train-generator dataset=[{{dataset}},{{dataset}}] {NETWORK} "
+        "tokenizer_optim.steps=7 tokenizer_optim.batch_size=2 "
         f"tokenizer_optim.checkpoint_every=3 optim.steps=7 {TRAINING}",
         "generator",
     ),
@@ -138,7 +139,10 @@ def identity(out: Path, artefact: str) -> tuple[Any, set[str]]:
     if path.name == "dataset":
         return dataset_id(path), found
     if (path / "model.safetensors").exists():
-        return [(path / name).read_bytes() for name in ("config.json", "model.safetensors")], found
+        folders = [path, *out.glob("best")]  # of a generator, by its held-out loss
+        return [
+            (folder / name).read_bytes() for folder in folders for name in ("config.json", "model.safetensors")
+        ], found
     if path.name == FILE:
         return pd.read_parquet(path).to_json(), found
     if path.name == "run.json":

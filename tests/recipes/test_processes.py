@@ -16,6 +16,8 @@ import pytest
 from safetensors.torch import load_file
 
 from recipes import cli
+from toolkit.data.clips import write_clips
+from toolkit.data.episode import Episode
 
 SMALL = (
     "image_size=32 generator.num_frames=17 generator.video.width=32 generator.video.depth=1 "
@@ -124,11 +126,16 @@ def test_policies_learn_the_same_in_two_processes(
 
 @pytest.mark.slow
 def test_a_killed_training_of_two_goes_on_bit_for_bit(
-    dataset: Path, start: Callable[..., BaseProcess], tmp_path: Path
+    moving_square: Callable[..., Episode], start: Callable[..., BaseProcess], tmp_path: Path
 ) -> None:
-    """At the shipped dropout: noise, times and dropout after the resume are those of the undisturbed run."""
+    """At the shipped dropout: noise, times and dropout after the resume are those of the undisturbed run.
+
+    So are the held-out loss, which the main process measures, and the generator that was best by it.
+    """
+    clips = tmp_path / "clips.h5"
+    write_clips(clips, [moving_square(seed) for seed in range(6)], 6 * 17, 20, "six")
     words = (
-        f"train-generator dataset={dataset} {SMALL} tokenizer_optim.steps=2 optim.steps=9 optim.batch_size=2 "
+        f"train-generator dataset={clips} {SMALL} tokenizer_optim.steps=2 optim.steps=9 optim.batch_size=2 "
         "tokenizer_optim.batch_size=2"
     )
     cut = tmp_path / "cut"
@@ -144,12 +151,15 @@ def test_a_killed_training_of_two_goes_on_bit_for_bit(
     assert cli.main(f"{words} out={cut} resume=true".split()) == 2  # one process alone would learn from other batches
     together(start, f"{words} out={cut} resume=true", tmp_path)
     together(start, f"{words} out={tmp_path / 'whole'}", tmp_path)
-    weights, expected = (load_file(path / "generator/model.safetensors") for path in (cut, tmp_path / "whole"))
-    assert weights.keys() == expected.keys()
-    assert all(weights[name].equal(expected[name]) for name in expected)
+    for made in ("generator", "best"):
+        weights, expected = (load_file(path / made / "model.safetensors") for path in (cut, tmp_path / "whole"))
+        assert weights.keys() == expected.keys()
+        assert all(weights[name].equal(expected[name]) for name in expected)
     records = [json.loads((path / "run.json").read_text()) for path in (cut, tmp_path / "whole")]
     assert records[0]["status"] == "finished"
     assert records[0]["result"]["generator"] == records[1]["result"]["generator"]
+    assert records[0]["result"]["held_out"] == records[1]["result"]["held_out"]
+    assert records[0]["result"]["held_out"]["steps"] == [3, 6, 9]
     assert not list(cut.rglob("*.vag-*"))[1:]  # the manifest
 
 

@@ -3,15 +3,19 @@
 import json
 import re
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from recipes.stages import Stage, chains_of, in_turn, make_stage, run_stage, run_stages
+from recipes import benchmark_generators, demo, study
+from recipes.compose import compose_config
+from recipes.stages import Stage, chains_of, check_begun, in_turn, make_stage, run_stage, run_stages
 from toolkit.base import engine
 from toolkit.base.errors import UserError
+from toolkit.base.files import write_json
 from toolkit.base.record import read_record
 from toolkit.reporting.results import ReportResult
 
@@ -126,6 +130,30 @@ def test_what_a_study_asks_for_stands_above_its_words_or_below() -> None:
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             make_stage("x", "evaluate", defaults)
+
+
+def test_generators_of_studies_learn_from_every_episode_as_those_of_old_records(tmp_path: Path) -> None:
+    """They bring held-out scenes of their own. A training that is older than held-out episodes held out none."""
+    config: Any = {
+        command: OmegaConf.to_object(compose_config(command, words))
+        for command, words in (
+            ("demo", ["experiment=bridge", "source=x"]),
+            ("benchmark generators", []),
+            ("ablate", ["experiment=ablate_smoke"]),
+        )
+    }
+    stages = [
+        *demo.data_stages(config["demo"], tmp_path),
+        *benchmark_generators.system_stages(config["benchmark generators"], tmp_path, "dense", "dense", 0),
+        *study.generator_stages(config["ablate"], tmp_path, "same_tasks", 0, 2),
+    ]
+    trainings = [stage for stage in stages if stage.command == "train-generator"]
+    assert len(trainings) > 5
+    assert {stage.config.held_out_fraction for stage in trainings} == {0}
+    old = {key: value for key, value in asdict(trainings[0].config).items() if not key.startswith("held_out")}
+    record = {"command": "train-generator", "status": "running", "config": {**old, "out": str(tmp_path / "old")}}
+    write_json(tmp_path / "old" / "run.json", record)
+    assert check_begun(tmp_path, replace(trainings[0], name="old"))["status"] == "running"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from toolkit.data.batches import (
     SIZE,
     WHOLE,
     GeneratorClips,
-    LatentClips,
     Mixture,
     Part,
     TokenizerClips,
@@ -25,6 +25,7 @@ from toolkit.data.canvas import Canvas
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
 from toolkit.data.episode import ACTION, ACTION_DIM_IS_PAD, ACTION_IS_PAD, STATE, SYNTHETIC
+from toolkit.data.latents import LatentClips
 from toolkit.data.normalizer import ACTION_FLOOR, compute_statistics, describe, describe_columns
 
 
@@ -104,7 +105,7 @@ def test_the_parts_of_a_batch_are_the_batch_of_twice_the_size(store: ClipStore, 
             return mixture([store, narrow], [0.6, 0.4], size, pad_widths=True)
         labelled = np.arange(store.num_episodes) < 2
         clips = GeneratorClips(store, size, 17, seed=0, random_start=True, labelled=labelled)
-        latents = np.arange(store.num_episodes, dtype=np.float32)[:, None]
+        latents = torch.arange(clips.windows_of.sum(), dtype=torch.float32)[:, None]
         return {"windows": clips, "latents": LatentClips(clips, latents), "tokenizer": TokenizerClips(clips, 4, 2)}[
             kind
         ]

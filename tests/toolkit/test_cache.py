@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from toolkit.base.errors import UserError
 from toolkit.base.manifest import PARTIAL
 from toolkit.data import cache, cached_files
-from toolkit.data.cache import open_clips, open_latents, open_merged
+from toolkit.data.cache import open_clips, open_merged
 from toolkit.data.clips import ClipStore, write_clips
 from toolkit.data.episode import ACTION, ACTION_IS_PAD, IMAGE, STATE, Episode
 from toolkit.data.formats import lerobot_read, lerobot_write
@@ -267,27 +267,6 @@ def test_the_id_of_a_dataset_is_remembered_until_a_file_changes(
     shutil.rmtree(copy)
     open_clips(dataset, 16)
     assert len(list(cache_directory.glob("*.id"))) == 1  # that of `dataset`
-
-
-def test_latents_are_encoded_once_per_clips_encoder_and_window(dataset: Path, cache_directory: Path) -> None:
-    store = open_clips(dataset, 16)
-    calls = []
-
-    def encode() -> Iterator[np.ndarray]:
-        calls.append(1)
-        yield np.arange(12, dtype=np.float32).reshape(3, 4)
-        yield np.full((1, 4), 7, np.float32)
-
-    for _ in range(2):
-        latents = open_latents(store, "encoder", "first 9 frames", encode)
-        assert latents.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [7, 7, 7, 7]]
-    assert len(calls) == 1
-    others = (store, "other", "first 9 frames"), (store, "encoder", "first 5 frames")
-    for key in (*others, (open_clips(dataset, 20), "encoder", "first 9 frames")):
-        open_latents(*key, encode)
-    assert len(calls) == 4
-    open_latents(subset(store, np.array([1, 0, 2, 3])), "encoder", "first 9 frames", encode)
-    assert len(calls) == 5
 
 
 def test_joined_clips_are_those_of_every_part_and_built_once(

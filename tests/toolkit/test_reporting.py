@@ -145,7 +145,8 @@ def write_demo(root: Path, example: Callable[..., Any]) -> Path:
     run = write_run(root / "train_generator", "train-generator", trained)
     media.write_image(run / "media/reconstruction.png", np.concatenate(list(frames()[:6]), axis=1))
     write_curves(run / "tokenizer/tensorboard", 0)
-    write_curves(run / "streams/tensorboard", 1, ("loss", "loss_video", "loss_action", "learning_rate"))
+    streams = ("loss", "loss_video", "loss_action", "learning_rate", "held_out/loss")
+    write_curves(run / "streams/tensorboard", 1, streams)
     metrics = {"action_distance": 0.4123, "psnr": 21.07, "ssim": 0.812}
     films = [Media(path="media/generated.mp4", caption="recorded (above), generated (below)")]
     made = replace(example(SynthesizeResult), episodes=120, seconds_per_episode=0.532, metrics=metrics, media=films)
@@ -314,6 +315,8 @@ def test_holds_its_videos_pictures_and_curves(page: Page) -> None:
     labels = [svg["aria-label"] for svg in page.of("svg")]
     assert {"Policies on unseen scenes", "Time per stage", "Replay success"} <= set(labels)
     assert {"tokenizer loss", "streams loss", "streams loss video", "diffusion loss"} <= set(labels)
+    assert not any("held" in label for label in labels)  # beside the loss of training, in one figure
+    assert "train_generator, held out" in page.text
 
 
 def test_bad_run_directories_are_named_and_leave_no_page(tmp_path: Path, example: Callable[..., Any]) -> None:

@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vag_core import Generator, GeneratorConfig
 from vag_core.backbones.directory import check_directory, locate
-from vag_core.backbones.models import VideoModel, load_model
+from vag_core.backbones.models import VideoModel, fit_to_model, load_model
 from vag_core.backbones.published import TRANSFORMERS
-from vag_core.backbones.sampling import sample_latents
+from vag_core.config import ForwardDynamicsConfig, InstructionConfig, PretrainedConfig, PretrainedTokenizerConfig
 from vag_core.flow_matching import integrate
+from vag_core.sampling import Guided, PinnedStreams, Settings, solve
 
 diffusers = pytest.importorskip("diffusers")
 WIDTHS = {"cosmos": 16, "cosmos25": 32, "wan": 16}
@@ -78,22 +80,53 @@ CASES = [("cosmos", "", steps, guidance) for steps in (35, 10) for guidance in (
 CASES += [("cosmos25", "", 36, 7.0), ("cosmos25", "", 10, 1.0), ("wan", "", 10, 5.0), ("wan", "euler", 20, 5.0)]
 
 
+def generator_of(model: VideoModel) -> Generator:
+    """A new generator on the model, without an action branch: it adds nothing yet to what the model makes."""
+    kind = model.directory.kind
+    config = GeneratorConfig(
+        image_size=[SIZE, SIZE],
+        num_frames=FRAMES,
+        tokenizer=PretrainedTokenizerConfig(),
+        video=PretrainedConfig(family=kind, path=str(model.directory.path), lora_rank=2),
+        action=ForwardDynamicsConfig(),
+        instruction=InstructionConfig(kind="tokens"),
+    )
+    fit_to_model(config, model.directory)
+    generator = Generator(config, attach=False)
+    generator.attach(model)
+    return generator.eval()
+
+
 @pytest.mark.parametrize(("kind", "solver", "steps", "guidance"), CASES)
 def test_sampler_equals_the_pipeline(
     cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str, solver: str, steps: int, guidance: float
 ) -> None:
-    """The pipelines leave some noise on the first latent; ours is the picture's."""
+    """The pipelines leave some noise on the first latent; ours is the picture's. LoRA and hearing begin at zero."""
     model = load_model(f"tiny:{kind}", cache=cache)
     if solver:
         model.network.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=5.0)
-    image, text, free = inputs(kind)
-    first = model.tokenizer.encode_first(image)
-    noise = torch.randn(1, first.shape[1], 3, *first.shape[3:], generator=torch.Generator().manual_seed(4))
     if kind == "cosmos":  # it draws from the posterior, where the others take its mode
         posterior = diffusers.models.autoencoders.vae.DiagonalGaussianDistribution
         monkeypatch.setattr(posterior, "sample", lambda self, generator=None: self.mode())
+    image, text, free = inputs(kind)
+    first = model.tokenizer.encode_first(image)
+    own = torch.randn(first.shape[1], 2, *first.shape[3:], generator=torch.Generator().manual_seed(4))
+    noise = torch.cat([first[0], own], dim=1)[None]
     theirs = latents_of_pipeline(model, noise, steps, guidance)
-    ours = sample_latents(model.network, noise[:, :, 1:], first, text, free, steps, guidance)
+
+    generator = generator_of(model)
+    if kind == "cosmos25":
+        text, free = model.network.project(text), model.network.project(free)
+    state, actions = torch.randn(1, 4), torch.randn(1, 8, 4)
+    guided, unguided = (
+        generator.encode_conditions(image, first, state, tokens, torch.ones(1)) for tokens in (text, free)
+    )
+    rng = torch.Generator().manual_seed(4)
+    settings = Settings(steps, guidance, None, "actions_once", rng, score=False)
+    slopes = Guided(generator, guided, unguided if guidance > 1 else None, settings)
+    pinned = PinnedStreams(actions=actions, states=torch.randn(1, 9, 4))
+    with torch.no_grad():
+        ours, _, _ = solve(generator, state, slopes, pinned, settings)
     assert ours.std() > 0.1
     assert (ours - theirs[:, :, 1:]).abs().max() < 1e-4
 

@@ -381,22 +381,6 @@ class TokenizerClips:
         return part.marked({"frames": torch.from_numpy(store.frames[rows[own]])}, len(episodes))
 
 
-class LatentClips:
-    """Generator batches whose frames were encoded beforehand: latents (W, C, T, h, w) of all windows that are drawn."""
-
-    def __init__(self, clips: GeneratorClips, latents: Any, with_frames: bool = False) -> None:
-        """latents: tensors (B, C, T, h, w) by the numbers (B,) of windows, which count through all episodes."""
-        self.clips, self.latents, self.with_frames = clips, latents, with_frames
-        self.first = np.concatenate([[0], np.cumsum(clips.windows_of)])
-
-    def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
-        episodes, starts = self.clips.draw(step, part.count)
-        own = np.array(part.rows(len(episodes)))
-        batch = to_tensors(self.clips.window(episodes[own], starts[own], self.with_frames))
-        batch["latents"] = self.latents[self.first[episodes[own]] + starts[own] // self.clips.start_every]
-        return self.clips.part_of(part, episodes, batch)
-
-
 def to_tensors(batch: dict[str, Any]) -> dict[str, Any]:
     """NumPy arrays as tensors that own their memory; everything else unchanged."""
     return {k: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v for k, v in batch.items()}

@@ -10,12 +10,14 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from toolkit.base.processes import processes
+from toolkit.data.batches import ALL, GeneratorClips, Part, to_tensors
 from toolkit.data.cache import FORMAT, clip_id, open_cached, reserve, size_text
 from toolkit.data.clips import ClipStore
 
@@ -37,6 +39,22 @@ class Latents:
         rows = [self.files[window // self.size][window % self.size] for window in windows.tolist()]
         latents = torch.from_numpy(np.stack(rows))
         return latents.view(torch.bfloat16).float() if latents.dtype == torch.uint16 else latents
+
+
+class LatentClips:
+    """Generator batches whose frames were encoded beforehand: latents (W, C, T, h, w) of all windows that are drawn."""
+
+    def __init__(self, clips: GeneratorClips, latents: Any, with_frames: bool = False) -> None:
+        """latents: tensors (B, C, T, h, w) by the numbers (B,) of windows, which count through all episodes."""
+        self.clips, self.latents, self.with_frames = clips, latents, with_frames
+        self.first = np.concatenate([[0], np.cumsum(clips.windows_of)])
+
+    def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
+        episodes, starts = self.clips.draw(step, part.count)
+        own = np.array(part.rows(len(episodes)))
+        batch = to_tensors(self.clips.window(episodes[own], starts[own], self.with_frames))
+        batch["latents"] = self.latents[self.first[episodes[own]] + starts[own] // self.clips.start_every]
+        return self.clips.part_of(part, episodes, batch)
 
 
 def open_latents(

@@ -25,6 +25,7 @@ from toolkit.reporting.story import SHOWN, STORY
 from toolkit.reporting.values import distinct, duration, flatten, fraction, interval, percent, shown, spaced
 
 MAX_PAGE_BYTES = 512 * 2**20  # of media, together
+HELD_OUT_LOSS = "held_out/loss"  # as trainings log it
 
 
 def write_report(run_dirs: Iterable[str | Path], output_html: str | Path) -> None:
@@ -186,7 +187,7 @@ def _embedded(run: RunPage, name: str, budget: _MediaBudget) -> dict[str, Any]:
 
 
 def _training_curves(runs: list[RunPage]) -> Markup:
-    """Loss of every run, grouped by what may share an axis; all other scalars folded away."""
+    """Loss of every run, and beside it on held-out episodes, by what may share an axis; other scalars folded away."""
     groups: dict[str, dict[str, dict[str, plots.Curve]]] = {}  # group -> tag -> run -> curve
     for run in runs:
         found = list(run.path.glob("**/events.out.tfevents.*"))
@@ -201,7 +202,10 @@ def _training_curves(runs: list[RunPage]) -> Markup:
     first: list[Markup] = []
     other: list[Markup] = []
     for group, tags in groups.items():
+        held_out = tags.pop(HELD_OUT_LOSS, {}) if "loss" in tags else {}
         for tag, lines in tags.items():
+            if tag == "loss":
+                lines |= {f"{name}, held out": curve for name, curve in held_out.items()}
             figure = plots.curves(lines, " ".join(filter(None, (group, spaced(tag)))))
             (first if tag == "loss" or len(tags) == 1 else other).append(piece("figure", content=figure))
     return piece("curves", first=first, other=other)

@@ -102,9 +102,9 @@ class PretrainedBranch(nn.Module):
         """See `VideoBranch`."""
         return self.network.within(t)
 
-    def clock(self, steps: int) -> VideoClock:
+    def clock(self, steps: int, method: str | None = None) -> VideoClock:
         """See `VideoBranch`."""
-        return self.network.clock(steps)
+        return self.network.clock(steps, method)
 
     def check_instruction(self, instruction: list[str] | Tensor) -> None:
         """See `VideoBranch`."""
@@ -143,7 +143,7 @@ class PretrainedBranch(nn.Module):
         grouped: Float[Tensor, "b k n"],
         t_action: Float[Tensor, " b"],
         asked: float | None = None,
-    ) -> tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b k s w"] | None]:
+    ) -> tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b k s v"] | None]:
         """See `VideoBranch`. Hidden tokens are those of an inner block, standardised, since few of their channels are
         far larger than all others; None for an action branch that reads none."""
         added = None if self.hearing is None else self.hearing(grouped, t_action)

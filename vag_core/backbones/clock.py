@@ -46,6 +46,7 @@ class SchedulerStepper:
         """scheduler: left as it is; a copy keeps the history of this sample."""
         self.scheduler = copy.deepcopy(scheduler)
         self.scheduler.set_timesteps(steps)
+        self.scheduler.set_begin_index(0)  # which it would look for by whole numbers, of which two may be alike
         self._index = 0
 
     def __call__(self, velocity: Tensor, x: Tensor) -> Tensor:

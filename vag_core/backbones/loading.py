@@ -37,7 +37,7 @@ def load_on_base(
     check_names(plan, own, weights, "generator")
     where = video.path if base is None else base
     try:
-        directory = locate(where, download=base is not None)
+        directory = locate(where, fetch=base is not None)
     except ValueError as error:
         text = f"made on the video model {video.path} (id {video.base_id[:16]}); base=PATH says where that is"
         raise ValueError(f"{text} ({error})") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,17 @@ def weights_type(config: PretrainedConfig) -> torch.dtype:
 
 def import_diffusers() -> Any:
     """The library. Raises ValueError that says how to install it."""
+    return import_library("diffusers")
+
+
+def import_library(name: str) -> Any:
+    """A library of the extra `video`. Raises ValueError that says how to install it."""
     try:
-        import diffusers
+        return import_module(name)
     except ImportError as error:
         raise ValueError(
-            "a pretrained video model needs diffusers; run: pip install 'lerobot_policy_vag[video]'"
+            f"a pretrained video model needs {name}; run: pip install 'lerobot_policy_vag[video]'"
         ) from error
-    return diffusers
 
 
 def load_model(
@@ -118,13 +123,14 @@ def load_model(
     except Exception as error:
         raise ValueError(f"{directory.path / 'scheduler'}: cannot be loaded ({first_line(error)})") from error
     kind = "CosmosTransformer3DModel" if directory.kind.startswith("cosmos") else "WanTransformer3DModel"
-    transformer = _part(getattr(diffusers, kind), directory.path, "transformer", dtype)
-    vae = _part(diffusers.AutoencoderKLWan, directory.path, "vae", torch.float32)
+    transformer = load_part(getattr(diffusers, kind), directory.path, "transformer", dtype)
+    vae = load_part(diffusers.AutoencoderKLWan, directory.path, "vae", torch.float32)
     network = NETWORKS[directory.kind](transformer, scheduler).eval().requires_grad_(False)
     return VideoModel(directory, WanTokenizer(vae), network)
 
 
-def _part(kind: Any, path: Path, name: str, dtype: torch.dtype) -> Any:
+def load_part(kind: Any, path: Path, name: str, dtype: torch.dtype) -> Any:
+    """A part of a checked directory, of a class of diffusers. Raises ValueError for weights that do not fit it."""
     try:
         part, report = kind.from_pretrained(
             path,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,9 +50,32 @@ class PretrainedNetwork(nn.Module):
         """The transformer's blocks, in order."""
         return getattr(self.transformer, self.block_list)
 
-    def clock(self, steps: int) -> VideoClock:
-        """A new clock for one sample. Raises ValueError for too few steps."""
-        raise NotImplementedError
+    def clock(self, steps: int, method: str | None = None) -> VideoClock:
+        """A new clock for one sample. method: None is the model's own solver, unipc that of diffusers; for any other
+        the grid of times alone. Raises ValueError for too few steps."""
+        if method == "unipc":
+            return scheduler_clock(self.unipc(), steps, self.unit, truncated=self.truncates())
+        clock = self.own_clock(steps)
+        return clock if method is None else replace(clock, stepper=None)
+
+    def truncates(self) -> bool:
+        """Whether the network is told a scheduler's whole numbers in place of the grid's times."""
+        return False
+
+    def own_clock(self, steps: int) -> VideoClock:
+        """The clock of the model's pipeline."""
+        return scheduler_clock(self.scheduler, steps, self.unit, truncated=self.truncates())
+
+    def unipc(self) -> Any:
+        """diffusers' UniPC scheduler (arXiv 2302.04867) for this model."""
+        from diffusers import UniPCMultistepScheduler
+
+        shipped = isinstance(self.scheduler, UniPCMultistepScheduler)
+        return self.scheduler if shipped else UniPCMultistepScheduler(**self.unipc_options())
+
+    def unipc_options(self) -> dict[str, Any]:
+        """Of the UniPC scheduler where the model's own is another one."""
+        return {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": self.shift}
 
     def set_fps(self, fps: float) -> None:
         """Frames a second of the clips; most networks do not ask."""
@@ -67,9 +91,9 @@ class PretrainedNetwork(nn.Module):
         t: Float[Tensor, " b"],
         text: Float[Tensor, "b l d"],
         asked: float | None = None,
-        added: Float[Tensor, "b k w"] | None = None,
+        added: Float[Tensor, "b k v"] | None = None,
         read_depth: int = 0,
-    ) -> tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b k s w"] | None]:
+    ) -> tuple[Float[Tensor, "b c k h w"], Float[Tensor, "b k s v"] | None]:
         """Velocity of noisy (B, C, T-1, h, w) at times t (B,), after the clean first (B, C, 1, h, w).
 
         text: (B, L, D). asked: time in the network's own unit instead of t, for all clips: see `VideoClock`. added:
@@ -124,9 +148,14 @@ class Cosmos2(PretrainedNetwork):
         super().__init__(transformer, scheduler)
         self.fps: float | None = fps
 
-    def clock(self, steps: int) -> VideoClock:
+    def own_clock(self, steps: int) -> VideoClock:
         """See `PretrainedNetwork`."""
         return karras_clock(steps)
+
+    def unipc_options(self) -> dict[str, Any]:
+        """See `PretrainedNetwork`: on the same levels of noise."""
+        levels = {"use_karras_sigmas": True, "sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}
+        return super().unipc_options() | levels
 
     def set_fps(self, fps: float) -> None:
         """See `PretrainedNetwork`."""
@@ -175,9 +204,9 @@ class Cosmos25(Cosmos2):
         self.fps = None
         transformer.crossattn_proj = TextProjection(*transformer.crossattn_proj)
 
-    def clock(self, steps: int) -> VideoClock:
+    def own_clock(self, steps: int) -> VideoClock:
         """See `PretrainedNetwork`."""
-        return scheduler_clock(self.scheduler, steps, self.unit, truncated=False)
+        return PretrainedNetwork.own_clock(self, steps)
 
     def project(self, text: Float[Tensor, "b l raw"]) -> Float[Tensor, "b l d"]:
         """Text of the encoder -> what the network attends to; it may be called with either."""
@@ -195,10 +224,9 @@ class Wan22(PretrainedNetwork):
         super().__init__(transformer, scheduler)
         self.shift = scheduler.config.get("flow_shift") or scheduler.config.get("shift", 1.0)  # of its grid
 
-    def clock(self, steps: int) -> VideoClock:
-        """See `PretrainedNetwork`."""
-        unipc = type(self.scheduler).__name__ == "UniPCMultistepScheduler"
-        return scheduler_clock(self.scheduler, steps, self.unit, truncated=unipc)
+    def truncates(self) -> bool:
+        """See `PretrainedNetwork`: its pipeline does so with UniPC."""
+        return type(self.scheduler).__name__ == "UniPCMultistepScheduler"
 
     def add(self, tokens: Float[Tensor, "b d t h w"], added: Float[Tensor, "b k d"]) -> Float[Tensor, "b d t h w"]:
         """See `PretrainedNetwork`."""

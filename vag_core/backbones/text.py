@@ -6,7 +6,6 @@ cache: bfloat16, without the zeros of the padding.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import uuid
@@ -20,13 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vag_core.backbones.directory import ModelDirectory, _cache, check_text
+from vag_core.backbones.directory import ModelDirectory, check_text
+from vag_core.backbones.files import cache_directory
 from vag_core.backbones.models import import_diffusers
-from vag_core.backbones.text_encoder import clean_prompt, encoder_id, load_encoder, width_of
-from vag_core.checkpoint import check_finite, first_line
+from vag_core.backbones.text_encoder import clean_prompt, encoder_id, load_encoder
+from vag_core.checkpoint import check_finite, first_line, read_config
 
 MAX_LENGTH = 512  # tokens, of all these pipelines
 KEY = "context"
+WIDTHS = {"cosmos": "text_embed_dim", "cosmos25": "encoder_hidden_states_channels", "wan": "text_dim"}
 NEGATIVE = {"cosmos": "pipeline_cosmos2_video2world", "cosmos25": "pipeline_cosmos2_5_predict"}  # where it is given
 
 
@@ -35,7 +36,11 @@ def text_width(directory: ModelDirectory) -> int:
 
     Raises ValueError that names the file if it does not say.
     """
-    return width_of(directory)
+    file = directory.path / "transformer" / "config.json"
+    width = read_config(file).get(WIDTHS[directory.kind])
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
+        raise ValueError(f"{file}: {WIDTHS[directory.kind]} = {str(width)[:40]}; expected the numbers of a text token")
+    return width
 
 
 def negative_prompt(kind: str) -> str:
@@ -67,9 +72,11 @@ def text_contexts(
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts = '{prompts[:40]}': expected a list of prompts")
+    if max_length < 1:
+        raise ValueError(f"max_length = {max_length}: expected tokens, at least 1")
     check_text(directory)
     width, device = text_width(directory), torch.device(device)
-    folder = (cache or _cache()) / "text" / encoder_id(directory, max_length)
+    folder = (cache or cache_directory()) / "text" / encoder_id(directory, max_length)
     texts = [clean_prompt(directory.kind, prompt) for prompt in prompts]
     files = {text: folder / f"{_name(text)}.safetensors" for text in texts}
     rows = {text: row for text, file in files.items() if (row := _read(file, max_length, width)) is not None}
@@ -97,19 +104,12 @@ def _encode(
             where = directory.path / "text_encoder"
             raise ValueError(f"{where}: gives {row.shape[-1]} numbers a token; the network's config.json says {width}")
         check_finite({text[:40]: row}, f"{directory.path / 'text_encoder'}: ")
-        rows[text] = _cut(row.to(torch.bfloat16))
+        rows[text] = row.to(torch.bfloat16)
         _write(file, rows[text])
     del encoder
-    gc.collect()  # networks of transformers hold themselves in circles
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return rows
-
-
-def _cut(row: Tensor) -> Tensor:
-    """(L, D) without the rows at its end that are all zero."""
-    used = row.any(dim=-1).nonzero()
-    return row[: int(used[-1]) + 1 if len(used) else 0].contiguous()
 
 
 def _name(text: str) -> str:

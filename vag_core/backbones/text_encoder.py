@@ -19,15 +19,10 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from vag_core.backbones.directory import (
-    MOST_NUMBERS,
-    TEXT_WEIGHTS,
-    WEIGHTS,
-    ModelDirectory,
-    weight_files,
-)
+from vag_core.backbones.directory import ModelDirectory
+from vag_core.backbones.files import MOST_NUMBERS, TEXT_WEIGHTS, WEIGHTS, weight_files
 from vag_core.backbones.published import TEXT_PARTS
-from vag_core.checkpoint import Shapes, first_line, plan_network, read_config, read_shapes
+from vag_core.checkpoint import Shapes, first_line, plan_network, read_shapes
 
 VERSION = 1  # of what is encoded here; another one makes other names in the cache
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of a weight file, that name it
@@ -59,11 +54,8 @@ class T5Encoder:
 
         The pipeline pads first and masks the padding. Its rows are the same without, and the network reads zeros.
         """
-        ids = self.tokenizer([prompt], truncation=True, max_length=max_length)["input_ids"]
-        return self._run(_checked_ids(ids, self)).last_hidden_state[0].float().cpu()
-
-    def _run(self, ids: Tensor) -> Any:
-        return self.encoder(ids, attention_mask=torch.ones_like(ids))
+        ids = _checked_ids(self.tokenizer([prompt], truncation=True, max_length=max_length)["input_ids"], self)
+        return self.encoder(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].float().cpu()
 
 
 class QwenEncoder:
@@ -129,7 +121,9 @@ def encoder_id(directory: ModelDirectory, max_length: int) -> str:
     for part in TEXT_PARTS[directory.kind]:
         for file in sorted(path for path in (directory.path / part).iterdir() if path.is_file()):
             if file.suffix in (".json", ".txt", ".model", ".jinja"):
-                digest.update(f"{part}/{file.name}".encode() + hashlib.sha256(file.read_bytes()).digest())
+                with file.open("rb") as stream:
+                    content = hashlib.file_digest(stream, "sha256").digest()
+                digest.update(f"{part}/{file.name}".encode() + content)
     for file in weight_files(directory.path / "text_encoder", TEXT_WEIGHTS):
         digest.update(file.name.encode() + _fingerprint(file))
     if directory.kind == "cosmos25":
@@ -223,13 +217,3 @@ def clean_prompt(kind: str, prompt: str) -> str:
     else:
         prompt = ftfy.fix_text(prompt)
     return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
-
-
-def width_of(directory: ModelDirectory) -> int:
-    """D, by the network's config.json. Raises ValueError that names the file."""
-    file = directory.path / "transformer" / "config.json"
-    key = {"cosmos": "text_embed_dim", "cosmos25": "encoder_hidden_states_channels", "wan": "text_dim"}[directory.kind]
-    width = read_config(file).get(key)
-    if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-        raise ValueError(f"{file}: {key} = {str(width)[:40]}; expected the numbers of a text token")
-    return width

@@ -79,11 +79,7 @@ def write_tiny(kind: str, path: Path) -> None:
         parts["text_encoder"] = tiny_text_encoder(kind)
     rng = torch.Generator().manual_seed(0)
     for name, part in parts.items():
-        for key, values in part.named_parameters():
-            if values.ndim > 1:
-                values.data = torch.randn(values.shape, generator=rng) * values[0].numel() ** -0.5
-            elif key.endswith("bias"):
-                values.data.zero_()
+        fill(part, rng)
         part.save_pretrained(path / name)
     tiny_tokenizer(kind).save_pretrained(path / "tokenizer")
     getattr(diffusers, scheduler)(**options).save_pretrained(path / "scheduler")
@@ -97,3 +93,12 @@ def write_tiny(kind: str, path: Path) -> None:
         **({"expand_timesteps": True} if kind == "wan" else {}),
     }
     (path / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def fill(part: torch.nn.Module, rng: torch.Generator) -> None:
+    """Random weights of a size that keeps that of what goes through, and no biases."""
+    for key, values in part.named_parameters():
+        if values.ndim > 1:
+            values.data = torch.randn(values.shape, generator=rng) * values[0].numel() ** -0.5
+        elif key.endswith("bias"):
+            values.data.zero_()

@@ -40,7 +40,9 @@ class WanTokenizer(nn.Module):
                 f"frames of {height} x {width}, {count} of them: expected sides that are multiples of "
                 f"{self.spatial_stride}, and 1 + a multiple of {self.temporal_stride} frames"
             )
-        mode = self.vae.encode((2 * frames - 1).to(self.vae.dtype)).latent_dist.mode()
+        # One clip at a time: it takes gigabytes.
+        clips = (2 * frames - 1).to(self.vae.dtype).split(1)
+        mode = torch.cat([self.vae.encode(clip).latent_dist.mode() for clip in clips])
         return (mode.float() - self.mean) / self.std
 
     def encode_first(self, image: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b c 1 h w"]:
@@ -52,6 +54,6 @@ class WanTokenizer(nn.Module):
         self, latents: Float[Tensor, "b c t h w"], first_frame: Float[Tensor, "b 3 height width"] | None = None
     ) -> Float[Tensor, "b 3 f height width"]:
         """(B, C, T, h, w) -> (B, 3, F, H, W) in [0, 1]; `first_frame` (B, 3, H, W) comes back as it is."""
-        frames = (self.vae.decode((latents * self.std + self.mean).to(self.vae.dtype)).sample.float() + 1) / 2
-        frames = frames.clamp(0, 1)
+        clips = (latents * self.std + self.mean).to(self.vae.dtype).split(1)
+        frames = torch.cat([((self.vae.decode(clip).sample.float() + 1) / 2).clamp(0, 1) for clip in clips])
         return frames if first_frame is None else torch.cat([first_frame[:, :, None], frames[:, :, 1:]], dim=2)
