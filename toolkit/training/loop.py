@@ -211,8 +211,7 @@ def diverged(description: str, reason: str, step: int, checkpoints: Path) -> Use
     """One line on a training whose numbers are no longer finite."""
     return UserError(
         f"{description}: diverged, {reason} (seen at step {step}); {last_good(checkpoints)}. Try a lower "
-        "optim.learning_rate, with "
-        "overwrite=true"
+        "optim.learning_rate, with overwrite=true"
     )
 
 

@@ -49,17 +49,6 @@ def locate(path: str | Path, cache: Path | None = None, fetch: bool = True) -> M
     return replace(check_directory(found), hub=hub)
 
 
-def cached_directory(name: str) -> Path | None:
-    """Where the hub's cache has the config files of a model `owner/name`; None without them. Nothing is fetched."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ValueError(f"{name}: directory not found; expected a model in the format of diffusers, or owner/name")
-    try:
-        folder = _download(name, ["model_index.json"], None, allowed=False)
-    except ValueError:
-        return None
-    return folder if all((folder / part / "config.json").is_file() for part in ("transformer", "vae")) else None
-
-
 def base_id(directory: ModelDirectory) -> str:
     """SHA-256 over the configs and weights of network and tokenizer."""
     digest = hashlib.sha256()

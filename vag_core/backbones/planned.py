@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from vag_core.backbones.directory import TINY, ModelDirectory, cached_directory
+from vag_core.backbones.directory import ModelDirectory
+from vag_core.backbones.files import TINY, find_directory, read_index, read_plain
 from vag_core.backbones.models import VideoModel, fit_to_sizes, import_diffusers
 from vag_core.backbones.networks import NETWORKS
 from vag_core.backbones.published import PIPELINES, SCHEDULERS, TRANSFORMERS, VAES
 from vag_core.backbones.wan_tokenizer import WanTokenizer
-from vag_core.checkpoint import read_config, unfilled
+from vag_core.checkpoint import unfilled
 from vag_core.config import GeneratorConfig, PretrainedConfig
 
 PARTS = ("transformer", "vae", "scheduler")
@@ -46,21 +47,29 @@ class ModelSizes:
             if kind not in NETWORK_SIZES:
                 raise ValueError(f"{name}: expected one of {', '.join(TINY + one for one in NETWORK_SIZES)}")
             return cls(name, kind, NETWORK_SIZES[kind], tiny_vae(kind), SCHEDULERS[kind])
-        folder = Path(name) if Path(name).exists() else cached_directory(name)
-        if folder is None:
+        if (folder := _folder(name)) is None:
             kind = video.family
             return cls(name, kind, TRANSFORMERS[kind], VAES[kind], SCHEDULERS[kind], is_published=True)
-        index = read_config(folder / "model_index.json")
-        kind = PIPELINES.get(str(index.get("_class_name")), "")
-        if not kind:
-            raise ValueError(f"{folder / 'model_index.json'}: expected a model for one of {', '.join(PIPELINES)}")
+        kind, _ = read_index(folder / "model_index.json", PIPELINES)
         files = (folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json") for part in PARTS)
-        network, vae, scheduler = map(read_config, files)
+        network, vae, scheduler = map(read_plain, files)
         return cls(name, kind, network, vae, (str(scheduler.get("_class_name", SCHEDULERS[kind][0])), scheduler))
 
     def fit(self, config: GeneratorConfig) -> None:
         """Give a generator's config these sizes. Raises ValueError as `models.fit_to_sizes`."""
         fit_to_sizes(config, self.kind, self.network, self.vae, self.name)
+
+
+def _folder(name: str) -> Path | None:
+    """Where the config files of a model are on this disk; None for one of the hub that is not, or not whole."""
+    if Path(name).exists():
+        return Path(name)
+    try:
+        folder, _ = find_directory(name, lambda kind, cache: cache, PARTS, allowed=False)
+    except ValueError:
+        return None
+    inside = [folder / part / "config.json" for part in PARTS[:2]]
+    return folder if not folder.exists() or all(file.is_file() for file in inside) else None
 
 
 class PlannedModel(VideoModel):
