@@ -56,6 +56,7 @@ class Facts:
     fps: float
     episode_lengths: np.ndarray
     canvas: Canvas
+    tasks: int = 1
 
 
 def dry_run(config: TrainGeneratorConfig) -> TrainGeneratorResult:
@@ -67,7 +68,7 @@ def dry_run(config: TrainGeneratorConfig) -> TrainGeneratorResult:
         fit_window(config, facts)
         fit_rate(config, facts)
         with warnings.catch_warnings(action="ignore"):  # of libraries, on a device that they do not know
-            found = estimated(config, sizes)
+            found = estimated(config, sizes, facts.tasks)
     if processes().is_main:
         print("\n".join(block(found, GPUS[config.gpu])), flush=True)
     parameters = found.trained_parameters + found.frozen_parameters + found.tokenizer_parameters
@@ -123,30 +124,31 @@ def read_facts(config: TrainGeneratorConfig) -> Any:
         shape.state_dim, shape.action_dim = store.states.shape[1], store.actions.shape[1]
         if config.image_size is None:
             config.image_size = list(store.canvas.cell)
-        return Facts(store.fps, store.episode_lengths, store.canvas)
-    cameras, fps, length = list(config.cameras) or [IMAGE], 10.0, math.inf
+        return Facts(store.fps, store.episode_lengths, store.canvas, len(store.tasks))
+    cameras, fps, length, tasks = list(config.cameras) or [IMAGE], 10.0, math.inf, 1
     if first is not None:
         info = read_info(Path(first))
         check_features(Path(first), info, None)
         shape.state_dim, shape.action_dim = (math.prod(info["features"][key]["shape"]) for key in (STATE, ACTION))
         cameras = list(config.cameras) or camera_keys(info)
         fps, length = float(info["fps"]), info["total_frames"] / max(1, info["total_episodes"])
+        tasks = max(1, int(info.get("total_tasks", 1)))
     if config.resample_fps is not None and config.resample_fps < fps:
         fps, length = config.resample_fps, length * config.resample_fps / fps
     if config.image_size is None:
         config.image_size = cell_size(config, len(cameras))
     cell = as_size(config.image_size, "image_size")
-    return Facts(fps, np.array([min(length, 1e9)]), Canvas(dict.fromkeys(cameras, cell), cell))
+    return Facts(fps, np.array([min(length, 1e9)]), Canvas(dict.fromkeys(cameras, cell), cell), tasks)
 
 
 # --- the estimate ---
 
 
-def estimated(config: TrainGeneratorConfig, sizes: Any) -> DryRun:
+def estimated(config: TrainGeneratorConfig, sizes: Any, tasks: int = 1) -> DryRun:
     """Build the generator without weights and measure its passes."""
     shape, optim, gpu = config.generator, config.optim, GPUS[config.gpu]
     half = config.runtime.mixed_precision != "no"  # auto: the GPU has bfloat16
-    generator, formulas, batch_of = planned(config, sizes), count_flop().flop_registry, batches(config)
+    generator, formulas, batch_of = planned(config, sizes), count_flop().flop_registry, batches(config, tasks)
     parts = optim.gradient_accumulation * processes().size
     size = optim.batch_size * parts
     one = estimate.measure_pass(generator, batch_of(size, parts), half, formulas)
@@ -208,7 +210,7 @@ def planned(config: TrainGeneratorConfig, sizes: Any) -> Generator:
     return generator
 
 
-def batches(config: TrainGeneratorConfig) -> Callable[[int, int], dict[str, Any]]:
+def batches(config: TrainGeneratorConfig, tasks: int = 1) -> Callable[[int, int], dict[str, Any]]:
     """(clips of a step, parts) -> the first part, as this training would read it."""
     text = 0
     if is_pretrained(config.generator):
@@ -216,7 +218,7 @@ def batches(config: TrainGeneratorConfig) -> Callable[[int, int], dict[str, Any]
 
         text = MAX_LENGTH
     latents, frames = reads_latents(config), isinstance(config.generator.action, FramewiseConfig)
-    return lambda size, parts: estimate.planned_batch(config.generator, size, parts, latents, frames, text)
+    return lambda size, parts: estimate.planned_batch(config.generator, size, parts, latents, frames, text, tasks)
 
 
 def joint_of_part(joint: Callable[[int], int], batch: int, parts: int) -> int:

@@ -131,12 +131,18 @@ def batch_bytes(batch: dict[str, Any]) -> int:
 
 
 def planned_batch(
-    config: GeneratorConfig, size: int, parts: int = 1, latents: bool = True, frames: bool = False, text: int = 0
+    config: GeneratorConfig,
+    size: int,
+    parts: int = 1,
+    latents: bool = True,
+    frames: bool = False,
+    text: int = 0,
+    tasks: int = 1,
 ) -> dict[str, Any]:
     """The first of `parts` parts of a training batch of `size` clips, as `objective.training_loss` takes it.
 
     latents: encoded beforehand; frames: with the pictures of the clips, which are there without latents. text: tokens
-    of an instruction, where it is tokens.
+    of an instruction, where it is tokens; tasks: how many instructions there are, of which each is read once.
     """
     rows, steps = range(0, size, parts), config.action_horizon
     own, height, width = len(rows), *config.image_size
@@ -148,7 +154,7 @@ def planned_batch(
         "states": empty(own, steps + 1, config.state_dim),
         "actions": empty(own, steps, config.action_dim),
         "is_pad": empty(own, steps, dtype=torch.bool),
-        "instruction": _instruction(config, own, text, empty),
+        "instruction": _instruction(config, own, text, tasks, empty),
     }
     if latents and config.action.makes_video:
         batch["latents"] = empty(own, *config.latent_shape)
@@ -159,10 +165,10 @@ def planned_batch(
     return batch if parts == 1 else {**batch, "whole": {"rows": rows, "size": size}}
 
 
-def _instruction(config: GeneratorConfig, size: int, text: int, empty: Callable[..., Tensor]) -> Any:
+def _instruction(config: GeneratorConfig, size: int, text: int, tasks: int, empty: Callable[..., Tensor]) -> Any:
     kind, width = config.instruction.kind, config.instruction.embedding_width
     if kind == "bytes":
-        return ["a"] * size
+        return [str(row % tasks) for row in range(size)]
     return empty(size, width) if kind == "embedding" else empty(size, text, width)
 
 
