@@ -156,7 +156,7 @@ def estimated(config: TrainGeneratorConfig, sizes: Any, tasks: int = 1) -> DryRu
     whole = estimate.measure_pass(generator, batch_of(larger, 1), half, formulas)
     joint = generator.clocks.num_joint_clips
     own = joint_of_part(joint, optim.batch_size, parts)
-    per_clip = max(1, (whole.peak - one.peak) // max(1, joint(larger) - own))
+    per_clip = max(1, one.further(whole) // max(1, joint(larger) - own))
     memory = memory_parts(generator, batch_of(size, parts), one)
     room = gpu.bytes - sum(memory.values())
     largest = largest_batch(lambda batch: per_clip * (joint_of_part(joint, batch, parts) - own) <= room)

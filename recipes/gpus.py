@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from toolkit.base.options import option
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -30,3 +32,18 @@ GPUS = {
     "h100": Gpu(80, 989.4, 66.9),  # NVIDIA H100 SXM data sheet: 1,979 with sparsity
     "h200": Gpu(141, 989.4, 66.9),  # NVIDIA H200 SXM data sheet
 }
+
+
+@dataclass
+class DryRunConfig:
+    """Options of a command that can say what it would take."""
+
+    dry_run: bool = option(
+        False,
+        "train nothing: say what a step takes in weights, memory, FLOP and seconds, and what fits on a GPU; nothing is "
+        "downloaded or decoded, dataset= may be left out",
+    )
+    gpu: str = option("h100", "what a dry run estimates for", choices=tuple(GPUS))
+    peak_share: float = option(
+        0.4, "of the GPU's bf16 peak that a dry run takes as reached: an assumption", above=0, most=1
+    )

@@ -18,7 +18,7 @@ from toolkit.base.files import write_text
 from toolkit.reporting.generator_results import DryRun
 
 PAGE = Path(__file__).parent.parent / "docs" / "hardware.md"
-MARKED = re.compile(r"(<!-- table hardware -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- dry runs -->\n).*?(<!-- end -->)", re.DOTALL)
 MODELS = {
     "vag_cosmos": "Cosmos-Predict2-2B",
     "vag_cosmos25": "Cosmos-Predict2.5-2B",

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from recipes.action_options import ABSOLUTE_DIMENSIONS, REPRESENTATION
-from recipes.gpus import GPUS
+from recipes.gpus import DryRunConfig
 from toolkit.base.options import option, part
 from toolkit.training.config import MOST_BATCH, MOST_STEPS, OptimConfig, RuntimeConfig
 from vag_core.config import MOST_PARAMETERS, REPRESENTATIONS, GeneratorConfig
@@ -170,7 +170,7 @@ class TokenizerTraining(OptimConfig):
 
 
 @dataclass
-class TrainGeneratorConfig(CommonConfig):
+class TrainGeneratorConfig(CommonConfig, DryRunConfig):
     dataset: Any = option(MISSING, "LeRobotDataset v3 directory or clip file, or several: [a,b]", paths=True)
     synthetic: list[str] = option([], "episodes of an earlier generator beside them")
     notes: list[str] = option([], NOTES)
@@ -236,15 +236,6 @@ class TrainGeneratorConfig(CommonConfig):
     instruction_encoder: str | None = option(None, "directory of a sentence-transformer or T5; null = learned on bytes")
     tokenizer_optim: TokenizerTraining = part(TokenizerTraining, "training of the video tokenizer")
     optim: OptimConfig = part(OptimConfig, "training")
-    dry_run: bool = option(
-        False,
-        "train nothing: say what a step takes in weights, memory, FLOP and seconds, and what fits on a GPU; nothing is "
-        "downloaded or decoded, dataset= may be left out",
-    )
-    gpu: str = option("h100", "what a dry run estimates for", choices=tuple(GPUS))
-    peak_share: float = option(
-        0.4, "of the GPU's bf16 peak that a dry run takes as reached: an assumption", above=0, most=1
-    )
     max_parameters: int = max_parameters()
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 

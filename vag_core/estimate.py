@@ -66,17 +66,27 @@ FLOAT32 = {
 class PassCost:
     """Of one forward and backward pass: FLOP, and bytes beside weights, their gradients and the batch.
 
-    kept: alive when the backward pass begins; working: what it takes above that at its largest, blocks that are
+    kept: alive when the backward pass begins; forward, backward: at the largest moment of each, blocks that are
     computed again included.
     """
 
     kept: int
-    working: int
+    forward: int
+    backward: int
     flop: int
 
     @property
     def peak(self) -> int:
-        return self.kept + self.working
+        return max(self.forward, self.backward)
+
+    @property
+    def working(self) -> int:
+        """At the largest moment, beside what is kept."""
+        return self.peak - self.kept
+
+    def further(self, larger: PassCost) -> int:
+        """What a larger pass takes beyond this one, where both grow by the clip."""
+        return max(larger.forward - self.forward, larger.backward - self.backward, 1)
 
 
 @dataclass(frozen=True)
@@ -188,11 +198,12 @@ def measure_pass(generator: Generator, batch: dict[str, Any], half: bool, formul
     with meter:
         with GpuKernels(half, cached=True):
             loss, _ = generator.loss(batch)
-        kept = meter.now
+        kept, forward = meter.now, meter.peak
+        meter.peak = kept
         loss.float().backward()
     for weight in trained:
         weight.grad = None
-    return PassCost(kept, meter.peak - kept, meter.flop)
+    return PassCost(kept, forward, meter.peak, meter.flop)
 
 
 @torch.no_grad()

@@ -75,7 +75,6 @@ def train(
     log = ScalarLog(accelerator, directory, first)
     batches = on_device(data, advance.places_from(first), accelerator.device)
     let_look(watch, log, objective, average, first, resumed=True)
-
     bar = progress(description=description, total=config.steps, initial=first, unit="step")
     for done in range(first + 1, config.steps + 1):
         with one_line_if_full(accelerator.device, advance.advice, optimizer, lambda: f". {last_good(checkpoints)}"):
