@@ -220,8 +220,7 @@ class TrainGeneratorConfig(CommonConfig, DryRunConfig):
     )
     held_out_every: int | None = option(
         None,
-        "steps from one measurement of it, with preview videos and a checkpoint, to the next; null = "
-        "optim.checkpoint_every",
+        "steps between measurements of it, with preview videos and a checkpoint; null = optim.checkpoint_every",
         least=1,
         most=MOST_STEPS,
     )
