@@ -122,7 +122,9 @@ def test_every_shipped_choice_is_in_range(path: Path) -> None:
     command = commands.get(group) or next(
         name for name in SCHEMAS if f"vag {name} experiment={path.stem}" in path.read_text()
     )
-    needed = {"pretrain": ["real=[x]"], "train-generator": ["dataset=x"]}.get(command, [])
+    needed = {"pretrain": ["real=[x]"], "train-generator": ["dataset=x"], "synthesize": ["checkpoint=x"]}.get(
+        command, []
+    )
     checked_config(command, [f"{group}={path.stem}", *needed])
 
 

@@ -71,6 +71,33 @@ def test_resume_is_bit_exact(tmp_path: Path, fail_at: int, accumulation: int) ->
     assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == ["step_000012"]
 
 
+def test_what_is_frozen_is_in_no_average_and_no_checkpoint(tmp_path: Path) -> None:
+    """And a resumed training is bit for bit the same: who builds the module brings the frozen weights."""
+
+    def fit_frozen(directory: Path, data: Numbers) -> Regression:
+        seed_everything(0)
+        model = Regression()
+        model.layers[0].requires_grad_(False)
+        config = OptimConfig(steps=12, checkpoint_every=4, warmup_steps=2)
+        train(model, data, config, CPU, directory, "test")
+        return model
+
+    seed_everything(0)
+    start = Regression().state_dict()
+    whole = fit_frozen(tmp_path / "whole", Numbers())
+    with pytest.raises(KeyboardInterrupt):
+        fit_frozen(tmp_path / "cut", Numbers(7))
+    resumed = fit_frozen(tmp_path / "cut", Numbers())
+    frozen = {"layers.0.weight", "layers.0.bias"}
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+        assert torch.equal(tensor, start[name]) == (name in frozen), name
+    for part in ("model", "ema"):
+        kept = load_file(tmp_path / "cut/checkpoints/step_000012" / f"{part}.safetensors")
+        assert kept.keys() == start.keys() - frozen
+    assert ExponentialMovingAverage(whole, 0.9).shadow.keys() == start.keys() - frozen
+
+
 def test_accumulation_equals_a_larger_batch() -> None:
     """Two half batches of a mean loss give the gradient of the whole batch."""
 

@@ -237,6 +237,26 @@ def test_missing_weight_is_refused(cache: Path, tmp_path: Path) -> None:
         load_model(path)
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "text"),
+    [
+        ("transformer", {"ffn_dim": 10**9}, "asks for a larger transformer than the file holds"),
+        ("vae", {"base_dim": 10**6}, "asks for a larger vae than the file holds"),
+        ("transformer", {"num_attention_heads": "many"}, "cannot be built"),
+    ],
+)
+def test_a_config_larger_than_its_weights_is_refused_before_it_is_built(
+    cache: Path, tmp_path: Path, part: str, change: dict[str, Any], text: str
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(locate("tiny:wan", cache).path, path)
+    config = path / part / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
+    with pytest.raises(ValueError, match=text) as caught:
+        load_model(path)
+    assert str(path / part) in str(caught.value)
+
+
 def test_sizes_that_do_not_divide_are_refused(cache: Path) -> None:
     model = load_model("tiny:wan", cache=cache)
     model.check_size(448, 768, 93)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from vag_core.backbones.directory import ModelDirectory, locate
+from vag_core.backbones.files import MOST_NUMBERS, WEIGHTS, read_plain, weight_files
 from vag_core.backbones.networks import NETWORKS
 from vag_core.backbones.wan_tokenizer import WanTokenizer
-from vag_core.checkpoint import first_line, read_config
+from vag_core.checkpoint import TooLargeError, first_line, plan_network, read_config, read_shapes
 from vag_core.config import GeneratorConfig, PretrainedConfig
 
 
@@ -130,7 +131,18 @@ def load_model(
 
 
 def load_part(kind: Any, path: Path, name: str, dtype: torch.dtype) -> Any:
-    """A part of a checked directory, of a class of diffusers. Raises ValueError for weights that do not fit it."""
+    """A part of a checked directory, of a class of diffusers. Raises ValueError for weights that do not fit it, and for
+    a config that asks for a larger part than they are."""
+    folder = path / name
+    shapes = {
+        key: shape for file in weight_files(folder, WEIGHTS) for key, shape in read_shapes(file, MOST_NUMBERS).items()
+    }
+    try:
+        plan_network(lambda: kind.from_config(read_plain(folder / "config.json")), shapes, f"{folder}: ", name)
+    except TooLargeError:
+        raise
+    except Exception as error:  # sizes that no layer can have
+        raise ValueError(f"{folder}: cannot be built ({first_line(error)})") from error
     try:
         part, report = kind.from_pretrained(
             path,
@@ -141,8 +153,8 @@ def load_part(kind: Any, path: Path, name: str, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # diffusers has requirements of its own for every model
-        raise ValueError(f"{path / name}: cannot be loaded ({first_line(error)})") from error
+        raise ValueError(f"{folder}: cannot be loaded ({first_line(error)})") from error
     for fault in ("missing_keys", "unexpected_keys"):
         if names := sorted(report[fault]):
-            raise ValueError(f"{path / name}: {fault.replace('_keys', '')} weight '{names[0]}'")
+            raise ValueError(f"{folder}: {fault.replace('_keys', '')} weight '{names[0]}'")
     return part
