@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -228,7 +229,10 @@ def converter(kind: str, reference: Sequence[int]) -> Convert:
 def pick_device(runtime: RuntimeConfig) -> str:
     """'auto' resolved to what this machine has. Raises UserError for a device that is not there."""
     check_runtime(runtime)
-    return ("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else runtime.device
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else runtime.device
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))  # each process of torchrun its own, as accelerate
+    return device
 
 
 def scenes_text(suites: Sequence[str], per_task: int, tasks: Sequence[str], new_tasks: Sequence[str]) -> str:

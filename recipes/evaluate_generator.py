@@ -26,7 +26,7 @@ from recipes.common import (
 from recipes.schema import EvaluateGeneratorConfig
 from recipes.start_scenes import scene_seeds
 from recipes.svd_video import SvdVideos
-from recipes.video_model import sampling, text_reader
+from recipes.video_model import prepare_text, sampling, text_reader
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
 from toolkit.base.progress import progress
@@ -143,6 +143,7 @@ def sample_all(
     The noise of a pair depends on the seed and the scene alone, so systems are compared on equal terms.
     """
     encode = text_reader(generator, config, views)
+    prepare_text(encode, generator, clips.store.tasks, config.sampler)
     settings, parts, seconds = sampling(encode, config.sampler), [], 0.0
     seeds = scene_seeds(config.seed, clips.store.metadata)
     bar = progress(description="sample", total=len(episodes), unit="pair")

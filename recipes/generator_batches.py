@@ -16,7 +16,7 @@ from toolkit.base.progress import progress
 from toolkit.data.batches import ALL, GeneratorClips, Part
 from toolkit.data.latents import LatentClips, Latents, open_latents
 from vag_core import Generator
-from vag_core.config import FramewiseConfig
+from vag_core.config import FramewiseConfig, PretrainedConfig
 from vag_core.tokenizer import to_float_frames
 
 SHARD = 64  # windows of large pictures whose latents are in one file: a kill costs no more of them
@@ -39,7 +39,7 @@ def prepared(
     if reads_latents(config, fixed):
         reads_frames = isinstance(config.generator.action, FramewiseConfig)
         device, half = pick_device(config.runtime), is_pretrained(config.generator)
-        source = LatentClips(source, latents_of(clips, generator.tokenizer, device, half), reads_frames)
+        source = LatentClips(source, latents_of(clips, generator, device, half), reads_frames)
     if config.instruction_encoder is not None or config.name_views or is_pretrained(config.generator):
         source = EncodedInstructions(source, encode)
     return source
@@ -57,7 +57,7 @@ def start_every(config: TrainGeneratorConfig) -> int:
     return max(1, shape.action_horizon // STARTS) if is_pretrained(shape) else 1
 
 
-def latents_of(clips: GeneratorClips, tokenizer: Any, device: str, half: bool = False) -> Latents:
+def latents_of(clips: GeneratorClips, generator: Generator, device: str, half: bool = False) -> Latents:
     """Latents of all windows that are drawn, in order, from the cache where it has them.
 
     half: of large pictures: one window at a time, kept as bfloat16.
@@ -65,6 +65,10 @@ def latents_of(clips: GeneratorClips, tokenizer: Any, device: str, half: bool = 
     counts = clips.windows_of
     episodes = np.repeat(np.arange(len(counts)), counts)
     starts = (np.arange(len(episodes)) - np.repeat(np.cumsum(counts) - counts, counts)) * clips.start_every
+
+    tokenizer, video = generator.tokenizer, generator.config.video
+    # Of a pretrained one some numbers are in its config alone.
+    identity = video.base_id if isinstance(video, PretrainedConfig) else _state_id(tokenizer)
 
     @torch.no_grad()
     def encode(windows: np.ndarray) -> Iterator[torch.Tensor]:
@@ -74,10 +78,10 @@ def latents_of(clips: GeneratorClips, tokenizer: Any, device: str, half: bool = 
             yield tokenizer.encode(frames_of(clips, episodes[part], starts[part]).to(device))
 
     window = f"{clips.num_frames} frames, {clips.frame_stride} apart, from {clips.random_start} {clips.start_every}"
-    latents = open_latents(
-        clips.store, _state_id(tokenizer), window, len(episodes), encode, size=SHARD if half else None
-    )
+    latents = open_latents(clips.store, identity, window, len(episodes), encode, size=SHARD if half else None)
     tokenizer.to("cpu")
+    if device == "cuda":
+        torch.cuda.empty_cache()
     return latents
 
 

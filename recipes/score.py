@@ -25,7 +25,7 @@ from recipes.common import (
 )
 from recipes.schema import ScoreConfig
 from recipes.start_scenes import scene_seeds
-from recipes.video_model import text_reader
+from recipes.video_model import prepare_text, text_reader
 from toolkit.base.errors import UserError, warn
 from toolkit.base.progress import progress
 from toolkit.base.run import Run
@@ -160,6 +160,7 @@ class InverseDynamics:
                 raise UserError(f"{store.name}: {name} are {found} wide; {self.checkpoint} was trained on {width}")
         self.generator, self.batch_size, self.seed = generator, config.batch_size, config.seed
         self.encode = text_reader(generator, config, views)
+        prepare_text(self.encode, generator, store.tasks)
         self.known: dict[tuple[int, int], np.ndarray] = {}
 
     def errors(self, pairs: Pairs) -> np.ndarray:

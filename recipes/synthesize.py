@@ -23,7 +23,7 @@ from recipes.photographs import photographed_scenes
 from recipes.plans import PLANS, Plans, check_draws, solved_plans
 from recipes.schema import CODECS, SynthesizeConfig
 from recipes.start_scenes import InitialScene, recorded_scenes, samples_of, scene_seeds, simulated_scenes
-from recipes.video_model import is_pretrained, sampling, text_reader
+from recipes.video_model import is_pretrained, prepare_text, sampling, text_reader
 from toolkit.base.errors import UserError, warn
 from toolkit.base.files import discard
 from toolkit.base.progress import progress
@@ -64,6 +64,7 @@ def run(config: SynthesizeConfig, run: Run) -> SynthesizeResult:
         check_draws(config, order if generator.order == "actions_first" else generator.order)
     canvas = canvas_of(generator, trained)
     scenes, layout = scenes_for(config, run, generator, canvas, table)
+    prepare_text(encode, generator, [scene.instruction for scene in scenes], config.sampler)
     from_scenes, allow_seen = scenes_of(scene.metadata for scene in scenes), config.scenes_from is not None
     seen = check_unseen("synthesize", config.checkpoint, from_scenes, config.allow_seen or allow_seen)
     seeds = scene_seeds(config.seed, [scene.metadata for scene in scenes])
@@ -154,6 +155,7 @@ class Samples:
         self.scores = config.score if config.score is not None else not is_pretrained(generator.config)
         solver = sampler.method or ("own" if is_pretrained(generator.config) else "euler")
         name = f"{solver}-{sampler.num_inference_steps}-guidance-{sampler.guidance_scale}-{order}"
+        name += f"-negative-{sampler.negative_prompt}" if sampler.negative_prompt is not None else ""
         name += f"-draws-{config.draws}-shift-{config.draw_shift}" if config.draws > 1 else ""
         self.origin: dict[str, Any] = {
             "source": "synthetic",

@@ -55,6 +55,7 @@ from toolkit.training.runtime import seed_everything, set_threads
 from toolkit.training.watch import Watch
 from vag_core import Generator
 from vag_core.clocks import clocks_of
+from vag_core.config import PretrainedConfig
 from vag_core.tokenizer import to_uint8_frames
 
 CALIBRATION, SHOWN = 32, 8  # episodes whose latents set the scale, and whose reconstruction is measured
@@ -65,7 +66,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     set_threads(config.runtime)
     if config.dry_run:
         return dry_run(config)
-    model, data = fit_video(config), gather(config, run)
+    model, data = fit_video(config, run), gather(config, run)
     config.generator.state_dim, config.generator.action_dim = data.store.states.shape[1], data.store.actions.shape[1]
     if (taken := config.video_from or config.tokenizer_from) is not None:
         run.add_data(taken, weights_id(taken))
@@ -247,7 +248,8 @@ def tokenizer_stage(
     if taken is not None:
         with user_errors():
             take = generator.take_video_branch if config.video_from else generator.take_tokenizer
-            take(load_generator(taken, "cpu", config.max_parameters))
+            base = config.generator.video.path if isinstance(config.generator.video, PretrainedConfig) else None
+            take(load_generator(taken, "cpu", config.max_parameters, base))
     elif config.generator.action.makes_video and not is_pretrained(config.generator):
         source = TokenizerClips(
             data.clips(config.tokenizer_optim.batch_size, bool(config.random_start)),

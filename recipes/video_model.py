@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,16 @@ from recipes.common import instruction_encoder, pick_device, user_errors
 from recipes.schema import SamplerConfig, TrainGeneratorConfig
 from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
+from toolkit.base.run import Run
 from toolkit.data.canvas import Canvas
 from toolkit.data.clips import ClipStore
 from toolkit.data.formats.lerobot_layout import camera_keys, read_info
+from toolkit.data.images import as_size
 from vag_core import Generator
 from vag_core.config import GeneratorConfig, PretrainedConfig
 
 CANVAS, TINY_CANVAS = (432, 768), (64, 64)  # height and width of all cameras together
-KEPT = 256  # texts in memory
+KEPT = 1024  # texts in memory, of up to a megabyte each
 
 
 def is_pretrained(config: GeneratorConfig) -> bool:
@@ -29,20 +30,27 @@ def is_pretrained(config: GeneratorConfig) -> bool:
     return config.video.kind == "pretrained" and config.action.makes_video
 
 
-def fit_video(config: TrainGeneratorConfig) -> Any:
+def fit_video(config: TrainGeneratorConfig, run: Run) -> Any:
     """Give the generator the sizes of its video model; returns the model's directory, None where there is no model.
 
-    Also the size of each camera's picture, where the config names none. Raises UserError for a directory that holds
-    no such model.
+    Also the size of each camera's picture, where the config names none. The model is entered in the run record, so that
+    a training is not resumed on another one. Raises UserError for a directory that holds no such model, and for what
+    it cannot do, before any data is read.
     """
     shape = config.generator
     if not is_pretrained(shape):
+        if shape.video.kind == PretrainedConfig().kind:
+            raise UserError(f"generator.action.kind={shape.action.kind} makes no video; take generator=action_only")
         config.image_size = 64 if config.image_size is None else config.image_size
         return None
+    if config.tokenizer_from is not None:
+        raise UserError("tokenizer_from: a pretrained video model brings its own tokenizer; leave it out")
     if config.instruction_encoder is not None:
-        raise UserError(f"instruction_encoder={config.instruction_encoder}: a pretrained video model reads text itself")
-    from vag_core.backbones.directory import base_id, locate
-    from vag_core.backbones.models import fit_to_model, import_diffusers
+        raise UserError(
+            f"instruction_encoder={config.instruction_encoder}: a pretrained video model reads text itself; leave out"
+        )
+    from vag_core.backbones.directory import base_id, check_text, locate
+    from vag_core.backbones.models import check_asked, fit_to_model, import_diffusers
 
     video = shape.video
     assert isinstance(video, PretrainedConfig)
@@ -50,9 +58,15 @@ def fit_video(config: TrainGeneratorConfig) -> Any:
         import_diffusers()
         directory = locate(video.path)
         fit_to_model(shape, directory)
+        check_asked(shape, directory)
+        check_text(directory)
         video.base_id = base_id(directory)
+    run.add_data(video.path, video.base_id[:16])
     if config.image_size is None:
         config.image_size = cell_size(config)
+    step = shape.tokenizer.spatial_stride * video.patch_size
+    if any(side % step for side in as_size(config.image_size, "image_size")):
+        raise UserError(f"image_size={config.image_size}: {video.path} takes multiples of {step}")
     return directory
 
 
@@ -91,14 +105,14 @@ class TextTokens:
     def __init__(self, directory: Any, device: str, views: str = "") -> None:
         """directory: of `vag_core.backbones.directory.locate`; views: `Conventions.views`, said after each text."""
         self.directory, self.device, self.views = directory, device, views
-        self._kept = OrderedDict[str, Tensor]()
+        self._kept, self._length = dict[str, Tensor | None](), 0
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode what the cache lacks, now, so that the encoder need not be loaded again beside the model."""
         if not processes().is_main:
             processes().wait()  # the main one loads the encoder, the others then read the cache
-        for start in range(0, len(texts), KEPT):
-            self(texts[start : start + KEPT])
+        for start in range(0, len(texts), 64):
+            self(texts[start : start + 64])
         if processes().is_main:
             processes().wait()
 
@@ -116,14 +130,25 @@ class TextTokens:
     def _of(self, texts: Sequence[str]) -> Tensor:
         from vag_core.backbones.text import text_contexts
 
-        if missing := [text for text in dict.fromkeys(texts) if text not in self._kept]:
+        # A thread that makes the next batch calls this too, so what is asked for is held here.
+        found = {text: self._kept.get(text) for text in texts}
+        if missing := [text for text, rows in found.items() if rows is None]:
             with user_errors():
                 contexts = text_contexts(self.directory, missing, device=self.device)
-            self._kept.update(zip(missing, contexts, strict=True))
-        found = torch.stack([self._kept[text] for text in texts])
-        while len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
-        return found
+            self._length = contexts.shape[1]
+            found |= {text: _used(rows) for text, rows in zip(missing, contexts, strict=True)}
+            self._kept = dict(list({**self._kept, **found}.items())[-KEPT:])
+        sequences = [rows for text in texts if (rows := found[text]) is not None]
+        tokens = torch.zeros(len(sequences), self._length, sequences[0].shape[1])
+        for row, sequence in zip(tokens, sequences, strict=True):
+            row[: len(sequence)] = sequence.float()
+        return tokens
+
+
+def _used(rows: Tensor) -> Tensor:
+    """(L, Dt) without the zeros at its end, as the cache has it, in memory of its own."""
+    used = rows.any(-1).nonzero()
+    return rows[: int(used[-1]) + 1 if len(used) else 0].bfloat16().clone()
 
 
 def text_reader(generator: Generator, config: Any, views: str) -> Callable[[list[str]], Any]:
@@ -132,14 +157,35 @@ def text_reader(generator: Generator, config: Any, views: str) -> Callable[[list
     if generator.base is None:
         return instruction_encoder(config.instruction_encoder, config.max_parameters, views)
     if config.instruction_encoder is not None:
-        raise UserError(f"instruction_encoder={config.instruction_encoder}: a pretrained video model reads text itself")
+        raise UserError(
+            f"instruction_encoder={config.instruction_encoder}: a pretrained video model reads text itself; leave out"
+        )
     return TextTokens(generator.base, pick_device(config.runtime), views)
+
+
+def prepare_text(encode: Any, generator: Generator, texts: Sequence[str], sampler: SamplerConfig | None = None) -> None:
+    """Encode all instructions of a command at once, while the generator makes room on the GPU.
+
+    encode: of `text_reader`; nothing is done where the generator has no video model.
+    """
+    if not isinstance(encode, TextTokens):
+        return
+    device = generator.device
+    generator.to("cpu")
+    encode.prepare(list(dict.fromkeys(texts)))
+    if sampler is not None and sampler.guidance_scale > 1:
+        encode.negative(sampler.negative_prompt)
+    generator.to(device)
 
 
 def sampling(encode: Any, sampler: SamplerConfig) -> dict[str, Any]:
     """Arguments of `Generator.sample` that the config names; encode: of `text_reader`."""
     given: dict[str, Any] = {"num_inference_steps": sampler.num_inference_steps, "method": sampler.method}
     given |= {"guidance_scale": sampler.guidance_scale, "order": sampler.order}
+    if sampler.negative_prompt is not None and sampler.guidance_scale <= 1:
+        raise UserError(
+            "sampler.negative_prompt: it counts with sampler.guidance_scale above 1; give that, or leave it out"
+        )
     if isinstance(encode, TextTokens):
         return given | ({"negative": encode.negative(sampler.negative_prompt)} if sampler.guidance_scale > 1 else {})
     if sampler.negative_prompt is not None:

@@ -67,7 +67,7 @@ INSTRUCTIONS = ("bytes", "embedding", "tokens")
 REPRESENTATIONS = ("absolute", "delta", "relative_to_first")  # of actions, see `representation`
 
 # Of a config that somebody else wrote; what it takes in memory is compared with the weights' file, see `checkpoint`.
-MOST_PARAMETERS = 5_000_000_000  # 20 GB in float32: pi0 and pi0.5 have 4.1 billion, the encoder of T5-XXL 4.8
+MOST_PARAMETERS = 6_000_000_000  # 24 GB in float32: pi0 and pi0.5 have 4.1 billion, Wan2.2 and our part 5.1
 
 
 @dataclass

@@ -10,6 +10,7 @@ The parts: networks (`branches`), `objective`, `sampling`, `clocks`, units (`tra
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from vag_core import objective, sampling
 from vag_core.branches import Branches
 from vag_core.checkpoint import MOST_PARAMETERS, check_finite, first_line, load_network, read_config
-from vag_core.config import GeneratorConfig
+from vag_core.config import GeneratorConfig, PretrainedConfig
 from vag_core.conversion import convert_config, is_version_01, with_every_cell_read
 from vag_core.sampling import GeneratedBatch as GeneratedBatch
 
@@ -109,7 +110,7 @@ class Generator(Branches):
         if self.config.action.video_follows_actions or other.config.action.video_follows_actions:
             raise ValueError("a video branch that follows actions belongs to its action branch and cannot be shared")
         for name in ("image_size", "num_frames", "frame_stride", "tokenizer", "scene", "video", "instruction"):
-            ours, theirs = getattr(self.config, name), getattr(other.config, name)
+            ours, theirs = (_but_for_places(getattr(one.config, name)) for one in (self, other))
             if ours != theirs:
                 raise ValueError(f"the other generator has {name} = {theirs}, this one {ours}: no video to share")
         self._take("tokenizer", other)
@@ -195,3 +196,8 @@ class Generator(Branches):
         except Exception as error:  # sizes that no layer can have
             raise ValueError(f"{path}: no generator can be built from it ({first_line(error)})") from error
         return generator.to(device).eval()
+
+
+def _but_for_places(part: Any) -> Any:
+    """A part of a config, without where its model lies and how its weights are kept."""
+    return replace(part, path="", dtype="auto") if isinstance(part, PretrainedConfig) else part

@@ -55,7 +55,7 @@ class InstructionEncoder(nn.Module):
     """Instruction -> one vector. Learned on bytes, so that no vocabulary and no download is needed.
 
     `embedding` mode takes vectors computed outside (a sentence-transformer or T5) instead of strings, `tokens` mode
-    sequences (B, L, embedding_width) with zeros as padding, which are averaged.
+    sequences (B, L, embedding_width) with zeros as padding, of which a learned query takes an average.
     """
 
     def __init__(self, kind: str, width: int, length: int, embedding_width: int) -> None:
@@ -66,6 +66,8 @@ class InstructionEncoder(nn.Module):
             self.embedding = nn.Embedding(257, width, padding_idx=256)
             self.position = nn.Parameter(0.02 * torch.randn(length, width))
             self.convolution = nn.Conv1d(width, width, 5, padding=2)
+        if kind == "tokens":
+            self.query = nn.Parameter(torch.zeros(embedding_width))
         self.out = nn.Linear(width if kind == "bytes" else embedding_width, width)
 
     def forward(
@@ -91,8 +93,9 @@ class InstructionEncoder(nn.Module):
             raise ValueError(f"instruction: expected {expected[self.kind]} (instruction.kind = {self.kind})")
         if isinstance(instruction, Tensor):
             if self.kind == "tokens":
-                count = instruction.any(-1).sum(1, keepdim=True)  # of those that are not padding
-                instruction = instruction.sum(1) / count.clamp(min=1)
+                tokens = instruction.to(device)
+                scores = (tokens @ self.query.to(tokens.dtype)).masked_fill(~tokens.any(-1), -1e4)  # (B, L)
+                instruction = (scores.softmax(-1)[..., None] * tokens).sum(1)
             if instruction.shape[-1] != self.embedding_width:
                 raise ValueError(f"instruction: vectors of {instruction.shape[-1]}; expected {self.embedding_width}")
             return self.out(instruction.to(device))

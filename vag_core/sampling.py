@@ -196,8 +196,13 @@ def solve(
     if slopes.clock is not None and not still[0]:
         return *_by_own_clock(slopes, rest, trajectory, still, settings), planned
     if still != (True, True):
+        if settings.method == "unipc" and slopes.clock is None:
+            raise ValueError(
+                "sampler method 'unipc': a pretrained video model alone has it; leave it out, or take heun"
+            )
         times = schedule(settings.num_inference_steps, settings.order, still)
-        rest, trajectory = integrate(slopes, (rest, trajectory), times, settings.method or "euler")
+        method = "euler" if settings.method in (None, "unipc") else settings.method
+        rest, trajectory = integrate(slopes, (rest, trajectory), times, method)
     return rest, trajectory, planned
 
 

@@ -42,6 +42,8 @@ def test_story_on_a_pretrained_video_model(
     assert "image_size=[64,64] for each of 1 cameras" in capsys.readouterr().out
     config = json.loads(Path("gen/generator/config.json").read_text())
     assert config["video"]["base_id"] == base_id(locate(f"tiny:{family}"))
+    entries = json.loads(Path("gen/run.json").read_text())["data"]  # so that it is not resumed on another model
+    assert {"path": f"tiny:{family}", "id": config["video"]["base_id"][:16]}.items() <= entries[0].items()
     assert config["video"]["fps"] == read_info_fps()
     with safe_open("gen/generator/model.safetensors", "pt") as file:
         names = list(file.keys())

@@ -345,7 +345,7 @@ def test_bad_configs_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest
     cases: list[tuple[Any, str]] = [
         (lambda c: setattr(c, "image_size", [72, 64]), "expected multiples of"),
         (lambda c: setattr(c, "num_frames", 10), "expected 1 \\+ a multiple of"),
-        (lambda c: setattr(c.video, "lora_targets", ["nothing"]), "no layers of these names"),
+        (lambda c: setattr(c.video, "lora_targets", ["nothing"]), "no layer of the model ends in 'nothing'"),
         (lambda c: setattr(c.video, "read_depth", 9), "the model has 3 blocks"),
         (lambda c: setattr(c.video, "train", "half"), "expected one of frozen, lora, full"),
         (lambda c: setattr(c.video, "family", "wan"), "expected wan, as video.family says"),

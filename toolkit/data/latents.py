@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.base.errors import warn
 from toolkit.base.processes import processes
 from toolkit.data.batches import ALL, GeneratorClips, Part, to_tensors
 from toolkit.data.cache import FORMAT, clip_id, open_cached, reserve, size_text
+from toolkit.data.cached_files import GIGABYTE, cache_limit
 from toolkit.data.clips import ClipStore
 
 Encode = Callable[[np.ndarray], Iterator[Tensor]]  # numbers of windows -> latents (B, ...) of all of them, in order
@@ -90,7 +92,13 @@ def _build(windows: np.ndarray, encode: Encode, half: bool, said: int, path: Pat
         values = (part.bfloat16().view(torch.uint16) if half else part.float()).cpu().numpy()
         if latents is None:
             if said:
-                print(f"latents of {said:,} windows: {size_text(said * values[0].nbytes)}", flush=True)
+                size = said * values[0].nbytes
+                print(f"latents of {said:,} windows: {size_text(size)}", flush=True)
+                if size > cache_limit() / 2:
+                    warn(
+                        f"latents of {size_text(size)} beside the clip file: $VAG_CACHE_GB={cache_limit() / GIGABYTE:g} "
+                        "is less than twice as much, so some of them may be deleted and encoded again"
+                    )
             latents = np.lib.format.open_memmap(path, "w+", values.dtype, (len(windows), *values.shape[1:]))
             reserve(path)
         latents[first : first + len(values)] = values

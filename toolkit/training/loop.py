@@ -156,9 +156,9 @@ class GradientSteps:
             seed_everything(mixed_seed(f"{self.seed} {step} {part.index}"))  # dropout, and whatever draws by itself
             first = step == 0 and part is parts[0]
             # Counting changes the last bit of sums: never at a step that depends on when training was interrupted.
-            with count_flop() if first else nullcontext() as counter:
-                # Counting would switch compilation off for good.
-                with self.accelerator.autocast(), forwards(self.compiled if counter is None else []):
+            # It would also switch compilation off for good. A block that is computed again must be the same one.
+            with count_flop() if first else nullcontext() as counter, forwards([] if first else self.compiled):
+                with self.accelerator.autocast():
                     loss, metrics = cast(Any, self.objective).loss(batch)
                 (loss.float() / len(parts)).backward()
             if counter is not None:

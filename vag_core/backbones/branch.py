@@ -24,6 +24,7 @@ from vag_core.layers import TimeEmbedding
 
 HEARING_WIDTH = 256
 LORA = ".lora_"  # in the names of added matrices
+PROJECTION = "crossattn_proj."  # of text, which comes projected
 
 
 class Hearing(nn.Module):
@@ -67,7 +68,8 @@ class PretrainedBranch(nn.Module):
         if not 0 <= config.read_depth <= len(network.blocks):
             raise ValueError(f"video.read_depth = {config.read_depth}: the model has {len(network.blocks)} blocks")
         self.read_depth = (config.read_depth or round(2 / 3 * len(network.blocks))) if self.reads else 0
-        network.requires_grad_(config.train == "full")
+        for name, weight in network.named_parameters():
+            weight.requires_grad_(config.train == "full" and PROJECTION not in name)
         if config.train == "lora":
             add_lora(network, config)
         if config.gradient_checkpointing:  # also of a frozen one: gradients of what it hears pass through it
@@ -83,7 +85,8 @@ class PretrainedBranch(nn.Module):
 
     def is_trained(self, name: str) -> bool:
         """Whether a checkpoint holds the weight of this name; the rest is the model's own."""
-        return not name.startswith("network.") or self.config.train == "full" or LORA in name
+        inside = name.startswith("network.")
+        return not inside or LORA in name or (self.config.train == "full" and PROJECTION not in name)
 
     # --- as `VideoBranch` ---
 
@@ -157,12 +160,12 @@ def add_lora(network: PretrainedNetwork, config: PretrainedConfig) -> None:
 
     lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=list(config.lora_targets))
     transformer: Any = network.transformer
-    try:
-        transformer.add_adapter(lora)
-    except ValueError as error:
-        raise ValueError(
-            f"video.lora_targets = {list(config.lora_targets)}: no layers of these names in the model"
-        ) from error
+    names = [name for name, layer in transformer.named_modules() if isinstance(layer, nn.Linear)]
+    for target in config.lora_targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            last = ", ".join(sorted({".".join(name.split(".")[3:]) for name in names} - {""})[:12])
+            raise ValueError(f"video.lora_targets: no layer of the model ends in '{target}'; expected some of {last}")
+    transformer.add_adapter(lora)
     for name, weight in transformer.named_parameters():
         if LORA in name:
             weight.data = weight.data.float()

@@ -85,4 +85,4 @@ def scheduler_clock(scheduler: Any, steps: int, unit: float, truncated: bool) ->
 def check_steps(steps: int, least: int) -> None:
     """Raise ValueError for fewer steps than the grid needs."""
     if steps < least:
-        raise ValueError(f"num_inference_steps = {steps}: expected at least {least}")
+        raise ValueError(f"num_inference_steps = {steps}: expected at least {least} for this video model")

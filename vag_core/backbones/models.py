@@ -14,7 +14,7 @@ from vag_core.backbones.directory import ModelDirectory, locate
 from vag_core.backbones.files import MOST_NUMBERS, WEIGHTS, read_plain, weight_files
 from vag_core.backbones.networks import NETWORKS
 from vag_core.backbones.wan_tokenizer import WanTokenizer
-from vag_core.checkpoint import TooLargeError, first_line, plan_network, read_config, read_shapes
+from vag_core.checkpoint import TooLargeError, check_finite, first_line, plan_network, read_config, read_shapes
 from vag_core.config import GeneratorConfig, PretrainedConfig
 
 
@@ -83,6 +83,22 @@ def fit_to_sizes(
         config.instruction.embedding_width = int(network["text_dim" if kind == "wan" else "text_embed_dim"])
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{where}: the configs of transformer and vae lack {error}") from error
+
+
+def check_asked(config: GeneratorConfig, directory: ModelDirectory) -> None:
+    """Raise ValueError for frames and depths that the model's config does not allow, before anything is loaded."""
+    network, stride = read_config(directory.path / "transformer" / "config.json"), config.tokenizer.temporal_stride
+    video, frames = config.video, config.num_frames
+    assert isinstance(video, PretrainedConfig)
+    if frames < 1 + stride or (frames - 1) % stride:
+        raise ValueError(f"num_frames = {frames}: {directory.path} takes 1 + a multiple of {stride}")
+    sizes = network.get("max_size")
+    most = sizes[0] if isinstance(sizes, list) and sizes else network.get("rope_max_seq_len", 1024)
+    if (latents := 1 + (frames - 1) // stride) > most:
+        raise ValueError(f"num_frames = {frames} are {latents} latents; {directory.path} knows {most}")
+    layers = network.get("num_layers")
+    if isinstance(layers, int) and video.read_depth > layers:
+        raise ValueError(f"video.read_depth = {video.read_depth}: the model has {layers} blocks; expected at most that")
 
 
 def weights_type(config: PretrainedConfig) -> torch.dtype:
@@ -157,4 +173,5 @@ def load_part(kind: Any, path: Path, name: str, dtype: torch.dtype) -> Any:
     for fault in ("missing_keys", "unexpected_keys"):
         if names := sorted(report[fault]):
             raise ValueError(f"{folder}: {fault.replace('_keys', '')} weight '{names[0]}'")
+    check_finite(part.state_dict(), f"{folder}: ")
     return part

@@ -53,9 +53,10 @@ class PretrainedNetwork(nn.Module):
     def clock(self, steps: int, method: str | None = None) -> VideoClock:
         """A new clock for one sample. method: None is the model's own solver, unipc that of diffusers; for any other
         the grid of times alone. Raises ValueError for too few steps."""
-        if method == "unipc":
-            return scheduler_clock(self.unipc(), steps, self.unit, truncated=self.truncates())
         clock = self.own_clock(steps)
+        if method == "unipc":  # which ends at 0
+            other = scheduler_clock(self.unipc(), steps, self.unit, truncated=self.truncates())
+            return replace(other, first_scale=clock.first_scale)
         return clock if method is None else replace(clock, stepper=None)
 
     def truncates(self) -> bool:
