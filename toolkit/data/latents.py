@@ -96,8 +96,8 @@ def _build(windows: np.ndarray, encode: Encode, half: bool, said: int, path: Pat
                 print(f"latents of {said:,} windows: {size_text(size)}", flush=True)
                 if size > cache_limit() / 2:
                     warn(
-                        f"latents of {size_text(size)} beside the clip file: $VAG_CACHE_GB={cache_limit() / GIGABYTE:g} "
-                        "is less than twice as much, so some of them may be deleted and encoded again"
+                        f"latents of {size_text(size)} beside the clips: $VAG_CACHE_GB={cache_limit() / GIGABYTE:g} "
+                        "is less than twice as much, so some may be deleted and encoded again"
                     )
             latents = np.lib.format.open_memmap(path, "w+", values.dtype, (len(windows), *values.shape[1:]))
             reserve(path)
