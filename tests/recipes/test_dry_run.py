@@ -116,7 +116,7 @@ def test_memory_grows_with_the_clips_and_shrinks_with_checkpointing() -> None:
     deep = [*SMALL, "optim.batch_size=20"]
     kept = found(*deep, "generator.video.gradient_checkpointing=false")
     again = found(*deep)
-    assert kept.memory["kept_activations"] > 2 * again.memory["kept_activations"]
+    assert kept.memory["kept_activations"] > 1.8 * again.memory["kept_activations"]  # the text of all clips is in both
     assert kept.flop_per_step < again.flop_per_step
     assert kept.memory["frozen_weights"] == again.memory["frozen_weights"]
 

@@ -25,10 +25,13 @@ FORBIDDEN = {"os": {"replace", "rename", "renames"}, "shutil": {"rmtree", "move"
 
 
 def test_nothing_but_the_door_renames_or_removes_folders() -> None:
-    """Also `Path.rename`, `Path.replace` with one argument, and these names imported by themselves."""
-    wrong = []
+    """Also `Path.rename`, `Path.replace` with one argument, and these names imported by themselves.
+
+    The generator, which knows no toolkit, publishes encoded text by itself: files of its cache, named by hashes.
+    """
+    doors, wrong = {ROOT / "toolkit/base/files.py", ROOT / "vag_core/backbones/text.py"}, []
     for path in (path for package in HOUSE for path in (ROOT / package).rglob("*.py")):
-        if path == ROOT / "toolkit/base/files.py":
+        if path in doors:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
