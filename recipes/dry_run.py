@@ -23,7 +23,7 @@ from recipes.fit_to_data import fit_pictures, fit_window
 from recipes.generator_batches import reads_latents
 from recipes.gpus import GPUS, Gpu
 from recipes.schema import TrainGeneratorConfig
-from recipes.video_model import cell_size, fit_rate, is_pretrained
+from recipes.video_model import cell_size, check_reader, fit_rate, is_pretrained
 from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
 from toolkit.data.canvas import Canvas
@@ -90,8 +90,7 @@ def fit_model(config: TrainGeneratorConfig) -> Any:
         config.image_size = 64 if config.image_size is None else config.image_size
         fit_text(config)
         return None
-    if config.instruction_encoder is not None:
-        raise UserError(f"instruction_encoder={config.instruction_encoder}: a pretrained video model reads text itself")
+    check_reader(config)
     from vag_core.backbones.planned import ModelSizes
 
     video = config.generator.video

@@ -69,7 +69,7 @@ def run(config: ScoreConfig, run: Run) -> ScoreResult:
     real, held_out = others[: len(config.real)], others[len(config.real) :]
     if config.checkpoint is not None:
         trained.check(store, remedy=RETRAIN)
-        infer = InverseDynamics(config, generator, store, trained.views)
+        infer = InverseDynamics(config, generator, [store, *others], trained.views)
     judge = Judge(store, real, held_out, infer)
     own, moved = judge.judged(Pairs.of(store)), judge.judged(Pairs.exchanged(store))
     still = judge.judged(Pairs.still(store, judge.mean_action()))
@@ -149,8 +149,9 @@ class Pairs:
 class InverseDynamics:
     """The actions that a generator infers from the videos of episodes; each is drawn once, but for frozen ones."""
 
-    def __init__(self, config: ScoreConfig, generator: Generator, store: ClipStore, views: str) -> None:
-        shape, self.checkpoint = generator.config, config.checkpoint
+    def __init__(self, config: ScoreConfig, generator: Generator, stores: Sequence[ClipStore], views: str) -> None:
+        """stores: all whose episodes are asked for; the first is the one that is scored."""
+        store, shape, self.checkpoint = stores[0], generator.config, config.checkpoint
         if not shape.action.makes_video:
             raise UserError(
                 f"{self.checkpoint}: it makes no video, so it infers no actions from one; use another generator"
@@ -160,7 +161,7 @@ class InverseDynamics:
                 raise UserError(f"{store.name}: {name} are {found} wide; {self.checkpoint} was trained on {width}")
         self.generator, self.batch_size, self.seed = generator, config.batch_size, config.seed
         self.encode = text_reader(generator, config, views)
-        prepare_text(self.encode, generator, store.tasks)
+        prepare_text(self.encode, generator, [task for one in stores for task in one.tasks])
         self.known: dict[tuple[int, int], np.ndarray] = {}
 
     def errors(self, pairs: Pairs) -> np.ndarray:

@@ -30,6 +30,15 @@ def is_pretrained(config: GeneratorConfig) -> bool:
     return config.video.kind == "pretrained" and config.action.makes_video
 
 
+def check_reader(config: Any) -> None:
+    """Raise UserError for a text encoder beside that of the video model."""
+    if config.instruction_encoder is not None:
+        raise UserError(
+            f"instruction_encoder={config.instruction_encoder}: a pretrained video model reads text itself; leave it "
+            "out"
+        )
+
+
 def fit_video(config: TrainGeneratorConfig, run: Run) -> Any:
     """Give the generator the sizes of its video model; returns the model's directory, None where there is no model.
 
@@ -45,10 +54,7 @@ def fit_video(config: TrainGeneratorConfig, run: Run) -> Any:
         return None
     if config.tokenizer_from is not None:
         raise UserError("tokenizer_from: a pretrained video model brings its own tokenizer; leave it out")
-    if config.instruction_encoder is not None:
-        raise UserError(
-            f"instruction_encoder={config.instruction_encoder}: a pretrained video model reads text itself; leave out"
-        )
+    check_reader(config)
     from vag_core.backbones.directory import base_id, check_text, locate
     from vag_core.backbones.models import check_asked, fit_to_model, import_diffusers
 
@@ -156,10 +162,7 @@ def text_reader(generator: Generator, config: Any, views: str) -> Callable[[list
     its video model. Raises UserError for an encoder beside a video model."""
     if generator.base is None:
         return instruction_encoder(config.instruction_encoder, config.max_parameters, views)
-    if config.instruction_encoder is not None:
-        raise UserError(
-            f"instruction_encoder={config.instruction_encoder}: a pretrained video model reads text itself; leave out"
-        )
+    check_reader(config)
     return TextTokens(generator.base, pick_device(config.runtime), views)
 
 
@@ -182,12 +185,12 @@ def sampling(encode: Any, sampler: SamplerConfig) -> dict[str, Any]:
     """Arguments of `Generator.sample` that the config names; encode: of `text_reader`."""
     given: dict[str, Any] = {"num_inference_steps": sampler.num_inference_steps, "method": sampler.method}
     given |= {"guidance_scale": sampler.guidance_scale, "order": sampler.order}
+    if sampler.negative_prompt is not None and not isinstance(encode, TextTokens):
+        raise UserError("sampler.negative_prompt: the generator has no pretrained video model; leave it out")
     if sampler.negative_prompt is not None and sampler.guidance_scale <= 1:
         raise UserError(
             "sampler.negative_prompt: it counts with sampler.guidance_scale above 1; give that, or leave it out"
         )
-    if isinstance(encode, TextTokens):
-        return given | ({"negative": encode.negative(sampler.negative_prompt)} if sampler.guidance_scale > 1 else {})
-    if sampler.negative_prompt is not None:
-        raise UserError("sampler.negative_prompt: the generator has no pretrained video model; leave it out")
+    if isinstance(encode, TextTokens) and sampler.guidance_scale > 1:
+        given["negative"] = encode.negative(sampler.negative_prompt)
     return given

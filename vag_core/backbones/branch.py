@@ -78,11 +78,6 @@ class PretrainedBranch(nn.Module):
             network.set_fps(config.fps)
         self.network = network
 
-    @property
-    def is_attached(self) -> bool:
-        """Whether there is a model."""
-        return "network" in self._modules
-
     def is_trained(self, name: str) -> bool:
         """Whether a checkpoint holds the weight of this name; the rest is the model's own."""
         inside = name.startswith("network.")

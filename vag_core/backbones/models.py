@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -49,14 +50,7 @@ class VideoModel:
             raise ValueError(
                 f"{self.directory.path}: image_size = [{height}, {width}]: expected multiples of {rows} and {columns}"
             )
-        if num_frames < 1 + stride or (num_frames - 1) % stride:
-            raise ValueError(f"{self.directory.path}: num_frames = {num_frames}: expected 1 + a multiple of {stride}")
-        config = self.network.transformer.config
-        most = config.max_size[0] if "max_size" in config else config.rope_max_seq_len
-        if (latents := 1 + (num_frames - 1) // stride) > most:
-            raise ValueError(
-                f"{self.directory.path}: num_frames = {num_frames} are {latents} latents; the model knows {most}"
-            )
+        check_frames(num_frames, stride, self.network.transformer.config, self.directory.path)
 
 
 def fit_to_model(config: GeneratorConfig, directory: ModelDirectory) -> None:
@@ -87,18 +81,22 @@ def fit_to_sizes(
 
 def check_asked(config: GeneratorConfig, directory: ModelDirectory) -> None:
     """Raise ValueError for frames and depths that the model's config does not allow, before anything is loaded."""
-    network, stride = read_config(directory.path / "transformer" / "config.json"), config.tokenizer.temporal_stride
-    video, frames = config.video, config.num_frames
+    network, video = read_config(directory.path / "transformer" / "config.json"), config.video
     assert isinstance(video, PretrainedConfig)
-    if frames < 1 + stride or (frames - 1) % stride:
-        raise ValueError(f"num_frames = {frames}: {directory.path} takes 1 + a multiple of {stride}")
-    sizes = network.get("max_size")
-    most = sizes[0] if isinstance(sizes, list) and sizes else network.get("rope_max_seq_len", 1024)
-    if (latents := 1 + (frames - 1) // stride) > most:
-        raise ValueError(f"num_frames = {frames} are {latents} latents; {directory.path} knows {most}")
+    check_frames(config.num_frames, config.tokenizer.temporal_stride, network, directory.path)
     layers = network.get("num_layers")
     if isinstance(layers, int) and video.read_depth > layers:
         raise ValueError(f"video.read_depth = {video.read_depth}: the model has {layers} blocks; expected at most that")
+
+
+def check_frames(num_frames: int, stride: int, network: Mapping[str, Any], where: Path) -> None:
+    """Raise ValueError for a number of frames that the network, by its config, cannot make; where: begins the line."""
+    if num_frames < 1 + stride or (num_frames - 1) % stride:
+        raise ValueError(f"{where}: num_frames = {num_frames}: expected 1 + a multiple of {stride}")
+    sizes = network.get("max_size")
+    most = sizes[0] if sizes else network.get("rope_max_seq_len", 1024)
+    if (latents := 1 + (num_frames - 1) // stride) > most:
+        raise ValueError(f"{where}: num_frames = {num_frames} are {latents} latents; the model knows {most}")
 
 
 def weights_type(config: PretrainedConfig) -> torch.dtype:
