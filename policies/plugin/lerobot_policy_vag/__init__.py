@@ -1,6 +1,7 @@
-"""LeRobot imports this module by the distribution's name; importing it registers the policies and their steps."""
+"""LeRobot imports this module by the distribution's name; importing it registers policies, their steps and the env."""
 
 import policies.action_steps
 import policies.diffusion_compact
 import policies.instruction_embedding
 import policies.pi05_compact  # noqa: F401
+import toolkit.envs.lerobot_plugin  # noqa: F401
