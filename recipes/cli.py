@@ -36,6 +36,7 @@ COMMANDS = {
     "evaluate": "roll a policy out on unseen scenes, with intervals",
     "report": "write one self-contained HTML page about runs",
     "benchmark data": "measure how fast training data is read, side by side with LeRobotDataset",
+    "benchmark lerobot": "measure training and evaluation, side by side with LeRobot's own tools",
     "benchmark generators": "train, sample and replay several generators side by side",
     "benchmark policies": "rank policy checkpoints on the same scenes, with intervals",
     "ablate": "does synthetic data help? arms x policies x seeds, with controls and intervals",
@@ -100,6 +101,10 @@ EXAMPLES = {
     ),
     "report": ("vag report outputs/demo", "vag report outputs/real outputs/generator out=outputs/page"),
     "benchmark data": ("vag benchmark data", "vag benchmark data dataset=outputs/real/dataset repeats=15"),
+    "benchmark lerobot": (
+        "vag benchmark lerobot out=outputs/lerobot",
+        "vag benchmark lerobot dataset=outputs/real/dataset policies=[pi05_compact] stock_steps=0",
+    ),
     "benchmark generators": (
         "vag benchmark generators out=outputs/generators",
         "vag benchmark generators suites=[dense] systems=[vag,action_only] seeds=[0] out=outputs/quick",

@@ -47,6 +47,24 @@ class BenchmarkDataConfig(CommonConfig):
 
 
 @dataclass
+class BenchmarkLerobotConfig(CommonConfig):
+    dataset: str | None = option(None, "LeRobotDataset v3 directory that is trained on; null = episodes of collect")
+    task: str = option("plate-slide", "of the simulator, collected and evaluated")
+    episodes: int = option(10, "that are collected", least=1, most=MOST_EPISODES)
+    policies: list[str] = option(["pi05_compact", "diffusion"], "configs of the group `policy`")
+    batch_size: int = option(16, "clips of a batch", least=1, most=MOST_BATCH)
+    steps: int = option(30, "gradient steps of a turn", least=2, most=MOST_STEPS)
+    log_every: int = option(10, "steps of a timed part; the first part of a turn is left out", least=1, most=MOST_STEPS)
+    workers: list[int] = option([0, 1, 2], "processes that load LeRobot's data; the best is used", least=0, most=64)
+    repeats: int = option(3, "rounds in which each takes its turn", least=1, most=10_000)
+    first_seed: int = option(500_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
+    scenes: int = option(4, "scenes of a turn of evaluation", least=1, most=10)
+    max_steps: int = option(100, "steps after which an episode has failed", least=1, most=MOST_LENGTH)
+    stock_steps: int = option(30, "that LeRobot's own Meta-World is timed for; 0 = leave it out", least=0, most=400)
+    threads: int = option(2, "CPU threads of torch in each process", least=1, most=MOST_THREADS)
+
+
+@dataclass
 class SuiteConfig:
     """Overrides that make a way of looking at the same tasks."""
 
@@ -227,6 +245,7 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
     "benchmark data": BenchmarkDataConfig,
+    "benchmark lerobot": BenchmarkLerobotConfig,
     "benchmark generators": BenchmarkGeneratorsConfig,
     "benchmark policies": BenchmarkPoliciesConfig,
     "ablate": AblateConfig,

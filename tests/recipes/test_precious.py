@@ -39,6 +39,7 @@ COMMANDS = {
     "evaluate": "checkpoint={generator} dataset={dataset}",
     "report": "runs=[{run}]",
     "benchmark data": "dataset={generator}",
+    "benchmark lerobot": "policies=[]",
     "benchmark generators": "systems=[vag] tasks=[no-such-task]",
     "benchmark policies": "checkpoints={{a:{generator}}} tasks=[no-such-task]",
     "ablate": "steps=1 tasks=[no-such-task]",

@@ -183,6 +183,12 @@ class BenchmarkDataResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkLerobotResult:
+    rows: list[Row]
+    comparisons: list[Ratio]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkGeneratorsResult:
     rows: list[Row]
     comparisons: list[Difference]
