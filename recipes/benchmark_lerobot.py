@@ -85,8 +85,9 @@ def run(config: BenchmarkLerobotConfig, run: Run) -> BenchmarkLerobotResult:
         "load_before": f"{load:.1f} processes running on {os.cpu_count()} cores, mean of five minutes",
         "load_after": f"{os.getloadavg()[1]:.1f} processes",
     }
-    changed = {k: v for k, v in vars(config).items() if v != getattr(BenchmarkLerobotConfig(), k)}
-    words = [f"{key}={value}" for key, value in changed.items() if key not in ("out", "overwrite")]
+    default = vars(BenchmarkLerobotConfig())
+    changed = {k: v for k, v in vars(config).items() if v != default[k] and k not in ("out", "overwrite", "resume")}
+    words = [f"{k}=[{','.join(map(str, v))}]" if isinstance(v, list) else f"{k}={v}" for k, v in changed.items()]
     command = " ".join(["vag benchmark lerobot", *words])
     record = write_record(run.directory, "lerobot", command, rows, comparisons, notes)
     print(json.dumps(to_json(record)), flush=True)

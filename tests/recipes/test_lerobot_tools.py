@@ -87,7 +87,8 @@ def test_lerobot_eval_on_vag_metaworld(kind: str, checkpoint_of: Callable[[str],
         "lerobot-eval",
         *(f"--policy.path={checkpoint_of(kind)}", "--env.type=vag_metaworld", f"--env.task={TASK},push"),
         *("--env.suite=position", f"--env.first_seed={FIRST}", f"--seed={FIRST}", "--env.episode_length=9"),
-        *("--eval.n_episodes=2", "--eval.batch_size=2", "--eval.use_async_envs=false", f"--output_dir={tmp_path}"),
+        *("--eval.n_episodes=2", "--eval.batch_size=2", f"--output_dir={tmp_path}"),
+        f"--eval.use_async_envs={'true' if kind == 'pi05_compact' else 'false'}",  # processes, or side by side in one
     )
     assert "End of eval" in said
     info = json.loads((tmp_path / "eval_info.json").read_text())
