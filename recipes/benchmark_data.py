@@ -201,10 +201,8 @@ def write_image_mode(directory: Path, store: ClipStore) -> None:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     arrays = {IMAGE: store.frames, STATE: store.states, ACTION: store.actions}
-    features = {
-        key: {"dtype": "image" if key == IMAGE else "float32", "shape": values.shape[1:], "names": None}
-        for key, values in arrays.items()
-    }
+    features = {key: {"dtype": "float32", "shape": values.shape[1:], "names": None} for key, values in arrays.items()}
+    features[IMAGE] |= {"dtype": "image", "names": ["height", "width", "channels"]}  # LeRobot's training asks for them
     dataset = LeRobotDataset.create(f"local/{directory.name}", int(store.fps), features, directory, use_videos=False)
     for episode in progress(range(min(EPISODES, store.num_episodes)), description="write images", unit="ep"):
         first = int(store.episode_starts[episode])

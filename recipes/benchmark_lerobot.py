@@ -104,7 +104,7 @@ class Turns:
 
     def all(self) -> tuple[list[Row], list[Ratio]]:
         config = self.config
-        turns = len(config.policies) * (1 + 2 * len(config.workers) + 5 * config.repeats)
+        turns = len(config.policies) * (1 + 2 * len(config.workers) * (len(config.workers) > 1) + 5 * config.repeats)
         turns += (config.dataset is None) + config.repeats * (config.stock_steps > 0)
         with (
             progress(description="benchmark lerobot", total=turns, unit="turn") as self.bar,
@@ -138,8 +138,8 @@ class Turns:
         """Find LeRobot's best number of workers for each dataset, then alternate."""
         config, best = self.config, dict[str, int]()
         for system, dataset in datasets.items():
-            speeds = {}
-            for workers in config.workers:
+            speeds = dict.fromkeys(config.workers, 0.0)
+            for workers in config.workers if len(speeds) > 1 else ():
                 speeds[workers], _ = self._lerobot_train(first, dataset, workers, 2 * config.log_every)
                 self._row(policy, system, "search", f"samples_per_second_{workers}_workers", [speeds[workers]])
             best[system] = max(speeds, key=lambda workers: speeds[workers])
