@@ -157,7 +157,9 @@ class Turns:
         self._ratios(policy, "training", values, OURS)
 
     def _compare_evaluation(self, policy: str, checkpoint: Path, stock: bool) -> None:
-        values: dict[str, list[float]] = {OURS_EVALUATION: [], FAST: [], **({STOCK: []} if stock else {})}
+        values: dict[str, list[float]] = {OURS_EVALUATION: [], FAST: []}
+        if stock:
+            values[STOCK] = []
         solved = {OURS_EVALUATION: 0, FAST: 0}
         for _ in range(self.config.repeats):
             for system, evaluate in ((OURS_EVALUATION, self._vag_evaluate), (FAST, self._lerobot_eval)):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from recipes import benchmark_lerobot, cli
+from toolkit.base.errors import UserError
 from toolkit.data.episode import Episode
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 
@@ -62,6 +63,6 @@ def test_wrong_options_are_one_line_at_once(
 
 
 def test_a_tool_that_fails_is_one_line_that_says_why() -> None:
-    with pytest.raises(benchmark_lerobot.UserError, match="^lerobot-train failed: .+") as error:
+    with pytest.raises(UserError, match="^lerobot-train failed: .+") as error:
         benchmark_lerobot.run_lerobot("lerobot-train", ["--no_such_option=1"])
     assert "\n" not in str(error.value)

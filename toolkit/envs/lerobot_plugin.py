@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -115,8 +115,6 @@ class VagMetaWorld(gym.Env):
     `VagMetaWorldConfig`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": FPS}
-
     def __init__(
         self,
         task: str,
@@ -127,7 +125,7 @@ class VagMetaWorld(gym.Env):
         worlds: list[MetaWorldEnv] | None = None,
     ) -> None:
         self.task, self.suite, self.image_size, self.first_seed = task, SUITES[suite], image_size, first_seed
-        self.render_mode = "rgb_array"
+        self.metadata, self.render_mode = {"render_modes": ["rgb_array"], "render_fps": FPS}, "rgb_array"
         self._max_episode_steps = episode_length  # LeRobot reads it by this name
         self._worlds = [] if worlds is None else worlds
         self._world: MetaWorldEnv | None = None
