@@ -1,5 +1,6 @@
 """vag_metaworld: the same scenes, pictures and outcomes as `vag evaluate`, behind LeRobot's interface."""
 
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -13,7 +14,7 @@ from toolkit.base.errors import UserError
 from toolkit.data.episode import IMAGE, STATE
 from toolkit.envs.lerobot_plugin import VagMetaWorld, VagMetaWorldConfig
 from toolkit.envs.metaworld import MetaWorldEnv, instructions, record_episode, scene_stream
-from toolkit.envs.shifts import SUITES, paraphrase
+from toolkit.envs.shifts import SUITES, Suite, paraphrase
 from toolkit.evaluation.rollout import rollout
 
 SCENES = [500_000, 500_001, 500_002]
@@ -117,6 +118,18 @@ def test_seeds_before_the_first_one_of_a_suite_are_refused() -> None:
         VagMetaWorld("push").step(np.zeros(4, np.float32))
     state = VagMetaWorld("push").reset()[0]["agent_pos"]  # without a seed: some scene
     assert np.isfinite(state).all()
+
+
+def test_a_suite_with_an_axis_that_is_not_shown_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Windy(Suite):
+        wind: bool = False
+
+    monkeypatch.setitem(SUITES, "storm", Windy("in a storm", wind=True))
+    with pytest.raises(UserError, match=r"env\.suite=storm: vag_metaworld does not show it \(wind\)"):
+        make_env_config("vag_metaworld", suite="storm")
+    monkeypatch.setitem(SUITES, "calm", Windy("no wind"))
+    assert make_env_config("vag_metaworld", suite="calm").suite == "calm"
 
 
 @pytest.mark.parametrize(

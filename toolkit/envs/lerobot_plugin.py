@@ -26,6 +26,7 @@ from toolkit.data.episode import IMAGE
 from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES, MetaWorldEnv, instructions, scene_stream
 from toolkit.envs.shifts import SUITES, paraphrase
 
+SHOWN = ("text", "positions", "visual", "paraphrased", "new_tasks")  # axes of a suite that this environment has
 LEROBOT_SEED = 1000  # of `lerobot-eval`, where no other is named
 
 
@@ -55,6 +56,10 @@ class VagMetaWorldConfig(EnvConfig):
     def __post_init__(self) -> None:
         if self.suite not in SUITES:
             raise UserError(f"env.suite: unknown suite '{self.suite}'. {nearest(self.suite, SUITES)}")
+        if axes := [name for name, value in vars(SUITES[self.suite]).items() if name not in SHOWN and value]:
+            raise UserError(
+                f"env.suite={self.suite}: vag_metaworld does not show it ({', '.join(axes)}); vag evaluate does"
+            )
         if not self.tasks:
             raise UserError("env.task is empty; name one task or several, separated by commas: push,drawer-open")
         for task in self.tasks:
