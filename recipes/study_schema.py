@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from recipes.exchange_schema import MixConfig, PushConfig
 from recipes.policy_schema import EvaluateConfig, FinetuneConfig, PretrainConfig
 from recipes.schema import (
     MOST_EPISODES,
@@ -222,9 +223,11 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "score": ScoreConfig,
     "gate": GateConfig,
     "replay": ReplayConfig,
+    "mix": MixConfig,
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
+    "push": PushConfig,
     "report": ReportConfig,
     "benchmark data": BenchmarkDataConfig,
     "benchmark generators": BenchmarkGeneratorsConfig,
