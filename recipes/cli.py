@@ -119,6 +119,7 @@ EXAMPLES = {
         "vag benchmark policies checkpoints={ours:outputs/finetuned/pretrained_model}",
         "vag benchmark policies 'checkpoints={a:[outputs/a0/pretrained_model,outputs/a1/pretrained_model],"
         "b:outputs/b/pretrained_model}' suites=[unseen,position,visual,language]",
+        "vag benchmark policies results=trials.csv out=outputs/board",
     ),
     "ablate": (
         "vag ablate experiment=ablate_cpu out=outputs/study",

@@ -143,6 +143,9 @@ class GateConfig(CommonConfig):
 @dataclass
 class BenchmarkPoliciesConfig(CommonConfig):
     checkpoints: dict[str, Any] = option({}, "name: directory, or one for each training seed", paths=True)
+    results: str | None = option(
+        None, "instead of rollouts: .csv or .parquet of outcomes judged elsewhere, with columns policy, scene, success"
+    )
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
     new_tasks: list[str] = option([], "of the suite `task`")
     suites: list[str] = option(
