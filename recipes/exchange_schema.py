@@ -28,6 +28,7 @@ class MixConfig(CommonConfig):
     select: list[str] = option([], "synthetic episodes by score: score_cycle_error<=0.2, or <=50%")
     weight_by: str | None = option(None, "score whose best synthetic episodes are taken first, where not all are")
     shuffle_actions: bool = option(False, "synthetic episodes get the actions of others of their task: a control")
+    v21: bool = option(False, "write dataset_v21 too, the same as LeRobotDataset v2.1, which openpi's LeRobot reads")
     cameras: list[str] = option([], "by their keys, to keep them alone; [] = all, which every dataset must then have")
     rename: dict[str, str] = option({}, RENAME)
 

@@ -23,6 +23,7 @@ from toolkit.data.episode_notes import Notes, add_notes, check_used, filled
 from toolkit.data.formats.lerobot_layout import camera_keys, check_links, feature_names, picture_size, read_info
 from toolkit.data.formats.lerobot_mix import MixedDataset, MixWriter, Taken, common_features
 from toolkit.data.formats.lerobot_read import provenance, read_table
+from toolkit.data.formats.lerobot_v21 import write_v21
 from toolkit.data.mixing import Side, mixed
 from toolkit.data.seen_scenes import UNKNOWN, SeenScenes, merge, write_scenes
 from toolkit.data.selection import action_donors, balanced, first_of_each
@@ -86,6 +87,11 @@ def run(config: MixConfig, run: Run) -> MixResult:
             writer.add(part, bar.update)
         writer.finish(info)
         write_seen(folder, [parts[number] for number in dict.fromkeys(number for number, _ in taken)])
+    if config.v21:
+        with atomic_directory(run.directory / "dataset_v21") as folder:
+            with progress(description="v2.1", total=len(writer.episodes), unit="ep") as bar:
+                write_v21(run.directory / "dataset", folder, bar.update)
+            write_seen(folder, [parts[number] for number in dict.fromkeys(number for number, _ in taken)])
     for path, count in writer.uncut.items():
         warn(f"{path}: cannot be cut without encoding it anew, so it is copied with {count} pictures of no episode")
     told = [told_part(part, [one for number, one in taken if number == k]) for k, part in enumerate(parts)]

@@ -16,6 +16,7 @@ from toolkit.data.episode import IMAGE, Episode
 from toolkit.data.episode_notes import FILE, write_notes
 from toolkit.data.formats.lerobot_read import read_episodes, read_table
 from toolkit.data.formats.lerobot_write import EpisodeWriter
+from toolkit.data.formats.videos import Video
 from toolkit.data.seen_scenes import write_scenes
 
 WRIST = "observation.images.wrist"
@@ -238,3 +239,22 @@ def test_one_camera_of_several_is_kept(real: Path, synthetic: Path, tmp_path: Pa
     other = damaged(synthetic, tmp_path / "other", drop_camera)
     dataset = mix(tmp_path / "out", f"real=[{real}]", f"synthetic=[{other}]", f"cameras=[{IMAGE}]")
     assert [one.pictures.keys() for one in read_episodes(dataset)] == [{IMAGE}] * 14
+
+
+def test_the_same_as_v21_is_read_by_what_reads_that(real: Path, synthetic: Path, tmp_path: Path) -> None:
+    words = [f"real=[{real}]", "episodes_per_task=1", f"synthetic=[{synthetic}]", "synthetic_per_task=1", "v21=true"]
+    made = list(read_episodes(mix(tmp_path / "mixed", *words)))
+    older = tmp_path / "mixed/dataset_v21"
+    assert json.loads((older / "meta/info.json").read_text())["codebase_version"] == "v2.1"
+    assert cli.main(["import", str(older), f"out={tmp_path / 'imported'}"]) == 0
+    for first, second in zip(made, read_episodes(tmp_path / "imported/dataset"), strict=True):
+        assert first.task == second.task
+        assert second.metadata["source"] == first.metadata["source"]
+        np.testing.assert_array_equal(first.states, second.states)
+        np.testing.assert_array_equal(first.actions, second.actions)
+    for number, one in enumerate(made):
+        for camera, pictures in one.pictures.items():
+            video = Video(older / f"videos/chunk-000/{camera}/episode_{number:06d}.mp4")
+            assert video.times[0] == 0
+            np.testing.assert_array_equal(video.read(range(len(one))), pictures)
+    assert json.loads((older / "meta/seen_scenes.json").read_text()) == {"push": [0, 2]}
