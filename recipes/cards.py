@@ -218,7 +218,7 @@ def trained_on(thing: Thing, contents: Contents, datasets: Sequence[str]) -> Non
                 )
             )
         contents.section("What it was trained on", *table("name", "id", "kind", "episodes", "generators"), *shown)
-        if (share := thing.record["result"].get("synthetic_fraction")) is not None:
+        if isinstance(share := thing.record["result"].get("synthetic_fraction"), int | float):
             contents.synthetic |= share > 0
             contents.lines += ["", f"Synthetic clips among all that were drawn: {plain(share)}."]
     if datasets:

@@ -275,15 +275,17 @@ class MixWriter:
     def finish(self, info: dict[str, Any]) -> None:
         """Write what describes the dataset; info: of `meta/info.json`, whose counts and features are replaced."""
         import pandas as pd
+        import pyarrow
+        import pyarrow.parquet
 
+        for number, row in enumerate(self.episodes):
+            chunk, file = divmod(number // EPISODES_OF_FILE, CHUNK)
+            row |= {"meta/episodes/chunk_index": chunk, "meta/episodes/file_index": file}
+        episodes = pyarrow.table(whole_columns(self.episodes))
         for first in range(0, len(self.episodes), EPISODES_OF_FILE):
+            part = episodes.slice(first, EPISODES_OF_FILE)  # of which all files have the same kinds of columns
             place = divmod(first // EPISODES_OF_FILE, CHUNK)
-            rows = [
-                {**row, "meta/episodes/chunk_index": place[0], "meta/episodes/file_index": place[1]}
-                for row in self.episodes[first : first + EPISODES_OF_FILE]
-            ]
-            frame = pd.DataFrame(whole_columns(rows))
-            self._write(place, "meta/episodes", lambda path, frame=frame: frame.to_parquet(path, index=False))
+            self._write(place, "meta/episodes", lambda path, part=part: pyarrow.parquet.write_table(part, path))
         tasks = pd.DataFrame({"task_index": list(self.tasks.values())}, index=pd.Index(list(self.tasks), name="task"))
         tasks.to_parquet(self.folder / "meta/tasks.parquet")
         write_json(
@@ -354,13 +356,14 @@ def nested(value: Any) -> Any:
 
 
 def whole_columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Cells by column, None where a row has none; texts where those of a column of notes are of several kinds."""
+    """Cells by column, None where a row has none; numbers or texts where those of a column are of several kinds."""
     columns: dict[str, list[Any]] = {}
     for name in dict.fromkeys(key for row in rows for key in row):
         cells = [row.get(name) for row in rows]
         kinds = {type(cell) for cell in cells if cell is not None}
-        if len(kinds) > 1 and not kinds <= {int, float}:
-            cells = [None if cell is None else str(cell) for cell in cells]
+        if len(kinds) > 1:
+            kind: Any = (float if float in kinds else int) if kinds <= {bool, int, float} else str
+            cells = [None if cell is None else kind(cell) for cell in cells]
         columns[name] = cells
     return columns
 
