@@ -73,8 +73,8 @@ def run(config: MixConfig, run: Run) -> MixResult:
     check_used(notes)
     kinds = {part.synthetic for part in parts}  # a dataset given as real may hold both
     check_sides(config.synthetic_fraction, False in kinds, True in kinds)
-    sides = [side_of([part for part in parts if part.synthetic == synthetic]) for synthetic in (False, True)]
-    rounds = mixed(*sides, config.synthetic_fraction, config.repeat, config.seed)
+    real, synthetic = (side_of([part for part in parts if part.synthetic == kind]) for kind in (False, True))
+    rounds = mixed(real, synthetic, config.synthetic_fraction, config.repeat, config.seed)
     taken = [one for side, turns in enumerate(rounds) for one in taken_in(parts, bool(side), turns)]
     total = sum(len(part.episodes) for _, part in taken)
     info = {**opened[0].dataset.info, "robot_type": robot_type(opened)}
@@ -95,12 +95,12 @@ def run(config: MixConfig, run: Run) -> MixResult:
     for path, count in writer.uncut.items():
         warn(f"{path}: cannot be cut without encoding it anew, so it is copied with {count} pictures of no episode")
     told = [told_part(part, [one for number, one in taken if number == k]) for k, part in enumerate(parts)]
-    synthetic = sum(part.frames for part in told if part.source == "synthetic")
+    generated = sum(part.frames for part in told if part.source == "synthetic")
     return MixResult(
         episodes=len(writer.episodes),
         frames=writer.frames,
         tasks=len(writer.tasks),
-        synthetic_fraction=round(synthetic / writer.frames, 6),
+        synthetic_fraction=round(generated / writer.frames, 6),
         fps=info["fps"],
         cameras=writer.cameras,
         parts=told,

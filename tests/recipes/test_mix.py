@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +260,31 @@ def test_the_same_as_v21_is_read_by_what_reads_that(real: Path, synthetic: Path,
             assert video.times[0] == 0
             np.testing.assert_array_equal(video.read(range(len(one))), pictures)
     assert json.loads((older / "meta/seen_scenes.json").read_text()) == {"push": [0, 2]}
+
+
+def test_lerobots_own_converter_reads_the_v21_form(real: Path, tmp_path: Path) -> None:
+    from lerobot.scripts.convert_dataset_v21_to_v30 import convert_dataset
+
+    mixed = list(read_episodes(mix(tmp_path / "mixed", f"real=[{real}]", "episodes_per_task=2", "v21=true")))
+    copy = Path(shutil.copytree(tmp_path / "mixed/dataset_v21", tmp_path / "copy"))
+    convert_dataset("local/copy", root=copy, push_to_hub=False)
+    for first, second in zip(mixed, read_episodes(copy), strict=True):
+        assert first.task == second.task
+        np.testing.assert_array_equal(first.actions, second.actions)
+        for camera, pictures in first.pictures.items():
+            np.testing.assert_array_equal(pictures, second.pictures[camera])
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_lerobot_train_learns_from_it(real: Path, synthetic: Path, tmp_path: Path) -> None:
+    """The documented command, of two steps with a small network."""
+    dataset = mix(tmp_path / "mixed", f"real=[{real}]", f"synthetic=[{synthetic}]", "synthetic_fraction=0.5")
+    words = ["--policy.type=act", "--policy.push_to_hub=false", "--policy.device=cpu", "--dataset.video_backend=pyav"]
+    words += ["--policy.pretrained_backbone_weights=null", "--policy.dim_model=64", "--policy.n_heads=2"]
+    words += ["--batch_size=4", "--steps=2", "--num_workers=0", "--wandb.enable=false"]
+    where = [f"--dataset.root={dataset}", "--dataset.repo_id=local/mixed", f"--output_dir={tmp_path / 'out'}"]
+    command = [str(Path(sys.executable).with_name("lerobot-train")), *where, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list((tmp_path / "out/checkpoints").glob("*/pretrained_model/model.safetensors"))

@@ -34,7 +34,9 @@ def write_v21(source: Path, folder: Path, advance: Callable[[int], Any]) -> None
     info, table = read_info(source), read_table(source)
     cameras = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
     lines: dict[str, list[dict[str, Any]]] = {"episodes": [], "episodes_stats": []}
-    place, frame, rows_of = None, None, dict[int, Any]()
+    place: tuple[int, int] | None = None
+    frame: Any = None
+    rows_of: Any = {}
     videos: dict[str, Video] = {}
     for number, row in enumerate(table.episodes):
         names: dict[str, Any] = {"episode_chunk": number // CHUNK, "episode_index": number}
