@@ -275,7 +275,8 @@ def notes_of(part: Part, places: np.ndarray, turn: int) -> list[dict[str, Any]]:
 
 def write_seen(folder: Path, parts: Sequence[Part]) -> None:
     """Which scenes the generators behind the episodes have seen, if there are such."""
-    told = [{UNKNOWN: []} if part.seen is None and part.synthetic else part.seen for part in parts]
+    nothing: SeenScenes = {UNKNOWN: []}
+    told = [nothing if part.seen is None and part.synthetic else part.seen for part in parts]
     if known := [seen for seen in told if seen is not None]:
         write_scenes(folder / "meta", merge(*known))
 

@@ -51,9 +51,11 @@ def choose_synthetic(
     if config.synthetic_per_task is not None:
         episodes = first_of_each(tasks, config.synthetic_per_task)
     if config.select or config.weight_by:
-        kept = select(config.select, [metadata[i] for i in episodes], tasks[episodes], name, config.seed)
+        rows = [metadata[int(i)] for i in episodes]
+        kept = select(config.select, rows, tasks[episodes], name, config.seed)
         episodes = episodes[kept]
         weights = balanced(tasks[episodes])  # a rule that few episodes of a task meet starves no task
         if config.weight_by:
-            weights *= weights_by(config.weight_by, [metadata[i] for i in episodes], tasks[episodes], name)
+            chosen = [metadata[int(i)] for i in episodes]
+            weights *= weights_by(config.weight_by, chosen, tasks[episodes], name)
     return episodes, weights

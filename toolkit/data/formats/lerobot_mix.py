@@ -132,13 +132,7 @@ class MixWriter:
                     raise UserError(f"{path}: has {len(part)} rows of episode {number}; meta/episodes says otherwise")
                 parts.append(self._renumbered(part, taken, place, len(self.episodes) + len(found), texts))
                 found.append(self._row(parts[-1], target))
-            self._write(
-                target,
-                "data",
-                lambda path, parts=parts: to_parquet_one_row_group_per_episode(
-                    pd.concat(parts, ignore_index=True), path
-                ),
-            )
+            to_parquet_one_row_group_per_episode(pd.concat(parts, ignore_index=True), self._file("data", target))
             self.data_files += 1
             advance(len(places))
         return found
@@ -187,12 +181,10 @@ class MixWriter:
             **stats,
         }
 
-    def _write(
-        self, place: tuple[int, int], folder: str, write: Callable[[Path], Any], suffix: str = "parquet"
-    ) -> Path:
+    def _file(self, folder: str, place: tuple[int, int], suffix: str = "parquet") -> Path:
+        """Where a file of some chunk and number goes; its folder is there."""
         path = self.folder / folder / f"chunk-{place[0]:03d}/file-{place[1]:03d}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
         return path
 
     # --------------------------------------------------------------------------------------------------- videos
@@ -211,13 +203,7 @@ class MixWriter:
             numbers = [int(taken.episodes[place]) for place in places]
             spans = [self._span(dataset, number, prefix, path) for number in numbers]
             left = {number for number, at in enumerate(everybody) if at == (chunk, file)} - set(numbers)
-            starts = [span.start for span in spans]
-            self._write(
-                target,
-                f"videos/{camera}",
-                lambda to, one=(path, spans, numbers, left, starts): self._copy(dataset, to, *one),
-                "mp4",
-            )
+            starts = self._copy(dataset, self._file(f"videos/{camera}", target, "mp4"), spans, numbers, left)
             for place, start, number in zip(places, starts, numbers, strict=True):
                 rows[place] |= {
                     f"videos/{camera}/chunk_index": target[0],
@@ -238,23 +224,16 @@ class MixWriter:
         return Span(path, start, stop)
 
     def _copy(
-        self,
-        dataset: MixedDataset,
-        target: Path,
-        path: Path,
-        spans: Sequence[Span],
-        numbers: Sequence[int],
-        left: set[int],
-        starts: list[float],
-    ) -> None:
-        """Copy a file, or cut its episodes out; `starts` then get the seconds at which they begin."""
-        lengths = dataset.table.lengths
+        self, dataset: MixedDataset, target: Path, spans: Sequence[Span], numbers: Sequence[int], left: set[int]
+    ) -> list[float]:
+        """Copy a file, or cut its episodes out where some are `left`; the seconds at which they begin."""
+        lengths, path = dataset.table.lengths, spans[0].path
         if left and (cut := self._cut(path, spans, [int(lengths[number]) for number in numbers], target)):
-            starts[:] = cut
-            return
+            return cut
         shutil.copyfile(path, target)
         if left:
             self.uncut[str(path)] = sum(int(lengths[number]) for number in left)
+        return [span.start for span in spans]
 
     def _cut(self, path: Path, spans: Sequence[Span], lengths: Sequence[int], target: Path) -> list[float]:
         """Where each episode begins in a file that holds them alone; none where that takes decoding."""
@@ -285,7 +264,7 @@ class MixWriter:
         for first in range(0, len(self.episodes), EPISODES_OF_FILE):
             part = episodes.slice(first, EPISODES_OF_FILE)  # of which all files have the same kinds of columns
             place = divmod(first // EPISODES_OF_FILE, CHUNK)
-            self._write(place, "meta/episodes", lambda path, part=part: pyarrow.parquet.write_table(part, path))
+            pyarrow.parquet.write_table(part, self._file("meta/episodes", place))
         tasks = pd.DataFrame({"task_index": list(self.tasks.values())}, index=pd.Index(list(self.tasks), name="task"))
         tasks.to_parquet(self.folder / "meta/tasks.parquet")
         write_json(
@@ -327,7 +306,8 @@ class MixWriter:
 
     def _levels(self, camera: str) -> np.ndarray:
         """(3, 256): how often each level occurs in pictures that are spread evenly over all frames."""
-        levels, video = np.zeros((3, 256), np.int64), None
+        levels: np.ndarray = np.zeros((3, 256), np.int64)
+        video: Video | None = None
         ends = np.cumsum([row["length"] for row in self.episodes])
         for frame in np.unique(np.linspace(0, self.frames - 1, min(SAMPLED, self.frames)).astype(int)):
             episode = int(np.searchsorted(ends, frame, side="right"))
@@ -344,7 +324,7 @@ class MixWriter:
 
 def vector_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
     """LeRobot's statistics of (N, D) numbers, exact, in float64."""
-    numbers = values.astype(np.float64)
+    numbers: np.ndarray = values.astype(np.float64)
     found = {"min": numbers.min(0), "max": numbers.max(0), "mean": numbers.mean(0), "std": numbers.std(0)}
     quantiles = dict(zip(QUANTILES, np.quantile(numbers, list(QUANTILES.values()), axis=0), strict=True))
     return {**found, "count": np.array([len(numbers)]), **quantiles}
