@@ -1,4 +1,7 @@
-"""`vag benchmark policies`: any policy checkpoints on the same scenes, ranked, with what cannot be told apart."""
+"""`vag benchmark policies`: policies on the same scenes, ranked, with what cannot be told apart.
+
+Checkpoints are rolled out here; outcomes that were judged elsewhere are read from a table.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes.common import scenes_text
+from recipes.common import file_id, scenes_text
 from recipes.compose import command_words
 from recipes.stages import entry, make_stage, needed_result, run_stages
 from recipes.study_schema import BenchmarkPoliciesConfig
@@ -20,17 +23,47 @@ from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
 from toolkit.data.formats.lerobot_read import read_table
 from toolkit.envs.shifts import SUITES
+from toolkit.evaluation.judged import read_judged
 from toolkit.evaluation.systems import HOW_TO_READ, Trained, compare_success, measured_success
 from toolkit.reporting.benchmark_record import bounds_text, write_record
 from toolkit.reporting.benchmark_results import BenchmarkPoliciesResult, Difference, Ranked, Row
 from toolkit.reporting.results import RolloutResult
 
 EXTENDABLE = True  # policies that were rolled out are taken as they are, so others can join them
+RANKS = (
+    "by intervals of systems in a suite where all differences have them, else by those of these checkpoints: then the "
+    "next checkpoints may rank otherwise"
+)
+# By suite and name, arms by name, notes of the record, what failed.
+Outcomes = tuple[dict[str, dict[str, Trained]], dict[str, str], dict[str, str], list[str]]
 Differences = dict[tuple[str, str], dict[str, Any]]  # (a, b): a minus b, as `compare_success`
 
 
 def run(config: BenchmarkPoliciesConfig, run: Run) -> BenchmarkPoliciesResult:
-    """Roll every checkpoint out on every suite; write `record.json` and `record.md`, print leaderboard and record."""
+    """Write `record.json` and `record.md`, print leaderboard and record; see `rolled_out` and `judged_elsewhere`."""
+    outcomes, arms, notes, failed = (judged_elsewhere if config.results is not None else rolled_out)(config, run)
+    rows, comparisons, boards = [], list[Difference](), {}
+    for suite, systems in outcomes.items():
+        for name, system in systems.items():
+            rows.append(Row(system=name, suite=suite, metric="success", arm=arms.get(name), **measured_success(system)))
+        compared = compare_all(systems)
+        for (a, b), difference in compared.items():
+            comparisons.append(Difference(a=a, b=b, suite=suite, metric="success", paired=True, **difference))
+        boards[suite] = leaderboard(systems, compared)
+    command = " ".join(["vag benchmark policies", *command_words("benchmark policies", run.record["config"])])
+    record = write_record(run.directory, "policies", command, rows, comparisons, notes, boards)
+    for suite, board in boards.items():
+        print(board_text(suite, board), flush=True)
+    if failed:
+        print(f"\ncould not be rolled out: {', '.join(failed)}", flush=True)
+    print(json.dumps(to_json(record)), flush=True)
+    return BenchmarkPoliciesResult(
+        rows=rows, comparisons=comparisons, leaderboards=boards, notes=record.notes, failed=failed
+    )
+
+
+def rolled_out(config: BenchmarkPoliciesConfig, run: Run) -> Outcomes:
+    """Every checkpoint rolled out on every suite."""
     checkpoints = checkpoints_of(config)
     if not config.suites:
         raise UserError(f"benchmark policies: suites=[] is empty; choose from {', '.join(SUITES)}")
@@ -65,29 +98,43 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> BenchmarkPoliciesResult:
         }
         for suite in config.suites
     }
-    rows, comparisons, boards = [], list[Difference](), {}
-    for suite, systems in outcomes.items():
-        for name, system in systems.items():
-            rows.append(Row(system=name, suite=suite, metric="success", **measured_success(system)))
-        compared = compare_all(systems)
-        for (a, b), difference in compared.items():
-            comparisons.append(Difference(a=a, b=b, suite=suite, metric="success", paired=True, **difference))
-        boards[suite] = leaderboard(systems, compared)
     notes = notes_of(config, root, checkpoints, whole, failed)
     if unknown := [name for name, found in clusters.items() if None in found]:
         notes["generators"] = (
             f"no run.json tells what {', '.join(unknown)} learned from: counted as if no two shared a generator"
         )
-    command = " ".join(["vag benchmark policies", *command_words("benchmark policies", run.record["config"])])
-    record = write_record(root, "policies", command, rows, comparisons, notes, boards)
-    for suite, board in boards.items():
-        print(board_text(suite, board), flush=True)
-    if failed:
-        print(f"\ncould not be rolled out: {', '.join(failed)}", flush=True)
-    print(json.dumps(to_json(record)), flush=True)
-    return BenchmarkPoliciesResult(
-        rows=rows, comparisons=comparisons, leaderboards=boards, notes=record.notes, failed=failed
-    )
+    return outcomes, {}, notes, failed
+
+
+def judged_elsewhere(config: BenchmarkPoliciesConfig, run: Run) -> Outcomes:
+    """Outcomes of a table, such as that of trials on a robot; what is left out of it is said."""
+    path = Path(str(config.results))
+    if config.checkpoints:
+        raise UserError("benchmark policies: got results and checkpoints; give one of them")
+    judged = read_judged(path)
+    run.add_data(path, file_id(path))
+    outcomes, left = judged.tables()
+    notes = {
+        "outcomes": f"judged elsewhere, read from {path.name}; nothing was rolled out here",
+        "scenes": "; ".join(
+            f"{next(iter(systems.values())).outcomes.shape[1]} in {suite}, met by all"
+            for suite, systems in outcomes.items()
+        ),
+        "runs": "one of each policy" if judged.runs_by is None else f"told apart by the column '{judged.runs_by}'",
+        "generators": "unknown: counted as if no two runs shared a generator",
+        "intervals": HOW_TO_READ,
+        "ranks": RANKS,
+    }
+    if judged.discarded:
+        notes["discarded"] = ", ".join(f"{count} trials of {name}" for name, count in judged.discarded.items())
+    if left:
+        notes["left out"] = "; ".join(left)
+    if judged.unread:
+        notes["columns not read"] = ", ".join(judged.unread)
+    for key in ("discarded", "left out", "columns not read"):
+        if key in notes:
+            print(f"{key}: {notes[key]}", flush=True)
+    return outcomes, judged.arms, notes, []
 
 
 def notes_of(
@@ -103,8 +150,7 @@ def notes_of(
         + f"; all from seed {config.first_seed} on, the same for all policies, and so is the noise of a scene's chunks",
         "rollouts": " ".join(config.evaluate) or "as `vag evaluate` does by default",
         "intervals": HOW_TO_READ,
-        "ranks": "by intervals of systems in a suite where all differences have them, else by those of these "
-        "checkpoints: then the next checkpoints may rank otherwise",
+        "ranks": RANKS,
         "checkpoints": "; ".join(f"{name}: {', '.join(paths)}" for name, paths in checkpoints.items()),
     }
     if unknown := [name for name, count in whole.items() if not all_scenes_known(root, name, count)]:

@@ -31,9 +31,11 @@ COMMANDS = {
     "score": "note how far each synthetic episode can be trusted",
     "gate": "does a synthetic dataset pass? its trust, and policies with and without it, without a simulator",
     "replay": "execute a dataset's actions open loop and note which succeed",
+    "mix": "write real and synthetic episodes as one LeRobotDataset, at a fraction, for others to train on",
     "pretrain": "train a policy on real and synthetic data",
     "finetune": "go on from a policy checkpoint on few real episodes",
     "evaluate": "roll a policy out on unseen scenes, with intervals",
+    "push": "upload a dataset or checkpoint to the Hugging Face hub, with a card; dry_run=true writes it on disk",
     "report": "write one self-contained HTML page about runs",
     "benchmark data": "measure how fast training data is read, side by side with LeRobotDataset",
     "benchmark lerobot": "measure training and evaluation, side by side with LeRobot's own tools",
@@ -85,6 +87,11 @@ EXAMPLES = {
         "vag replay dataset=outputs/synthetic/dataset",
         "vag replay dataset=outputs/real/dataset system=recorded",
     ),
+    "mix": (
+        "vag mix real=[my/dataset] synthetic=[outputs/synthetic/dataset] synthetic_fraction=0.5 out=outputs/mixed",
+        "vag mix real=[my/dataset] synthetic=[outputs/synthetic/dataset] synthetic_fraction=0.75 repeat=true "
+        "notes=[outputs/score] weight_by=score_nearest",
+    ),
     "pretrain": (
         "vag pretrain synthetic=[outputs/synthetic/dataset] notes=[outputs/score] weight_by=score_nearest",
         "vag pretrain policy=diffusion real=[outputs/real/dataset] synthetic=[outputs/synthetic/dataset] "
@@ -98,6 +105,10 @@ EXAMPLES = {
     "evaluate": (
         "vag evaluate checkpoint=outputs/pretrained/pretrained_model",
         "vag evaluate checkpoint=outputs/pretrained/pretrained_model dataset=outputs/held_out/dataset",
+    ),
+    "push": (
+        "vag push outputs/mixed/dataset repo_id=me/mixed license=cc-by-4.0 dry_run=true out=outputs/card",
+        "vag push outputs/policy/pretrained_model repo_id=me/policy metrics=[outputs/evaluate] private=true",
     ),
     "report": ("vag report outputs/demo", "vag report outputs/real outputs/generator out=outputs/page"),
     "benchmark data": ("vag benchmark data", "vag benchmark data dataset=outputs/real/dataset repeats=15"),
@@ -113,6 +124,7 @@ EXAMPLES = {
         "vag benchmark policies checkpoints={ours:outputs/finetuned/pretrained_model}",
         "vag benchmark policies 'checkpoints={a:[outputs/a0/pretrained_model,outputs/a1/pretrained_model],"
         "b:outputs/b/pretrained_model}' suites=[unseen,position,visual,language]",
+        "vag benchmark policies results=trials.csv out=outputs/board",
     ),
     "ablate": (
         "vag ablate experiment=ablate_cpu out=outputs/study",
@@ -129,6 +141,7 @@ POSITIONAL = {
     "score": "dataset",
     "gate": "dataset",
     "replay": "dataset",
+    "push": "source",
     "report": "runs",
 }
 TRAININGS = ("train-generator", "pretrain", "finetune")  # may be started in several processes

@@ -79,14 +79,19 @@ def load_clips(run: Run, source: str | Path, pictures: Pictures, notes: Sequence
     store = open_clips(source, pictures.size, pictures.cameras, pictures.rename, storage=pictures.storage)
     run.add_data(source, store.source_id, store.num_episodes)
     ids = store.episode_ids if notes else []
-    scenes = [read_scenes(Path(source) / "meta"), *(note.seen_scenes for note in notes if note.of(ids) is not None)]
-    told = [part for part in scenes if part is not None]
     return replace(
         store,
         source=str(source),
         metadata=add_notes(store.metadata, ids, notes),
-        seen_scenes=merge(*told) if told else None,
+        seen_scenes=scenes_told(source, ids, notes),
     )
+
+
+def scenes_told(source: str | Path, ids: Sequence[str], notes: Sequence[Notes]) -> SeenScenes | None:
+    """What the generator behind a dataset has seen, as the dataset or notes of its episodes say; None if none does."""
+    scenes = [read_scenes(Path(source) / "meta"), *(note.seen_scenes for note in notes if note.of(ids) is not None)]
+    told = [part for part in scenes if part is not None]
+    return merge(*told) if told else None
 
 
 def load_all(run: Run, sources: Sequence[str], pictures: Pictures, notes: Sequence[Notes] = ()) -> list[ClipStore]:

@@ -11,8 +11,9 @@ import numpy as np
 from policies.factory import CONFIGS, PolicyObjective, build_policy, check_choice
 from recipes.common import Pictures, converter, load_all, load_notes, resample_all, seen_behind, speed
 from recipes.lerobot_files import write_model_card, write_train_config
+from recipes.mixture import check_sides, choose_synthetic, synthetic_episodes
 from recipes.policy_schema import PolicyTrainingConfig, PretrainConfig
-from toolkit.base.errors import UserError, warn
+from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
 from toolkit.base.run import Run
 from toolkit.data.actions import converted_rows, find_reference
@@ -23,7 +24,7 @@ from toolkit.data.episode_notes import check_used
 from toolkit.data.images import as_size
 from toolkit.data.normalizer import compute_statistics
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_of, write_scenes
-from toolkit.data.selection import balanced, first_of_each, select, subset, weights_by, with_shuffled_actions
+from toolkit.data.selection import first_of_each, subset, with_shuffled_actions
 from toolkit.data.text import split_words
 from toolkit.reporting.generator_results import Throughput
 from toolkit.reporting.results import PretrainResult
@@ -96,13 +97,7 @@ def load_mixture(
     Raises UserError if the fraction does not fit the datasets, or these not each other.
     """
     set_threads(config.runtime)
-    fraction = config.synthetic_fraction
-    if not config.real and not config.synthetic:
-        raise UserError("no data: give real=[DATASET] and/or synthetic=[DATASET]")
-    if (fraction or 0) > 0 and not config.synthetic:
-        raise UserError(f"synthetic_fraction={fraction} needs synthetic=[DATASET]")
-    if fraction is not None and fraction < 1 and not config.real:
-        raise UserError(f"synthetic_fraction={fraction} needs real=[DATASET]")
+    check_sides(config.synthetic_fraction, bool(config.real), bool(config.synthetic))
     notes = load_notes(run, config.notes)
     wanted = as_size(config.image_size or list(size), "image_size")
     pictures = Pictures(wanted, cameras or config.cameras, config.rename, config.frame_storage)
@@ -113,7 +108,7 @@ def load_mixture(
         real.append(recorded)
         mixed_in += generated
     if config.episodes_per_task is not None:
-        real = [subset(store, first_of_each(store, config.episodes_per_task)) for store in real]
+        real = [subset(store, first_of_each(store.episode_tasks, config.episodes_per_task)) for store in real]
     generated = [*mixed_in, *stores[len(config.real) :]]
     chosen = [chosen_synthetic(config, store) for store in generated]
     check_used(notes)
@@ -124,7 +119,7 @@ def load_mixture(
             raise UserError(f"real_shares={config.real_shares}: expected a number for each of real=[...]")
         total = sum(weights[: len(real)])
         weights[: len(real)] = [total * share / max(1e-9, sum(config.real_shares)) for share in config.real_shares]
-    if fraction is not None:
+    if (fraction := config.synthetic_fraction) is not None:
         weights = [
             share * size / max(1.0, sum(part))
             for share, part in ((1 - fraction, weights[: len(real)]), (fraction, weights[len(real) :]))
@@ -148,28 +143,15 @@ def by_origin(store: ClipStore) -> tuple[ClipStore, list[ClipStore]]:
 
     Raises UserError if all are synthetic.
     """
-    synthetic = np.array([row.get("source") == "synthetic" for row in store.metadata])
+    synthetic = synthetic_episodes(store.metadata, store.name)
     if not synthetic.any():
         return store, []
-    if synthetic.all():
-        raise UserError(f"real=[{store.name}]: all its episodes are synthetic; give it as synthetic=[...]")
-    warn(f"real=[{store.name}]: {synthetic.sum()} of {len(synthetic)} episodes are synthetic, and count as such")
     return subset(store, np.flatnonzero(~synthetic)), [subset(store, np.flatnonzero(synthetic))]
 
 
 def chosen_synthetic(config: PolicyTrainingConfig, store: ClipStore) -> tuple[ClipStore, np.ndarray | None]:
     """The episodes of a synthetic dataset that take part, and their weights if they are not drawn alike."""
-    weights, episodes = None, np.arange(store.num_episodes)
-    if config.synthetic_per_task is not None:
-        episodes = first_of_each(store, config.synthetic_per_task)
-    if config.select or config.weight_by:
-        rows, tasks = [store.metadata[i] for i in episodes], store.episode_tasks[episodes]
-        kept = select(config.select, rows, tasks, store.name, config.seed)
-        episodes = episodes[kept]
-        weights = balanced(store.episode_tasks[episodes])  # a rule that few episodes of a task meet starves no task
-        if config.weight_by:
-            metadata = [store.metadata[i] for i in episodes]
-            weights *= weights_by(config.weight_by, metadata, store.episode_tasks[episodes], store.name)
+    episodes, weights = choose_synthetic(config, store.metadata, store.episode_tasks, store.name)
     store = subset(store, episodes)
     if config.shuffle_actions:
         store = with_shuffled_actions(store, config.seed)

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from recipes.exchange_schema import MixConfig, PushConfig
 from recipes.policy_schema import EvaluateConfig, FinetuneConfig, PretrainConfig
 from recipes.schema import (
     MOST_EPISODES,
@@ -160,6 +161,9 @@ class GateConfig(CommonConfig):
 @dataclass
 class BenchmarkPoliciesConfig(CommonConfig):
     checkpoints: dict[str, Any] = option({}, "name: directory, or one for each training seed", paths=True)
+    results: str | None = option(
+        None, "instead of rollouts: .csv or .parquet of outcomes judged elsewhere, with columns policy, scene, success"
+    )
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
     new_tasks: list[str] = option([], "of the suite `task`")
     suites: list[str] = option(
@@ -240,9 +244,11 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "score": ScoreConfig,
     "gate": GateConfig,
     "replay": ReplayConfig,
+    "mix": MixConfig,
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
+    "push": PushConfig,
     "report": ReportConfig,
     "benchmark data": BenchmarkDataConfig,
     "benchmark lerobot": BenchmarkLerobotConfig,

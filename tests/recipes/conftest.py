@@ -20,7 +20,7 @@ from toolkit.base.typed_json import to_json
 PRELOAD = [
     *("recipes.collect", "recipes.synthesize", "recipes.pretrain", "recipes.finetune", "recipes.import_data"),
     *("recipes.train_generator", "recipes.evaluate_generator", "recipes.evaluate", "recipes.inspect", "recipes.export"),
-    *("recipes.score", "recipes.report", "policies.factory"),
+    *("recipes.score", "recipes.report", "recipes.mix", "recipes.push", "policies.factory"),
 ]
 
 

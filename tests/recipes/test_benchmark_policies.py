@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from recipes import cli
 from recipes.benchmark_policies import (
     all_scenes_known,
     board_text,
@@ -141,3 +143,30 @@ def test_intervals_are_wider_than_those_of_as_many_rollouts_of_one_checkpoint() 
     assert (row.successes, row.n, row.seeds) == (300, 600, 3)
     assert row.low < low - 0.1
     assert row.high > high + 0.1
+
+
+def test_outcomes_judged_elsewhere_make_the_same_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng, lines = np.random.default_rng(0), ["policy,scene,success,run,operator"]
+    for policy, rate in (("ours", 0.8), ("other", 0.3)):
+        lines += [f"{policy},{k},{int(rng.random() < rate)},{run},me" for run in range(3) for k in range(30)]
+    table = tmp_path / "trials.csv"
+    table.write_text("\n".join(lines))
+    out = tmp_path / "board"
+    assert cli.main(["benchmark", "policies", f"results={table}", f"out={out}"]) == 0
+    record = json.loads((out / "record.json").read_text())
+    rows = {row["system"]: row for row in record["rows"]}
+    assert (rows["ours"]["n"], rows["ours"]["seeds"], rows["ours"]["suite"]) == (90, 3, "trials")
+    assert rows["ours"]["low"] < rows["ours"]["low_these_checkpoints"] < rows["ours"]["value"]
+    (difference,) = record["comparisons"]
+    assert difference["low"] > 0
+    assert difference["p_these_checkpoints"] < 0.01
+    assert [row["system"] for row in record["leaderboards"]["trials"]] == ["ours", "other"]
+    assert record["notes"]["columns not read"] == "operator"
+    assert "results=" in record["command"]
+    assert cli.main(["report", str(out), f"out={tmp_path / 'page'}"]) == 0
+
+
+def test_results_and_checkpoints_are_not_both_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["results=a.csv", "checkpoints={a:b}", f"out={tmp_path / 'o'}"]
+    assert cli.main(["benchmark", "policies", *words]) == 2
+    assert "give one of them" in capsys.readouterr().err

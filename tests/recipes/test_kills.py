@@ -58,6 +58,8 @@ COMMANDS = {
         "samples.npz",
     ),
     "score": ("score dataset={dataset} real=[{dataset}] checkpoint={generator} batch_size=1 image_size=32", FILE),
+    "mix": ("mix real=[{dataset}] episodes_per_task=3 v21=true", "dataset"),
+    "push": ("push {dataset} repo_id=me/dataset dry_run=true", "upload/README.md"),
     "pretrain": (f"pretrain policy.options.width=32 {POLICY}", "pretrained_model"),
     "finetune": (f"finetune checkpoint={{policy}} {POLICY}", "pretrained_model"),
     "evaluate": ("evaluate checkpoint={policy} dataset={dataset} image_size=32", "run.json"),

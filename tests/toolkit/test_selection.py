@@ -44,7 +44,7 @@ def test_a_subset_keeps_whole_episodes() -> None:
     assert [row["score"] for row in part.metadata] == [1.0, 3.0]
     assert part.instruction(1) == "b"
     np.testing.assert_array_equal(part.frames, store().frames[part.states[:, 1].astype(int)])
-    assert first_of_each(store(), 1).tolist() == [0, 1]
+    assert first_of_each(store().episode_tasks, 1).tolist() == [0, 1]
     whole, other = subset(store(), np.arange(4)), subset(store(), np.array([0, 1]))
     assert whole.source_id == store().source_id
     assert len({whole.source_id, part.source_id, other.source_id}) == 3  # what is cached of one is not of another

@@ -44,10 +44,9 @@ def subset(store: ClipStore, episodes: np.ndarray) -> ClipStore:
     )
 
 
-def first_of_each(store: ClipStore, per_task: int) -> np.ndarray:
-    """The first `per_task` episodes of each instruction, in order."""
-    tasks = range(len(store.tasks))
-    return np.sort(np.concatenate([np.flatnonzero(store.episode_tasks == task)[:per_task] for task in tasks]))
+def first_of_each(tasks: np.ndarray, per_task: int) -> np.ndarray:
+    """The first `per_task` episodes of each instruction, in order; tasks: (E,) number of the instruction."""
+    return np.sort(np.concatenate([np.flatnonzero(tasks == task)[:per_task] for task in np.unique(tasks)]))
 
 
 def column(name: str, metadata: Sequence[dict[str, Any]], where: str) -> np.ndarray:
@@ -128,20 +127,30 @@ def balanced(tasks: np.ndarray) -> np.ndarray:
     return len(tasks) / len(counts) / counts[numbers]
 
 
+def action_donors(tasks: np.ndarray, names: Sequence[str], where: str, seed: int) -> np.ndarray:
+    """(E,) the episode of the same instruction that each one gets the actions of, never itself.
+
+    tasks: (E,) number of the instruction, of which `names` are the texts. Raises UserError for an instruction with a
+    single episode.
+    """
+    rng, donors = np.random.default_rng((seed, 4)), np.empty(len(tasks), np.int64)
+    for task in np.unique(tasks):
+        order = rng.permutation(np.flatnonzero(tasks == task))
+        if len(order) < 2:
+            raise UserError(f"{where}: shuffled actions need two episodes or more of '{names[task]}'")
+        donors[order] = np.roll(order, 1)
+    return donors
+
+
 def with_shuffled_actions(store: ClipStore, seed: int) -> ClipStore:
     """A control: every episode keeps its pictures and states, and gets the actions of another one of its instruction.
 
     So the policy is told what the task needs on average, but nothing of where its objects are. Where the other is
     shorter, its last action is repeated. Raises UserError for an instruction with a single episode.
     """
-    rng = np.random.default_rng((seed, 4))
     actions = np.empty_like(store.actions)
-    for task in np.unique(store.episode_tasks):
-        order = rng.permutation(np.flatnonzero(store.episode_tasks == task))
-        if len(order) < 2:
-            raise UserError(f"{store.name}: shuffled actions need two episodes or more of '{store.tasks[task]}'")
-        for episode, other in zip(order, np.roll(order, 1), strict=True):
-            first, length = store.episode_starts[episode], store.episode_lengths[episode]
-            steps = np.minimum(np.arange(length), store.episode_lengths[other] - 1)
-            actions[first : first + length] = store.actions[store.episode_starts[other] + steps]
+    for episode, donor in enumerate(action_donors(store.episode_tasks, store.tasks, store.name, seed)):
+        first, length = store.episode_starts[episode], store.episode_lengths[episode]
+        steps = np.minimum(np.arange(length), store.episode_lengths[donor] - 1)
+        actions[first : first + length] = store.actions[store.episode_starts[donor] + steps]
     return replace(store, actions=actions)

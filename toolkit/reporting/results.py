@@ -20,6 +20,7 @@ from toolkit.reporting.benchmark_results import (
     Difference,
     Row,
 )
+from toolkit.reporting.exchange_results import MixResult, PushResult
 from toolkit.reporting.generator_results import (
     EvaluateGeneratorResult,
     Media,
@@ -244,9 +245,11 @@ RESULTS: dict[str, Any] = {
     "score": ScoreResult,
     "gate": GateResult,
     "replay": ReplayResult,
+    "mix": MixResult,
     "pretrain": PretrainResult,
     "finetune": PretrainResult,
     "evaluate": RolloutResult | OpenLoopResult,
+    "push": PushResult,
     "report": ReportResult,
     "benchmark data": BenchmarkDataResult,
     "benchmark lerobot": BenchmarkLerobotResult,

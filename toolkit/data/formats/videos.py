@@ -99,22 +99,46 @@ class Video:
 
     def copy(self, numbers: np.ndarray, target: Path) -> None:
         """Write pictures for which `can_copy` is true as a file that starts at 0 s; nothing is encoded."""
-        if len(numbers) == len(self.stamps) and self.stamps[0] == 0 and self.path.suffix == ".mp4":
+        self.copy_parts([numbers], target)
+
+    def copy_parts(self, parts: Sequence[np.ndarray], target: Path) -> list[float]:
+        """Write several parts, for each of which `can_copy` is true, one after the other; nothing is encoded.
+
+        Returns the second at which each starts in the new file.
+        """
+        count = sum(map(len, parts))
+        if count == len(self.stamps) and self.stamps[0] == 0 and self.path.suffix == ".mp4" and in_order(parts):
             shutil.copyfile(self.path, target)
-            return
+            return [float(self.times[part[0]]) for part in parts]
         import av
 
-        first, last = (self.stamps[int(numbers[end])] for end in (0, -1))
+        starts, begin = [], 0  # in units of the time base
+        tick = round(self.period / float(self.base))
         with _readable(self.path), open_video(self.path) as source, av.open(str(target), "w") as copy:
             stream = source.streams.video[0]
             out: Any = copy.add_stream_from_template(stream, opaque=True)
             out.time_base = stream.time_base
-            source.seek(first, stream=stream)
-            for packet in source.demux(stream):
-                if packet.pts is None or packet.dts is None or not first <= packet.pts <= last:
-                    continue
-                packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, out
-                copy.mux(packet)
+            for part in parts:
+                first, last = (self.stamps[int(part[end])] for end in (0, -1))
+                source.seek(first, stream=stream)
+                left = len(part)
+                for packet in source.demux(stream):
+                    if packet.pts is None or packet.dts is None or not first <= packet.pts <= last:
+                        continue
+                    packet.pts, packet.dts = packet.pts - first + begin, packet.dts - first + begin
+                    packet.stream = out
+                    copy.mux(packet)
+                    left -= 1
+                    if not left:
+                        break
+                starts.append(float(begin * self.base))
+                begin += last - first + tick
+        return starts
+
+
+def in_order(parts: Sequence[np.ndarray]) -> bool:
+    """True where the parts together are the pictures of a file in their order."""
+    return all(part[0] == stop for part, stop in zip(parts, np.cumsum([0, *map(len, parts[:-1])]), strict=True))
 
 
 @contextmanager

@@ -116,8 +116,9 @@ def _look(
         owners[span.start : span.stop] = episode
 
     def look(place: int, frame: Any) -> None:
-        if place < len(owners) and owners[place] >= 0:
-            sample.looks[int(owners[place])].add(planes(frame))
+        if not 0 <= place < len(owners) or owners[place] < 0:  # of no episode, as in a file that could not be cut
+            return
+        sample.looks[int(owners[place])].add(planes(frame))
         if place in kept or place % stride == 0:
             picture = frame.to_ndarray(format="rgb24")
             sample.count(picture)

@@ -198,7 +198,7 @@ def _check_duplicates(contents: Contents, findings: Findings) -> None:
             continue
         digest = hashlib.sha256(numbers[rows].tobytes()).hexdigest()
         earlier = first.setdefault(digest, episode)
-        if earlier == episode:
+        if earlier == episode or meant_again(contents.episodes[episode]):
             continue
         text = f"{contents.name(episode)}: same states and actions as {contents.name(earlier)}"
         if contents.instruction(episode) == contents.instruction(earlier):
@@ -207,3 +207,9 @@ def _check_duplicates(contents: Contents, findings: Findings) -> None:
         else:
             findings.warn(f"{text}, with another instruction")
     findings.each("duplicate", "duplicates", again)
+
+
+def meant_again(row: dict[str, object]) -> bool:
+    """True for an episode that `vag mix repeat=true` has written again, by its row of the episode table."""
+    again = row.get("repetition")
+    return isinstance(again, int | float | np.number) and again > 0
