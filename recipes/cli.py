@@ -34,6 +34,7 @@ COMMANDS = {
     "pretrain": "train a policy on real and synthetic data",
     "finetune": "go on from a policy checkpoint on few real episodes",
     "evaluate": "roll a policy out on unseen scenes, with intervals",
+    "trial": "compare policies on a robot: blinded, judged by a person, with a sequential test",
     "report": "write one self-contained HTML page about runs",
     "benchmark data": "measure how fast training data is read, side by side with LeRobotDataset",
     "benchmark generators": "train, sample and replay several generators side by side",
@@ -97,6 +98,14 @@ EXAMPLES = {
     "evaluate": (
         "vag evaluate checkpoint=outputs/pretrained/pretrained_model",
         "vag evaluate checkpoint=outputs/pretrained/pretrained_model dataset=outputs/held_out/dataset",
+    ),
+    "trial": (
+        "vag trial 'policies={a:outputs/a/pretrained_model,b:outputs/b/pretrained_model}' "
+        "task='put the cup on the plate' robot.type=so101_follower robot.port=/dev/ttyACM0 "
+        "robot.max_relative_target=10 "
+        "'robot.cameras={front:{type:opencv,index_or_path:0,width:640,height:480,fps:30}}' out=outputs/trial",
+        "vag trial 'policies={a:outputs/a/pretrained_model,b:outputs/b/pretrained_model}' "
+        "task='put the cup on the plate' robot.type=so101_follower placements=40 limits_from=my/dataset",
     ),
     "report": ("vag report outputs/demo", "vag report outputs/real outputs/generator out=outputs/page"),
     "benchmark data": ("vag benchmark data", "vag benchmark data dataset=outputs/real/dataset repeats=15"),

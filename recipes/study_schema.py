@@ -28,6 +28,7 @@ from recipes.schema import (
     SynthesizeConfig,
     TrainGeneratorConfig,
 )
+from recipes.trial_schema import TrialConfig
 from toolkit.base.options import option
 from toolkit.training.config import MOST_BATCH, MOST_STEPS, MOST_THREADS
 
@@ -225,6 +226,7 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
+    "trial": TrialConfig,
     "report": ReportConfig,
     "benchmark data": BenchmarkDataConfig,
     "benchmark generators": BenchmarkGeneratorsConfig,

@@ -29,6 +29,7 @@ from toolkit.reporting.generator_results import (
     TrainGeneratorResult,
     Trust,
 )
+from toolkit.reporting.trial_results import TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +247,7 @@ RESULTS: dict[str, Any] = {
     "pretrain": PretrainResult,
     "finetune": PretrainResult,
     "evaluate": RolloutResult | OpenLoopResult,
+    "trial": TrialResult,
     "report": ReportResult,
     "benchmark data": BenchmarkDataResult,
     "benchmark generators": BenchmarkGeneratorsResult,
