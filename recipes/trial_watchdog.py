@@ -38,12 +38,14 @@ def watched(words: dict[str, Any]) -> Iterator[None]:
         if process.stdout.read(1) != READY:
             raise RuntimeError("the process that disconnects the robot after a kill did not start")
         yield
-        process.stdin.write(DONE)
+        with suppress(OSError):  # it has been killed
+            process.stdin.write(DONE)
     finally:
         with suppress(OSError):
             process.stdin.close()
         process.stdout.close()
-        process.wait(PATIENCE)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def merge_episodes(parts: Sequence[Path], notes: Sequence[dict[str, Any]], direc
     check_writable_name(directory)
     with files.atomic_directory(directory) as temporary:
         temporary.rmdir()  # LeRobot makes it, and nothing where there is one
-        with temporary_files_in(temporary.parent):
+        with temporary_files_in(temporary):
             aggregate_datasets(
                 [f"local/{part.name}" for part in parts], f"local/{directory.name}", list(parts), temporary
             )
