@@ -246,8 +246,8 @@ def test_an_exception_disconnects_the_robot(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_kill_disconnects_and_loses_no_trial(
     number: int, hold: Callable[..., Any], work: Any, tmp_path: Path, policies: dict[str, Path]
 ) -> None:
@@ -257,7 +257,7 @@ def test_a_kill_disconnects_and_loses_no_trial(
     killed = [*basic(policies), f"out={out}", *words, "robot.kill_at=7", f"robot.kill_by={int(number)}"]
     process = context.Process(target=work.run_trials, args=(killed, complaints))
     process.start()
-    process.join(200)
+    process.join(600)
     assert process.exitcode == (-number if number == signal.SIGKILL else 128 + number)
     wait_for(lambda: log.read_text().splitlines()[-1].startswith("disconnect"))
     lines = [line.split() for line in log.read_text().splitlines()]
@@ -278,7 +278,7 @@ def test_a_kill_disconnects_and_loses_no_trial(
 def wait_for(what: Callable[[], bool]) -> None:
     import time
 
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not what():
         assert time.monotonic() < end
         time.sleep(0.05)

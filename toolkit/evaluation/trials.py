@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any
 
@@ -58,7 +58,7 @@ class Attempt:
     clipped: int = 0
     stopped_by_key: bool = False
     seconds: float = 0.0
-    recorded: bool = field(default=False)
+    recorded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
