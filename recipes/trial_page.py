@@ -33,7 +33,7 @@ class TrialPage:
         self.title, self.code_word, self.live, self.reference = "", "", dict[str, np.ndarray](), dict[str, np.ndarray]()
         self.references = 0  # how many there were: the page loads a picture anew when it is another
         try:
-            self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+            self._server = ThreadingHTTPServer(("127.0.0.1", port), type("PageHandler", (Handler,), {"served": self}))
         except OSError as error:
             raise UserError(f"trial: page_port={port}: {error.strerror}; choose another, or page=false") from error
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
@@ -72,65 +72,66 @@ class TrialPage:
         }
 
 
-def _handler(served: TrialPage) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            place = self._place()
-            if place == "":
-                nonce = secrets.token_urlsafe(12)
-                text = page("trial.html.j2", nonce=nonce, most_letters=MOST_REASON)
-                policy = f"default-src 'none'; img-src 'self'; connect-src 'self'; style-src 'nonce-{nonce}'"
-                self._answer(text.encode(), "text/html; charset=utf-8", f"{policy}; script-src 'nonce-{nonce}'")
-            elif place == "state":
-                self._answer(json.dumps(served.state()).encode(), "application/json")
-            elif place is not None and (picture := self._picture(place)) is not None:
-                self._answer(encode_jpeg(np.ascontiguousarray(picture), QUALITY).tobytes(), "image/jpeg")
-            else:
-                self.send_error(HTTPStatus.NOT_FOUND)
+class Handler(BaseHTTPRequestHandler):
+    """One request; `served` is the page, of a subclass that is made for it."""
 
-        def do_POST(self) -> None:
-            length = self.headers.get("Content-Length", "")
-            if self._place() != "key" or not length.isdigit() or int(length) > MOST_BODY:
-                self.send_error(HTTPStatus.NOT_FOUND)
-                return
-            try:
-                text = json.loads(self.rfile.read(int(length)))
-            except ValueError:
-                text = None
-            if not isinstance(text, str):
-                self.send_error(HTTPStatus.BAD_REQUEST)
-                return
-            for letter in text:
-                served.operator.press(letter)
-            self._answer(b"{}", "application/json")
+    served: TrialPage
 
-        def _place(self) -> str | None:
-            """What is asked for below the secret path, without the query; None for anybody who does not know it."""
-            host = self.headers.get("Host", "").rpartition(":")[0]
-            head, path = f"/{served.token}/", self.path.partition("?")[0]
-            return path.removeprefix(head) if host in ("127.0.0.1", "localhost") and path.startswith(head) else None
+    def do_GET(self) -> None:
+        place = self._place()
+        if place == "":
+            nonce = secrets.token_urlsafe(12)
+            text = page("trial.html.j2", nonce=nonce, most_letters=MOST_REASON)
+            policy = f"default-src 'none'; img-src 'self'; connect-src 'self'; style-src 'nonce-{nonce}'"
+            self._answer(text.encode(), "text/html; charset=utf-8", f"{policy}; script-src 'nonce-{nonce}'")
+        elif place == "state":
+            self._answer(json.dumps(self.served.state()).encode(), "application/json")
+        elif place is not None and (picture := self._picture(place)) is not None:
+            self._answer(encode_jpeg(np.ascontiguousarray(picture), QUALITY).tobytes(), "image/jpeg")
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND)
 
-        def _picture(self, place: str) -> np.ndarray | None:
-            kind, _, number = place.partition("/")
-            pictures = {"live": served.live, "reference": served.reference}.get(kind, {})
-            cameras = list(served.live)
-            return pictures.get(cameras[int(number)]) if number.isdigit() and int(number) < len(cameras) else None
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if self._place() != "key" or not length.isdecimal() or int(length) > MOST_BODY:
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return
+        try:
+            text = json.loads(self.rfile.read(int(length)))
+        except ValueError:
+            text = None
+        if not isinstance(text, str):
+            self.send_error(HTTPStatus.BAD_REQUEST)
+            return
+        for letter in text:
+            self.served.operator.press(letter)
+        self._answer(b"{}", "application/json")
 
-        def _answer(self, data: bytes, kind: str, policy: str = "default-src 'none'") -> None:
-            self.send_response(HTTPStatus.OK)
-            for name, value in (
-                ("Content-Type", kind),
-                ("Content-Length", str(len(data))),
-                ("Content-Security-Policy", policy),
-                ("Cache-Control", "no-store"),
-                ("X-Content-Type-Options", "nosniff"),
-                ("Referrer-Policy", "no-referrer"),
-            ):
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
+    def _place(self) -> str | None:
+        """What is asked for below the secret path, without the query; None for anybody who does not know it."""
+        host = self.headers.get("Host", "").rpartition(":")[0]
+        head, path = f"/{self.served.token}/", self.path.partition("?")[0]
+        return path.removeprefix(head) if host in ("127.0.0.1", "localhost") and path.startswith(head) else None
 
-        def log_message(self, format: str, *arguments: Any) -> None:
-            """The terminal is the operator's."""
+    def _picture(self, place: str) -> np.ndarray | None:
+        kind, _, number = place.partition("/")
+        pictures = {"live": self.served.live, "reference": self.served.reference}.get(kind, {})
+        cameras = list(self.served.live)
+        return pictures.get(cameras[int(number)]) if number.isdecimal() and int(number) < len(cameras) else None
 
-    return Handler
+    def _answer(self, data: bytes, kind: str, policy: str = "default-src 'none'") -> None:
+        self.send_response(HTTPStatus.OK)
+        for name, value in (
+            ("Content-Type", kind),
+            ("Content-Length", str(len(data))),
+            ("Content-Security-Policy", policy),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+        ):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        """The terminal is the operator's."""

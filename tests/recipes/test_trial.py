@@ -25,6 +25,7 @@ from toolkit.evaluation.trials import unseal
 HERE = Path(__file__).parent
 FRONT = "observation.images.front"
 STATES = ["hand_x.pos", "hand_y.pos", "hand_z.pos", "gripper.pos"]
+SMALL = {"depth": 2, "width": 32, "mlp_width": 64, "expert_width": 32, "expert_mlp_width": 64, "num_heads": 2}
 ACTIONS = ["delta_x.vel", "delta_y.vel", "delta_z.vel", "gripper.vel"]
 
 
@@ -34,7 +35,7 @@ def spread(shape: tuple[int, ...], low: float, high: float) -> dict[str, np.ndar
 
 
 def save_policy(path: Path, seed: int, fps: float = 80, camera: str = FRONT, names: list[str] = STATES) -> Path:
-    """A policy of shipped size with random weights, which learned actions from -0.2 to 0.2."""
+    """A small policy with random weights, which learned actions from -0.2 to 0.2."""
     torch.manual_seed(seed)
     stats = {"observation.state": spread((4,), -1, 1), "action": spread((4,), -0.2, 0.2)}
     policy = build_policy(
@@ -43,7 +44,7 @@ def save_policy(path: Path, seed: int, fps: float = 80, camera: str = FRONT, nam
         state_dim=4,
         action_dim=4,
         stats={**stats, camera: spread((3, 1, 1), 0, 1)},
-        options={},
+        options=SMALL,
     )
     policy.save_pretrained(path)
     Conventions("test", fps, names, ACTIONS, canvas=Canvas.single((64, 64), camera)).write(path)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from lerobot.robots import Robot
 
-from toolkit.envs.metaworld import MetaWorldEnv
+from toolkit.envs.metaworld import cached_env
 
 from .config_metaworld import MetaWorldConfig
 
@@ -57,7 +57,7 @@ class MetaWorld(Robot):
     def configure(self) -> None: ...
 
     def connect(self, calibrate: bool = True) -> None:
-        self.env = MetaWorldEnv(self.config.task, self.config.image_size)
+        self.env = cached_env(self.config.task, self.config.image_size)
         self.note("connect")
         self.arrange(0)
 
@@ -80,6 +80,5 @@ class MetaWorld(Robot):
         return action
 
     def disconnect(self) -> None:
-        self.env.close()
         self.env = None
         self.note("disconnect")
