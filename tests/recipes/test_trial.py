@@ -250,7 +250,12 @@ def test_an_exception_disconnects_the_robot(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_kill_disconnects_and_loses_no_trial(
-    number: int, hold: Callable[..., Any], work: Any, tmp_path: Path, policies: dict[str, Path]
+    number: int,
+    hold: Callable[..., Any],
+    work: Any,
+    tmp_path: Path,
+    policies: dict[str, Path],
+    start: Any,  # whose fork server has imported everything
 ) -> None:
     log, out, complaints = tmp_path / "log", tmp_path / "out", tmp_path / "complaints"
     words = ["placements=2", f"robot.log={log}"]

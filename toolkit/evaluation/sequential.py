@@ -157,7 +157,7 @@ def chance_of_evidence(placements: int, log_evidence: float) -> float:
 
 def _crossing(over: np.ndarray, placements: int, win: float, lose: float) -> float:
     """P(wins of a and b ever reach a cell that is `over`); win, lose: the chances that a or b wins a placement."""
-    chance = np.ones((1, 1))
+    chance: np.ndarray = np.ones((1, 1))
     crossed = 0.0
     for seen in range(1, placements + 1):
         before, reached = chance[:seen, :seen], over[: seen + 1, : seen + 1]
