@@ -36,6 +36,7 @@ COMMANDS = {
     "finetune": "go on from a policy checkpoint on few real episodes",
     "evaluate": "roll a policy out on unseen scenes, with intervals",
     "push": "upload a dataset or checkpoint to the Hugging Face hub, with a card; dry_run=true writes it on disk",
+    "trial": "compare policies on a robot: blinded, judged by a person, with a sequential test",
     "report": "write one self-contained HTML page about runs",
     "benchmark data": "measure how fast training data is read, side by side with LeRobotDataset",
     "benchmark lerobot": "measure training and evaluation, side by side with LeRobot's own tools",
@@ -109,6 +110,14 @@ EXAMPLES = {
     "push": (
         "vag push outputs/mixed/dataset repo_id=me/mixed license=cc-by-4.0 dry_run=true out=outputs/card",
         "vag push outputs/policy/pretrained_model repo_id=me/policy metrics=[outputs/evaluate] private=true",
+    ),
+    "trial": (
+        "vag trial 'policies={a:outputs/a/pretrained_model,b:outputs/b/pretrained_model}' "
+        "task='put the cup on the plate' robot.type=so101_follower robot.port=/dev/ttyACM0 "
+        "robot.max_relative_target=10 "
+        "'robot.cameras={front:{type:opencv,index_or_path:0,width:640,height:480,fps:30}}' out=outputs/trial",
+        "vag trial 'policies={a:outputs/a/pretrained_model,b:outputs/b/pretrained_model}' "
+        "task='put the cup on the plate' robot.type=so101_follower placements=40 limits_from=my/dataset",
     ),
     "report": ("vag report outputs/demo", "vag report outputs/real outputs/generator out=outputs/page"),
     "benchmark data": ("vag benchmark data", "vag benchmark data dataset=outputs/real/dataset repeats=15"),

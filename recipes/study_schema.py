@@ -29,6 +29,7 @@ from recipes.schema import (
     SynthesizeConfig,
     TrainGeneratorConfig,
 )
+from recipes.trial_schema import TrialConfig
 from toolkit.base.options import option
 from toolkit.training.config import MOST_BATCH, MOST_STEPS, MOST_THREADS
 
@@ -249,6 +250,7 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
     "push": PushConfig,
+    "trial": TrialConfig,
     "report": ReportConfig,
     "benchmark data": BenchmarkDataConfig,
     "benchmark lerobot": BenchmarkLerobotConfig,

@@ -31,6 +31,7 @@ from toolkit.reporting.generator_results import (
     TrainGeneratorResult,
     Trust,
 )
+from toolkit.reporting.trial_results import TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +251,7 @@ RESULTS: dict[str, Any] = {
     "finetune": PretrainResult,
     "evaluate": RolloutResult | OpenLoopResult,
     "push": PushResult,
+    "trial": TrialResult,
     "report": ReportResult,
     "benchmark data": BenchmarkDataResult,
     "benchmark lerobot": BenchmarkLerobotResult,

@@ -121,7 +121,8 @@ class EpisodeWriter:
             raise UserError(f"{self.directory}: no episode to write; the dataset would be empty")
         if any(self.metadata):
             write_notes(self.temporary / "meta" / FILE, self.ids, self.metadata)
-        self._write_global_statistics()
+        rows = {key: np.concatenate(parts) for key, parts in self._values.items()}
+        write_quantiles(self.temporary, rows, str(self.directory))
         files.discard(self.temporary / "images", everything=True)
 
     def _create(self, image_shapes: dict[str, tuple[int, ...]]) -> Any:
@@ -164,16 +165,19 @@ class EpisodeWriter:
             writer._streaming_encoder, writer._rgb_encoder = CopyingEncoder(self.copies), None
         return dataset
 
-    def _write_global_statistics(self) -> None:
-        """Replace the averaged per-episode quantiles, which are wrong, by quantiles of all frames."""
-        path = self.temporary / "meta/stats.json"
-        statistics = reading.read_json(path)
-        for key, parts in self._values.items():
-            values = np.concatenate(parts)
-            for name in [name for name in statistics[key] if name[0] == "q"]:
-                statistics[key][name] = np.quantile(values, int(name[1:]) / 100, axis=0).tolist()
-        check_finite(statistics, str(self.directory / "meta/stats.json"))
-        files.write_json(path, statistics)
+
+def write_quantiles(directory: Path, rows: dict[str, np.ndarray], shown: str) -> None:
+    """Replace the averaged per-episode quantiles, which are wrong, by quantiles of all frames: rows (N, D) by key.
+
+    Raises UserError, which calls the dataset as it is `shown`, for a statistic that is not finite.
+    """
+    path = directory / "meta/stats.json"
+    statistics = reading.read_json(path)
+    for key, values in rows.items():
+        for name in [name for name in statistics[key] if name[0] == "q"]:
+            statistics[key][name] = np.quantile(values, int(name[1:]) / 100, axis=0).tolist()
+    check_finite(statistics, f"{shown}/meta/stats.json")
+    files.write_json(path, statistics)
 
 
 def check_finite(value: Any, where: str) -> None:
