@@ -3,4 +3,5 @@
 import policies.action_steps
 import policies.diffusion_compact
 import policies.instruction_embedding
-import policies.pi05_compact  # noqa: F401
+import policies.pi05_compact
+import policies.vag_policy  # noqa: F401
