@@ -17,7 +17,8 @@ from policies.checkpoint_config import STRICT, Loading, read_config
 from policies.checkpoint_processors import load_processors
 from policies.checkpoints import load_weights, try_out
 from policies.factory import CONFIGS, PolicyObjective, cameras_in
-from policies.vag_policy.objective import acts_as_generator, load_generator_policy
+from policies.generator_kinds import acts_as_generator
+from policies.vag_policy.objective import load_generator_policy
 from toolkit.base.errors import UserError
 from toolkit.base.randomness import isolated_randomness
 from toolkit.data.episode import STATE, TASK

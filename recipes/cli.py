@@ -33,6 +33,7 @@ COMMANDS = {
     "replay": "execute a dataset's actions open loop and note which succeed",
     "pretrain": "train a policy on real and synthetic data",
     "finetune": "go on from a policy checkpoint on few real episodes",
+    "generator-policy": "write a generator as a LeRobot policy checkpoint, which acts in closed loop",
     "evaluate": "roll a policy out on unseen scenes, with intervals",
     "report": "write one self-contained HTML page about runs",
     "benchmark data": "measure how fast training data is read, side by side with LeRobotDataset",
@@ -93,6 +94,11 @@ EXAMPLES = {
         "vag finetune checkpoint=outputs/pretrained/pretrained_model real=[outputs/few/dataset]",
         "vag finetune checkpoint=outputs/pretrained/pretrained_model real=[outputs/real/dataset] "
         "episodes_per_task=2 refit_statistics=true",
+    ),
+    "generator-policy": (
+        "vag generator-policy checkpoint=outputs/generator/generator out=outputs/world_action_model",
+        "vag generator-policy checkpoint=outputs/generator/generator n_action_steps=16 sample=joint "
+        "save_predicted_video=true",
     ),
     "evaluate": (
         "vag evaluate checkpoint=outputs/pretrained/pretrained_model",

@@ -130,7 +130,9 @@ def weights_id(directory: str | Path) -> str:
         raise UserError(f"{path}: not found; expected a checkpoint directory")
     own = file_id(path)
     with suppress(ValueError):  # of a policy, or damaged, which its loader says
-        video = read_config(path.with_name("config.json")).get("video")
+        config = read_config(path.with_name("config.json"))
+        own_config = config.get("generator")  # of one that was written as a policy
+        video = (own_config if isinstance(own_config, dict) else config).get("video")
         if isinstance(video, dict) and video.get("kind") == PretrainedConfig().kind:
             return hashlib.sha256(f"{own} {video.get('base_id')}".encode()).hexdigest()[:16]
     return own

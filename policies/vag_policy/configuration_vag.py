@@ -26,7 +26,7 @@ class VagConfig(PreTrainedConfig):
         `toolkit.data.canvas`. name_views: instructions say which camera is seen where. random_start: whether it was
         trained on windows from anywhere in an episode; None = nobody knows.
     sample: `plan` = the actions alone, as their mean given the scene; `joint` = a whole sample, actions and video.
-        None = a plan, where the generator has plans.
+        None = a plan, where the generator has plans and no video is to be kept.
     n_action_steps: steps of a sample that are executed before the next one; None = all of them.
     num_inference_steps, guidance_scale, method, order, negative_prompt: of a sample, see `Generator.sample`; a plan
         takes one evaluation, whatever these say.
@@ -60,7 +60,7 @@ class VagConfig(PreTrainedConfig):
             return  # as LeRobot makes it by the type's name alone
         shape, clocks = self.shape, clocks_of(self.shape.action)
         if self.sample is None:
-            self.sample = "plan" if Mode.PLAN in clocks.modes else "joint"
+            self.sample = "plan" if Mode.PLAN in clocks.modes and not self.save_predicted_video else "joint"
         if self.n_action_steps is None:
             self.n_action_steps = self.chunk_size
         if not 1 <= self.n_action_steps <= self.chunk_size:

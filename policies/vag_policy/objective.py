@@ -6,7 +6,6 @@ B scenes, n executed steps, A action width; pictures are (H, W, 3) uint8.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +18,7 @@ from policies.checkpoint_config import CONFIG, STRICT, WEIGHTS, Loading, read_co
 from policies.checkpoint_processors import load_processors
 from policies.checkpoints import try_out
 from policies.factory import PolicyObjective
+from policies.generator_kinds import POLICY_TYPE, kind_of_checkpoint
 from policies.vag_policy.configuration_vag import UNTRAINED, VagConfig
 from policies.vag_policy.modeling_vag import VagPolicy
 from policies.vag_policy.processor_vag import make_vag_policy_pre_post_processors
@@ -28,11 +28,7 @@ from toolkit.data.conventions import Conventions
 from toolkit.data.episode import STATE, TASK
 from toolkit.data.windows import Windows
 from vag_core import Generator
-from vag_core import checkpoint as generator_files
 from vag_core.backbones.tokens import TextTokens
-from vag_core.generator import CHECKPOINT_TYPE
-
-POLICY_TYPE = "vag_policy"
 
 
 class GeneratorObjective(PolicyObjective):
@@ -78,19 +74,6 @@ class GeneratorObjective(PolicyObjective):
             return None
         seen = self.policy.predicted_at(range(self.n_action_steps + 1))[row].cpu().numpy()
         return next(iter(self.policy.canvas.take_apart(seen).values()))
-
-
-def kind_of_checkpoint(directory: str | Path) -> str | None:
-    """`type` in the config.json of a directory; None where there is none that can be read."""
-    with suppress(ValueError):
-        kind = generator_files.read_config(Path(directory) / CONFIG).get("type")
-        return kind if isinstance(kind, str) else None
-    return None
-
-
-def acts_as_generator(directory: str | Path) -> bool:
-    """Whether a checkpoint is a generator, or one that was written as a policy."""
-    return kind_of_checkpoint(directory) in (CHECKPOINT_TYPE, POLICY_TYPE)
 
 
 def load_generator_policy(

@@ -128,6 +128,18 @@ class PretrainResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GeneratorPolicyResult:
+    """A generator written as a policy. horizon: steps of a sample; random_start: None where nobody knows."""
+
+    checkpoint: str
+    generator_id: str
+    sample: str
+    n_action_steps: int
+    horizon: int
+    random_start: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutResult:
     """Of `vag evaluate` in simulation."""
 
@@ -245,6 +257,7 @@ RESULTS: dict[str, Any] = {
     "replay": ReplayResult,
     "pretrain": PretrainResult,
     "finetune": PretrainResult,
+    "generator-policy": GeneratorPolicyResult,
     "evaluate": RolloutResult | OpenLoopResult,
     "report": ReportResult,
     "benchmark data": BenchmarkDataResult,
