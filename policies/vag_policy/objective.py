@@ -96,6 +96,7 @@ def load_generator_policy(
             read = read_config(directory, loading)
             assert isinstance(read, VagConfig)
             config = replace(read, **settings)
+            config.validate_features()
             weights, path = directory / WEIGHTS, directory / CONFIG
             generator = Generator.load(config.generator, weights, path, loading.max_parameters, base)
         else:
