@@ -15,7 +15,8 @@ from lerobot.utils.import_utils import register_third_party_plugins
 
 import policies.diffusion_compact
 import policies.instruction_embedding
-import policies.pi05_compact  # noqa: F401  (types and steps register themselves)
+import policies.pi05_compact
+import policies.vag_policy  # noqa: F401  (types and steps register themselves)
 from policies.known_types import (
     FIXED,
     POLICY_TYPES,
@@ -39,6 +40,7 @@ OF_PICTURES = ("shape", "resolution", "image_size", "resize")
 INNER = (
     *("vlm_config", "florence_config", "video_dit_config", "action_dit_config", "dataset_feature_names"),
     "actor_learner_config",  # which holds a port
+    "generator",  # of vag_policy, which vag_core checks field by field
 )
 _WORD = re.compile(r"[\w.+-]*(:\d+)?")
 

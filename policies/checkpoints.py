@@ -115,7 +115,7 @@ def _download(checkpoint: str, **options: Any) -> Path:
 # --------------------------------------------------------------------------------------------------------------- saving
 
 _WRITTEN = re.compile(
-    r"README\.md|config\.json|train_config\.json|model\.safetensors|seen_scenes\.json|conventions\.json"
+    r"README\.md|config\.json|train_config\.json|model\.safetensors|seen_scenes\.json|conventions\.json|windows\.json"
     r"|policy_(pre|post)processor(_step_\d+_\w+)?\.(json|safetensors)"
 )
 

@@ -84,6 +84,7 @@ POLICY_TYPES: dict[str, PolicyType] = {
     ),
     "smolvla": PolicyType(before=(*BEFORE, "smolvla_new_line_processor", TOKENIZER), fixed={"load_vlm_weights": False}),
     "tdmpc": PolicyType(),
+    "vag_policy": PolicyType(),
     "vla_jepa": PolicyType(
         if_set={
             "vla_jepa_clip_actions": "clip_normalized_actions",
@@ -220,7 +221,7 @@ WORDS = frozenset(
         *("padding", "padding_side", "device", "float_dtype", "rtc_config", "normalization_mapping", "norm_map"),
         *("vlm_config", "florence_config", "video_dit_config", "action_dit_config", "concurrency"),
         *("discrete_critic_network_kwargs", "actor_learner_config", "raw_stats", "modality_config"),
-        *("video_scheduler", "action_scheduler", "loss"),
+        *("video_scheduler", "action_scheduler", "loss", "sample", "method", "order"),
         *("input_features", "output_features", "features", "representation"),
     }
 )
@@ -232,5 +233,8 @@ TEXTS = frozenset(
         *("control_mode", "reinit_modules", "domain_feature_key", "task_key", "rename_map", "exclude_joints"),
         *("action_names", "normalize_observation_keys", "normalization_masks", "language_key"),
         *("embodiment_mapping", "video_modality_keys"),
+        # Of vag_policy: vag_core checks the first, and reads a video model only where it lies and if it is the right
+        # one; of a text encoder on this disk nothing is run, see `toolkit.data.text`.
+        *("generator", "instruction_encoder"),
     }
 )

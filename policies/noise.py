@@ -16,6 +16,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from policies.pi05_compact import Pi05CompactPolicy
+from policies.vag_policy.modeling_vag import VagPolicy
 from toolkit.base.randomness import isolated_randomness
 
 
@@ -27,6 +28,8 @@ def predict_chunk(policy: PreTrainedPolicy, batch: dict[str, Any], noise_seeds: 
     """
     if noise_seeds is None:
         return policy.predict_action_chunk(batch)
+    if isinstance(policy, VagPolicy):
+        return policy.predict_action_chunk(batch, noise_seeds)
     config = cast(Any, policy.config)
     if not isinstance(policy, Pi05CompactPolicy | DiffusionPolicy):
         parts = []

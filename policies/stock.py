@@ -17,6 +17,8 @@ from policies.checkpoint_config import STRICT, Loading, read_config
 from policies.checkpoint_processors import load_processors
 from policies.checkpoints import load_weights, try_out
 from policies.factory import CONFIGS, PolicyObjective, cameras_in
+from policies.generator_kinds import acts_as_generator
+from policies.vag_policy.objective import load_generator_policy
 from toolkit.base.errors import UserError
 from toolkit.base.randomness import isolated_randomness
 from toolkit.data.episode import STATE, TASK
@@ -68,12 +70,14 @@ class StockPolicy:
 
 
 def load_policy(directory: str | Path, device: str = "cpu", loading: Loading = STRICT) -> PolicyObjective | StockPolicy:
-    """A checkpoint of this toolkit, or of any LeRobot policy with one picture and the state.
+    """A checkpoint of this toolkit, a generator among them, or of any LeRobot policy with one picture and the state.
 
     Raises UserError if it is missing or damaged, for what `loading` does not allow, or if it sees what the
     environments do not show.
     """
     directory = Path(directory)
+    if acts_as_generator(directory):
+        return load_generator_policy(directory, device, loading)
     config = read_config(directory, loading)
     if config.type in CONFIGS and config.n_obs_steps == 1:
         return PolicyObjective.from_pretrained(directory, device, loading)

@@ -27,6 +27,7 @@ from recipes.study import (
     generator_stages,
     parse_grid,
     pretraining_stage,
+    training_alone,
 )
 from recipes.study_notes import FILTER_NOTE, describe_commits, describe_draws, notes, power_sentence
 from recipes.study_record import (
@@ -209,7 +210,11 @@ def study_stages(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> lis
     stages: list[Stage] = []
     for data, seed in dict.fromkeys((c.generator_data, generator_seed(config, c)) for c in cells if c.needs_generator):
         episodes = max(c.synthetic_per_task for c in cells if c.needs_generator)
-        stages += generator_stages(config, root, data, seed, episodes)
+        made = generator_stages(config, root, data, seed, episodes)
+        taught = any(
+            ARMS[c.arm].synthetic and (c.generator_data, generator_seed(config, c)) == (data, seed) for c in cells
+        )
+        stages += made if taught else training_alone(made)
     pretrained: set[str] = set()
     for cell in cells:
         if ARMS[cell.arm].finetuned and cell.pretraining not in pretrained:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from recipes.common import file_id, scenes_text
+from policies.generator_kinds import acts_as_generator
+from recipes.common import file_id, scenes_text, weights_id
 from recipes.compose import command_words
 from recipes.stages import entry, make_stage, needed_result, run_stages
 from recipes.study_schema import BenchmarkPoliciesConfig
@@ -78,7 +79,7 @@ def rolled_out(config: BenchmarkPoliciesConfig, run: Run) -> Outcomes:
         "seed": config.seed,
     }
     stages = [
-        make_stage(f"{name}_{k}", "evaluate", {"checkpoint": path, "arm": name, **common}, config.evaluate)
+        make_stage(f"{name}_{k}", "evaluate", {"checkpoint": path, "arm": name, **common}, rollout_words(config, path))
         for name, paths in checkpoints.items()
         for k, path in enumerate(paths)
     ]
@@ -137,6 +138,11 @@ def judged_elsewhere(config: BenchmarkPoliciesConfig, run: Run) -> Outcomes:
     return outcomes, judged.arms, notes, []
 
 
+def rollout_words(config: BenchmarkPoliciesConfig, checkpoint: str) -> list[str]:
+    """Overrides of the evaluation of a checkpoint."""
+    return [*config.evaluate, *(config.evaluate_generators if acts_as_generator(checkpoint) else [])]
+
+
 def notes_of(
     config: BenchmarkPoliciesConfig,
     root: Path,
@@ -149,6 +155,7 @@ def notes_of(
         "scenes": scenes_text(config.suites, config.episodes_per_task, config.tasks, config.new_tasks)
         + f"; all from seed {config.first_seed} on, the same for all policies, and so is the noise of a scene's chunks",
         "rollouts": " ".join(config.evaluate) or "as `vag evaluate` does by default",
+        **({"generators as policies": " ".join(words)} if (words := config.evaluate_generators) else {}),
         "intervals": HOW_TO_READ,
         "ranks": RANKS,
         "checkpoints": "; ".join(f"{name}: {', '.join(paths)}" for name, paths in checkpoints.items()),
@@ -191,8 +198,11 @@ def all_scenes_known(root: Path, name: str, checkpoints: int) -> bool:
 def learned_from(checkpoint: str) -> frozenset[str] | None:
     """Identities of the generators behind what a policy learned from, and behind that which it goes on from.
 
-    By the run.json beside it; None where there is none, as for checkpoints of the Hub.
+    By the run.json beside it; None where there is none, as for checkpoints of the Hub. Of a generator itself it is this
+    one, so that it and the policies that it feeds are one cluster.
     """
+    if acts_as_generator(checkpoint):
+        return frozenset({weights_id(checkpoint)})
     directory = Path(checkpoint).parent
     if not (directory / RECORD).is_file():
         return None

@@ -34,6 +34,7 @@ COMMANDS = {
     "mix": "write real and synthetic episodes as one LeRobotDataset, at a fraction, for others to train on",
     "pretrain": "train a policy on real and synthetic data",
     "finetune": "go on from a policy checkpoint on few real episodes",
+    "generator-policy": "write a generator as a LeRobot policy checkpoint, which acts in closed loop",
     "evaluate": "roll a policy out on unseen scenes, with intervals",
     "push": "upload a dataset or checkpoint to the Hugging Face hub, with a card; dry_run=true writes it on disk",
     "trial": "compare policies on a robot: blinded, judged by a person, with a sequential test",
@@ -102,6 +103,11 @@ EXAMPLES = {
         "vag finetune checkpoint=outputs/pretrained/pretrained_model real=[outputs/few/dataset]",
         "vag finetune checkpoint=outputs/pretrained/pretrained_model real=[outputs/real/dataset] "
         "episodes_per_task=2 refit_statistics=true",
+    ),
+    "generator-policy": (
+        "vag generator-policy checkpoint=outputs/generator/generator out=outputs/world_action_model",
+        "vag generator-policy checkpoint=outputs/generator/generator n_action_steps=16 sample=joint "
+        "save_predicted_video=true",
     ),
     "evaluate": (
         "vag evaluate checkpoint=outputs/pretrained/pretrained_model",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from toolkit.base.errors import UserError, warn
 from toolkit.base.processes import processes
@@ -136,7 +135,9 @@ def weights_id(directory: str | Path) -> str:
         raise UserError(f"{path}: not found; expected a checkpoint directory")
     own = file_id(path)
     with suppress(ValueError):  # of a policy, or damaged, which its loader says
-        video = read_config(path.with_name("config.json")).get("video")
+        config = read_config(path.with_name("config.json"))
+        own_config = config.get("generator")  # of one that was written as a policy
+        video = (own_config if isinstance(own_config, dict) else config).get("video")
         if isinstance(video, dict) and video.get("kind") == PretrainedConfig().kind:
             return hashlib.sha256(f"{own} {video.get('base_id')}".encode()).hexdigest()[:16]
     return own
@@ -200,25 +201,6 @@ def load_generator(
 def canvas_of(generator: Generator, trained: Conventions) -> Canvas:
     """Cameras of a generator, and where its pictures show them; one that fills them where the checkpoint is silent."""
     return trained.canvas or Canvas.single(generator.config.image_size)
-
-
-def instruction_encoder(
-    path: str | None, max_parameters: int = MOST_PARAMETERS, views: str = ""
-) -> Callable[[list[str]], list[str] | Tensor]:
-    """Strings as they are, for a generator that learns on bytes, or vectors from a text encoder on disk.
-
-    views: `Conventions.views`, said after each instruction.
-    """
-
-    def told(texts: list[str]) -> list[str]:
-        return [f"{text}; {views}" for text in texts] if views else texts
-
-    if path is None:
-        return told
-    from toolkit.data.text import InstructionEmbedder
-
-    embedder = InstructionEmbedder(path=path, max_parameters=max_parameters)
-    return lambda texts: torch.as_tensor(embedder.embed(told(texts)))
 
 
 def converter(kind: str, reference: Sequence[int]) -> Convert:

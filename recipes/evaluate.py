@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 from policies.checkpoint_config import Loading
 from policies.checkpoints import checkpoint_directory
 from policies.factory import PolicyObjective
-from policies.stock import load_policy
+from policies.generator_kinds import acts_as_generator
+from policies.stock import StockPolicy, load_policy
+from policies.vag_policy.objective import GeneratorObjective, load_generator_policy
 from recipes.common import Pictures, check_simulated, check_unseen, distinct_tasks, load_clips, pick_device, weights_id
+from recipes.generator_policy_schema import chosen
 from recipes.policy_schema import EvaluateConfig
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.run import Run
@@ -46,7 +51,7 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     seed_everything(config.seed)
     loading = Loading.of(config)
     checkpoint = checkpoint_directory(config.checkpoint, loading)
-    policy = load_policy(checkpoint, pick_device(config.runtime), loading)
+    policy = load(config, checkpoint)
     identity = weights_id(checkpoint)
     run.add_data(config.checkpoint, identity)
     check_simulated(checkpoint, remedy=RETUNE)
@@ -78,7 +83,8 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
         if videos:
             path = f"media/{suite}.mp4"
             write_video(run.directory / path, grid(videos, columns=6), fps=20)
-            media.append(Media(path=path, caption=f"{suite}: the first rollouts of each task"))
+            below = ", below each what the generator imagined" if imagines(policy) else ""
+            media.append(Media(path=path, caption=f"{suite}: the first rollouts of each task{below}"))
     return RolloutResult(
         policy=policy.policy_type,
         checkpoint_id=identity,
@@ -89,11 +95,27 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     )
 
 
+def load(config: EvaluateConfig, checkpoint: Path, trained_here: bool = False) -> Any:
+    """The policy of a checkpoint, which may be a generator; trained_here: of the types that vag trains alone."""
+    device, loading, (settings, base) = pick_device(config.runtime), Loading.of(config), chosen(config.generator_policy)
+    if acts_as_generator(checkpoint):
+        return load_generator_policy(checkpoint, device, loading, settings, base)
+    if settings or base is not None:
+        name = next(iter(settings), "base")
+        raise UserError(f"generator_policy.{name}: {checkpoint} is no generator; leave it out")
+    return (PolicyObjective.from_pretrained if trained_here else load_policy)(checkpoint, device, loading)
+
+
+def imagines(policy: PolicyObjective | StockPolicy) -> bool:
+    """Whether a policy keeps the pictures that it predicts."""
+    return isinstance(policy, GeneratorObjective) and policy.config.save_predicted_video
+
+
 def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLoopResult:
     """Compare predicted with recorded actions: for robots that have no simulator."""
     set_threads(config.runtime)
     seed_everything(config.seed)
-    policy = PolicyObjective.from_pretrained(config.checkpoint, pick_device(config.runtime), Loading.of(config))
+    policy = load(config, Path(config.checkpoint), trained_here=True)
     identity = weights_id(config.checkpoint)
     run.add_data(config.checkpoint, identity)
     trained = Conventions.of(config.checkpoint)

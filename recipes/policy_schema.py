@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from recipes.generator_policy_schema import GeneratorPolicyConfig
 from recipes.schema import (
     ABSOLUTE_DIMENSIONS,
     ACTION_KINDS,
@@ -94,7 +95,10 @@ class FinetuneConfig(PolicyTrainingConfig, LoadingConfig):
 
 @dataclass
 class EvaluateConfig(CommonConfig, LoadingConfig):
-    checkpoint: str = option(MISSING, "pretrained_model directory, or owner/name of a LeRobot policy on the hub")
+    checkpoint: str = option(
+        MISSING, "pretrained_model directory, owner/name of a LeRobot policy on the hub, or a generator's directory"
+    )
+    generator_policy: GeneratorPolicyConfig = part(GeneratorPolicyConfig, "how a generator acts, where it is one")
     dataset: str | None = option(
         None, "instead of rollouts: open-loop error on these episodes (LeRobotDataset, clip file)"
     )

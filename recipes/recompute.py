@@ -84,6 +84,9 @@ def read_rollouts(path: Path) -> tuple[Outcomes, dict[str, list[str]]]:
 
     table = pd.read_parquet(path)
     axes = [field.name for field in fields(Cell)]
+    for field in fields(Cell):
+        if field.name not in table:  # of a study that is older than an axis
+            table[field.name] = field.default
     outcomes: Outcomes = {}
     scenes: dict[str, list[tuple[str, int]]] = {}
     for key, part in table.groupby([*axes, "suite"], sort=False):

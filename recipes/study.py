@@ -18,6 +18,7 @@ from toolkit.base.errors import UserError, nearest
 
 GENERATOR_DATA = ("same_tasks", "other_tasks")
 POLICIES = ("pi05_compact", "diffusion", "diffusion_compact")
+GENERATOR_POLICY = "vag_policy"  # the policy of the arm `generator`, which takes no other
 SCORES = ("score_cycle_error", "score_flow_loss", "score_limit_excess", "score_nearest", "replay_success")
 
 
@@ -26,6 +27,7 @@ class Arm:
     """What a policy is trained on, in the same number of gradient steps as every other arm.
 
     real: `few`, `all` that the generator has seen, or none. finetuned: synthetic episodes first, the real ones after.
+    generator: nothing, the generator itself acts.
     """
 
     real: str | None = "few"
@@ -34,6 +36,7 @@ class Arm:
     filtered: bool = False
     augmented: bool = False
     shuffled: bool = False
+    generator: bool = False
 
 
 ARMS = {
@@ -50,6 +53,7 @@ ARMS = {
     "cotrain_shuffled": Arm(synthetic=True, shuffled=True),
     "cotrain_filtered_shuffled": Arm(synthetic=True, filtered=True, shuffled=True),
     "pretrain_finetune_shuffled": Arm(synthetic=True, finetuned=True, shuffled=True),
+    "generator": Arm(real=None, generator=True),
 }
 
 
@@ -70,11 +74,12 @@ class Cell:
     finetune: str = "default"
     finetune_share: float = 0.5  # of the gradient steps
     finetune_fraction: float = 0.0  # of synthetic clips while fine-tuning
+    generator_policy: str = "default"  # how the generator of the arm `generator` acts
     seed: int = 0
 
     @property
     def needs_generator(self) -> bool:
-        return ARMS[self.arm].synthetic
+        return ARMS[self.arm].synthetic or ARMS[self.arm].generator
 
     @property
     def group(self) -> Cell:
@@ -140,16 +145,22 @@ def _cell(config: AblateConfig, values: dict[str, str], line: str) -> Cell:
         raise UserError(f"ablate: grid line '{line}' names no arm; expected arm=... of {', '.join(ARMS)}")
     known: dict[str, Sequence[str]] = {
         "arm": list(ARMS),
-        "policy": POLICIES,
+        "policy": [*POLICIES, GENERATOR_POLICY],
         "generator_data": GENERATOR_DATA,
         "filter": ["none", *config.filters],
         "weight_by": ["none", *SCORES],
         "finetune": ["default", *config.finetunes],
+        "generator_policy": ["default", *config.generator_policies],
     }
     for key, options in known.items():
         if parsed.get(key, options[0]) not in options:
             raise UserError(f"ablate: {key}={parsed[key]} is unknown. {nearest(parsed[key], options)}")
-    cell = Cell(**parsed)
+    own = ARMS[parsed["arm"]].generator
+    if not own and parsed.get("policy") == GENERATOR_POLICY:
+        raise UserError(
+            f"ablate: grid line '{line}': policy={GENERATOR_POLICY} is of arm=generator alone; leave it out"
+        )
+    cell = Cell(**{**parsed, **({"policy": GENERATOR_POLICY} if own else {})})
     for key in ("synthetic_fraction", "finetune_fraction"):
         if not 0 <= (fraction := getattr(cell, key)) <= 1:
             raise UserError(f"ablate: {key}={fraction}: expected a number from 0 to 1")
@@ -169,7 +180,9 @@ def _relevant(config: AblateConfig, cell: Cell) -> Cell:
     changes: dict[str, Any] = {}
     if not arm.synthetic:
         changes |= {"synthetic_per_task": default.synthetic_per_task, "weight_by": default.weight_by}
-    if not arm.synthetic and arm.real != "all":
+    if not arm.generator:
+        changes["generator_policy"] = default.generator_policy
+    if not cell.needs_generator and arm.real != "all":
         changes["generator_data"] = default.generator_data
     if arm.real != "few":
         changes["few"] = default.few
@@ -240,10 +253,16 @@ def generator_stages(config: AblateConfig, root: Path, data: str, seed: int, epi
     return in_turn([*stages, make_stage(f"score_{name}", "score", score)])
 
 
+def training_alone(stages: Sequence[Stage]) -> list[Stage]:
+    """Of the stages of a generator those up to its last training: what it takes for itself to act."""
+    last = max(k for k, stage in enumerate(stages) if stage.command == "train-generator")
+    return list(stages[: last + 1])
+
+
 def scored(config: AblateConfig, cell: Cell) -> tuple[str, ...]:
     """The stage after which the episodes of a cell's generator are complete; none where it has none."""
     name = generator_name(config, cell.generator_data, generator_seed(config, cell))
-    return (f"score_{name}",) if cell.needs_generator else ()
+    return (f"score_{name}",) if ARMS[cell.arm].synthetic else ()
 
 
 def generator_datasets(root: Path, config: AblateConfig, data: str) -> list[str]:
@@ -316,11 +335,16 @@ def pretraining_stage(config: AblateConfig, root: Path, cell: Cell) -> Stage:
 
 
 def cell_stages(config: AblateConfig, root: Path, cell: Cell) -> list[Stage]:
-    """Train the policy of a cell, from scratch or from its pretraining, and evaluate it."""
-    trained = (finetuning_stage if ARMS[cell.arm].finetuned else training_stage)(config, root, cell)
-    single = {"seed": cell.seed, "runtime.threads": config.threads}
+    """Train the policy of a cell, from scratch or from its pretraining, and evaluate it; a generator is trained."""
+    single, stages, words = {"seed": cell.seed, "runtime.threads": config.threads}, list[Stage](), config.evaluate
+    if ARMS[cell.arm].generator:
+        needed = f"generator_{generator_name(config, cell.generator_data, generator_seed(config, cell))}"
+        checkpoint, words = f"{needed}/generator", [*words, *config.generator_policies.get(cell.generator_policy, [])]
+    else:
+        stages = [(finetuning_stage if ARMS[cell.arm].finetuned else training_stage)(config, root, cell)]
+        needed, checkpoint = stages[0].name, f"{stages[0].name}/pretrained_model"
     where = {
-        "checkpoint": str(root / trained.name / "pretrained_model"),
+        "checkpoint": str(root / checkpoint),
         "tasks": config.tasks,
         "new_tasks": config.new_tasks,
         "suites": config.suites,
@@ -329,8 +353,7 @@ def cell_stages(config: AblateConfig, root: Path, cell: Cell) -> list[Stage]:
         "first_seed": config.held_out_seed,
         "arm": cell.arm,
     }
-    name = f"{cell.name}/evaluate"
-    return [trained, make_stage(name, "evaluate", where, config.evaluate, single, [trained.name])]
+    return [*stages, make_stage(f"{cell.name}/evaluate", "evaluate", where, words, single, [needed])]
 
 
 def few_data(config: AblateConfig, root: Path, cell: Cell) -> dict[str, Any]:

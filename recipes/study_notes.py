@@ -7,7 +7,7 @@ from pathlib import Path
 
 from recipes.common import scenes_text
 from recipes.stages import finished_result
-from recipes.study import ARMS, Cell, generator_name, generator_seed, total_steps
+from recipes.study import ARMS, GENERATOR_POLICY, Cell, generator_name, generator_seed, total_steps
 from recipes.study_schema import AblateConfig
 from toolkit.base.record import read_record
 from toolkit.envs.shifts import SUITES
@@ -91,6 +91,7 @@ def notes(
     """What a reader needs to judge the numbers, of the `metrics` that the rows have."""
     generators = dict.fromkeys(cell.generator_data for cell in cells if cell.needs_generator)
     measured = [cell for cell in cells if cell.name not in failed]
+    trained = [cell.policy for cell in cells if cell.policy != GENERATOR_POLICY]
     default, used = Cell("cotrain"), sorted({cell.filter for cell in cells} - {"none"})
     found = {
         "arms": f"where their names say nothing else, with few={default.few} real episodes a task, "
@@ -101,7 +102,7 @@ def notes(
         "training seed. Objects stand where those of the few real episodes may, in `position` where they may not",
         "intervals": HOW_TO_READ,
         "training": f"{config.real_per_task} real episodes a task are all. The same in every arm: "
-        + "; ".join(describe_training(config, p) for p in dict.fromkeys(cell.policy for cell in cells)),
+        + "; ".join(describe_training(config, p) for p in dict.fromkeys(trained)),
         "power": power_sentence(config, cells),
     }
     if any(ARMS[cell.arm].real == "few" for cell in cells):
@@ -127,6 +128,12 @@ def notes(
         found["fine-tuning"] = " ".join(config.finetune)
     if used:
         found["filters"] = "; ".join(f"{name}: {' and '.join(config.filters[name])}" for name in used)
+    if acting := {cell.generator_policy for cell in cells if ARMS[cell.arm].generator}:
+        ways = {"default": [], **config.generator_policies}
+        found["generators as policies"] = (
+            "in arm=generator nothing is trained but the generator, which acts itself; "
+            + ("; ".join(f"{name}: {' '.join(ways[name]) or 'whole plans or samples'}" for name in sorted(acting)))
+        )
     if config.evaluate:
         found["rollouts"] = " ".join(config.evaluate)
     found |= {f"generator trained on {data}": generator_note(config, data) for data in generators}

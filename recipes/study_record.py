@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from recipes.stages import entry, finished_result, is_finished
-from recipes.study import ARMS, POLICIES, Cell, generator_name, generator_seed, outcome_runs
+from recipes.study import ARMS, GENERATOR_POLICY, POLICIES, Cell, generator_name, generator_seed, outcome_runs
 from recipes.study_schema import AblateConfig
 from toolkit.data.formats.lerobot_read import noted_episodes
 from toolkit.data.selection import HIGHER_IS_BETTER, column
@@ -36,7 +36,7 @@ def measured_suites(root: Path, cell: Cell) -> dict[str, RolloutRates]:
 def gather(root: Path, cells: Sequence[Cell]) -> Outcomes:
     """Outcomes of every rollout, policy by policy; scenes in the same order for all."""
     outcomes: Outcomes = {}
-    for cell in sorted(cells, key=lambda cell: POLICIES.index(cell.policy)):
+    for cell in sorted(cells, key=lambda cell: [*POLICIES, GENERATOR_POLICY].index(cell.policy)):
         for suite, measured in measured_suites(root, cell).items():
             seeds = outcomes.setdefault((cell.group, suite), {})
             seeds[cell.seed] = [bool(success) for _, _, success in measured.outcomes]
@@ -146,13 +146,15 @@ def controls(cell: Cell, outcomes: Outcomes, suite: str) -> list[Cell]:
     """What a cell is compared with, as far as it was tried.
 
     The same few real episodes alone; for synthetic episodes also all real ones that their generator has seen, the same
-    with shuffled actions, and beside real ones the same synthetic ones alone; and the same without its filter, weights
-    or augmentation, or fine-tuned as by default.
+    with shuffled actions, the generator itself in closed loop, and beside real ones the same synthetic ones alone; and
+    the same without its filter, weights or augmentation, or fine-tuned as by default.
     """
     arm, found = ARMS[cell.arm], [few_alone(cell, outcomes, suite)]
     if arm.synthetic and not arm.shuffled:
         found.append(Cell("real_all", cell.policy, cell.generator_data))
         found.append(replace(cell, arm=f"{cell.arm}_shuffled"))
+        own = [c for c, s in outcomes if s == suite and c.arm == "generator"]
+        found += [c for c in own if c.generator_data == cell.generator_data]
     if arm.synthetic and arm.real and not (arm.shuffled or arm.filtered or arm.augmented):
         alone = Cell("synthetic_only", cell.policy, cell.generator_data)
         found.append(replace(alone, synthetic_per_task=cell.synthetic_per_task, weight_by=cell.weight_by))

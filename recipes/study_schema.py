@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from recipes.exchange_schema import MixConfig, PushConfig
+from recipes.generator_policy_schema import GeneratorPolicyCommandConfig
 from recipes.policy_schema import EvaluateConfig, FinetuneConfig, PretrainConfig
 from recipes.schema import (
     MOST_EPISODES,
@@ -161,7 +162,9 @@ class GateConfig(CommonConfig):
 
 @dataclass
 class BenchmarkPoliciesConfig(CommonConfig):
-    checkpoints: dict[str, Any] = option({}, "name: directory, or one for each training seed", paths=True)
+    checkpoints: dict[str, Any] = option(
+        {}, "name: directory of a policy or generator, or one for each training seed", paths=True
+    )
     results: str | None = option(
         None, "instead of rollouts: .csv or .parquet of outcomes judged elsewhere, with columns policy, scene, success"
     )
@@ -173,6 +176,9 @@ class BenchmarkPoliciesConfig(CommonConfig):
     episodes_per_task: int = option(50, "rollouts of each task and suite", least=1, most=MOST_EPISODES)
     first_seed: int = option(500_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
     evaluate: list[str] = option([], "overrides of every evaluation")
+    evaluate_generators: list[str] = option(
+        [], "after them, overrides for generators, such as generator_policy.n_action_steps=16"
+    )
     lanes: int = option(2, "processes side by side; 0 = everything in this one", least=0, most=MOST_PROCESSES)
     threads: int = option(1, "of each; 0 = torch's default", least=0, most=MOST_THREADS)
 
@@ -222,6 +228,9 @@ class AblateConfig(CommonConfig):
     finetune: list[str] = option([], "overrides for every finetune")
     policy_finetune: dict[str, list[str]] = option({}, "after them, overrides for single policies")
     evaluate: list[str] = option([], "overrides for every evaluation")
+    generator_policies: dict[str, list[str]] = option(
+        {}, "name: overrides of `vag evaluate` of a generator, such as generator_policy.n_action_steps=16"
+    )
     gap: list[float] = option([0.35, 0.55], "success rates that shall be told apart", above=0, below=1)
     power: float = option(0.8, "chance to see that gap, for the count of scenes that is told", above=0, below=1)
     seed_deviation: float = option(
@@ -248,6 +257,7 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "mix": MixConfig,
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
+    "generator-policy": GeneratorPolicyCommandConfig,
     "evaluate": EvaluateConfig,
     "push": PushConfig,
     "trial": TrialConfig,

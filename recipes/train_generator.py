@@ -13,7 +13,6 @@ import torch
 from recipes.common import (
     Pictures,
     converter,
-    instruction_encoder,
     load_all,
     load_generator,
     load_notes,
@@ -47,6 +46,7 @@ from toolkit.data.images import as_size
 from toolkit.data.normalizer import ACTION_FLOOR, STATE_FLOOR, describe, dimension_names
 from toolkit.data.seen_scenes import SeenScenes, merge, scenes_behind, scenes_of, write_scenes
 from toolkit.data.selection import select, subset
+from toolkit.data.text import instruction_encoder
 from toolkit.data.windows import Windows
 from toolkit.reporting.generator_results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
 from toolkit.training.loop import train

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from recipes.common import instruction_encoder, pick_device, user_errors
+from recipes.common import pick_device, user_errors
 from recipes.schema import SamplerConfig, TrainGeneratorConfig
 from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
@@ -18,11 +17,12 @@ from toolkit.data.canvas import Canvas
 from toolkit.data.clips import ClipStore
 from toolkit.data.formats.lerobot_layout import camera_keys, read_info
 from toolkit.data.images import as_size
+from toolkit.data.text import instruction_encoder
 from vag_core import Generator
+from vag_core.backbones import tokens
 from vag_core.config import GeneratorConfig, PretrainedConfig
 
 CANVAS, TINY_CANVAS = (432, 768), (64, 64)  # height and width of all cameras together
-KEPT = 1024  # texts in memory, of up to a megabyte each
 
 
 def is_pretrained(config: GeneratorConfig) -> bool:
@@ -105,56 +105,20 @@ def fit_rate(config: TrainGeneratorConfig, store: ClipStore) -> None:
         video.fps = store.fps / config.generator.frame_stride
 
 
-class TextTokens:
-    """Instructions as tokens (B, L, Dt) of a video model's text encoder, from the disk cache where it has them."""
-
-    def __init__(self, directory: Any, device: str, views: str = "") -> None:
-        """directory: of `vag_core.backbones.directory.locate`; views: `Conventions.views`, said after each text."""
-        self.directory, self.device, self.views = directory, device, views
-        self._kept, self._length = dict[str, Tensor | None](), 0
+class TextTokens(tokens.TextTokens):
+    """The same for commands: its errors are those of users, and one process of several encodes for all."""
 
     def prepare(self, texts: Sequence[str]) -> None:
         """Encode what the cache lacks, now, so that the encoder need not be loaded again beside the model."""
         if not processes().is_main:
             processes().wait()  # the main one loads the encoder, the others then read the cache
-        for start in range(0, len(texts), 64):
-            self(texts[start : start + 64])
+        super().prepare(texts)
         if processes().is_main:
             processes().wait()
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(B, L, Dt) float32. Raises UserError for a model without its text encoder."""
-        said = [f"{text}; {self.views}" if self.views else text for text in texts]
-        return self._of(said)
-
-    def negative(self, prompt: str | None) -> Tensor:
-        """(1, L, Dt) of a negative prompt, of the model's own pipeline for None."""
-        from vag_core.backbones.text import negative_prompt
-
-        return self._of([negative_prompt(self.directory.kind) if prompt is None else prompt])
-
     def _of(self, texts: Sequence[str]) -> Tensor:
-        from vag_core.backbones.text import text_contexts
-
-        # A thread that makes the next batch calls this too, so what is asked for is held here.
-        found = {text: self._kept.get(text) for text in texts}
-        if missing := [text for text, rows in found.items() if rows is None]:
-            with user_errors():
-                contexts = text_contexts(self.directory, missing, device=self.device)
-            self._length = contexts.shape[1]
-            found |= {text: _used(rows) for text, rows in zip(missing, contexts, strict=True)}
-            self._kept = dict(list({**self._kept, **found}.items())[-KEPT:])
-        sequences = [rows for text in texts if (rows := found[text]) is not None]
-        tokens = torch.zeros(len(sequences), self._length, sequences[0].shape[1])
-        for row, sequence in zip(tokens, sequences, strict=True):
-            row[: len(sequence)] = sequence.float()
-        return tokens
-
-
-def _used(rows: Tensor) -> Tensor:
-    """(L, Dt) without the zeros at its end, as the cache has it, in memory of its own."""
-    used = rows.any(-1).nonzero()
-    return rows[: int(used[-1]) + 1 if len(used) else 0].bfloat16().clone()
+        with user_errors():
+            return super()._of(texts)
 
 
 def text_reader(generator: Generator, config: Any, views: str) -> Callable[[list[str]], Any]:

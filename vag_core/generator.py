@@ -26,6 +26,7 @@ from vag_core.conversion import convert_config, is_version_01, with_every_cell_r
 from vag_core.sampling import GeneratedBatch as GeneratedBatch
 
 CHECKPOINT_TYPE = "vag_generator"
+WEIGHTS = "model.safetensors"
 
 
 class Generator(Branches):
@@ -146,13 +147,17 @@ class Generator(Branches):
         Raises ValueError, before anything is written, if a weight is not finite.
         """
         directory = Path(directory)
-        own = self.state_dict()
-        tensors = {name: own[name].detach().cpu().contiguous() for name in own if self.is_saved(name)}
-        check_finite(tensors, f"{directory}: not written, ")
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, directory / "model.safetensors")
+        self.save_weights(directory / WEIGHTS)
         payload = {"type": CHECKPOINT_TYPE, **self.config.to_dict()}
         (directory / "config.json").write_text(json.dumps(payload, indent=2) + "\n")
+
+    def save_weights(self, path: Path) -> None:
+        """Write the file of weights alone. Raises ValueError, before anything is written, if one is not finite."""
+        own = self.state_dict()
+        tensors = {name: own[name].detach().cpu().contiguous() for name in own if self.is_saved(name)}
+        check_finite(tensors, f"{path.parent}: not written, ")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path)
 
     @classmethod
     def from_pretrained(
@@ -170,7 +175,7 @@ class Generator(Branches):
         hub. Raises ValueError that says what is wrong.
         """
         path = Path(directory) / "config.json"
-        weights = path.with_name("model.safetensors")
+        weights = path.with_name(WEIGHTS)
         for file in (path, weights):
             if not file.is_file():
                 raise ValueError(f"{file}: not found; expected a generator written by `vag train-generator`")
@@ -178,6 +183,18 @@ class Generator(Branches):
         kind = values.pop("type", None)
         if kind != CHECKPOINT_TYPE:
             raise ValueError(f"{path}: expected a checkpoint of type '{CHECKPOINT_TYPE}', got '{str(kind)[:80]}'")
+        return cls.load(values, weights, path, max_parameters, base).to(device).eval()
+
+    @classmethod
+    def load(
+        cls,
+        values: dict[str, Any],
+        weights: Path,
+        where: Path,
+        max_parameters: int = MOST_PARAMETERS,
+        base: str | Path | None = None,
+    ) -> Generator:
+        """As `from_pretrained`, on the CPU, of a config that has been read. where: its file, which errors name."""
         try:
             values, rename = convert_config(values) if is_version_01(values) else (values, dict)
             config = with_every_cell_read(GeneratorConfig.from_dict(values), values)
@@ -192,10 +209,10 @@ class Generator(Branches):
             generator.trajectory.set_reference(generator.trajectory.reference)  # which checks it
         except ValueError as error:
             text = str(error)
-            raise ValueError(text if text.startswith(str(path.parent)) else f"{path}: {text}") from error
+            raise ValueError(text if text.startswith(str(where.parent)) else f"{where}: {text}") from error
         except Exception as error:  # sizes that no layer can have
-            raise ValueError(f"{path}: no generator can be built from it ({first_line(error)})") from error
-        return generator.to(device).eval()
+            raise ValueError(f"{where}: no generator can be built from it ({first_line(error)})") from error
+        return generator
 
 
 def _but_for_places(part: Any) -> Any:

@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,23 @@ class InstructionEmbedder:
         hidden = self._model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])[0]
         mask = tokens["attention_mask"][..., None].float()
         return F.normalize(((hidden * mask).sum(1) / mask.sum(1))[0].float(), dim=0)
+
+
+def instruction_encoder(
+    path: str | None, max_parameters: int = MOST_PARAMETERS, views: str = ""
+) -> Callable[[list[str]], list[str] | Tensor]:
+    """Strings as they are, for a generator that learns on bytes, or vectors from a text encoder on disk.
+
+    views: `Conventions.views`, said after each instruction.
+    """
+
+    def told(texts: list[str]) -> list[str]:
+        return [f"{text}; {views}" for text in texts] if views else texts
+
+    if path is None:
+        return told
+    embedder = InstructionEmbedder(path=path, max_parameters=max_parameters)
+    return lambda texts: torch.as_tensor(embedder.embed(told(texts)))
 
 
 def _load_text_model(path: Path, max_parameters: int) -> tuple[Any, Any]:

@@ -24,7 +24,8 @@ FRAME_EVERY = 4  # environment steps per recorded frame
 
 @dataclass
 class Rollout:
-    """frames: (T, H, W, 3) uint8, every fourth step, where they were asked for."""
+    """frames: (T, H, W, 3) uint8, every fourth step, where they were asked for; of a policy that imagines what it will
+    see, (T, 2H, W, 3) with that below."""
 
     task: str
     seed: int
@@ -39,6 +40,7 @@ class _Slot:
     def __init__(self, env: MetaWorldEnv, seeds: list[int], recorded: set[int]) -> None:
         self.env, self.waiting, self.recorded = env, seeds, recorded
         self.frames: list[np.ndarray] = []
+        self.imagined: np.ndarray | None = None  # (n + 1, H, W, 3), before and after each action of the chunk
         self.active = self._next_scene()
 
     def _next_scene(self) -> bool:
@@ -52,9 +54,11 @@ class _Slot:
         """Execute a chunk (n, A); the rollout if it ended, and the next scene is set."""
         solved = False
         self.chunks += 1
+        executed = 0
         for action in actions[: max_steps - self.step]:
             if self.seed in self.recorded and self.step % FRAME_EVERY == 0:
-                self.frames.append(next(iter(self.env.render().values())))
+                self.frames.append(self.look(executed))
+            executed += 1
             self.state, solved = self.env.step(action)
             self.step += 1
             if solved:
@@ -62,11 +66,19 @@ class _Slot:
         if not solved and self.step < max_steps:
             return None
         if self.seed in self.recorded:
-            self.frames.append(next(iter(self.env.render().values())))
+            self.frames.append(self.look(executed))
         frames = np.stack(self.frames) if self.frames else None
         ended = Rollout(self.env.task, self.seed, solved, self.step, frames)
         self.active = self._next_scene()
         return ended
+
+    def look(self, executed: int) -> np.ndarray:
+        """The picture of the first camera, with what was imagined after so many actions of the chunk below it."""
+        seen = next(iter(self.env.render().values()))
+        if self.imagined is None:
+            return seen
+        below = letterboxed(self.imagined[executed][None], seen.shape[:2])[0]
+        return np.concatenate([seen, below])
 
 
 def rollout(
@@ -100,6 +112,7 @@ def rollout(
         for k in range(per_task):
             env = first.sibling() if k else first
             slots.append(_Slot(env, list(seeds[k::per_task]), set(seeds[:record_first])))
+    imagine = getattr(policy, "imagined", None)  # of a generator
     results: dict[tuple[str, int], Rollout] = {}
     bar = progress(description="evaluate", total=sum(map(len, scenes.values())), unit="ep")
     try:
@@ -119,7 +132,9 @@ def rollout(
             noise_seeds = [stream_seed(seed, slot.env.task, slot.seed, slot.chunks) for slot in active]
             chunk = torch.as_tensor(policy.predict_action_chunk(observation, noise_seeds)).detach().cpu().numpy()
             _check(chunk, len(active), active[0].env)  # (B, n, A)
-            for slot, actions in zip(active, chunk, strict=True):
+            for row, (slot, actions) in enumerate(zip(active, chunk, strict=True)):
+                if imagine is not None and slot.seed in slot.recorded:
+                    slot.imagined = imagine(row)
                 if (ended := slot.execute(actions[:n_action_steps], max_steps)) is not None:
                     results[ended.task, ended.seed] = ended
                     bar.update()

@@ -131,6 +131,18 @@ class PretrainResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GeneratorPolicyResult:
+    """A generator written as a policy. horizon: steps of a sample; random_start: None where nobody knows."""
+
+    checkpoint: str
+    generator_id: str
+    sample: str
+    n_action_steps: int
+    horizon: int
+    random_start: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutResult:
     """Of `vag evaluate` in simulation."""
 
@@ -249,6 +261,7 @@ RESULTS: dict[str, Any] = {
     "mix": MixResult,
     "pretrain": PretrainResult,
     "finetune": PretrainResult,
+    "generator-policy": GeneratorPolicyResult,
     "evaluate": RolloutResult | OpenLoopResult,
     "push": PushResult,
     "trial": TrialResult,

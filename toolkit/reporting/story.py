@@ -112,6 +112,12 @@ STORY: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "A pretrained policy goes on learning, usually from the few recorded episodes.",
         ("{policy}", "{steps} steps", "last loss {loss}", "synthetic fraction {synthetic_fraction}"),
     ),
+    "generator-policy": (
+        "The generator as a policy",
+        "The generator itself becomes a policy checkpoint. Nothing is trained: it makes actions from the present "
+        "picture, executes some of them and makes new ones.",
+        ("a {sample} of {horizon} steps", "{n_action_steps} executed before the next"),
+    ),
     "evaluate": (
         "Evaluate",
         "Policies act in closed loop on scenes they have not seen.",
@@ -128,6 +134,7 @@ ARMS = {
     "cotrain_shuffled": "the same, generated videos with the actions of other episodes of their task: a control",
     "pretrain_finetune_shuffled": "the same, pretrained with the actions of other episodes of their task: a control",
     "cotrain_augmented": "the same with image augmentation",
+    "generator": "no policy: the generator itself acts in closed loop",
     "vag": "video and actions generated together",
     "vag_grid": "video and actions in step, a U-Net that reads the video pooled to a grid",
     "vag_published": "the same with the published bridge, one pooled cell",
