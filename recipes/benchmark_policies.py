@@ -14,12 +14,12 @@ from recipes.common import scenes_text
 from recipes.compose import command_words
 from recipes.stages import entry, make_stage, needed_result, run_stages
 from recipes.study_schema import BenchmarkPoliciesConfig
+from recipes.worlds import check_suites, world_of, world_values
 from toolkit.base.errors import UserError
 from toolkit.base.record import RECORD, read_record
 from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
 from toolkit.data.formats.lerobot_read import read_table
-from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.systems import HOW_TO_READ, Trained, compare_success, measured_success
 from toolkit.reporting.benchmark_record import bounds_text, write_record
 from toolkit.reporting.benchmark_results import BenchmarkPoliciesResult, Difference, Ranked, Row
@@ -32,10 +32,10 @@ Differences = dict[tuple[str, str], dict[str, Any]]  # (a, b): a minus b, as `co
 def run(config: BenchmarkPoliciesConfig, run: Run) -> BenchmarkPoliciesResult:
     """Roll every checkpoint out on every suite; write `record.json` and `record.md`, print leaderboard and record."""
     checkpoints = checkpoints_of(config)
-    if not config.suites:
-        raise UserError(f"benchmark policies: suites=[] is empty; choose from {', '.join(SUITES)}")
+    check_suites("benchmark policies", config.suites, world_of(config), config.new_tasks)
     root = run.directory
     common = {
+        **world_values(config),
         "runtime.threads": config.threads,
         "tasks": config.tasks,
         "new_tasks": config.new_tasks,
