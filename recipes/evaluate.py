@@ -15,6 +15,8 @@ from toolkit.base.run import Run
 from toolkit.data.conventions import Conventions
 from toolkit.data.images import as_size
 from toolkit.data.seen_scenes import merge
+from toolkit.envs.base import World
+from toolkit.envs.shifts import Suite
 from toolkit.evaluation.open_loop import open_loop_error
 from toolkit.evaluation.rollout import rollout
 from toolkit.evaluation.statistics import rollout_rates
@@ -48,16 +50,7 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     cameras = cameras_for(wanted, env, config.rename, world.name, checkpoint)
     if isinstance(policy, PolicyObjective):
         policy.check_instructions([world.instruction(task) for task in [*tasks, *new]])
-    positions = {
-        name: config.positions if suite.positions == "all" else suite.positions for name, suite in asked.items()
-    }
-    scenes = {
-        name: {
-            task: list(islice(world.scene_stream(task, config.first_seed, positions[name]), config.episodes_per_task))
-            for task in (new if suite.new_tasks else tasks)
-        }
-        for name, suite in asked.items()
-    }
+    scenes = {name: scenes_in(config, world, suite, new if suite.new_tasks else tasks) for name, suite in asked.items()}
     named = [{world.scene_name(task): seeds for task, seeds in part.items()} for part in scenes.values()]
     seen = check_unseen("evaluate", str(checkpoint), merge(*named), config.allow_seen)
     media, suites = [], {}
@@ -87,6 +80,13 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
         suites=suites,
         media=media,
     )
+
+
+def scenes_in(config: EvaluateConfig, world: World, suite: Suite, tasks: list[str]) -> dict[str, list[int]]:
+    """Seeds of the scenes of each task in a suite."""
+    where = config.positions if suite.positions == "all" else suite.positions
+    wanted = config.episodes_per_task
+    return {task: list(islice(world.scene_stream(task, config.first_seed, where), wanted)) for task in tasks}
 
 
 def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLoopResult:

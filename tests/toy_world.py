@@ -1,4 +1,4 @@
-"""A user's own environments: a point that goes to a goal, seen by two cameras of different shapes. Registered on import.
+"""A user's own environments, registered on import: a point that goes to a goal, seen by two cameras.
 
 An observation has `agent_pos` (2,) and `pixels` of the cameras `top` 24x32 and `wrist` 16x16; the red square is the
 goal, the green one the point. `info` says `is_success` once the point is near the goal.

@@ -109,12 +109,8 @@ def rollout(
     """
     forget = getattr(policy, "reset", None)
     world = world or open_world(WorldSpec())
-    slots = []
-    for task, seeds in scenes.items():
-        per_task = 1 if forget is not None else min(max(1, num_envs // len(scenes)), len(seeds))
-        envs = world.make(task, per_task, max(image_size), suite.visual)
-        for k, env in enumerate(envs):
-            slots.append(_Slot(env, list(seeds[k :: len(envs)]), set(seeds[:record_first]), max_steps, suite))
+    at_once = num_envs if forget is None else 1
+    slots = slots_of(world, scenes, max(image_size), suite, at_once, record_first, max_steps)
     results: dict[tuple[str, int], Rollout] = {}
     bar = progress(description="evaluate", total=sum(map(len, scenes.values())), unit="ep")
     try:
@@ -142,6 +138,25 @@ def rollout(
             slot.env.close()
         bar.close()
     return [results[world.task_name(task), seed] for task, seeds in scenes.items() for seed in seeds]
+
+
+def slots_of(
+    world: World,
+    scenes: Mapping[str, Sequence[int]],
+    size: int,
+    suite: Suite,
+    at_once: int,
+    record_first: int,
+    max_steps: int,
+) -> list[_Slot]:
+    """Environments for all tasks, about `at_once` together, each with its share of a task's seeds."""
+    slots = []
+    for task, seeds in scenes.items():
+        per_task = min(max(1, at_once // len(scenes)), len(seeds))
+        envs = world.make(task, per_task, size, suite.visual)
+        for k, env in enumerate(envs):
+            slots.append(_Slot(env, list(seeds[k :: len(envs)]), set(seeds[:record_first]), max_steps, suite))
+    return slots
 
 
 def look(
