@@ -51,7 +51,11 @@ def test_a_spec_travels_and_comes_back_from_what_is_noted() -> None:
         (("gymnasium:nobody_here/Cup-v0",), "nobody_here"),
     ],
 )
-def test_a_world_that_is_not_there_is_one_line(spec: tuple[Any, ...], message: str) -> None:
+def test_a_world_that_is_not_there_is_one_line(
+    spec: tuple[Any, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lerobot.utils.import_utils.register_third_party_plugins", lambda: None)  # it takes long
+
     def opened() -> None:
         world = open_world(WorldSpec.of(*spec))
         world.make(world.tasks[0])
@@ -61,10 +65,17 @@ def test_a_world_that_is_not_there_is_one_line(spec: tuple[Any, ...], message: s
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("kind", ["libero", "robocasa", "robotwin"])
-def test_a_world_that_is_not_installed_names_its_extra(kind: str) -> None:
-    with pytest.raises(UserError, match=rf"env=lerobot:{kind}.*pip install 'lerobot\[{kind}\]'"):
-        open_world(WorldSpec.of(f"lerobot:{kind}")).make("some_task")
+@pytest.mark.parametrize(
+    ("kind", "task", "remedy"),
+    [
+        ("libero", "libero_10/0", r"pip install 'lerobot\[libero\]'"),
+        ("robocasa", "CloseFridge", "install its package"),
+        ("robotwin", "beat_block_hammer", "install its package"),
+    ],
+)
+def test_a_world_that_is_not_installed_says_what_to_install(kind: str, task: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=rf"env=lerobot:{kind}: not installed .*{remedy}"):
+        open_world(WorldSpec.of(f"lerobot:{kind}")).make(task)
 
 
 def test_settings_from_a_file_are_numbers_and_plain_words() -> None:

@@ -9,6 +9,8 @@ import importlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -74,12 +76,14 @@ class LeRobotWorld:
         if visual:
             raise UserError(f"env={self.name}: has no suite `visual`")
         task = self.task_name(task)
-        env, fps, processors = self._registered_env() if self._kind == "gymnasium" else self._config_env(task)
-        text = self.spec.instruction or self.adapter.texts.get(task) or _text_of(env, task)
         try:
+            env, fps, processors = self._registered_env() if self._kind == "gymnasium" else self._config_env(task)
+            text = self.spec.instruction or self.adapter.texts.get(task) or _text_of(env, task)
             return [LeRobotEnv(env, task, text, fps, self.adapter, self.spec.success_key, processors, size)]
-        except UserError as error:
-            raise UserError(f"env={self.name}: {error}") from error
+        except ImportError as error:  # some ask for their simulator only when they are reset
+            raise UserError(f"env={self.name}: not installed ({first_line(error)}); {self._remedy()}") from error
+        except Exception as error:  # what a stranger's constructor may raise
+            raise UserError(f"env={self.name}, task '{task}': {first_line(error)}") from error
 
     def shared(self, task: str, size: Size = None, hide_robot: bool = False) -> LeRobotEnv:
         """The process's own environment of a task; its pictures have the size asked for last."""
@@ -142,39 +146,31 @@ class LeRobotWorld:
         own = {"task": name}
         if number.isdecimal() and "task_ids" in self._config_class.__dataclass_fields__:
             own["task_ids"] = [int(number)]
-        try:
-            config = self._config_class(**{**self._options, **own})
-            made = config.create_envs(n_envs=1, use_async_envs=False)
-        except (ImportError, ModuleNotFoundError) as error:
-            raise UserError(
-                f"env={self.name}: not installed ({first_line(error)}); pip install 'lerobot[{self._id}]', or the "
-                "package of its plugin"
-            ) from error
-        except Exception as error:
-            raise UserError(f"env={self.name}, task '{task}': {first_line(error)}") from error
+        config = self._config_class(**{**self._options, **own})
+        made = config.create_envs(n_envs=1, use_async_envs=False)
         vectors = {str(key): vector for suite in made.values() for key, vector in suite.items()}
         if len(vectors) > 1 and number not in vectors:
-            raise UserError(
-                f"env={self.name}: '{task}' has tasks {', '.join(vectors)}; name one: {name}/{next(iter(vectors))}"
-            )
+            raise UserError(f"it has {', '.join(vectors)}; name one: {name}/{next(iter(vectors))}")
         vector = vectors.get(number) or next(iter(vectors.values()))
         processors = tuple(part if part.steps else None for part in config.get_env_processors())
         return vector.envs[0], int(config.fps), (processors[0], processors[1])
+
+    def _remedy(self) -> str:
+        if self._kind == "lerobot" and self._id in (metadata.metadata("lerobot").get_all("Provides-Extra") or []):
+            return f"pip install 'lerobot[{self._id}]'"
+        return "install its package; LeRobot has no extra for it"
 
     def _registered_env(self) -> tuple[Any, int, tuple[None, None]]:
         import gymnasium
 
         options = dict(self._options)
         fps = options.pop("fps", None)
-        try:
-            if ":" not in self._id and self._id not in gymnasium.registry and "/" in self._id:
-                importlib.import_module(self._package)  # as LeRobot does
-            env = gymnasium.make(self._id, disable_env_checker=True, **{"render_mode": "rgb_array", **options})
-        except Exception as error:  # what a stranger's constructor may raise
-            raise UserError(f"env={self.name}: {first_line(error)}") from error
+        if ":" not in self._id and self._id not in gymnasium.registry and "/" in self._id:
+            importlib.import_module(self._package)  # as LeRobot does
+        env = gymnasium.make(self._id, disable_env_checker=True, **{"render_mode": "rgb_array", **options})
         fps = fps or env.unwrapped.metadata.get("render_fps")
         if not isinstance(fps, int | float) or not fps > 0:
-            raise UserError(f"env={self.name}: says no control rate in metadata['render_fps']; env_options={{fps: 30}}")
+            raise UserError("says no control rate in metadata['render_fps']; give it as env_options={fps: 30}")
         return env, round(fps), (None, None)
 
 
@@ -208,18 +204,29 @@ def _text_of(env: Any, task: str) -> str:
 
 
 def _config_class(kind: str) -> Any:
+    """The EnvConfig of a type: LeRobot's own, or that of an installed plugin."""
     from lerobot.envs.configs import EnvConfig, HubEnvConfig
-    from lerobot.utils.import_utils import register_third_party_plugins
+    from lerobot.utils import import_utils
 
     choices = EnvConfig.get_known_choices()
     if kind not in choices:
-        register_third_party_plugins()
-        choices = EnvConfig.get_known_choices()
+        _import_environments()
+    if kind not in choices:
+        import_utils.register_third_party_plugins()  # those of policies too, which take long
     if kind not in choices:
         raise UserError(f"env=lerobot:{kind}: LeRobot knows no such type. {nearest(kind, choices)}")
     if issubclass(choices[kind], HubEnvConfig):
         raise UserError(f"env=lerobot:{kind}: runs code from the hub; install it as a package and name that")
     return choices[kind]
+
+
+def _import_environments() -> None:
+    """Import the installed distributions whose names say, by LeRobot's convention, that they hold environments."""
+    for distribution in metadata.distributions():
+        name = distribution.metadata.get("Name") or ""
+        if name.startswith("lerobot_env_"):
+            with suppress(Exception):  # LeRobot tries again, and says what is wrong
+                importlib.import_module(name)
 
 
 def _registered(package: str) -> list[str]:
