@@ -95,7 +95,7 @@ def test_a_world_of_two_cameras_end_to_end(tmp_path: Path, monkeypatch: pytest.M
         "recipes.worlds.cameras_for", lambda wanted, *rest: dict.fromkeys(wanted, "observation.images.top")
     )
     words = [f"env={REACH}", f"demonstrator=policy:{checkpoint}", "episodes_per_task=2", "image_size=null"]
-    execute("collect", [*words, "workers=1", "num_steps=30", f"out={tmp_path / 'shown'}"])
+    execute("collect", [*words, "workers=1", "num_steps=50", f"out={tmp_path / 'shown'}"])
     rows = read_table(tmp_path / "shown/dataset").metadata
     assert [(row["source"], row["success"]) for row in rows] == [("policy", True)] * 2
 
