@@ -14,7 +14,7 @@ from recipes.common import scenes_text
 from recipes.compose import command_words
 from recipes.stages import entry, make_stage, needed_result, run_stages
 from recipes.study_schema import BenchmarkPoliciesConfig
-from recipes.worlds import check_suites, world_of, world_values
+from recipes.worlds import check_suites, tasks_in, world_of, world_values
 from toolkit.base.errors import UserError
 from toolkit.base.record import RECORD, read_record
 from toolkit.base.run import Run
@@ -32,7 +32,9 @@ Differences = dict[tuple[str, str], dict[str, Any]]  # (a, b): a minus b, as `co
 def run(config: BenchmarkPoliciesConfig, run: Run) -> BenchmarkPoliciesResult:
     """Roll every checkpoint out on every suite; write `record.json` and `record.md`, print leaderboard and record."""
     checkpoints = checkpoints_of(config)
-    check_suites("benchmark policies", config.suites, world_of(config), config.new_tasks)
+    world = world_of(config)
+    config.tasks = tasks_in("benchmark policies", config.tasks, world)
+    check_suites("benchmark policies", config.suites, world, config.new_tasks)
     root = run.directory
     common = {
         **world_values(config),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,12 @@ def noted_world(config: WorldConfig, rows: Sequence[Mapping[str, Any]], where: s
     if asked is None:
         if own.env.startswith("gymnasium:"):
             raise UserError(f"{where}: its episodes are of {own.env}, whose package runs; allow it by env={own.env}")
-        return own
+        return replace(own, success_key=config.success_key or own.success_key)
     if asked.env != own.env:
         raise UserError(f"env={asked.env}: the episodes of {where} are of {own.env}; leave env out, or give their own")
     if config.env_options and asked.options != own.options:
         raise UserError(f"env_options={asked.options}: the episodes of {where} were made with {own.options}")
-    return WorldSpec(own.env, own.options, config.success_key or own.success_key, own.instruction)
+    return replace(own, success_key=config.success_key or own.success_key)
 
 
 def check_simulated(checkpoint: str | Path, env: Env, name: str, remedy: str) -> None:

@@ -65,7 +65,7 @@ class LeRobotWorld:
 
     def instruction(self, task: str) -> str:
         """What the robot is asked for."""
-        return self.shared(task).instruction
+        return self._kept(task).instruction
 
     def scene_name(self, task: str) -> str:
         """World and task."""
@@ -89,10 +89,13 @@ class LeRobotWorld:
         """The process's own environment of a task; its pictures have the size asked for last."""
         if hide_robot:
             raise UserError(f"hide_robot=true: env={self.name} cannot leave the robot out of its pictures")
+        env = self._kept(task)
+        env.size = size
+        return env
+
+    def _kept(self, task: str) -> LeRobotEnv:
         if task not in self._shared:
             (self._shared[task],) = self.make(task)
-        if size is not None:
-            self._shared[task].size = size
         return self._shared[task]
 
     def demonstrator(self, env: Any, seed: int, noise_scale: float, operator: int) -> Demonstrator | None:
@@ -111,7 +114,7 @@ class LeRobotWorld:
         missed = 0
         for seed in itertools.count(first_seed):
             if positions != "all":
-                env = self.shared(task)
+                env = self._kept(task)
                 env.reset(seed)
             if positions == "all" or takes_part(positions, env.position_held_out):
                 missed = 0
@@ -122,7 +125,7 @@ class LeRobotWorld:
     def check_repeats(self, task: str) -> None:
         """Do it twice, with another scene in between. Says so too where all seeds give one scene."""
         if task not in self._repeating:
-            self._repeating[task] = difference_of_repeats(self.shared(task), self.name)
+            self._repeating[task] = difference_of_repeats(self._kept(task), self.name)
         if (difference := self._repeating[task]) > 0:
             raise UserError(
                 f"env={self.name}: '{task}' does not repeat: after a reset to the same seed the same actions lead to "
