@@ -91,7 +91,7 @@ class CollectConfig(CommonConfig, WorldConfig):
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
     episodes_per_task: int = option(50, "successful episodes recorded of each task", least=1, most=MOST_EPISODES)
     num_steps: int = option(100, "steps of an episode", least=1, most=MOST_LENGTH)
-    image_size: Any = option(64, PICTURE_SIZE, least=4, most=MOST_PIXELS, numbers=True)
+    image_size: Any = option(64, PICTURE_SIZE, least=4, most=MOST_PIXELS, numbers=True, none=True)
     demonstrator: str = option("scripted", "who shows the tasks: scripted, or policy:DIR, a checkpoint's successes")
     noise_scale: float = option(0.1, "operator noise, deviation of the Ornstein-Uhlenbeck process", least=0, most=10)
     render_every: int = option(
