@@ -37,23 +37,24 @@ def waypoints(cube: np.ndarray) -> tuple[list[Waypoint], list[Waypoint]]:
     left_hand = FINGERS_M * np.array([-1.0, 0, 0])
     grasp = np.array([*cube[:2], GRASP_M]) + right_hand
     taken, brought = MEET + left_hand, MEET + right_hand
+    away, above = np.array([0.1, 0, 0]), np.array([0, 0, 0.08])
     left: list[Waypoint] = [
         (0, START_LEFT, ahead, 0),
-        (100, (*taken, -0.1, 0, 0), side, 1),
-        (240, (*taken, -0.1, 0, 0), side, 1),
+        (100, taken - away, side, 1),
+        (240, taken - away, side, 1),
         (300, taken, side, 1),
         (340, taken, side, 0),
         (400, taken, side, 0),
     ]
     right: list[Waypoint] = [
         (0, START_RIGHT, ahead, 0),
-        (90, (*grasp, 0, 0, 0.08), down, 1),
+        (90, grasp + above, down, 1),
         (130, grasp, down, 1),
         (170, grasp, down, 0),
         (230, brought, down, 0),
         (350, brought, down, 0),
         (380, brought, down, 1),
-        (400, (*brought, 0.1, 0, 0), down, 1),
+        (400, brought + away, down, 1),
     ]
     return left, right
 

@@ -47,7 +47,8 @@ class LeRobotWorld:
         self.adapter = adapter_of(self._package)
         self._options = self._checked_options()
         self.robot_type = self.adapter.robot_type
-        names = [*EVERYWHERE, *(["position"] if self.adapter.position_held_out else []), "task"]
+        where_known = {"position": self.adapter.position_held_out is not None, "task": len(self.tasks) != 1}
+        names = [*EVERYWHERE, *(name for name, known in where_known.items() if known)]
         self.suites: Mapping[str, Suite] = {name: suite for name, suite in SUITES.items() if name in names}
 
     @property
