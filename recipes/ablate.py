@@ -42,6 +42,7 @@ from recipes.study_record import (
     task_rows,
 )
 from recipes.study_schema import AblateConfig
+from recipes.worlds import world_of
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import atomic_file, discard, write_text
 from toolkit.base.record import RECORD, read_record
@@ -49,8 +50,6 @@ from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
 from toolkit.data.formats.lerobot_read import read_actions
 from toolkit.data.selection import parse_rule
-from toolkit.envs.metaworld import instructions
-from toolkit.envs.shifts import SUITES
 from toolkit.reporting.benchmark_record import bounds_text, write_record
 from toolkit.reporting.benchmark_results import AblateResult, CellRow
 from toolkit.reporting.plots import figure_file
@@ -124,10 +123,11 @@ def check(config: AblateConfig, cells: Sequence[Cell]) -> None:
             if data not in GENERATOR_DATA:
                 raise UserError(f"ablate: {key}: unknown generator_data '{data}'. {nearest(data, GENERATOR_DATA)}")
     check_rounds(config)
+    world = world_of(config)
     for suite in config.suites:
-        if suite not in SUITES:
-            raise UserError(f"ablate: unknown suite '{suite}'. {nearest(suite, SUITES)}")
-        if SUITES[suite].new_tasks and not config.new_tasks:
+        if suite not in world.suites:
+            raise UserError(f"ablate: unknown suite '{suite}' of env={world.name}. {nearest(suite, world.suites)}")
+        if world.suites[suite].new_tasks and not config.new_tasks:
             raise UserError(
                 f"ablate: suite '{suite}' needs new_tasks=[...], tasks of which only real_all gets real demos"
             )
@@ -176,15 +176,16 @@ def check_tasks(config: AblateConfig) -> None:
 
     Its instruction is all that generators and policies know of a task.
     """
-    known = instructions()
-    taken: dict[str, str] = {}
+    world, taken = world_of(config), dict[str, str]()
     for role in ("tasks", "new_tasks", "other_tasks"):
-        for task in (name.removesuffix("-v3") for name in getattr(config, role)):
-            if task not in known:
-                raise UserError(f"ablate: {role}: unknown task '{task}'. {nearest(task, known)}")
-            if other := taken.get(known[task]):
-                raise UserError(f"ablate: {role}: '{task}' is told as '{known[task]}', and so is {other}; drop one")
-            taken[known[task]] = f"'{task}' of {role}"
+        for name in getattr(config, role):
+            try:
+                task, text = world.task_name(name), world.instruction(name)
+            except UserError as error:
+                raise UserError(f"ablate: {role}: {error}") from error
+            if other := taken.get(text):
+                raise UserError(f"ablate: {role}: '{task}' is told as '{text}', and so is {other}; drop one")
+            taken[text] = f"'{task}' of {role}"
 
 
 def check_nested(root: Path) -> None:

@@ -32,6 +32,7 @@ from recipes.generator_rows import (
 from recipes.stages import EVERY_EPISODE, Stage, make_stage, run_stage, run_stages
 from recipes.study_schema import BenchmarkGeneratorsConfig
 from recipes.svd_video import find_svd
+from recipes.worlds import world_values
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.reading import read_json
 from toolkit.base.run import Run
@@ -163,7 +164,7 @@ def data_of(config: BenchmarkGeneratorsConfig) -> dict[str, str]:
 
 def data_stages(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> list[Stage]:
     """Training episodes, held-out ones and those of the metrics, and how many of the held-out ones replay."""
-    words = [*config.collect, *config.conditions[suite].collect]
+    words, world = [*config.collect, *config.conditions[suite].collect], world_values(config)
     stages = []
     for part, episodes, seed in (
         ("train", config.episodes_per_task, config.first_seed),
@@ -171,8 +172,8 @@ def data_stages(config: BenchmarkGeneratorsConfig, root: Path, suite: str) -> li
         ("metric", config.scenes_per_task, config.metric_seed),
     ):
         values = {"episodes_per_task": episodes, "first_seed": seed}
-        stages.append(make_stage(f"{part}_{suite}", "collect", {"tasks": config.tasks}, words, values))
-    replay = {"dataset": str(root / f"held_out_{suite}/dataset"), "system": "recorded"}
+        stages.append(make_stage(f"{part}_{suite}", "collect", {**world, "tasks": config.tasks}, words, values))
+    replay = {**world, "dataset": str(root / f"held_out_{suite}/dataset"), "system": "recorded"}
     return [*stages, make_stage(f"replay_{suite}", "replay", replay)]
 
 
@@ -199,7 +200,7 @@ def system_stages(config: BenchmarkGeneratorsConfig, root: Path, data: str, suit
         learn = {"dataset": dataset, **EVERY_EPISODE}
         stages.append(make_stage(name, "train-generator", learn, [*words, *config.train], values, needs))
         sampled = {"checkpoint": str(root / name / "generator"), "dataset": held_out, "workers": 1}
-        sampled |= {"keep_samples": True, **threads}
+        sampled |= {"keep_samples": True, **threads, **world_values(config)}
         for variant, (of, overrides) in variants.items():
             if of == system:
                 words, needs = [*config.evaluate, *overrides], [stages[-1].name]
@@ -217,6 +218,7 @@ def svd_stages(config: BenchmarkGeneratorsConfig, root: Path, data: str, suite: 
         "checkpoint": str(root / training / "generator"),
         "dataset": str(root / f"held_out_{data}/dataset"),
         "keep_samples": True,
+        **world_values(config),
         **({"runtime.threads": config.threads} if config.threads else {}),
     }
     words, (name,) = [*config.evaluate, *config.svd_evaluate], evaluation_stages(config, suite, SVD)

@@ -18,12 +18,12 @@ from recipes.common import file_id, scenes_text, weights_id
 from recipes.compose import command_words
 from recipes.stages import entry, make_stage, needed_result, run_stages
 from recipes.study_schema import BenchmarkPoliciesConfig
+from recipes.worlds import check_suites, tasks_in, world_of, world_values
 from toolkit.base.errors import UserError
 from toolkit.base.record import RECORD, read_record
 from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
 from toolkit.data.formats.lerobot_read import read_table
-from toolkit.envs.shifts import SUITES
 from toolkit.evaluation.judged import read_judged
 from toolkit.evaluation.systems import HOW_TO_READ, Trained, compare_success, measured_success
 from toolkit.reporting.benchmark_record import bounds_text, write_record
@@ -66,10 +66,12 @@ def run(config: BenchmarkPoliciesConfig, run: Run) -> BenchmarkPoliciesResult:
 def rolled_out(config: BenchmarkPoliciesConfig, run: Run) -> Outcomes:
     """Every checkpoint rolled out on every suite."""
     checkpoints = checkpoints_of(config)
-    if not config.suites:
-        raise UserError(f"benchmark policies: suites=[] is empty; choose from {', '.join(SUITES)}")
+    world = world_of(config)
+    config.tasks = tasks_in("benchmark policies", config.tasks, world)
+    check_suites("benchmark policies", config.suites, world, config.new_tasks)
     root = run.directory
     common = {
+        **world_values(config),
         "runtime.threads": config.threads,
         "tasks": config.tasks,
         "new_tasks": config.new_tasks,

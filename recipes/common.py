@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolkit.base.errors import UserError, warn
+from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
 from toolkit.base.run import Run
 from toolkit.data.actions import Convert
@@ -23,7 +23,6 @@ from toolkit.data.cached_files import remembered_id
 from toolkit.data.canvas import Canvas
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
-from toolkit.data.episode import IMAGE
 from toolkit.data.episode_notes import Notes, add_notes
 from toolkit.data.formats.lerobot_read import open_notes
 from toolkit.data.resampling import resampled
@@ -168,19 +167,6 @@ def check_unseen(command: str, checkpoint: str, scenes: SeenScenes, allow_seen: 
     return None if not count and UNKNOWN in {*seen, *scenes} else count
 
 
-def check_simulated(checkpoint: str | Path, remedy: str) -> None:
-    """Warn if a checkpoint was trained on pictures that are not the simulator's.
-
-    Raises UserError if it was at another rate, or on dimensions of other names.
-    """
-    from toolkit.envs.metaworld import MetaWorldEnv
-
-    env, trained = MetaWorldEnv, Conventions.of(checkpoint)
-    trained.check(Conventions("the simulator", env.fps, env.state_names, env.action_names), remedy=remedy)
-    if (cameras := trained.cameras_of([])) != [IMAGE]:
-        warn(f"{checkpoint}: was trained on the pictures of {', '.join(cameras)}; the simulator shows one of its own")
-
-
 def _listed(seeds: list[int], most: int = 5) -> str:
     """Some numbers in words; of many the first and the last."""
     shown = [str(seed) for seed in seeds]
@@ -236,17 +222,6 @@ def scenes_text(suites: Sequence[str], per_task: int, tasks: Sequence[str], new_
 def spread(size: int, most: int) -> np.ndarray:
     """Up to `most` of so many episodes, evenly spread: the first ones alone may all be of one task."""
     return np.unique(np.linspace(0, size - 1, min(most, size)).round().astype(int))
-
-
-def distinct_tasks(command: str, tasks: list[str]) -> list[str]:
-    """Task names without their version. Raises UserError for none, or for the same one twice."""
-    names = [task.removesuffix("-v3") for task in tasks]
-    if not names:
-        raise UserError(f"{command}: tasks=[] is empty; name at least one, e.g. tasks=[push]")
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{command}: tasks names '{name}' twice; its episodes would count twice")
-    return names
 
 
 def speed(throughput: Throughput) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from recipes.compose import options_of
 from recipes.stages import EVERY_EPISODE, Stage, entry, in_turn, make_stage, needed_result, run_stage, run_stages
 from recipes.study_schema import DemoConfig
+from recipes.worlds import world_values
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.files import write_json
 from toolkit.base.record import read_record
@@ -80,7 +81,12 @@ def run(config: DemoConfig, run: Run) -> DemoResult:
 
 def first_stage(config: DemoConfig) -> tuple[str, dict[str, Any]]:
     """The command that episodes come from, and what it is asked for."""
-    return ("import", {"source": config.source}) if config.source else ("collect", {"tasks": config.tasks})
+    return ("import", {"source": config.source}) if config.source else ("collect", simulated(config))
+
+
+def simulated(config: DemoConfig) -> dict[str, Any]:
+    """The tasks and the world that they are in."""
+    return {**world_values(config), "tasks": config.tasks}
 
 
 def data_stages(config: DemoConfig, root: Path) -> list[Stage]:
@@ -91,7 +97,7 @@ def data_stages(config: DemoConfig, root: Path) -> list[Stage]:
         (str(root / f"{name}/dataset") for name in (first, f"{first}_held_out")),
     )
     generator = {"checkpoint": str(root / "train_generator/generator")}
-    scenes = {"scenes_from": real} if config.source else {"tasks": config.tasks}
+    scenes = {"scenes_from": real} if config.source else simulated(config)
     return [
         make_stage(first, first, origin, config.collect, seed),
         make_stage(f"{first}_held_out", first, origin, config.collect_held_out, seed),
@@ -106,7 +112,7 @@ def data_stages(config: DemoConfig, root: Path) -> list[Stage]:
 def replay_stages(config: DemoConfig, root: Path) -> dict[str, Stage]:
     """By system: the generated episodes of held-out scenes, and the recorded ones as far as those go."""
     generated = root / "synthesize_held_out/dataset"
-    common = {"max_steps": int(read_table(generated).lengths.min()), "seed": config.seed}
+    common = {**world_values(config), "max_steps": int(read_table(generated).lengths.min()), "seed": config.seed}
     what = {"vag": ("generated", generated), "recorded": ("recorded", root / "collect_held_out/dataset")}
     return {
         system: make_stage(f"replay_{name}", "replay", {"dataset": str(dataset), "system": system, **common})

@@ -12,16 +12,17 @@ from policies.factory import PolicyObjective
 from policies.generator_kinds import acts_as_generator
 from policies.stock import StockPolicy, load_policy
 from policies.vag_policy.objective import GeneratorObjective, load_generator_policy
-from recipes.common import Pictures, check_simulated, check_unseen, distinct_tasks, load_clips, pick_device, weights_id
+from recipes.common import Pictures, check_unseen, load_clips, pick_device, weights_id
 from recipes.generator_policy_schema import chosen
 from recipes.policy_schema import EvaluateConfig
-from toolkit.base.errors import UserError, nearest
+from recipes.worlds import cameras_for, check_simulated, check_suites, tasks_in, world_of
+from toolkit.base.errors import UserError
 from toolkit.base.run import Run
 from toolkit.data.conventions import Conventions
 from toolkit.data.images import as_size
 from toolkit.data.seen_scenes import merge
-from toolkit.envs.metaworld import instructions, scene_stream
-from toolkit.envs.shifts import SUITES
+from toolkit.envs.base import World
+from toolkit.envs.shifts import Suite
 from toolkit.evaluation.open_loop import open_loop_error
 from toolkit.evaluation.rollout import rollout
 from toolkit.evaluation.statistics import rollout_rates
@@ -37,16 +38,11 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     """Roll the policy out on every suite; success with Wilson intervals and a video grid."""
     if config.dataset is not None:
         return evaluate_open_loop(config, config.dataset, run)
-    tasks = distinct_tasks("evaluate", config.tasks)
-    if not config.suites:
-        raise UserError(f"evaluate: suites=[] is empty; choose from {', '.join(SUITES)}")
-    for suite in config.suites:
-        if suite not in SUITES:
-            raise UserError(f"evaluate: unknown suite '{suite}'. {nearest(suite, SUITES)}")
-        if SUITES[suite].new_tasks and not config.new_tasks:
-            raise UserError(
-                f"evaluate: suite '{suite}' rolls out on tasks without real episodes; name them: new_tasks=[...]"
-            )
+    world = world_of(config)
+    tasks = tasks_in("evaluate", config.tasks, world)
+    check_suites("evaluate", config.suites, world, config.new_tasks)
+    asked = {suite: world.suites[suite] for suite in config.suites}
+    new = tasks_in("evaluate", config.new_tasks, world, "new_tasks") if any(s.new_tasks for s in asked.values()) else []
     set_threads(config.runtime)
     seed_everything(config.seed)
     loading = Loading.of(config)
@@ -54,19 +50,15 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     policy = load(config, checkpoint)
     identity = weights_id(checkpoint)
     run.add_data(config.checkpoint, identity)
-    check_simulated(checkpoint, remedy=RETUNE)
+    env = world.shared(tasks[0])
+    check_simulated(checkpoint, env, world.name, remedy=RETUNE)
+    wanted = policy.cameras if hasattr(policy, "cameras") else [policy.image_key]
+    cameras = cameras_for(wanted, env, config.rename, world.name, checkpoint)
     if isinstance(policy, PolicyObjective):
-        policy.check_instructions([instructions()[task] for task in tasks if task in instructions()])
-    own = {suite: SUITES[suite].positions for suite in config.suites}
-    positions = {suite: config.positions if where == "all" else where for suite, where in own.items()}
-    scenes = {
-        suite: {
-            task: list(islice(scene_stream(task, config.first_seed, positions[suite]), config.episodes_per_task))
-            for task in (distinct_tasks("evaluate", config.new_tasks) if SUITES[suite].new_tasks else tasks)
-        }
-        for suite in config.suites
-    }
-    seen = check_unseen("evaluate", str(checkpoint), merge(*scenes.values()), config.allow_seen)
+        policy.check_instructions([world.instruction(task) for task in [*tasks, *new]])
+    scenes = {name: scenes_in(config, world, suite, new if suite.new_tasks else tasks) for name, suite in asked.items()}
+    named = [{world.scene_name(task): seeds for task, seeds in part.items()} for part in scenes.values()]
+    seen = check_unseen("evaluate", str(checkpoint), merge(*named), config.allow_seen)
     media, suites = [], {}
     for suite in config.suites:
         rollouts = rollout(
@@ -74,9 +66,11 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
             scenes[suite],
             max_steps=config.max_steps,
             image_size=as_size(config.image_size or list(policy.picture_size), "image_size"),
-            suite=SUITES[suite],
+            suite=asked[suite],
             record_first=3,
             seed=config.seed,
+            world=world,
+            cameras=cameras,
         )
         suites[suite] = rollout_rates([(r.task, r.seed, bool(r.success)) for r in rollouts])
         videos = [r.frames for r in rollouts if r.frames is not None]
@@ -109,6 +103,13 @@ def load(config: EvaluateConfig, checkpoint: Path, trained_here: bool = False) -
 def imagines(policy: PolicyObjective | StockPolicy) -> bool:
     """Whether a policy keeps the pictures that it predicts."""
     return isinstance(policy, GeneratorObjective) and policy.config.save_predicted_video
+
+
+def scenes_in(config: EvaluateConfig, world: World, suite: Suite, tasks: list[str]) -> dict[str, list[int]]:
+    """Seeds of the scenes of each task in a suite."""
+    where = config.positions if suite.positions == "all" else suite.positions
+    wanted = config.episodes_per_task
+    return {task: list(islice(world.scene_stream(task, config.first_seed, where), wanted)) for task in tasks}
 
 
 def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLoopResult:

@@ -20,17 +20,16 @@ from recipes.schema import (
     NORMALIZATIONS,
     NOTES,
     PICTURES,
-    POSITIONS,
     RENAME,
     REPRESENTATION,
     REPRESENTATIONS,
     RESAMPLE,
     RESAMPLED_KIND,
     STORAGES,
-    SUITES,
     CommonConfig,
     LoadingConfig,
 )
+from recipes.world_options import POSITIONS, SUITES, WHICH_SUITES, WorldConfig
 from toolkit.base.options import option, part
 from toolkit.training.config import OptimConfig, RuntimeConfig
 
@@ -94,7 +93,7 @@ class FinetuneConfig(PolicyTrainingConfig, LoadingConfig):
 
 
 @dataclass
-class EvaluateConfig(CommonConfig, LoadingConfig):
+class EvaluateConfig(CommonConfig, LoadingConfig, WorldConfig):
     checkpoint: str = option(
         MISSING, "pretrained_model directory, owner/name of a LeRobot policy on the hub, or a generator's directory"
     )
@@ -106,9 +105,7 @@ class EvaluateConfig(CommonConfig, LoadingConfig):
     rename: dict[str, str] = option({}, RENAME)
     frame_storage: str = option("auto", FRAME_STORAGE, choices=STORAGES)
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
-    suites: list[str] = option(
-        ["unseen"], "which scenes: unseen ones, other object positions, looks, words, tasks", choices=SUITES
-    )
+    suites: list[str] = option(["unseen"], WHICH_SUITES, choices=SUITES)
     positions: str = option(
         "all",
         "inner = in all suites but `position`, only scenes of positions that it does not hold out",

@@ -8,6 +8,7 @@ import numpy as np
 
 from recipes.common import load_notes
 from recipes.schema import ReplayConfig
+from recipes.worlds import noted_world
 from toolkit.base.errors import UserError
 from toolkit.base.run import Run
 from toolkit.data.episode_notes import FILE, add_notes, check_used, write_notes
@@ -25,8 +26,8 @@ def run(config: ReplayConfig, run: Run) -> ReplayResult:
     """
     dataset = Path(config.dataset)
     recorded, notes = read_table(dataset), load_notes(run, config.notes)
-    scenes = []
-    for index, metadata in enumerate(add_notes(recorded.metadata, recorded.ids, notes)):
+    scenes, rows = [], add_notes(recorded.metadata, recorded.ids, notes)
+    for index, metadata in enumerate(rows):
         scene = scene_of(metadata, f"{dataset}: episode {index}")
         if scene is None:
             missing = next(key for key in ("task_name", "seed") if is_hole(metadata.get(key)))
@@ -35,14 +36,15 @@ def run(config: ReplayConfig, run: Run) -> ReplayResult:
                 "episodes of `vag collect` and `vag synthesize` can be replayed. If another tool made this dataset of "
                 "theirs, give these too: notes=[DATASET]"
             )
-        scenes.append(scene)
+        scenes.append((str(metadata["task_name"]), scene[1]))
     check_used(notes)
+    world = noted_world(config, rows, str(dataset))
     run.add_data(dataset, dataset_id(dataset), len(scenes))
     episodes = np.split(recorded.actions, np.cumsum(recorded.lengths)[:-1])
     items = [(*scene, actions[: config.max_steps]) for scene, actions in zip(scenes, episodes, strict=True)]
     try:
-        outcomes = [result["success"] for result in replay_episodes(items, workers=config.workers)]
-    except UserError as error:  # a task that does not exist, actions of another width
+        outcomes = [result["success"] for result in replay_episodes(items, config.workers, world=world)]
+    except UserError as error:  # a task that does not exist, actions of another width, a world that does not repeat
         raise UserError(f"{dataset}: {error}") from error
     write_notes(run.directory / FILE, recorded.ids, [{"replay_success": success} for success in outcomes])
     replayed = [(task, seed, success) for (task, seed, _), success in zip(items, outcomes, strict=True)]

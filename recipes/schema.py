@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from recipes.action_options import ABSOLUTE_DIMENSIONS, REPRESENTATION
 from recipes.gpus import DryRunConfig
+from recipes.world_options import PICTURE_SIZE, POSITIONS, WorldConfig
 from toolkit.base.options import option, part
 from toolkit.training.config import MOST_BATCH, MOST_STEPS, OptimConfig, RuntimeConfig
 from vag_core.config import MOST_PARAMETERS, REPRESENTATIONS, GeneratorConfig
@@ -24,7 +25,6 @@ MOST_PROCESSES = 512
 METHODS = ("euler", "heun", "adams_bashforth", "unipc")
 ORDERS = ("synchronised", "video_first", "actions_once", "actions_first")
 GIVEN = ("nothing", "video", "actions")
-POSITIONS = ("all", "inner", "outer")
 NORMALIZATIONS = ("shared", "per_source")
 COLOUR_ORDERS = ("rgb", "bgr")
 CODECS = ("h264", "hevc", "av1")
@@ -35,7 +35,6 @@ RESAMPLED_KIND = "of the actions that are resampled; null = taken as absolute, w
 HELD = "dimensions that are held, by name or number; null = grippers by name"
 LENGTHS = ("sampled", "window")
 STORAGES = ("auto", "raw", "jpeg")
-SUITES = ("unseen", "position", "visual", "language", "task")
 
 
 @dataclass
@@ -88,11 +87,12 @@ class LoadingConfig:
 
 
 @dataclass
-class CollectConfig(CommonConfig):
+class CollectConfig(CommonConfig, WorldConfig):
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
     episodes_per_task: int = option(50, "successful episodes recorded of each task", least=1, most=MOST_EPISODES)
     num_steps: int = option(100, "steps of an episode", least=1, most=MOST_LENGTH)
-    image_size: int = option(64, "pixels a side of the pictures", least=4, most=MOST_PIXELS)
+    image_size: Any = option(64, PICTURE_SIZE, least=4, most=MOST_PIXELS, numbers=True, none=True)
+    demonstrator: str = option("scripted", "who shows the tasks: scripted, or policy:DIR, a checkpoint's successes")
     noise_scale: float = option(0.1, "operator noise, deviation of the Ornstein-Uhlenbeck process", least=0, most=10)
     render_every: int = option(
         1,
@@ -279,7 +279,7 @@ class SvdConfig:
 
 
 @dataclass
-class SynthesizeConfig(CommonConfig):
+class SynthesizeConfig(CommonConfig, WorldConfig):
     checkpoint: str = option(MISSING, "generator directory written by train-generator")
     base: str | None = video_base()
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
@@ -348,7 +348,7 @@ class SynthesizeConfig(CommonConfig):
 
 
 @dataclass
-class EvaluateGeneratorConfig(CommonConfig):
+class EvaluateGeneratorConfig(CommonConfig, WorldConfig):
     checkpoint: str = option(MISSING, "generator directory written by train-generator")
     base: str | None = video_base()
     dataset: str = option(MISSING, "held-out episodes: LeRobotDataset v3 directory or clip file")
@@ -387,7 +387,7 @@ class ScoreConfig(CommonConfig):
 
 
 @dataclass
-class ReplayConfig(CommonConfig):
+class ReplayConfig(CommonConfig, WorldConfig):
     dataset: str = option(MISSING, "LeRobotDataset directory")
     notes: list[str] = option([], NOTES)
     system: str = option("vag", "the name in tables")

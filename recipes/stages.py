@@ -15,8 +15,9 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from recipes import cli, terminal
-from recipes.common import distinct_tasks, user_errors
+from recipes.common import user_errors
 from recipes.compose import check_config, compose_config, options_of
+from recipes.worlds import tasks_in, world_of
 from toolkit.base.engine import run_graph
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.manifest import note
@@ -76,11 +77,10 @@ def _check_names(command: str, config: Any) -> None:
     """Raise UserError for a task, policy or kind of generator that does not exist, and for sizes that do not fit."""
     simulated = command == "collect" or (command == "synthesize" and config.scenes_from is None)
     if simulated or (command == "evaluate" and config.dataset is None):
-        from toolkit.envs.metaworld import instructions
-
-        for task in distinct_tasks(command, [*config.tasks, *getattr(config, "new_tasks", [])]):
-            if task not in instructions():
-                raise UserError(f"{command}: unknown Meta-World task '{task}'. {nearest(task, instructions())}")
+        world = world_of(config)
+        tasks_in(command, config.tasks, world)
+        if new_tasks := getattr(config, "new_tasks", []):
+            tasks_in(command, new_tasks, world, "new_tasks")
     if command == "pretrain" and config.policy.type not in _shipped_policies():
         from policies.factory import CONFIGS  # slow, so for a name that no shipped config has
 

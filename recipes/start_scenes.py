@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from recipes.common import Pictures, check_simulated, distinct_tasks, load_clips, load_notes
+from recipes.common import Pictures, load_clips, load_notes
 from recipes.schema import SynthesizeConfig
+from recipes.worlds import cameras_for, check_simulated, spec_of, tasks_in, world_of
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
 from toolkit.base.randomness import stream_seed
@@ -26,6 +27,7 @@ from toolkit.data.seen_scenes import scene_of
 from vag_core.config import GeneratorConfig
 
 FIRST_PICTURE = "first_picture_of"  # noted of an episode: the number of the recorded one in scenes_from
+SCENE_NOTES = ("seed", "task_name", "world", "world_settings")
 PHOTOGRAPHS = "photographs"  # noted of an episode: the file of each camera
 
 
@@ -79,22 +81,17 @@ def samples_of(scenes: Sequence[InitialScene], config: SynthesizeConfig) -> list
 
 
 def simulated_scenes(config: SynthesizeConfig, canvas: Canvas) -> tuple[list[InitialScene], dict[str, Any]]:
-    """Reset the simulator to unused seeds and take one picture each: no teleoperation.
+    """Reset the world to unused seeds and take one picture of each camera: no teleoperation.
 
-    Raises UserError for a generator of several cameras, of which the simulator shows one.
+    Raises UserError for a camera that the world does not show, another rate or other dimensions.
     """
-    from toolkit.envs.metaworld import cached_env, initial_scene
-
-    check_simulated(config.checkpoint, remedy=RETRAIN)
-    tasks = distinct_tasks("synthesize", config.tasks)
-    if len(canvas.cameras) > 1:
-        raise UserError(
-            f"{config.checkpoint}: sees {', '.join(canvas.cameras)}; the simulator shows one camera. Give recorded "
-            "scenes: scenes_from=DATASET"
-        )
-    (camera, recorded_size), *_ = canvas.cameras.items()
-    size = max(recorded_size)
-    envs = {task: cached_env(task, size) for task in tasks}
+    world, noted = world_of(config), spec_of(config).metadata
+    tasks = tasks_in("synthesize", config.tasks, world)
+    size = max(max(recorded) for recorded in canvas.cameras.values())
+    envs = {task: world.shared(task, size) for task in tasks}
+    env = envs[tasks[0]]
+    check_simulated(config.checkpoint, env, world.name, remedy=RETRAIN)
+    cameras = cameras_for(list(canvas.cameras), env, config.rename, world.name, config.checkpoint)
     seeds = [
         (task, seed)
         for seed in range(config.first_seed, config.first_seed + config.episodes_per_task)
@@ -102,13 +99,13 @@ def simulated_scenes(config: SynthesizeConfig, canvas: Canvas) -> tuple[list[Ini
     ]
     scenes = []
     for task, seed in progress(seeds, description="initial scenes", total=len(seeds)):
-        seen, state = initial_scene(envs[task], seed)
-        metadata = {"seed": seed, "task_name": task}
-        (picture,) = seen.values()
-        picture = canvas.compose({camera: picture[None]})[0]
+        state = envs[task].reset(seed)
+        seen = envs[task].render()
+        metadata = {"seed": seed, "task_name": task, **noted}
+        picture = canvas.compose({camera: seen[own][None] for camera, own in cameras.items()})[0]
         scenes.append(InitialScene(picture, state, envs[task].instruction, metadata))
-    env = next(iter(envs.values()))
-    return scenes, {"fps": env.fps, "state_names": env.state_names, "action_names": env.action_names}
+    layout = {"fps": env.fps, "state_names": list(env.state_names), "action_names": list(env.action_names)}
+    return scenes, {**layout, "robot_type": world.robot_type}
 
 
 def recorded_scenes(
@@ -130,7 +127,9 @@ def recorded_scenes(
         frames = window["frames"][0, : length // shape.frame_stride + 1]
         reference = {"frames": frames, "actions": window["actions"][0, :length]}
         comparable = length > max(3, shape.frame_stride)  # jerk is a third difference, and a frame follows the first
-        keep = {k: v for k, v in store.metadata[episode].items() if k in ("seed", "task_name")}
+        keep = {
+            k: v for k, v in store.metadata[episode].items() if k in ("seed", "task_name", "world", "world_settings")
+        }
         keep[FIRST_PICTURE] = episode
         scenes.append(
             InitialScene(

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 
 from recipes.stages import EVERY_EPISODE, Stage, in_turn, make_stage
 from recipes.study_schema import AblateConfig
+from recipes.worlds import world_values
 from toolkit.base.errors import UserError, nearest
 
 GENERATOR_DATA = ("same_tasks", "other_tasks")
@@ -237,11 +238,13 @@ def generator_stages(config: AblateConfig, root: Path, data: str, seed: int, epi
         learn = {"dataset": generator_datasets(root, config, data), **EVERY_EPISODE}
         scenes = {
             "checkpoint": generator,
+            **world_values(config),
             "tasks": [*config.tasks, *config.new_tasks],
             "episodes_per_task": episodes,
             "first_seed": config.synthetic_seed + (turn - 1) * episodes,
         }
-        workers, replay = {"workers": config.workers}, {"dataset": synthetic, "workers": config.workers, "seed": seed}
+        workers = {"workers": config.workers}
+        replay = {**world_values(config), "dataset": synthetic, "workers": config.workers, "seed": seed}
         stages += [
             make_stage(f"generator_{name}", "train-generator", learn, config.train_generator, {**single, **further}),
             make_stage(f"synthetic_{name}", "synthesize", scenes, make, {**single, **workers}),
@@ -290,7 +293,7 @@ def collect_stages(config: AblateConfig, root: Path, cells: Sequence[Cell]) -> l
     ):
         if data in needed:
             wanted.append((name, {"tasks": tasks, "episodes_per_task": config.real_per_task}))
-    seeds = {"first_seed": config.first_seed, "seed": config.seed}
+    seeds = {"first_seed": config.first_seed, "seed": config.seed, **world_values(config)}
     return [make_stage(name, "collect", {**what, **seeds}, config.collect) for name, what in wanted]
 
 
@@ -345,6 +348,7 @@ def cell_stages(config: AblateConfig, root: Path, cell: Cell) -> list[Stage]:
         needed, checkpoint = stages[0].name, f"{stages[0].name}/pretrained_model"
     where = {
         "checkpoint": str(root / checkpoint),
+        **world_values(config),
         "tasks": config.tasks,
         "new_tasks": config.new_tasks,
         "suites": config.suites,

@@ -17,7 +17,6 @@ from recipes.schema import (
     MOST_PROCESSES,
     MOST_SCENE,
     MOST_SEED,
-    SUITES,
     CollectConfig,
     CommonConfig,
     EvaluateGeneratorConfig,
@@ -31,6 +30,7 @@ from recipes.schema import (
     TrainGeneratorConfig,
 )
 from recipes.trial_schema import TrialConfig
+from recipes.world_options import SUITES, WHICH_SUITES, WorldConfig
 from toolkit.base.options import option
 from toolkit.training.config import MOST_BATCH, MOST_STEPS, MOST_THREADS
 
@@ -85,7 +85,7 @@ class VariantConfig:
 
 
 @dataclass
-class BenchmarkGeneratorsConfig(CommonConfig):
+class BenchmarkGeneratorsConfig(CommonConfig, WorldConfig):
     suites: list[str] = option(MISSING, "ways of looking at the tasks, of `conditions`")
     conditions: dict[str, SuiteConfig] = option({}, "what each suite is")
     systems: list[str] = option(MISSING, "configs of the group `generator`")
@@ -125,7 +125,7 @@ class BenchmarkGeneratorsConfig(CommonConfig):
 
 
 @dataclass
-class DemoConfig(CommonConfig):
+class DemoConfig(CommonConfig, WorldConfig):
     """Overrides handed to each command of the story."""
 
     source: str | None = option(None, "recorded data to import, instead of tasks to collect in the simulator")
@@ -161,7 +161,7 @@ class GateConfig(CommonConfig):
 
 
 @dataclass
-class BenchmarkPoliciesConfig(CommonConfig):
+class BenchmarkPoliciesConfig(CommonConfig, WorldConfig):
     checkpoints: dict[str, Any] = option(
         {}, "name: directory of a policy or generator, or one for each training seed", paths=True
     )
@@ -170,9 +170,7 @@ class BenchmarkPoliciesConfig(CommonConfig):
     )
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
     new_tasks: list[str] = option([], "of the suite `task`")
-    suites: list[str] = option(
-        ["unseen"], "which scenes: unseen ones, other object positions, looks, words, tasks", choices=SUITES
-    )
+    suites: list[str] = option(["unseen"], WHICH_SUITES, choices=SUITES)
     episodes_per_task: int = option(50, "rollouts of each task and suite", least=1, most=MOST_EPISODES)
     first_seed: int = option(500_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
     evaluate: list[str] = option([], "overrides of every evaluation")
@@ -184,7 +182,7 @@ class BenchmarkPoliciesConfig(CommonConfig):
 
 
 @dataclass
-class AblateConfig(CommonConfig):
+class AblateConfig(CommonConfig, WorldConfig):
     """The study: see `recipes/study.py` for arms, axes and how a line of the grid is read."""
 
     grid: list[str] = option(MISSING, "Hydra multirun lines: 'arm=real_few,cotrain policy=diffusion seed=0,1,2'")
@@ -204,9 +202,7 @@ class AblateConfig(CommonConfig):
     generator_seeds: list[int] = option([0, 1, 2], "a policy's seed k has the k-th, in turn", least=0, most=MOST_SEED)
     steps: int = option(MISSING, "gradient steps of the policy, in every arm", least=1, most=MOST_STEPS)
     policy_steps: dict[str, int] = option({}, "of single policies, in every arm", least=1, most=MOST_STEPS)
-    suites: list[str] = option(
-        ["unseen", "position"], "which scenes: unseen ones, other object positions, looks, words, tasks", choices=SUITES
-    )
+    suites: list[str] = option(["unseen", "position"], WHICH_SUITES, choices=SUITES)
     scenes_per_task: int = option(50, "scenes of each task that are evaluated", least=1, most=MOST_EPISODES)
     filters: dict[str, list[str]] = option({}, "name: rules of `vag pretrain select=`")
     finetunes: dict[str, list[str]] = option({}, "name: overrides of `vag finetune`")

@@ -71,6 +71,20 @@ def test_folders_of_the_toolkit_import_only_from_floors_below() -> None:
     assert not wrong
 
 
+def test_no_recipe_speaks_to_a_simulator() -> None:
+    """They speak to `toolkit.envs.base`, and open worlds by their specs; Meta-World is one of them."""
+    own = {"metaworld", "rendering", "lerobot_env", "lerobot_world", "adapters", "aloha"}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / "recipes").rglob("*.py")
+        for name in imported(path)
+        if name.removeprefix("toolkit.envs.") in own or name.split(".")[0] in ("metaworld", "mujoco", "gymnasium")
+    ]
+    assert not wrong
+    above = [path for folder in ("evaluation", "reporting") for path in (ROOT / "toolkit" / folder).glob("*.py")]
+    assert not [path for path in above if {f"toolkit.envs.{name}" for name in own} & imported(path)]
+
+
 def test_generator_and_its_training_import_without_robot_packages() -> None:
     """What a GPU image with the core dependencies alone can import."""
     code = (

@@ -28,7 +28,7 @@ from toolkit.reporting.results import RESULTS
             "other_tasks: 'push' is told as 'Push the puck to a goal', and so is 'push' of tasks",
         ),
         (["other_tasks=[push-back]"], "other_tasks: 'push-back' is told as .* and so is 'push' of tasks; drop one"),
-        (["other_tasks=[shove]"], "other_tasks: unknown task 'shove'"),
+        (["other_tasks=[shove]"], "other_tasks: unknown Meta-World task 'shove'"),
         (["filters.mine=['score<0.2']"], "cannot read 'score<0.2'"),
         (["grid=['arm=cotrain synthetic_per_task=50000']"], "keep 500,000 seeds between them"),
         (["grid=['arm=cotrain_shuffled synthetic_per_task=1']"], "has no other one to take actions from"),

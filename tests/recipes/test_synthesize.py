@@ -48,7 +48,9 @@ def solving(
 ) -> Callable[..., Iterator[dict[str, Any]]]:
     """A simulator in which each scene is solved by the draw of that number; it notes what it was asked for."""
 
-    def replay(items: Sequence[tuple[str, int, np.ndarray]], workers: int, description: str) -> Iterator[dict]:
+    def replay(
+        items: Sequence[tuple[str, int, np.ndarray]], workers: int, description: str, world: Any
+    ) -> Iterator[dict]:
         draw = int(description.split()[1]) - 1
         asked.append([seed for _, seed, _ in items])
         if tried is not None:

@@ -28,7 +28,7 @@ class Expert:
                 super().__init__(*arguments, **options)
                 made.append(self)
 
-        monkeypatch.setattr(module, "MetaWorldEnv", Watched)
+        monkeypatch.setattr(metaworld, "MetaWorldEnv", Watched)
 
     def predict_action_chunk(self, observation: dict[str, Any], noise_seeds: Any = None) -> torch.Tensor:
         self.batches.append(len(observation[TASK]))

@@ -23,16 +23,18 @@ def option(
     choices: Sequence[str] = (),
     paths: bool = False,
     numbers: bool = False,
+    none: bool = False,
 ) -> Any:
     """A dataclass field that knows its help and what it takes.
 
-    paths: a path, or a list of them; numbers: the same of numbers, or none where that is the default. Of type Any.
+    paths: a path, or a list of them; numbers: the same of numbers, or none where that is the default or is allowed by
+    `none`. Of type Any.
     """
     told = {"help": help, "least": least, "most": most, "above": above, "below": below}
     metadata: dict[str, Any] = {key: value for key, value in told.items() if value is not None}
     if choices:
         metadata["choices"] = tuple(choices)
-    for name, wanted in (("paths", paths), ("numbers", numbers), ("none", numbers and default is None)):
+    for name, wanted in (("paths", paths), ("numbers", numbers), ("none", numbers and (none or default is None))):
         if wanted:
             metadata[name] = True
     if isinstance(default, list | dict):

@@ -1,6 +1,7 @@
 """Initial scenes that data or weights have seen: `seen_scenes.json` beside them, so that "unseen" can be checked.
 
-A scene is a Meta-World task and the seed it was reset with. In the place of a task `*` says that there are others.
+A scene is a task and the seed it was reset with. A task of Meta-World has its bare name, one of another world that
+world's in front: `lerobot:aloha/AlohaTransferCube-v0`. In the place of a task `*` says that there are others.
 """
 
 from __future__ import annotations
@@ -32,13 +33,21 @@ def scenes_of(metadata: Iterable[dict[str, Any]], where: str = "dataset") -> See
 
 
 def scene_of(row: dict[str, Any], where: str) -> tuple[str, int] | None:
-    """(task, seed) of what is noted of an episode, None if it lacks one. Raises UserError for what is no seed."""
+    """(task, seed) of what is noted of an episode, the task with its world, None if it lacks one.
+
+    Raises UserError for what is no seed.
+    """
     task, seed = row.get("task_name"), row.get("seed")
     if is_hole(task) or is_hole(seed):
         return None
     if not isinstance(task, str) or not task:
         raise UserError(f"{where}: 'task_name' is {task!r:.100}; expected the name of a task")
-    return task, seed_from(seed, f"{where}: 'seed'")
+    return scene_name(row.get("world"), task), seed_from(seed, f"{where}: 'seed'")
+
+
+def scene_name(world: Any, task: str) -> str:
+    """A task's name in lists of scenes and streams of noise: with its world, unless that is Meta-World or a hole."""
+    return task if not isinstance(world, str) or world in ("", "metaworld") else f"{world}/{task}"
 
 
 def is_hole(value: Any) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,14 +23,22 @@ import numpy as np
 
 from toolkit.base.errors import UserError, nearest
 from toolkit.data.episode import IMAGE, PICTURE_EVERY, Episode
+from toolkit.envs.base import Size
+from toolkit.envs.recording import record_episode as record
 from toolkit.envs.rendering import MESH_CELL_M, SceneRenderer, no_opengl
-from toolkit.envs.shifts import HELD_OUT_FROM, POSITIONS, takes_part
+from toolkit.envs.shifts import HELD_OUT_FROM, POSITIONS, SUITES, Suite, takes_part
+from toolkit.envs.worlds import METAWORLD
 
 STATE_NAMES = ["hand_x", "hand_y", "hand_z", "gripper"]
 ACTION_NAMES = ["delta_x", "delta_y", "delta_z", "gripper"]
+SIDE = 64  # pixels of a picture where nobody says
 FPS = 80  # Meta-World's control rate: 5 physics steps of 2.5 ms
 MOST_MISSED = 200  # scenes in a row
 NOISE_PULL = 0.15  # share of the operator noise that is lost per step
+PUSHED_M, MOVED_M = (
+    (0.05, 0.1),
+    0.05,
+)  # how far the suite `perturbed` pushes the hand, and at most the object in x and y
 
 
 @cache
@@ -52,6 +60,8 @@ class MetaWorldEnv:
     """
 
     fps, state_names, action_names = FPS, STATE_NAMES, ACTION_NAMES
+    action_limits = np.full(4, -1.0), np.full(4, 1.0)
+    ended = False  # here no episode ends by itself
 
     def __init__(
         self,
@@ -115,6 +125,38 @@ class MetaWorldEnv:
         """
         return {IMAGE: self._renderer.picture(self._env.model, self._env.data, self._seed)}
 
+    @property
+    def cameras(self) -> dict[str, tuple[int, int]]:
+        """(height, width) of the one camera."""
+        return {IMAGE: (self._renderer.image_size, self._renderer.image_size)}
+
+    @property
+    def disturbances(self) -> Sequence[str]:
+        """push: the hand; move: the object, where it lies free."""
+        return ("push", "move") if len(self._free_joints()) else ("push",)
+
+    def disturb(self, kind: str, rng: np.random.Generator) -> None:
+        """Push the hand so far in a direction along the table, or put the (first) free object elsewhere."""
+        import mujoco
+
+        env = self._env
+        if kind == "push":
+            angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(*PUSHED_M)
+            pushed = env.data.mocap_pos + far * np.array([np.cos(angle), np.sin(angle), 0])
+            env.data.mocap_pos[:] = np.clip(pushed, env.mocap_low, env.mocap_high)
+        else:
+            start = env.model.jnt_qposadr[self._free_joints()[0]]
+            env.data.qpos[start : start + 2] += rng.uniform(-MOVED_M, MOVED_M, 2)
+            mujoco.mj_kinematics(env.model, env.data)
+
+    def _free_joints(self) -> np.ndarray:
+        import mujoco
+
+        return np.flatnonzero(self._env.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+
+    def finish(self) -> None:
+        """Every step says whether the task is solved."""
+
     def sibling(self) -> MetaWorldEnv:
         """Another environment of the task that is drawn by the same renderer: drawing many at once stays fast."""
         own = self._renderer
@@ -171,6 +213,17 @@ class ScriptedTeleoperator:
         return np.clip(action, -1, 1).astype(np.float32)
 
 
+class Expert:
+    """`ScriptedTeleoperator` in sight of its environment."""
+
+    def __init__(self, task: str, seed: int, noise_scale: float, operator: int) -> None:
+        self._teleoperator = ScriptedTeleoperator(task, seed, noise_scale, operator)
+
+    def action(self, env: Any, pictures: Mapping[str, np.ndarray], state: np.ndarray) -> np.ndarray:
+        """The next action (4,) float32."""
+        return self._teleoperator.action(env.observation)
+
+
 def record_episode(
     env: MetaWorldEnv, seed: int, num_steps: int, noise_scale: float = 0.1, operator: int = 0, render_every: int = 1
 ) -> tuple[Episode, bool]:
@@ -178,24 +231,9 @@ def record_episode(
 
     render_every: steps from one picture to the next; those between repeat the last, as with a slow camera.
     """
-    state = env.reset(seed)
-    teleoperator = ScriptedTeleoperator(env.task, seed, noise_scale, operator)
-    images: list[np.ndarray] = []
-    states, actions, success = [], [], False
-    for step in range(num_steps):
-        images.append(images[-1] if step % render_every else env.render()[IMAGE])
-        states.append(state)
-        actions.append(teleoperator.action(env.observation))
-        state, solved = env.step(actions[-1])
-        success |= solved
-    metadata: dict[str, str | int | float | bool] = {
-        "seed": seed,
-        "task_name": env.task,
-        "success": success,
-        "source": "teleoperation",
-        PICTURE_EVERY: render_every,
-    }
-    return Episode(np.stack(images), np.stack(states), np.stack(actions), env.instruction, metadata), success
+    episode, success = record(env, seed, num_steps, lambda: Expert(env.task, seed, noise_scale, operator), render_every)
+    episode.metadata |= {"success": success, PICTURE_EVERY: render_every}
+    return episode, success
 
 
 def initial_scene(env: MetaWorldEnv, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -227,3 +265,52 @@ def scene_stream(task: str, first_seed: int, positions: str = "all") -> Iterator
 def cached_env(task: str, image_size: int, hide_robot: bool = False) -> MetaWorldEnv:
     """The process's own environment for a task, with a renderer that is made once."""
     return MetaWorldEnv(task, image_size, hide_robot=hide_robot)
+
+
+class MetaWorld:
+    """Meta-World behind the `World` protocol."""
+
+    name, robot_type = METAWORLD, "sawyer"
+    suites: Mapping[str, Suite] = SUITES
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        return list(instructions())
+
+    def task_name(self, task: str) -> str:
+        """Without its version. Raises UserError for an unknown one."""
+        name = task.removesuffix("-v3")
+        if name not in instructions():
+            raise UserError(f"unknown Meta-World task '{name}'. {nearest(name, instructions())}")
+        return name
+
+    def instruction(self, task: str) -> str:
+        return instructions()[self.task_name(task)]
+
+    def scene_name(self, task: str) -> str:
+        """The bare task, as in all data of before there were other worlds."""
+        return task.removesuffix("-v3")
+
+    def make(self, task: str, count: int = 1, size: Size = None, visual: bool = False) -> list[MetaWorldEnv]:
+        """Environments that share a renderer."""
+        first = MetaWorldEnv(task, side_of(size), visual_shift=visual)
+        return [first, *(first.sibling() for _ in range(count - 1))]
+
+    def shared(self, task: str, size: Size = None, hide_robot: bool = False) -> MetaWorldEnv:
+        return cached_env(task, side_of(size), hide_robot)
+
+    def demonstrator(self, env: Any, seed: int, noise_scale: float, operator: int) -> Expert:
+        return Expert(env.task, seed, noise_scale, operator)
+
+    def scene_stream(self, task: str, first_seed: int, positions: str = "all") -> Iterator[int]:
+        return scene_stream(task, first_seed, positions)
+
+    def check_repeats(self, task: str) -> None:
+        """It does: a test compares states bit for bit, in other processes and orders."""
+
+
+def side_of(size: Size) -> int:
+    """Pixels a side. Raises UserError for pictures that are not square."""
+    if isinstance(size, tuple) and size[0] != size[1]:
+        raise UserError(f"image_size={list(size)}: Meta-World's pictures are square; give one number")
+    return size[0] if isinstance(size, tuple) else size or SIDE

@@ -22,13 +22,15 @@ DISTRACTOR_X, DISTRACTOR_Y = (0.17, 0.32), (0.5, 0.85)  # on either side of the 
 
 @dataclass(frozen=True)
 class Suite:
-    """One axis. positions: which scenes it takes; new_tasks: tasks other than those that were trained on."""
+    """One axis. positions: which scenes it takes; new_tasks: tasks other than those that were trained on; perturbed:
+    something happens on the way, see `toolkit.envs.perturbations`."""
 
     text: str
     positions: str = "all"
     visual: bool = False
     paraphrased: bool = False
     new_tasks: bool = False
+    perturbed: bool = False
 
 
 SUITES = {
@@ -37,7 +39,9 @@ SUITES = {
     "visual": Suite("other light, colours, textures and camera pose, and objects that do not matter", visual=True),
     "language": Suite("the instruction in other words", paraphrased=True),
     "task": Suite("tasks without real episodes", new_tasks=True),
+    "perturbed": Suite("something moves, or the actions are late or noisy, for a while", perturbed=True),
 }
+EVERYWHERE = ("unseen", "language", "perturbed")  # what every world can show
 
 
 def takes_part(positions: str, held_out: bool) -> bool:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from toolkit.base.engine import parallel_map
 from toolkit.envs.base import Env
-from toolkit.envs.metaworld import cached_env
+from toolkit.envs.worlds import WorldSpec, open_world
 
 
 def replay_actions(env: Env, seed: int, actions: np.ndarray) -> dict[str, Any]:
-    """Execute actions (T, A) from the scene of a seed.
+    """Execute actions (T, A) from the scene of a seed, fewer if the world ends the episode.
 
     Returns success (solved at any step), steps_to_success (None if never) and the states (T + 1, S).
     """
@@ -24,16 +25,29 @@ def replay_actions(env: Env, seed: int, actions: np.ndarray) -> dict[str, Any]:
         states.append(state)
         if solved and solved_at is None:
             solved_at = step + 1
+        if env.ended:
+            break
+    env.finish()
     return {"success": solved_at is not None, "steps_to_success": solved_at, "states": np.stack(states)}
 
 
 def replay_episodes(
-    items: Sequence[tuple[str, int, np.ndarray]], workers: int, description: str = "replay"
+    items: Sequence[tuple[str, int, np.ndarray]],
+    workers: int,
+    description: str = "replay",
+    world: WorldSpec | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """`replay_actions` over (task, seed, actions), in parallel and in order."""
-    return parallel_map(_replay, items, workers=workers, description=description)
+    """`replay_actions` over (task, seed, actions), in parallel and in order. world: None = Meta-World.
+
+    Raises UserError, before anything is executed, for a task whose scenes do not repeat.
+    """
+    spec = world or WorldSpec()
+    for task in dict.fromkeys(task for task, _, _ in items):
+        open_world(spec).check_repeats(task)
+    work = partial(_replay, spec)
+    return parallel_map(work, items, workers=workers, description=description)
 
 
-def _replay(item: tuple[str, int, np.ndarray]) -> dict[str, Any]:
+def _replay(world: WorldSpec, item: tuple[str, int, np.ndarray]) -> dict[str, Any]:
     task, seed, actions = item
-    return replay_actions(cached_env(task, 64), seed, actions)
+    return replay_actions(open_world(world).shared(task), seed, actions)
