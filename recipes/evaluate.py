@@ -10,6 +10,7 @@ from policies.factory import PolicyObjective
 from policies.stock import load_policy
 from recipes.common import Pictures, check_simulated, check_unseen, distinct_tasks, load_clips, pick_device, weights_id
 from recipes.policy_schema import EvaluateConfig
+from recipes.pretrain import picture_sizes
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.run import Run
 from toolkit.data.conventions import Conventions
@@ -93,15 +94,22 @@ def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLo
     """Compare predicted with recorded actions: for robots that have no simulator."""
     set_threads(config.runtime)
     seed_everything(config.seed)
-    policy = PolicyObjective.from_pretrained(config.checkpoint, pick_device(config.runtime), Loading.of(config))
-    identity = weights_id(config.checkpoint)
+    loading = Loading.of(config)
+    checkpoint = checkpoint_directory(config.checkpoint, loading)
+    policy = load_policy(checkpoint, pick_device(config.runtime), loading)
+    identity = weights_id(checkpoint)
     run.add_data(config.checkpoint, identity)
-    trained = Conventions.of(config.checkpoint)
-    size = as_size(config.image_size or list(policy.picture_size), "image_size")
-    pictures = Pictures(size, trained.cameras_of(config.cameras), config.rename, config.frame_storage)
-    store = load_clips(run, dataset, pictures)
+    trained = Conventions.of(checkpoint)
+    size = picture_sizes(policy, trained)
+    if config.image_size is not None:
+        size = as_size(config.image_size, "image_size")
+    cameras = trained.cameras_of(config.cameras)
+    if trained.canvas is None and len(policy.cameras) > 1:
+        cameras = config.cameras or policy.cameras
+    store = load_clips(run, dataset, Pictures(size, cameras, config.rename, config.frame_storage))
     trained.check(store, remedy=RETUNE)
-    policy.check_instructions(store.tasks)
+    if isinstance(policy, PolicyObjective):
+        policy.check_instructions(store.tasks)
     return OpenLoopResult(
         policy=policy.policy_type,
         checkpoint_id=identity,

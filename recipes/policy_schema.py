@@ -35,8 +35,20 @@ from toolkit.training.config import OptimConfig, RuntimeConfig
 
 
 @dataclass
-class PolicyConfig:
-    type: str = option(MISSING, "pi05_compact, diffusion or diffusion_compact")
+class AdaptersConfig:
+    lora_rank: int | None = option(
+        None, "of adapters, which alone are trained, and merged in the end; null = all weights", least=1, most=1024
+    )
+
+
+@dataclass
+class PolicyConfig(AdaptersConfig):
+    type: str = option(
+        MISSING, "pi05_compact, diffusion, diffusion_compact, or any type of LeRobot: act, smolvla, pi05"
+    )
+    path: str | None = option(
+        None, "go on from the weights of this checkpoint: directory, or owner/name on the hub; null = from scratch"
+    )
     options: dict[str, Any] = option({}, "fields of the policy's own config")
 
 
@@ -71,12 +83,13 @@ class PolicyTrainingConfig(CommonConfig):
     image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
     resample_fps: float | None = option(None, f"lower rate that all are resampled to{RESAMPLE}", above=0, most=10_000)
     action_kind: str | None = option(None, RESAMPLED_KIND, choices=ACTION_KINDS)
+    freeze_vision_encoder: bool = option(False, "keep the weights that see")
     optim: OptimConfig = part(OptimConfig, "training")
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
 @dataclass
-class PretrainConfig(PolicyTrainingConfig):
+class PretrainConfig(PolicyTrainingConfig, LoadingConfig):
     text_encoder: str | None = option(
         None, "directory of a sentence-transformer or T5, for diffusion policies; null = hashed words"
     )
@@ -89,7 +102,7 @@ class PretrainConfig(PolicyTrainingConfig):
 class FinetuneConfig(PolicyTrainingConfig, LoadingConfig):
     checkpoint: str = option(MISSING, "pretrained_model directory")
     refit_statistics: bool = option(False, "replace pretraining's; then its rate and names do not bind either")
-    freeze_vision_encoder: bool = option(False, "keep the weights that see")
+    policy: AdaptersConfig = part(AdaptersConfig, "which weights are trained")
 
 
 @dataclass
