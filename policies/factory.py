@@ -27,7 +27,7 @@ from policies.checkpoints import load_weights
 from policies.diffusion_compact import DiffusionCompactConfig
 from policies.instruction_embedding import InstructionEmbeddingProcessorStep
 from policies.known_types import FIXED, POLICY_TYPES
-from policies.objective import PolicyObjective, as_lerobot, check_features
+from policies.objective import PolicyObjective, as_lerobot, check_features, freeze_vision
 from policies.pi05_compact import Pi05CompactConfig
 from policies.policy_types import (
     OURS,
@@ -42,6 +42,7 @@ from policies.policy_types import (
 from policies.statistics import Statistics, usable_statistics
 from toolkit.base.errors import UserError, first_line, nearest
 from toolkit.data.episode import ACTION, ENVIRONMENT_STATE, STATE
+from vag_core.checkpoint import unfilled
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "pi05_compact": Pi05CompactConfig,
@@ -93,9 +94,19 @@ class Wanted:
 def check_choice(wanted: Wanted) -> None:
     """Raise UserError, before any data is decoded, for a policy that cannot be built here.
 
-    That is a type, option or value that does not exist, a package that is not installed, a type that does not imitate,
-    a checkpoint of another type, and what has to be downloaded first and is not within reach.
+    That is what `check_options` refuses, a value that does not exist, a type that does not imitate, a checkpoint of
+    another type, and what has to be downloaded first and is not within reach.
     """
+    check_options(wanted)
+    if wanted.path is None and wanted.type in OURS:
+        return
+    config = make_config(wanted, {})
+    check_trainable(config)
+    check_downloads(config)
+
+
+def check_options(wanted: Wanted) -> None:
+    """Raise UserError for a type or option that does not exist, a package that is not installed, and foreign code."""
     kind, loading = wanted.type, wanted.loading
     if kind in loading.allow and kind not in PreTrainedConfig.get_known_choices():
         register_third_party_plugins()
@@ -112,11 +123,6 @@ def check_choice(wanted: Wanted) -> None:
             f"policy={kind}: LeRobot runs Python out of a repository for this type (trust_remote_code); if you trust "
             "it: allow_remote_code=true"
         )
-    if wanted.path is None and kind in OURS:
-        return
-    config = make_config(wanted, {})
-    check_trainable(config)
-    check_downloads(config)
 
 
 def make_config(wanted: Wanted, values: dict[str, Any]) -> PreTrainedConfig:
@@ -181,6 +187,7 @@ def build_policy(
         )
     stats = stats(len(config.action_delta_indices or [])) if callable(stats) else stats
     stats = usable_statistics(as_lerobot(stats, config), config)
+    began = {name: getattr(config, name) for name in kept_in_checkpoints(config.type) if hasattr(config, name)}
     policy, (preprocessor, postprocessor) = _network(wanted, config, stats)
     if step is not None:
         steps = list(preprocessor.steps)
@@ -189,11 +196,43 @@ def build_policy(
     if representation != "absolute":
         with_steps((preprocessor, postprocessor), representation, list(reference))
     objective = PolicyObjective(policy, preprocessor, postprocessor)
+    objective.built_with = began
     if wanted.freeze_vision_encoder:
         objective.freeze_vision_encoder()
     if wanted.lora_rank is not None:
         add_lora(policy, wanted.lora_rank)
     return objective
+
+
+def plan_policy(
+    wanted: Wanted, cameras: dict[str, tuple[int, int]], state_dim: int, action_dim: int
+) -> PreTrainedPolicy:
+    """The network of a policy on the meta device, as it would be trained: no weight has memory, nothing is downloaded.
+
+    cameras: (H, W) of each. Raises UserError for what cannot be built, or not there.
+    """
+    shapes: dict[str, tuple[int, int, int]] = {camera: (3, *size) for camera, size in cameras.items()}
+    if wanted.type in OURS:
+        config, _ = _own_config(wanted, shapes, state_dim, action_dim, None)
+    else:
+        config = _stock_config(wanted, shapes, state_dim, action_dim, [])
+    check_trainable(config)
+    if hasattr(config, "pretrained_backbone_weights"):
+        config.pretrained_backbone_weights = None
+    if hasattr(config, "load_vlm_weights"):
+        config.load_vlm_weights = False
+    try:
+        with remote_code(allowed=False, directory=Path(wanted.type)), unfilled():
+            policy = get_policy_class(config.type)(config)
+    except UserError:
+        raise
+    except REFUSALS as error:
+        raise UserError(f"{wanted.type}: cannot be built without its weights ({first_line(error)})") from error
+    if wanted.freeze_vision_encoder:
+        freeze_vision(policy)
+    if wanted.lora_rank is not None:
+        add_lora(policy, wanted.lora_rank)
+    return policy
 
 
 def _own_config(

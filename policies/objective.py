@@ -50,6 +50,10 @@ class PolicyObjective(nn.Module):
     Only the policy's weights are in `state_dict`; the normalisation statistics live in the processors.
     """
 
+    memory_helps = (  # where a GPU has no memory for a step, beside smaller batches
+        "runtime.mixed_precision=bf16, policy.lora_rank=16, freeze_vision_encoder=true, smaller pictures, a larger GPU"
+    )
+
     def __init__(
         self,
         policy: PreTrainedPolicy,
@@ -60,6 +64,7 @@ class PolicyObjective(nn.Module):
         self.policy = policy
         self.preprocessor = preprocessor
         self.postprocessor = postprocessor
+        self.built_with: dict[str, Any] = {}  # fields of the config that a checkpoint has no more, such as downloads
 
     # -------------------------------------------------------------------------------------------- sizes
 
@@ -187,23 +192,8 @@ class PolicyObjective(nn.Module):
         return own_groups(self.policy)
 
     def freeze_vision_encoder(self) -> None:
-        """Leave what turns the picture into features as it is from now on.
-
-        Raises UserError for a type of which it is not known what that is.
-        """
-        traits = traits_of(self.policy_type)
-        if traits.frozen_by and hasattr(self.config, traits.frozen_by):
-            setattr(self.config, traits.frozen_by, True)
-        frozen = [self.policy.get_submodule(name) for name in traits.vision]
-        if self.policy_type == "fastwam":
-            model: Any = self.policy.get_submodule("model")
-            frozen = [model.video_expert, *(layer.blocks["video"] for layer in model.mot.layers)]
-        if not frozen:
-            raise UserError(
-                f"freeze_vision_encoder=true: it is not known what of {self.policy_type} sees; leave it out"
-            )
-        for module in frozen:
-            module.requires_grad_(False)
+        """See `freeze_vision`."""
+        freeze_vision(self.policy)
 
     def refit_statistics(self, stats: Statistics) -> None:
         """Replace the normalisation statistics; by default fine-tuning keeps those of pretraining."""
@@ -291,6 +281,24 @@ class PolicyObjective(nn.Module):
             shape = (1, objective.n_action_steps, objective.action_dim)
             try_out(directory, lambda: objective.predict_action_chunk(blank), shape)
         return objective
+
+
+def freeze_vision(policy: PreTrainedPolicy) -> None:
+    """Leave what turns the picture into features as it is from now on.
+
+    Raises UserError for a type of which it is not known what that is.
+    """
+    traits = traits_of(policy.name)
+    if traits.frozen_by and hasattr(policy.config, traits.frozen_by):
+        setattr(policy.config, traits.frozen_by, True)
+    frozen = [policy.get_submodule(name) for name in traits.vision]
+    if policy.name == "fastwam":
+        model: Any = policy.get_submodule("model")
+        frozen = [model.video_expert, *(layer.blocks["video"] for layer in model.mot.layers)]
+    if not frozen:
+        raise UserError(f"freeze_vision_encoder=true: it is not known which part of {policy.name} sees")
+    for module in frozen:
+        module.requires_grad_(False)
 
 
 def predicts_chunks(config: PreTrainedConfig) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 
 from policies.checkpoint_config import Loading
 from policies.checkpoints import checkpoint_directory
 from policies.factory import PolicyObjective
-from policies.stock import load_policy
+from policies.stock import StockPolicy, load_policy
 from recipes.common import Pictures, check_simulated, check_unseen, distinct_tasks, load_clips, pick_device, weights_id
 from recipes.policy_schema import EvaluateConfig
 from recipes.pretrain import picture_sizes
@@ -24,8 +25,10 @@ from toolkit.evaluation.statistics import rollout_rates
 from toolkit.reporting.generator_results import Media
 from toolkit.reporting.media import grid, write_video
 from toolkit.reporting.results import OpenLoop, OpenLoopResult, RolloutResult
+from toolkit.training.out_of_memory import one_line_if_full, sampling_advice
 from toolkit.training.runtime import seed_everything, set_threads
 
+NUM_SCENES, NUM_STEPS = 20, 32  # that share a prediction, of rollouts and of a dataset
 RETUNE = "fine-tune the policy on such data"
 
 
@@ -47,7 +50,9 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     seed_everything(config.seed)
     loading = Loading.of(config)
     checkpoint = checkpoint_directory(config.checkpoint, loading)
-    policy = load_policy(checkpoint, pick_device(config.runtime), loading)
+    device = pick_device(config.runtime)
+    policy = load_policy(checkpoint, device, loading)
+    at_once = 1 if isinstance(policy, StockPolicy) else config.batch_size or NUM_SCENES
     identity = weights_id(checkpoint)
     run.add_data(config.checkpoint, identity)
     check_simulated(checkpoint, remedy=RETUNE)
@@ -65,15 +70,17 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     seen = check_unseen("evaluate", str(checkpoint), merge(*scenes.values()), config.allow_seen)
     media, suites = [], {}
     for suite in config.suites:
-        rollouts = rollout(
-            policy,
-            scenes[suite],
-            max_steps=config.max_steps,
-            image_size=as_size(config.image_size or list(policy.picture_size), "image_size"),
-            suite=SUITES[suite],
-            record_first=3,
-            seed=config.seed,
-        )
+        with one_line_if_full(device, partial(sampling_advice, size=at_once)):
+            rollouts = rollout(
+                policy,
+                scenes[suite],
+                max_steps=config.max_steps,
+                image_size=as_size(config.image_size or list(policy.picture_size), "image_size"),
+                suite=SUITES[suite],
+                record_first=3,
+                num_envs=at_once,
+                seed=config.seed,
+            )
         suites[suite] = rollout_rates([(r.task, r.seed, bool(r.success)) for r in rollouts])
         videos = [r.frames for r in rollouts if r.frames is not None]
         if videos:
@@ -96,7 +103,9 @@ def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLo
     seed_everything(config.seed)
     loading = Loading.of(config)
     checkpoint = checkpoint_directory(config.checkpoint, loading)
-    policy = load_policy(checkpoint, pick_device(config.runtime), loading)
+    device = pick_device(config.runtime)
+    policy = load_policy(checkpoint, device, loading)
+    at_once = 1 if isinstance(policy, StockPolicy) else config.batch_size or NUM_STEPS
     identity = weights_id(checkpoint)
     run.add_data(config.checkpoint, identity)
     trained = Conventions.of(checkpoint)
@@ -110,11 +119,10 @@ def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLo
     trained.check(store, remedy=RETUNE)
     if isinstance(policy, PolicyObjective):
         policy.check_instructions(store.tasks)
+    with one_line_if_full(device, partial(sampling_advice, size=at_once)):
+        error = open_loop_error(policy, store, policy.n_action_steps, at_once, config.seed)
     return OpenLoopResult(
-        policy=policy.policy_type,
-        checkpoint_id=identity,
-        arm=config.arm,
-        open_loop=OpenLoop(**open_loop_error(policy, store, policy.n_action_steps, seed=config.seed)),
+        policy=policy.policy_type, checkpoint_id=identity, arm=config.arm, open_loop=OpenLoop(**error)
     )
 
 

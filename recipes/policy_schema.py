@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from recipes.gpus import GPUS
 from recipes.schema import (
     ABSOLUTE_DIMENSIONS,
     ACTION_KINDS,
@@ -90,8 +91,15 @@ class PolicyTrainingConfig(CommonConfig):
 
 @dataclass
 class PretrainConfig(PolicyTrainingConfig, LoadingConfig):
+    dry_run: bool = option(
+        False, "train nothing: say how many weights the policy has, and what they take of a GPU's memory in training"
+    )
+    gpu: str = option("h100", "what a dry run estimates for", choices=tuple(GPUS))
     text_encoder: str | None = option(
         None, "directory of a sentence-transformer or T5, for diffusion policies; null = hashed words"
+    )
+    own_sizes: bool = option(
+        False, "each camera at its recorded size for the policies of this project too, which else see 64x64"
     )
     action_representation: str = option("absolute", REPRESENTATION, choices=REPRESENTATIONS)
     absolute_dimensions: list[str] | None = option(None, ABSOLUTE_DIMENSIONS)
@@ -128,6 +136,9 @@ class EvaluateConfig(CommonConfig, LoadingConfig):
     episodes_per_task: int = option(20, "rollouts of each task and suite", least=1, most=MOST_EPISODES)
     first_seed: int = option(500_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
     allow_seen: bool = option(False, "roll out on scenes that the policy was trained on")
+    batch_size: int | None = option(
+        None, "scenes, or steps of a dataset, that share a prediction; null = 20 scenes, 32 steps", least=1, most=65_536
+    )
     max_steps: int = option(100, "steps after which a rollout has failed", least=1, most=MOST_LENGTH)
     image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")

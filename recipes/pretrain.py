@@ -16,6 +16,7 @@ from policies.policy_types import OURS, traits_of
 from policies.stock import StockPolicy
 from recipes.common import Pictures, converter, load_all, load_notes, resample_all, seen_behind, speed, weights_id
 from recipes.lerobot_files import write_model_card, write_train_config
+from recipes.policy_memory import memory_text, policy_memory
 from recipes.policy_schema import PolicyTrainingConfig, PretrainConfig
 from toolkit.base.errors import UserError, warn
 from toolkit.base.processes import processes
@@ -35,6 +36,7 @@ from toolkit.data.text import split_words
 from toolkit.reporting.generator_results import Throughput
 from toolkit.reporting.results import PretrainResult
 from toolkit.training.loop import train
+from toolkit.training.optim import make_optimizer
 from toolkit.training.runtime import seed_everything, set_threads
 
 OWN_SIZE = (64, 64)  # of the pictures of our types, unless another is asked for; LeRobot's see what was recorded
@@ -42,12 +44,16 @@ OWN_SIZE = (64, 64)  # of the pictures of our types, unless another is asked for
 
 def run(config: PretrainConfig, run: Run) -> PretrainResult:
     """Train a new policy and write `pretrained_model/` in LeRobot's layout."""
+    if config.dry_run:
+        return policy_memory(config)
     wanted, identity = wanted_policy(config), None
     check_choice(wanted)
     if config.policy.path is not None and wanted.path is not None:
         run.add_data(config.policy.path, identity := weights_id(wanted.path))
     check_one_unit(config, config.action_representation)
-    sources = load_mixture(config, run, size=OWN_SIZE if wanted.type in OURS else None)
+    if config.own_sizes and config.image_size is not None:
+        raise UserError(f"own_sizes=true and image_size={config.image_size}: give one of them")
+    sources = load_mixture(config, run, size=OWN_SIZE if wanted.type in OURS and not config.own_sizes else None)
     seed_everything(config.seed)
     store, kind, reference = sources[0].store, config.action_representation, list[int]()
     if kind != "absolute":
@@ -233,11 +239,13 @@ def train_policy(
     seen_before, before, pretrained_id: scenes, conventions and weights of the checkpoint that training goes on from.
     """
     objective.check_instructions([task for source in sources for task in source.store.tasks])
+    warn_of_rate(objective, config.optim.learning_rate)
     drop_last = int(getattr(objective.config, "drop_n_last_frames", 0) or 0)
     around = objective.action_deltas, config.seed, objective.observation_deltas, drop_last
     mixture = Mixture(sources, config.optim.batch_size, *around)
     data: BatchSource = Augmented(mixture, config.seed) if config.augment else mixture
     name = objective.policy_type
+    settled = make_optimizer(objective, config.optim)[1]
     description = f"{run.record['command']} {name}"
     metrics, throughput = train(
         objective, data, config.optim, config.runtime, run.directory, description, seed=config.seed
@@ -252,8 +260,8 @@ def train_policy(
 
     def write(folder: Path) -> None:
         objective.save_pretrained(folder)
-        write_train_config(folder, objective, config)
-        write_model_card(folder, objective, config, sources, realised, seen, losses)
+        write_train_config(folder, objective, config, settled)
+        write_model_card(folder, objective, config, sources, realised, seen, losses, settled)
         write_scenes(folder, seen)
         Conventions.shared([*([before] if before else []), *trained_on]).write(folder)
 
@@ -273,6 +281,15 @@ def train_policy(
     )
 
 
+def warn_of_rate(objective: PolicyObjective, rate: float) -> None:
+    """Say where one of LeRobot's types would learn far faster than in LeRobot."""
+    own = float(getattr(objective.config.get_optimizer_preset(), "lr", 0.0))
+    if objective.policy_type not in OURS and rate > 3 * own > 0:
+        warn(f"optim.learning_rate={rate:g} is {rate / own:.0f} times what LeRobot trains {objective.policy_type} with")
+
+
 def summary(result: PretrainResult) -> str:
+    if result.dry_run is not None:
+        return memory_text(result.policy, result.dry_run)
     fraction = f"synthetic fraction {result.synthetic_fraction}"
     return f"{result.policy}, loss {result.loss}, {fraction}{speed(result.throughput)}"

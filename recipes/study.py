@@ -12,12 +12,13 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from recipes.compose import options_of
 from recipes.stages import EVERY_EPISODE, Stage, in_turn, make_stage
 from recipes.study_schema import AblateConfig
 from toolkit.base.errors import UserError, nearest
 
 GENERATOR_DATA = ("same_tasks", "other_tasks")
-POLICIES = ("pi05_compact", "diffusion", "diffusion_compact")
+POLICIES = ("pi05_compact", *sorted({*options_of("policy")} - {"pi05_compact"}))
 SCORES = ("score_cycle_error", "score_flow_loss", "score_limit_excess", "score_nearest", "replay_success")
 
 

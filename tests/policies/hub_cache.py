@@ -29,12 +29,12 @@ def snapshot(cache: Path, repository: str) -> Path:
     return place
 
 
-def write_tokenizer(place: Path, special: list[str], **more: str) -> None:
-    """A tokenizer of a few words, whose first entries are padding, end and unknown."""
+def write_tokenizer(place: Path, special: dict[str, str]) -> None:
+    """A tokenizer of a few words, whose first entries are padding, end and unknown. special: more of them, by name."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    names = ["<pad>", "</s>", "<unk>", *special, *WORDS, *map(str, range(256))]
+    names = ["<pad>", "</s>", "<unk>", *special.values(), *WORDS, *map(str, range(256))]
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
@@ -44,8 +44,7 @@ def write_tokenizer(place: Path, special: list[str], **more: str) -> None:
         eos_token="</s>",
         bos_token="</s>",
         unk_token="<unk>",
-        additional_special_tokens=special,
-        **more,
+        extra_special_tokens=special,
     )
     fast.save_pretrained(place)
 
@@ -55,7 +54,12 @@ def write_smolvlm(cache: Path) -> None:
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
     place = snapshot(cache, SMOLVLM)
-    special = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
+    special = {
+        "fake_image_token": "<fake_token_around_image>",
+        "image_token": "<image>",
+        "end_of_utterance_token": "<end_of_utterance>",
+        "global_image_token": "<global-img>",
+    }
     write_tokenizer(place, special)
     config = SmolVLMConfig(
         vision_config={
@@ -95,7 +99,8 @@ def write_smolvlm(cache: Path) -> None:
 
 def write_paligemma_tokenizer(cache: Path) -> None:
     """The tokenizer of pi0 and pi0.5."""
-    write_tokenizer(snapshot(cache, PALIGEMMA), ["<image>"])
+    write_tokenizer(place := snapshot(cache, PALIGEMMA), {"image_token": "<image>"})
+    (place / "config.json").write_text(json.dumps({"model_type": "paligemma"}))
 
 
 def write_wan(cache: Path) -> None:
@@ -103,7 +108,8 @@ def write_wan(cache: Path) -> None:
     from diffusers import AutoencoderKLWan
     from transformers import UMT5Config, UMT5EncoderModel
 
-    write_tokenizer(snapshot(cache, UMT5), [])
+    write_tokenizer(place := snapshot(cache, UMT5), {})
+    (place / "config.json").write_text(json.dumps({"model_type": "umt5"}))
     place = snapshot(cache, WAN)
     torch.manual_seed(0)
     vae = AutoencoderKLWan(
