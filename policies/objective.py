@@ -288,10 +288,7 @@ def freeze_vision(policy: PreTrainedPolicy) -> None:
 
     Raises UserError for a type of which it is not known what that is.
     """
-    traits = traits_of(policy.name)
-    if traits.frozen_by and hasattr(policy.config, traits.frozen_by):
-        setattr(policy.config, traits.frozen_by, True)
-    frozen = [policy.get_submodule(name) for name in traits.vision]
+    frozen = [policy.get_submodule(name) for name in traits_of(policy.name).vision]
     if policy.name == "fastwam":
         model: Any = policy.get_submodule("model")
         frozen = [model.video_expert, *(layer.blocks["video"] for layer in model.mot.layers)]

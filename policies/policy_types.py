@@ -22,15 +22,14 @@ OURS = ("pi05_compact", "diffusion", "diffusion_compact")  # told the instructio
 @dataclass(frozen=True)
 class PolicyTraits:
     """extra: of LeRobot, whose packages the type needs. words: it reads the instruction. vision: modules that turn
-    pictures into features. frozen_by: field of its config that freezes them. downloads: files that building a new one
-    reads, as (field of the config or repository, file). resizes: it brings pictures to its own size, which its
-    features name. chunks: it predicts a chunk from one observation, so that scenes can share a prediction.
+    pictures into features. downloads: files that building a new one reads, as (field of the config or repository,
+    file). resizes: it brings pictures to its own size, which its features name. chunks: it predicts a chunk from one
+    observation, so that scenes can share a prediction.
     """
 
     extra: str = ""
     words: bool = False
     vision: Sequence[str] = ()
-    frozen_by: str = ""
     downloads: Sequence[tuple[str, str]] = ()
     resizes: bool = False
     chunks: bool = False
@@ -40,7 +39,6 @@ _PI: dict[str, Any] = {
     "extra": "pi",
     "words": True,
     "vision": ("model.paligemma_with_expert.paligemma.model.vision_tower",),
-    "frozen_by": "freeze_vision_encoder",
     "downloads": ((PALIGEMMA, "tokenizer.json"),),
     "chunks": True,
 }
@@ -56,7 +54,6 @@ TRAITS: Mapping[str, PolicyTraits] = MappingProxyType(
             extra="smolvla",
             words=True,
             vision=("model.vlm_with_expert.vlm.model.vision_model",),
-            frozen_by="freeze_vision_encoder",
             downloads=(("vlm_model_name", "config.json"), ("vlm_model_name", "tokenizer.json")),
             chunks=True,
         ),
@@ -67,16 +64,14 @@ TRAITS: Mapping[str, PolicyTraits] = MappingProxyType(
             extra="xvla",
             words=True,
             vision=("model.vlm.vision_tower",),
-            frozen_by="freeze_vision_encoder",
             downloads=(("tokenizer_name", "tokenizer.json"),),
             chunks=True,
         ),
         "groot": PolicyTraits(extra="groot", words=True, downloads=(("base_model_path", "config.json"),)),
-        # Its VAE, which sees, is never trained; its own field freezes the expert of the video beside it.
+        # Its VAE, which sees, is never trained; beside it there is an expert of the video, see `freeze_vision`.
         "fastwam": PolicyTraits(
             extra="fastwam",
             words=True,
-            frozen_by="freeze_video_expert",
             downloads=(
                 ("tokenizer_model_id", "tokenizer.json"),
                 *(("text_encoder_model_id", name) for name in _WAN),

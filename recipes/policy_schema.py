@@ -108,7 +108,7 @@ class PretrainConfig(PolicyTrainingConfig, LoadingConfig):
 
 @dataclass
 class FinetuneConfig(PolicyTrainingConfig, LoadingConfig):
-    checkpoint: str = option(MISSING, "pretrained_model directory")
+    checkpoint: str = option(MISSING, "pretrained_model directory, or owner/name of a LeRobot policy on the hub")
     refit_statistics: bool = option(False, "replace pretraining's; then its rate and names do not bind either")
     policy: AdaptersConfig = part(AdaptersConfig, "which weights are trained")
 
