@@ -87,9 +87,9 @@ def load_policy(directory: str | Path, device: str = "cpu", loading: Loading = S
     """
     directory = Path(directory)
     config = read_config(directory, loading)
-    _check_inputs(config, directory)
     if predicts_chunks(config):
         return PolicyObjective.from_pretrained(directory, device, loading)
+    _check_inputs(config, directory)
     config.pretrained_path = directory  # so that no type fetches weights which are here
     policy = load_weights(config, directory, loading)
     processors = load_processors(config, directory, device, loading)
