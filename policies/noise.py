@@ -19,6 +19,8 @@ from policies.pi05_compact import Pi05CompactPolicy
 from policies.vag_policy.modeling_vag import VagPolicy
 from toolkit.base.randomness import isolated_randomness
 
+OF_PADDED_ACTIONS = ("smolvla", "pi0", "pi05")  # whose noise, handed over, has the width of their weights
+
 
 def predict_chunk(policy: PreTrainedPolicy, batch: dict[str, Any], noise_seeds: Sequence[int] | None) -> Tensor:
     """Normalised actions (B, T, A) of a preprocessed batch, with noise from a seed for each sample.
@@ -31,7 +33,9 @@ def predict_chunk(policy: PreTrainedPolicy, batch: dict[str, Any], noise_seeds: 
     if isinstance(policy, VagPolicy):
         return policy.predict_action_chunk(batch, noise_seeds)
     config = cast(Any, policy.config)
-    if not isinstance(policy, Pi05CompactPolicy | DiffusionPolicy):
+    if policy.name == "act":  # which draws nothing
+        return policy.predict_action_chunk(batch)
+    if policy.name not in OF_PADDED_ACTIONS and not isinstance(policy, Pi05CompactPolicy | DiffusionPolicy):
         parts = []
         for row, seed in enumerate(noise_seeds):
             alone = {k: v[row : row + 1] if isinstance(v, Tensor | list) else v for k, v in batch.items()}
@@ -39,9 +43,12 @@ def predict_chunk(policy: PreTrainedPolicy, batch: dict[str, Any], noise_seeds: 
                 parts.append(policy.predict_action_chunk(alone))
         return torch.cat(parts)
     generators = [torch.Generator().manual_seed(seed) for seed in noise_seeds]
-    steps = config.chunk_size if isinstance(policy, Pi05CompactPolicy) else config.horizon
-    shape, like = (steps, *config.action_feature.shape), next(policy.parameters())
+    steps = config.horizon if isinstance(policy, DiffusionPolicy) else config.chunk_size
+    width = config.max_action_dim if policy.name in OF_PADDED_ACTIONS else config.action_feature.shape[0]
+    shape, like = (steps, width), next(policy.parameters())
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(like)  # (B, T, A)
+    if policy.name in OF_PADDED_ACTIONS:
+        return policy.predict_action_chunk(batch, noise=noise.float())
     if isinstance(policy, Pi05CompactPolicy):
         return policy.predict_action_chunk(batch, noise=config.sampling_temperature * noise)
     with _steps_draw_from(policy.diffusion, generators):

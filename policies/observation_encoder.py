@@ -5,9 +5,11 @@ B pictures of H x W pixels, stride S, N = (H / 2S) * (W / 2S) tokens of width D.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -65,9 +67,10 @@ class TimmBackbone(nn.Module):
 class ObservationEncoder(nn.Module):
     """One token for every 16 x 16 pixels, with what its four 8 x 8 cells hold side by side.
 
-    image_shape: (3, H, W), H and W multiples of 16. width: D. backbone: `compact` or a timm name with features
-    at stride 8. pretrained_path: safetensors file with the weights of that backbone, loaded strictly.
-    Raises UserError for an unknown backbone, a shape that does not fit, or a file that does not match.
+    image_shape: (3, H, W); a picture is padded with black at the right and below to multiples of 16. other_shapes: of
+    cameras with pictures of other sizes, whose tokens have positions of their own. width: D. backbone: `compact` or a
+    timm name with features at stride 8. pretrained_path: safetensors file with the weights of that backbone, loaded
+    strictly. Raises UserError for an unknown backbone, or a file that does not match.
     """
 
     def __init__(
@@ -76,29 +79,56 @@ class ObservationEncoder(nn.Module):
         width: int,
         backbone: str = COMPACT,
         pretrained_path: str | Path | None = None,
+        other_shapes: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         super().__init__()
-        channels, height, image_width = image_shape
-        if channels != 3 or height % (2 * STRIDE) or image_width % (2 * STRIDE):
-            raise UserError(f"image shape {image_shape}: expected (3, H, W) with H and W multiples of {2 * STRIDE}")
+        for shape in (image_shape, *other_shapes):
+            if shape[0] != 3:
+                raise UserError(f"image shape {shape}: expected (3, H, W)")
         self.image_shape = tuple(image_shape)
         self.backbone = CompactBackbone() if backbone == COMPACT else TimmBackbone(backbone)
         if pretrained_path is not None:
             _load_strictly(self.backbone, Path(pretrained_path))
         with torch.no_grad():
-            features = self.backbone(torch.zeros(1, *image_shape)).shape[1]
-        self.num_tokens = (height // (2 * STRIDE)) * (image_width // (2 * STRIDE))
+            features = self.backbone(padded(torch.zeros(1, *image_shape), 2 * STRIDE)).shape[1]
+        self.num_tokens = _num_tokens(image_shape)
         self.project = nn.Linear(4 * features, width)
         self.position = nn.Parameter(0.5 * torch.randn(self.num_tokens, width))
+        others = {_name(shape): shape for shape in other_shapes if tuple(shape) != self.image_shape}
+        tables = {name: nn.Parameter(0.5 * torch.randn(_num_tokens(shape), width)) for name, shape in others.items()}
+        self.other_positions = nn.ParameterDict(tables) if tables else None
+
+    def position_of(self, shape: tuple[int, ...]) -> Tensor:
+        """Positions (N, D) of the tokens of pictures of a shape (3, H, W). Raises ValueError for one of no camera."""
+        if shape == self.image_shape:
+            return self.position
+        if self.other_positions is None or _name(shape) not in self.other_positions:
+            raise ValueError(f"image shape {shape}: expected {self.image_shape}")
+        return cast(Tensor, self.other_positions[_name(shape)])
 
     def forward(self, image: Tensor) -> Tensor:
-        """image: (B, 3, H, W) in [0, 1]. Returns (B, N, D). Raises ValueError on another size."""
-        if tuple(image.shape[1:]) != self.image_shape:
-            raise ValueError(f"image shape {tuple(image.shape[1:])}: expected {self.image_shape}")
-        features = self.backbone(2 * image - 1)  # (B, C, H/8, W/8)
+        """image: (B, 3, H, W) in [0, 1]. Returns (B, N, D). Raises ValueError on a size of no camera."""
+        position = self.position_of(tuple(image.shape[1:]))
+        features = self.backbone(2 * padded(image, 2 * STRIDE) - 1)  # (B, C, H/8, W/8)
         # Concatenation, not averaging: a pixel is about a centimetre, and an average forgets which cell it was.
         tokens = F.pixel_unshuffle(features, 2).flatten(2).transpose(1, 2)  # (B, N, 4C)
-        return self.project(tokens) + self.position
+        return self.project(tokens) + position
+
+
+def _num_tokens(shape: Sequence[int]) -> int:
+    return math.ceil(shape[1] / (2 * STRIDE)) * math.ceil(shape[2] / (2 * STRIDE))
+
+
+def _name(shape: Sequence[int]) -> str:
+    return f"{shape[1]}x{shape[2]}"
+
+
+def padded(image: Tensor, multiple: int) -> Tensor:
+    """(B, 3, H, W) with zeros at the right and below, so that both sides are multiples of a number."""
+    height, width = image.shape[-2:]
+    if not height % multiple and not width % multiple:
+        return image
+    return F.pad(image, (0, -width % multiple, 0, -height % multiple))
 
 
 def letterboxed(image: Tensor, size: tuple[int, int]) -> Tensor:

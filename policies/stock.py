@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lerobot.configs import FeatureType, PreTrainedConfig
+from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import PolicyProcessorPipeline
 from torch import Tensor
@@ -16,35 +16,41 @@ from torch import Tensor
 from policies.checkpoint_config import STRICT, Loading, read_config
 from policies.checkpoint_processors import load_processors
 from policies.checkpoints import load_weights, try_out
-from policies.factory import CONFIGS, PolicyObjective, cameras_in
 from policies.generator_kinds import acts_as_generator
+from policies.objective import PolicyObjective, blank_observation, cameras_in, predicts_chunks
+from policies.policy_types import OURS, visual
 from policies.vag_policy.objective import load_generator_policy
 from toolkit.base.errors import UserError
 from toolkit.base.randomness import isolated_randomness
-from toolkit.data.episode import STATE, TASK
+from toolkit.data.episode import ENVIRONMENT_STATE, STATE, TASK
 
 
 class StockPolicy:
-    """A policy of another type, or with a longer memory, than `PolicyObjective` trains."""
+    """A policy with a memory, or of a type of which it is not known that it has none."""
 
     n_action_steps = 1
 
     def __init__(
-        self,
-        policy: PreTrainedPolicy,
-        preprocessor: PolicyProcessorPipeline,
-        postprocessor: PolicyProcessorPipeline,
-        image_key: str,
+        self, policy: PreTrainedPolicy, preprocessor: PolicyProcessorPipeline, postprocessor: PolicyProcessorPipeline
     ) -> None:
         self.policy, self.preprocessor, self.postprocessor = policy, preprocessor, postprocessor
-        self.image_key = image_key
         self.policy_type = str(policy.config.type)
 
     @property
+    def cameras(self) -> list[str]:
+        """Keys of the pictures that it sees."""
+        return visual(self.policy.config)
+
+    @property
+    def picture_sizes(self) -> dict[str, tuple[int, int]]:
+        """(H, W) of each camera's pictures."""
+        features = self.policy.config.input_features or {}
+        return {camera: (features[camera].shape[1], features[camera].shape[2]) for camera in self.cameras}
+
+    @property
     def picture_size(self) -> tuple[int, int]:
-        """(H, W)."""
-        _, height, width = (self.policy.config.input_features or {})[self.image_key].shape
-        return height, width
+        """(H, W) of the first camera's pictures."""
+        return next(iter(self.picture_sizes.values()))
 
     def reset(self) -> None:
         """Forget the scene before."""
@@ -56,21 +62,27 @@ class StockPolicy:
     def predict_action_chunk(self, observation: dict[str, Any], noise_seeds: Sequence[int] | None = None) -> Tensor:
         """The next action of the one scene there is, (1, 1, A) in physical units.
 
+        observation: a picture of each camera, or of the only one there is under any name, state and instruction.
         noise_seeds: the one that everything drawn for it comes from; None = torch's global generator, which goes on.
-        Raises UserError if the state is not as wide as the policy's.
+        Raises UserError if a camera is missing, or the state is not as wide as the policy's.
         """
         feature = (self.policy.config.input_features or {}).get(STATE)
         got = tuple(observation[STATE].shape)
         if feature is not None and got != (1, *feature.shape):
             raise UserError(f"{STATE}: got shape {got}, expected {(1, *feature.shape)} ({self.policy_type} policy)")
-        (picture,) = cameras_in(observation).values()
-        frame = {self.image_key: picture, STATE: observation[STATE], TASK: observation[TASK]}
+        pictures = cameras_in(observation)
+        if len(self.cameras) == len(pictures) == 1:
+            pictures = dict(zip(self.cameras, pictures.values(), strict=True))
+        if missing := [camera for camera in self.cameras if camera not in pictures]:
+            raise UserError(f"{self.policy_type}: sees '{missing[0]}', but there is {', '.join(pictures)} alone")
+        frame = {camera: pictures[camera] for camera in self.cameras}
+        frame |= {STATE: observation[STATE], TASK: observation[TASK]}
         with nullcontext() if noise_seeds is None else isolated_randomness(*noise_seeds):
             return self.postprocessor(self.policy.select_action(self.preprocessor(frame)))[:, None]
 
 
 def load_policy(directory: str | Path, device: str = "cpu", loading: Loading = STRICT) -> PolicyObjective | StockPolicy:
-    """A checkpoint of this toolkit, a generator among them, or of any LeRobot policy with one picture and the state.
+    """A checkpoint of this toolkit, a generator among them, or of any LeRobot policy that sees pictures and the state.
 
     Raises UserError if it is missing or damaged, for what `loading` does not allow, or if it sees what the
     environments do not show.
@@ -79,28 +91,26 @@ def load_policy(directory: str | Path, device: str = "cpu", loading: Loading = S
     if acts_as_generator(directory):
         return load_generator_policy(directory, device, loading)
     config = read_config(directory, loading)
-    if config.type in CONFIGS and config.n_obs_steps == 1:
+    if predicts_chunks(config):
         return PolicyObjective.from_pretrained(directory, device, loading)
-    image_key = _only_picture(config, directory)
+    _check_inputs(config, directory)
     config.pretrained_path = directory  # so that no type fetches weights which are here
     policy = load_weights(config, directory, loading)
     processors = load_processors(config, directory, device, loading)
     policy.config.device = device
-    stock = StockPolicy(policy.to(device).eval(), *processors, image_key)
-    features = config.input_features or {}
-    state = features[STATE].shape if STATE in features else (1,)
-    blank = {image_key: torch.zeros(1, *features[image_key].shape), STATE: torch.zeros(1, *state), TASK: ["try"]}
+    stock = StockPolicy(policy.to(device).eval(), *processors)
+    blank = {STATE: torch.zeros(1, 1), **blank_observation(config)}
     stock.reset()
     try_out(directory, lambda: stock.predict_action_chunk(blank), (1, 1, 0))  # some types give more than the robot has
     stock.reset()
     return stock
 
 
-def _only_picture(config: PreTrainedConfig, directory: Path) -> str:
-    features = config.input_features or {}
-    pictures = [key for key, feature in features.items() if feature.type is FeatureType.VISUAL]
-    others = sorted(set(features) - {*pictures, STATE})
-    if len(pictures) != 1 or others:
+def _check_inputs(config: PreTrainedConfig, directory: Path) -> None:
+    pictures = visual(config)
+    own = {ENVIRONMENT_STATE} if config.type in OURS else set()  # the instruction
+    others = sorted(set(config.input_features or {}) - {*pictures, *own, STATE})
+    others = [key for key in others if "empty_camera" not in key]
+    if not pictures or others:
         expected = ", ".join([*pictures, *others]) or "nothing"
-        raise UserError(f"{directory}: the policy sees {expected}; the environments show one picture and {STATE}")
-    return pictures[0]
+        raise UserError(f"{directory}: the policy sees {expected}; the environments show pictures and {STATE}")

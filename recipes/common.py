@@ -20,7 +20,7 @@ from toolkit.base.run import Run
 from toolkit.data.actions import Convert
 from toolkit.data.cache import open_clips
 from toolkit.data.cached_files import remembered_id
-from toolkit.data.canvas import Canvas
+from toolkit.data.canvas import Canvas, Size
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import Conventions
 from toolkit.data.episode_notes import Notes, add_notes
@@ -54,10 +54,10 @@ def sampling_errors(generator: Generator, size: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Which cameras of datasets are read, at which (height, width), what other names they have there, and how a clip
-    file keeps them: raw, jpeg or auto."""
+    """Which cameras of datasets are read, at which (height, width), one for all, by camera, or (None) as recorded, what
+    other names they have there, and how a clip file keeps them: raw, jpeg or auto."""
 
-    size: tuple[int, int]
+    size: Size | Mapping[str, Size] | None
     cameras: Sequence[str] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
     storage: str = "auto"
@@ -68,8 +68,9 @@ class Pictures:
         return cls(canvas.cell, trained.cameras_of(config.cameras), config.rename, config.frame_storage)
 
     def as_in(self, store: ClipStore) -> Pictures:
-        """Of the further datasets: the cameras of the first one."""
-        return replace(self, cameras=list(store.canvas.cameras))
+        """Of the further datasets: the cameras of the first one, at its sizes."""
+        size = store.canvas.sizes if self.size is None else self.size
+        return replace(self, cameras=list(store.canvas.cameras), size=size)
 
 
 def load_clips(run: Run, source: str | Path, pictures: Pictures, notes: Sequence[Notes] = ()) -> ClipStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from policies.vag_policy.objective import GeneratorObjective, load_generator_pol
 from recipes.common import Pictures, check_unseen, load_clips, pick_device, weights_id
 from recipes.generator_policy_schema import chosen
 from recipes.policy_schema import EvaluateConfig
+from recipes.pretrain import picture_sizes
 from recipes.worlds import cameras_for, check_simulated, check_suites, tasks_in, world_of
 from toolkit.base.errors import UserError
 from toolkit.base.run import Run
@@ -29,8 +31,10 @@ from toolkit.evaluation.statistics import rollout_rates
 from toolkit.reporting.generator_results import Media
 from toolkit.reporting.media import grid, write_video
 from toolkit.reporting.results import OpenLoop, OpenLoopResult, RolloutResult
+from toolkit.training.out_of_memory import one_line_if_full, sampling_advice
 from toolkit.training.runtime import seed_everything, set_threads
 
+NUM_SCENES, NUM_STEPS = 20, 32  # that share a prediction, of rollouts and of a dataset
 RETUNE = "fine-tune the policy on such data"
 
 
@@ -45,15 +49,18 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     new = tasks_in("evaluate", config.new_tasks, world, "new_tasks") if any(s.new_tasks for s in asked.values()) else []
     set_threads(config.runtime)
     seed_everything(config.seed)
-    loading = Loading.of(config)
-    checkpoint = checkpoint_directory(config.checkpoint, loading)
-    policy = load(config, checkpoint)
+    checkpoint = checkpoint_directory(config.checkpoint, Loading.of(config))
+    device = pick_device(config.runtime)
+    policy = load(config, checkpoint, device)
+    at_once = 1 if isinstance(policy, StockPolicy) else config.batch_size or NUM_SCENES
     identity = weights_id(checkpoint)
     run.add_data(config.checkpoint, identity)
     env = world.shared(tasks[0])
     check_simulated(checkpoint, env, world.name, remedy=RETUNE)
-    wanted = policy.cameras if hasattr(policy, "cameras") else [policy.image_key]
-    cameras = cameras_for(wanted, env, config.rename, world.name, checkpoint)
+    cameras = cameras_for(policy.cameras, env, config.rename, world.name, checkpoint)
+    sizes = picture_sizes(policy, Conventions.of(checkpoint)) or policy.picture_sizes
+    if config.image_size is not None:
+        sizes = as_size(config.image_size, "image_size")
     if isinstance(policy, PolicyObjective):
         policy.check_instructions([world.instruction(task) for task in [*tasks, *new]])
     scenes = {name: scenes_in(config, world, suite, new if suite.new_tasks else tasks) for name, suite in asked.items()}
@@ -61,17 +68,19 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     seen = check_unseen("evaluate", str(checkpoint), merge(*named), config.allow_seen)
     media, suites = [], {}
     for suite in config.suites:
-        rollouts = rollout(
-            policy,
-            scenes[suite],
-            max_steps=config.max_steps,
-            image_size=as_size(config.image_size or list(policy.picture_size), "image_size"),
-            suite=asked[suite],
-            record_first=3,
-            seed=config.seed,
-            world=world,
-            cameras=cameras,
-        )
+        with one_line_if_full(device, partial(sampling_advice, size=at_once)):
+            rollouts = rollout(
+                policy,
+                scenes[suite],
+                max_steps=config.max_steps,
+                image_size=sizes,
+                suite=asked[suite],
+                record_first=3,
+                num_envs=at_once,
+                seed=config.seed,
+                world=world,
+                cameras=cameras,
+            )
         suites[suite] = rollout_rates([(r.task, r.seed, bool(r.success)) for r in rollouts])
         videos = [r.frames for r in rollouts if r.frames is not None]
         if videos:
@@ -89,15 +98,15 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     )
 
 
-def load(config: EvaluateConfig, checkpoint: Path, trained_here: bool = False) -> Any:
-    """The policy of a checkpoint, which may be a generator; trained_here: of the types that vag trains alone."""
-    device, loading, (settings, base) = pick_device(config.runtime), Loading.of(config), chosen(config.generator_policy)
+def load(config: EvaluateConfig, checkpoint: Path, device: str) -> Any:
+    """The policy of a checkpoint, which may be a generator."""
+    loading, (settings, base) = Loading.of(config), chosen(config.generator_policy)
     if acts_as_generator(checkpoint):
         return load_generator_policy(checkpoint, device, loading, settings, base)
     if settings or base is not None:
         name = next(iter(settings), "base")
         raise UserError(f"generator_policy.{name}: {checkpoint} is no generator; leave it out")
-    return (PolicyObjective.from_pretrained if trained_here else load_policy)(checkpoint, device, loading)
+    return load_policy(checkpoint, device, loading)
 
 
 def imagines(policy: PolicyObjective | StockPolicy) -> bool:
@@ -116,20 +125,27 @@ def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLo
     """Compare predicted with recorded actions: for robots that have no simulator."""
     set_threads(config.runtime)
     seed_everything(config.seed)
-    policy = load(config, Path(config.checkpoint), trained_here=True)
-    identity = weights_id(config.checkpoint)
+    checkpoint = checkpoint_directory(config.checkpoint, Loading.of(config))
+    device = pick_device(config.runtime)
+    policy = load(config, checkpoint, device)
+    at_once = 1 if isinstance(policy, StockPolicy) else config.batch_size or NUM_STEPS
+    identity = weights_id(checkpoint)
     run.add_data(config.checkpoint, identity)
-    trained = Conventions.of(config.checkpoint)
-    size = as_size(config.image_size or list(policy.picture_size), "image_size")
-    pictures = Pictures(size, trained.cameras_of(config.cameras), config.rename, config.frame_storage)
-    store = load_clips(run, dataset, pictures)
+    trained = Conventions.of(checkpoint)
+    size = picture_sizes(policy, trained)
+    if config.image_size is not None:
+        size = as_size(config.image_size, "image_size")
+    cameras = trained.cameras_of(config.cameras)
+    if trained.canvas is None and len(policy.cameras) > 1:
+        cameras = config.cameras or policy.cameras
+    store = load_clips(run, dataset, Pictures(size, cameras, config.rename, config.frame_storage))
     trained.check(store, remedy=RETUNE)
-    policy.check_instructions(store.tasks)
+    if isinstance(policy, PolicyObjective):
+        policy.check_instructions(store.tasks)
+    with one_line_if_full(device, partial(sampling_advice, size=at_once)):
+        error = open_loop_error(policy, store, policy.n_action_steps, at_once, config.seed)
     return OpenLoopResult(
-        policy=policy.policy_type,
-        checkpoint_id=identity,
-        arm=config.arm,
-        open_loop=OpenLoop(**open_loop_error(policy, store, policy.n_action_steps, seed=config.seed)),
+        policy=policy.policy_type, checkpoint_id=identity, arm=config.arm, open_loop=OpenLoop(**error)
     )
 
 

@@ -19,20 +19,25 @@ from recipes.policy_schema import PolicyTrainingConfig
 from toolkit.base.provenance import git_sha, versions
 from toolkit.data.batches import WeightedDataset
 from toolkit.data.seen_scenes import UNKNOWN, SeenScenes
-from toolkit.training.optim import LOWEST_RATE, make_optimizer
+from toolkit.training.config import OptimConfig
+from toolkit.training.optim import LOWEST_RATE
 
 CARD = "README.md"
 
 
-def write_train_config(directory: Path, objective: PolicyObjective, config: PolicyTrainingConfig) -> None:
+def write_train_config(
+    directory: Path, objective: PolicyObjective, config: PolicyTrainingConfig, optim: OptimConfig
+) -> None:
     """Settings with which `lerobot-train --config_path=` trains such a policy anew, in LeRobot's own loop.
 
     LeRobot trains on one dataset: the first one. Sizes and keys of the policy's inputs are left open, since LeRobot
     takes them from the dataset: it neither scales pictures nor turns instructions into vectors, as vag does.
+    optim: the options of the training, with none left open.
     """
     policy: PreTrainedConfig = copy.deepcopy(objective.config)
     policy.device, policy.input_features, policy.output_features = None, {}, {}
-    optim = make_optimizer(objective, config.optim)[1]
+    for name, value in objective.built_with.items():
+        setattr(policy, name, value)
     rate, clip = optim.learning_rate, optim.gradient_clip or 0.0
     first, second = optim.betas or (0.9, 0.95)
     TrainPipelineConfig(
@@ -75,11 +80,12 @@ def write_model_card(
     shares: Sequence[float],
     seen: SeenScenes,
     losses: dict[str, float],
+    optim: OptimConfig,
 ) -> None:
     """Front matter as the Hugging Face hub reads it, inputs, data, scenes, numbers of the training, how to load.
 
     LeRobot's own card is for what it has trained on one dataset of the hub, and is checked there, over the network.
-    shares: of the clips, for each dataset. Nothing in it depends on when or where the training ran.
+    shares: of the clips, for each dataset; optim: as `write_train_config`. Nothing depends on when or where it ran.
     """
     kind, policy = objective.policy_type, objective.config
     about = ModelCardData(
@@ -90,7 +96,6 @@ def write_model_card(
         model_name=kind,
     )
     features = {**(policy.input_features or {}), **(policy.output_features or {})}
-    optim = make_optimizer(objective, config.optim)[1]
     numbers = {
         "weights": sum(p.numel() for p in objective.parameters()),
         **{name: value for name, value in asdict(optim).items() if not name.endswith("_every")},

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from recipes.generator_policy_schema import GeneratorPolicyConfig
+from recipes.gpus import GPUS
 from recipes.schema import (
     ABSOLUTE_DIMENSIONS,
     ACTION_KINDS,
@@ -35,8 +36,20 @@ from toolkit.training.config import OptimConfig, RuntimeConfig
 
 
 @dataclass
-class PolicyConfig:
-    type: str = option(MISSING, "pi05_compact, diffusion or diffusion_compact")
+class AdaptersConfig:
+    lora_rank: int | None = option(
+        None, "of adapters, which alone are trained, and merged in the end; null = all weights", least=1, most=1024
+    )
+
+
+@dataclass
+class PolicyConfig(AdaptersConfig):
+    type: str = option(
+        MISSING, "pi05_compact, diffusion, diffusion_compact, or any type of LeRobot: act, smolvla, pi05"
+    )
+    path: str | None = option(
+        None, "go on from the weights of this checkpoint: directory, or owner/name on the hub; null = from scratch"
+    )
     options: dict[str, Any] = option({}, "fields of the policy's own config")
 
 
@@ -71,14 +84,22 @@ class PolicyTrainingConfig(CommonConfig):
     image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
     resample_fps: float | None = option(None, f"lower rate that all are resampled to{RESAMPLE}", above=0, most=10_000)
     action_kind: str | None = option(None, RESAMPLED_KIND, choices=ACTION_KINDS)
+    freeze_vision_encoder: bool = option(False, "keep the weights that see")
     optim: OptimConfig = part(OptimConfig, "training")
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")
 
 
 @dataclass
-class PretrainConfig(PolicyTrainingConfig):
+class PretrainConfig(PolicyTrainingConfig, LoadingConfig):
+    dry_run: bool = option(
+        False, "train nothing: say how many weights the policy has, and what they take of a GPU's memory in training"
+    )
+    gpu: str = option("h100", "what a dry run estimates for", choices=tuple(GPUS))
     text_encoder: str | None = option(
         None, "directory of a sentence-transformer or T5, for diffusion policies; null = hashed words"
+    )
+    own_sizes: bool = option(
+        False, "each camera at its recorded size for the policies of this project too, which else see 64x64"
     )
     action_representation: str = option("absolute", REPRESENTATION, choices=REPRESENTATIONS)
     absolute_dimensions: list[str] | None = option(None, ABSOLUTE_DIMENSIONS)
@@ -87,9 +108,9 @@ class PretrainConfig(PolicyTrainingConfig):
 
 @dataclass
 class FinetuneConfig(PolicyTrainingConfig, LoadingConfig):
-    checkpoint: str = option(MISSING, "pretrained_model directory")
+    checkpoint: str = option(MISSING, "pretrained_model directory, or owner/name of a LeRobot policy on the hub")
     refit_statistics: bool = option(False, "replace pretraining's; then its rate and names do not bind either")
-    freeze_vision_encoder: bool = option(False, "keep the weights that see")
+    policy: AdaptersConfig = part(AdaptersConfig, "which weights are trained")
 
 
 @dataclass
@@ -116,6 +137,9 @@ class EvaluateConfig(CommonConfig, LoadingConfig, WorldConfig):
     episodes_per_task: int = option(20, "rollouts of each task and suite", least=1, most=MOST_EPISODES)
     first_seed: int = option(500_000, "first scene; the others follow it", least=0, most=MOST_SCENE)
     allow_seen: bool = option(False, "roll out on scenes that the policy was trained on")
+    batch_size: int | None = option(
+        None, "scenes, or steps of a dataset, that share a prediction; null = 20 scenes, 32 steps", least=1, most=65_536
+    )
     max_steps: int = option(100, "steps after which a rollout has failed", least=1, most=MOST_LENGTH)
     image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")

@@ -81,20 +81,12 @@ def _check_names(command: str, config: Any) -> None:
         tasks_in(command, config.tasks, world)
         if new_tasks := getattr(config, "new_tasks", []):
             tasks_in(command, new_tasks, world, "new_tasks")
-    if command == "pretrain" and config.policy.type not in _shipped_policies():
-        from policies.factory import CONFIGS  # slow, so for a name that no shipped config has
-
-        if config.policy.type not in CONFIGS:
-            raise UserError(
-                f"pretrain: policy.type={config.policy.type} does not exist. {nearest(config.policy.type, CONFIGS)}"
-            )
+    if command == "pretrain" and config.policy.type not in {*(known := options_of("policy")), *config.allow}:
+        raise UserError(
+            f"pretrain: policy.type={config.policy.type} does not exist. {nearest(config.policy.type, known)}"
+        )
     if command == "train-generator":
         _check_generator(config.generator)
-
-
-@cache
-def _shipped_policies() -> set[str]:
-    return {compose_config("pretrain", [f"policy={choice}"]).policy.type for choice in options_of("policy")}
 
 
 def _check_generator(config: Any) -> None:

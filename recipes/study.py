@@ -12,13 +12,14 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from recipes.compose import options_of
 from recipes.stages import EVERY_EPISODE, Stage, in_turn, make_stage
 from recipes.study_schema import AblateConfig
 from recipes.worlds import world_values
 from toolkit.base.errors import UserError, nearest
 
 GENERATOR_DATA = ("same_tasks", "other_tasks")
-POLICIES = ("pi05_compact", "diffusion", "diffusion_compact")
+POLICIES = ("pi05_compact", *sorted({*options_of("policy")} - {"pi05_compact"}))
 GENERATOR_POLICY = "vag_policy"  # the policy of the arm `generator`, which takes no other
 SCORES = ("score_cycle_error", "score_flow_loss", "score_limit_excess", "score_nearest", "replay_success")
 

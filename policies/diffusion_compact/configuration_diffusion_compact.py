@@ -49,5 +49,10 @@ class DiffusionCompactConfig(DiffusionConfig):
             if field.name in (*OF_THE_RESNET, *OF_A_PART) and value != field.default:
                 raise ValueError(f"{field.name} is {value}; diffusion_compact has no ResNet and sees the whole picture")
 
+    def validate_features(self) -> None:
+        """Pictures, of any number of cameras and of any size each, or a vector."""
+        if not self.image_features and not self.env_state_feature:
+            raise ValueError("expected at least one image feature, or the environment's state")
+
     def get_optimizer_preset(self) -> AdamConfig:
         return replace(super().get_optimizer_preset(), grad_clip_norm=1.0)

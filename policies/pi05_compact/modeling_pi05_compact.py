@@ -175,7 +175,8 @@ class Pi05Compact(nn.Module):
         assert config.input_features is not None
         self.config = config
         cameras = [tuple(feature.shape) for feature in config.image_features.values()]
-        self.image_encoder = ObservationEncoder(cameras[0], config.width, config.vision_backbone, config.vision_weights)
+        vision = config.vision_backbone, config.vision_weights
+        self.image_encoder = ObservationEncoder(cameras[0], config.width, *vision, other_shapes=cameras[1:])
         # Told to every token of a camera which one it is; one camera alone needs no name.
         self.camera_embedding = nn.Parameter(torch.empty(len(cameras), config.width)) if len(cameras) > 1 else None
         self.word_embedding = nn.Embedding(config.tokenizer_buckets, config.width)
@@ -387,8 +388,8 @@ class Pi05CompactPolicy(StrictLoading, PreTrainedPolicy):
         return self.model.sample(prefix, prefix_mask, noise)
 
     def _with_own_picture_size(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        height, width = self.model.image_encoder.image_shape[1:]
-        return {**batch, **{key: letterboxed(batch[key], (height, width)) for key in self.config.image_features}}
+        sizes = {key: feature.shape[1:] for key, feature in self.config.image_features.items()}
+        return {**batch, **{key: letterboxed(batch[key], (size[0], size[1])) for key, size in sizes.items()}}
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Tensor], **kwargs: Any) -> Tensor:

@@ -269,7 +269,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         config(
             input_features={**FEATURES["input_features"], "observation.image": {"type": "VISUAL", "shape": [3, 33, 32]}}
         ),
-        "multiples of 16",
+        "of another shape",
     ),
     "no picture": (
         config(input_features={**FEATURES["input_features"], "observation.image": {"type": "VISUAL", "shape": [-1]}}),
@@ -282,7 +282,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
                 "observation.images.b": {"type": "VISUAL", "shape": [3, 9, 9]},
             }
         ),
-        "the policy sees pictures of several sizes",
+        "weights missing",
     ),
     "a picture that is none": (
         config(

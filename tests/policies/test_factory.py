@@ -254,7 +254,6 @@ def test_unknown_names(make_policy: Make, kind: str) -> None:
         ("pi05_compact", {"max_action_dim": 2}, "max_action_dim is 2, but the data is 3 wide"),
         ("pi05_compact", {"num_heads": 3, "num_kv_heads": 2}, "multiple of num_kv_heads"),
         ("diffusion", {"vision_backbone": "vgg"}, "ResNet"),
-        ("diffusion", {"n_obs_steps": 2}, "one observation"),
         ("diffusion", {"horizon": 6}, "horizon"),
         ("diffusion_compact", {"resize_shape": (64, 64)}, "resize_shape is"),
         ("diffusion_compact", {"vision_backbone": "resnet50"}, "has no ResNet"),
@@ -274,17 +273,41 @@ def test_refused_options(make_policy: Make, kind: str, options: dict[str, Any], 
 
 def test_diffusion_compact_sees_whole_cells(statistics: Statistics, batch: Batch) -> None:
     sizes: dict[str, Any] = {"state_dim": 4, "action_dim": 3, "stats": statistics, "options": {"horizon": 8}}
-    with pytest.raises(UserError, match="32 x 36; expected multiples of 8"):
-        build_policy("diffusion_compact", cameras={IMAGE: (3, 32, 36)}, **sizes)
-    objective = build_policy("diffusion_compact", cameras={IMAGE: (3, 32, 40)}, **sizes)
+    objective = build_policy("diffusion_compact", cameras={IMAGE: (3, 32, 36)}, **sizes)  # padded to 40
     assert not [name for name, _ in objective.named_modules() if "layer4" in name or "pool" in name]  # of the ResNet
-    objective.loss({**batch, "observation.image": torch.rand(4, 3, 32, 40)})[0].backward()
+    objective.loss({**batch, "observation.image": torch.rand(4, 3, 32, 36)})[0].backward()
     encoder = objective.policy.get_submodule("diffusion.rgb_encoder.0")
     assert all(parameter.grad is not None for parameter in encoder.parameters())
-    other = torch.rand(4, 3, 64, 80)
-    with pytest.raises(ValueError, match="picture of 64 x 80: expected 32 x 40"):
+    other = torch.rand(4, 3, 64, 72)
+    with pytest.raises(ValueError, match="picture of 64 x 72: expected 32 x 36"):
         encoder(other)
     assert encoder.eval()(other).shape == (4, 128)
+
+
+@pytest.mark.parametrize("kind", ["pi05_compact", "diffusion_compact"])
+def test_cameras_of_any_number_and_shape(kind: str, statistics: Statistics, batch: Batch, tmp_path: Path) -> None:
+    shapes = {"observation.images.top": (3, 48, 70), "observation.images.hand": (3, 33, 20), IMAGE: (3, 16, 24)}
+    for camera in shapes:
+        statistics[camera] = statistics[IMAGE]
+    sizes: dict[str, Any] = {"state_dim": 4, "action_dim": 3, "stats": statistics}
+    options = {"horizon": 8} if kind == "diffusion_compact" else {"chunk_size": 8}
+    objective = build_policy(kind, cameras=shapes, options=options, **sizes)
+    batch |= {camera: torch.rand(4, *shape) for camera, shape in shapes.items()}
+    objective.loss(batch)[0].backward()
+    wake_up = [p for name, p in objective.named_parameters() if "modulation" in name]
+    for parameter in wake_up:
+        torch.nn.init.normal_(parameter, std=0.3)
+    for camera in shapes:
+        assert not torch.equal(chunk(objective, batch), chunk(objective, {**batch, camera: 1 - batch[camera]}))
+    objective.save_pretrained(tmp_path / "policy")
+    loaded = PolicyObjective.from_pretrained(tmp_path / "policy")
+    assert torch.equal(chunk(loaded, batch), chunk(objective, batch))
+    config = PreTrainedConfig.from_pretrained(tmp_path / "policy")
+    policy = get_policy_class(kind).from_pretrained(tmp_path / "policy", config=config)
+    before, after = make_pre_post_processors(config, pretrained_path=str(tmp_path / "policy"))
+    seen = {key: value for key, value in batch.items() if not key.startswith("action")}
+    seen[IMAGE] = torch.rand(4, 3, 96, 120)  # as a simulator renders it
+    assert after(policy.select_action(before(seen))).shape == (4, 3)
 
 
 @pytest.mark.parametrize("separate", [False, True])

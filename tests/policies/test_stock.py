@@ -21,7 +21,10 @@ from toolkit.evaluation.rollout import rollout
 SMALL: dict[str, Any] = {
     "act": (
         ACTConfig,
-        {"chunk_size": 4, "n_action_steps": 3, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32, "use_vae": False},
+        {
+            **{"chunk_size": 4, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32, "use_vae": False},
+            **{"n_action_steps": 1, "temporal_ensemble_coeff": 0.01},  # so that it has a memory
+        },
     ),
     "diffusion": (
         DiffusionConfig,
@@ -105,7 +108,7 @@ def test_policies_that_see_more_than_there_is_are_named(tmp_path: Path) -> None:
     directory = save_stock("act", tmp_path / "act")
     text = (directory / "config.json").read_text()
     (directory / "config.json").write_text(text.replace('"observation.state"', '"observation.environment_state"', 1))
-    with pytest.raises(UserError, match="the environments show one picture and observation.state"):
+    with pytest.raises(UserError, match="the environments show pictures and observation.state"):
         load_policy(directory)
     (directory / "config.json").write_text(text)
     (directory / "model.safetensors").write_bytes(b"")

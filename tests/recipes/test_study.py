@@ -60,7 +60,7 @@ def test_cells_have_names_of_their_own() -> None:
 
 
 def test_every_policy_can_be_studied() -> None:
-    assert set(POLICIES) == set(CONFIGS) == set(options_of("policy"))
+    assert set(POLICIES) == set(options_of("policy")) >= set(CONFIGS)
 
 
 def test_a_policy_may_have_steps_of_its_own(config: Callable[..., AblateConfig]) -> None:

@@ -11,7 +11,8 @@ import torch
 
 from recipes.held_out import sampled_above
 from toolkit.base.randomness import isolated_randomness, stream_seed
-from toolkit.data.batches import Augmented, GeneratorClips, Mixture, make_sources
+from toolkit.data.augmentation import Augmented
+from toolkit.data.batches import GeneratorClips, Mixture, make_sources
 from toolkit.data.clips import ClipStore
 from toolkit.evaluation.clip_encoder import ClipEncoder
 from vag_core import Generator, GeneratorConfig

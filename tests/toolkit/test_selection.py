@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from toolkit.base.errors import UserError
-from toolkit.data.batches import Augmented, Mixture, WeightedDataset
+from toolkit.data.augmentation import Augmented
+from toolkit.data.batches import Mixture, WeightedDataset
 from toolkit.data.canvas import Canvas
 from toolkit.data.clips import ClipStore
 from toolkit.data.episode import ACTION, IMAGE, PICTURE_EVERY

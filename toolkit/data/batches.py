@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from toolkit.base.errors import UserError
-from toolkit.base.randomness import isolated_randomness
 from toolkit.data.clips import ClipStore
 from toolkit.data.conventions import check_dimensions
 from toolkit.data.episode import ACTION_DIM_IS_PAD, ACTION_IS_PAD, PICTURE_EVERY, SYNTHETIC
@@ -189,13 +188,24 @@ class Mixture:
     """Policy batches from weighted sources: first a source is drawn, then one of its rows.
 
     batch_size: clips of a part; with several parts the batch of a step has so many for each.
+    actions, observations: see `ClipStore.policy_batch`. drop_last: steps at the end of an episode that are not drawn.
     Of rows that have a picture of their own: a policy acts on what it sees now, and must not learn from older pictures.
     Beside the keys of `ClipStore.policy_batch`: `synthetic` (B,), and where an action was padded
     `action_dim_is_pad` (B, A).
     """
 
-    def __init__(self, sources: Sequence[WeightedDataset], batch_size: int, horizon: int, seed: int) -> None:
-        self.sources, self.batch_size, self.horizon, self.seed = sources, batch_size, horizon, seed
+    def __init__(
+        self,
+        sources: Sequence[WeightedDataset],
+        batch_size: int,
+        actions: int | Sequence[int],
+        seed: int,
+        observations: Sequence[int] = (0,),
+        drop_last: int = 0,
+    ) -> None:
+        self.sources, self.batch_size, self.seed, self.drop_last = sources, batch_size, seed, drop_last
+        self.actions = range(actions) if isinstance(actions, int) else list(actions)
+        self.observations = list(observations)
         self.weights = np.array([source.weight for source in sources])
         self.padded = any(source.action_dim_is_pad.any() for source in sources)
 
@@ -219,6 +229,13 @@ class Mixture:
         every = source.picture_every[episodes]
         return episodes, every * rng.integers(-(-store.episode_lengths[episodes] // every))
 
+    def _before_the_end(self, source: WeightedDataset, episodes: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """Steps drawn of whole episodes, spread over what is left of these without their last ones."""
+        every = source.picture_every[episodes]
+        lengths = source.store.episode_lengths[episodes]
+        pictures, left = -(-lengths // every), -(-np.maximum(1, lengths - self.drop_last) // every)
+        return every * (steps // every * left // pictures)
+
     def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, step))
         rows, first = np.array(part.rows(part.count * self.batch_size)), 0
@@ -227,11 +244,14 @@ class Mixture:
         for source, count in zip(self.sources, self._counts(rng, part.count), strict=True):
             if count:
                 episodes, steps = self._rows(source, count, rng)
+                if self.drop_last:
+                    steps = self._before_the_end(source, episodes, steps)
                 own = rows[(rows >= first) & (rows < first + count)] - first
                 first += count
-                samples = source.store.policy_batch(episodes[own], steps[own], self.horizon)
+                around = self.actions, self.observations
+                samples = source.store.policy_batch(episodes[own], steps[own], *around)
                 samples[SYNTHETIC] = np.full(len(own), source.synthetic, np.float32)
-                known[ACTION_IS_PAD].append(source.store.past_the_end(episodes, steps, self.horizon))
+                known[ACTION_IS_PAD].append(source.store.outside(episodes, steps, self.actions))
                 if self.padded:
                     known[ACTION_DIM_IS_PAD].append(np.tile(source.action_dim_is_pad, (count, 1)))
                     samples[ACTION_DIM_IS_PAD] = known[ACTION_DIM_IS_PAD][-1][own]
@@ -243,36 +263,6 @@ class Mixture:
         """Realised share of each source among the samples of the first `steps` batches."""
         counts = [self._counts(np.random.default_rng((self.seed, step)), parts) for step in range(steps)]
         return (np.sum(counts, axis=0) / (steps * parts * self.batch_size)).tolist()
-
-
-class Augmented:
-    """Classical image augmentation: LeRobot's random colours and sharpness, on another source.
-
-    Not its small moves of the picture: at 64 pixels one is about a centimetre, and a moved picture another scene.
-    Pictures are transformed in groups of `GROUP`, each in its own way: one by one would take longer than training.
-    The groups of a batch that is divided are others than those of the whole one.
-    """
-
-    GROUP = 4
-    draws_from_torch = True  # from its only generator, which a step in training draws from too: never both at once
-
-    def __init__(self, source: BatchSource, seed: int) -> None:
-        from lerobot.transforms.transforms import ImageTransforms, ImageTransformsConfig
-
-        self.source, self.seed = source, seed
-        config = ImageTransformsConfig(enable=True)
-        del config.tfs["affine"]
-        self.transforms = ImageTransforms(config)
-
-    def batch(self, step: int, part: Part = ALL) -> dict[str, Any]:
-        batch = self.source.batch(step, part)
-        with isolated_randomness(self.seed * 1_000_003 + step * part.count + part.index):
-            pictures = {
-                key: torch.cat([self.transforms(group) for group in value.split(self.GROUP)]).clamp(0, 1)
-                for key, value in batch.items()
-                if getattr(value, "ndim", 0) == 4  # of every camera
-            }
-        return {**batch, **pictures}
 
 
 class GeneratorClips:

@@ -22,7 +22,7 @@ from toolkit.base.engine import parallel_feed
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
 from toolkit.data.cached_files import GIGABYTE, cache_directory, cache_limit, cached_file, fingerprint, remembered_id
-from toolkit.data.canvas import Canvas, choose_cameras, describe_cameras
+from toolkit.data.canvas import Canvas, Size, choose_cameras, describe_cameras
 from toolkit.data.clips import ClipStore, ClipTable, create_clips, create_jpeg_clips, write_frames
 from toolkit.data.conventions import check_dimensions
 from toolkit.data.episode import ACTION, STATE
@@ -44,7 +44,7 @@ SAMPLED = 5  # episodes of which a picture is encoded, to tell the size of all
 
 def open_clips(
     source: str | Path,
-    image_size: int | Sequence[int],
+    image_size: int | Sequence[int] | Mapping[str, Size] | None,
     cameras: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     workers: int | None = None,
@@ -52,14 +52,16 @@ def open_clips(
 ) -> ClipStore:
     """The clips of a LeRobotDataset v3 directory (through the cache) or of a clip file.
 
-    image_size: (height, width) that each camera gets on the canvas, one number for both; cameras: whose pictures, by
+    image_size: (height, width) that each camera gets on the canvas, one number for both, or by camera; None = as
+    recorded. cameras: whose pictures, by
     feature key, all of the dataset where none is named; rename: other keys for cameras of the dataset. workers:
     processes that decode; None starts one per core where that saves time, 1 stays in this process. storage: raw,
     jpeg or auto, how a file that is built keeps frames, see `stored_as_jpeg`.
     Raises UserError if the source is missing or damaged, a camera is not there, or a clip file has pictures of another
     size.
     """
-    source, cell, rename = Path(source), as_size(image_size, "image_size"), rename or {}
+    source, rename = Path(source), rename or {}
+    size = image_size if image_size is None or isinstance(image_size, Mapping) else as_size(image_size, "image_size")
     if source.is_file():
         store = ClipStore.open(source)
         store = replace(store, canvas=store.canvas.renamed(rename))
@@ -73,11 +75,12 @@ def open_clips(
         info = lerobot_layout.read_info(source)
         lerobot_layout.check_features(source, info, None)
         chosen = choose_cameras(camera_keys(info), cameras, rename, str(source))
-        canvas = Canvas({key: picture_size(info, key) for key in chosen.values()}, cell)
+        sizes = {chosen[key]: own for key, own in size.items() if key in chosen} if isinstance(size, Mapping) else size
+        canvas = Canvas.sized({key: picture_size(info, key) for key in chosen.values()}, sizes)
         identity = remembered_id(source)
         keys = hashlib.sha256("\0".join(canvas.cameras).encode()).hexdigest()[:8]
         jpeg = stored_as_jpeg(storage, source, info, canvas)
-        name = f"{identity}-{keys}-{cell[0]}x{cell[1]}-{FORMAT}{f'-{CODING}' * jpeg}.h5"
+        name = f"{identity}-{keys}-{_size_name(canvas)}-{FORMAT}{f'-{CODING}' * jpeg}.h5"
         build = partial(build_clips, source, canvas, identity, content, workers, jpeg)
         store = open_cached(name, build, ClipStore.open)
         store = replace(store, state_names=dimension_names(info, STATE), action_names=dimension_names(info, ACTION))
@@ -85,10 +88,20 @@ def open_clips(
         store = replace(store, codec=lerobot_layout.video_codec(info, next(iter(canvas.cameras))))
     else:
         raise UserError(f"{source}: not found; expected a LeRobotDataset directory or a clip file (.h5)")
-    if store.canvas.cell != cell:
-        size = "x".join(map(str, store.canvas.cell))
-        raise UserError(f"{source}: pictures are {size} (height x width); expected {cell[0]}x{cell[1]}")
+    for camera, (height, width) in store.canvas.sizes.items():
+        wanted = size.get(camera) if isinstance(size, Mapping) else size
+        if wanted is not None and wanted != (height, width):
+            raise UserError(
+                f"{source}: pictures are {height}x{width} (height x width); expected {wanted[0]}x{wanted[1]}"
+            )
     return store
+
+
+def _size_name(canvas: Canvas) -> str:
+    """Of the sizes on a canvas, in the name of a cached file."""
+    height, width = canvas.cell
+    own = hashlib.sha256(repr(list(canvas.own.values())).encode()).hexdigest()[:8]
+    return f"{height}x{width}" + (f"-{own}" if canvas.own else "")
 
 
 def stored_as_jpeg(storage: str, source: Path, info: dict[str, Any], canvas: Canvas) -> bool:

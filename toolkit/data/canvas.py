@@ -2,13 +2,14 @@
 
 Cells are equal, row by row, in as square a grid as there is: one camera fills the canvas, two stand beside each other,
 three or four make 2x2, as in DreamGen (arXiv 2505.12705). What no picture covers is black. Sizes are (height, width).
+For policies, cameras may keep sizes of their own: each then stands in the top left corner of its cell.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,25 @@ from toolkit.data.images import inner_size, letterboxed, resized
 
 MOST_CAMERAS = 16
 MOST_PIXELS = 8192  # a side
+Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Canvas:
     """cameras: (height, width) of the pictures as recorded, by feature key, in the order of their cells; cell: (height,
-    width) of one on the canvas."""
+    width) of one on the canvas; own: of each camera, where it fills only a part of its cell."""
 
     cameras: Mapping[str, tuple[int, int]]
     cell: tuple[int, int]
+    own: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @classmethod
+    def sized(cls, cameras: Mapping[str, tuple[int, int]], size: Size | Mapping[str, Size] | None) -> Canvas:
+        """With one size for all cameras, one for each, or (None) the recorded ones."""
+        chosen = size if isinstance(size, Mapping) else dict.fromkeys(cameras, size)
+        sizes = {camera: chosen.get(camera) or recorded for camera, recorded in cameras.items()}
+        cell = max(height for height, _ in sizes.values()), max(width for _, width in sizes.values())
+        return cls(cameras, cell, sizes if set(sizes.values()) != {cell} else {})
 
     @classmethod
     def single(cls, size: Sequence[int], camera: str = IMAGE) -> Canvas:
@@ -47,13 +58,19 @@ class Canvas:
         return self.grid[0] * self.cell[0], self.grid[1] * self.cell[1]
 
     @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """(height, width) that `cells` gives of each camera."""
+        return {camera: self.own.get(camera, self.cell) for camera in self.cameras}
+
+    @property
     def places(self) -> dict[str, tuple[int, int, int, int]]:
         """By camera where its picture stands: top, left, height, width, without the bars."""
         found = {}
         for index, (camera, size) in enumerate(self.cameras.items()):
             row, column = divmod(index, self.grid[1])
-            height, width = inner_size(size, self.cell)
-            top, left = (self.cell[0] - height) // 2, (self.cell[1] - width) // 2
+            whole = self.sizes[camera]
+            height, width = inner_size(size, whole)
+            top, left = (whole[0] - height) // 2, (whole[1] - width) // 2
             found[camera] = (row * self.cell[0] + top, column * self.cell[1] + left, height, width)
         return found
 
@@ -74,7 +91,7 @@ class Canvas:
 
     def compose(self, pictures: Mapping[str, np.ndarray]) -> np.ndarray:
         """Pictures (T, H, W, 3) uint8 by camera, of any size, as canvases (T, *size, 3)."""
-        cells = [letterboxed(pictures[camera], self.cell) for camera in self.cameras]
+        cells = [letterboxed(pictures[camera], size) for camera, size in self.sizes.items()]
         if len(cells) == 1:
             return cells[0]
         canvas = np.zeros((len(cells[0]), *self.size, 3), np.uint8)
@@ -83,15 +100,15 @@ class Canvas:
         return canvas
 
     def cells(self, canvases: np.ndarray) -> dict[str, np.ndarray]:
-        """Canvases (..., H, W, C) as one picture for each camera, (..., *cell, C), with its bars."""
+        """Canvases (..., H, W, C) as one picture for each camera, (..., *size, C), with its bars."""
         return dict(zip(self.cameras, self._cells(canvases), strict=True))
 
     def _cells(self, canvases: np.ndarray) -> list[np.ndarray]:
         (height, width), columns = self.cell, self.grid[1]
-        places = [divmod(index, columns) for index in range(len(self.cameras))]
+        corners = [divmod(index, columns) for index in range(len(self.cameras))]
         return [
-            canvases[..., row * height : (row + 1) * height, column * width : (column + 1) * width, :]
-            for row, column in places
+            canvases[..., row * height : row * height + own[0], column * width : column * width + own[1], :]
+            for (row, column), own in zip(corners, self.sizes.values(), strict=True)
         ]
 
     def take_apart(self, canvases: np.ndarray) -> dict[str, np.ndarray]:
@@ -103,10 +120,14 @@ class Canvas:
 
     def renamed(self, names: Mapping[str, str]) -> Canvas:
         """The same under other keys."""
-        return replace(self, cameras={names.get(camera, camera): size for camera, size in self.cameras.items()})
+        cameras, own = (
+            {names.get(camera, camera): size for camera, size in sizes.items()} for sizes in (self.cameras, self.own)
+        )
+        return replace(self, cameras=cameras, own=own)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"cameras": {camera: list(size) for camera, size in self.cameras.items()}, "cell": list(self.cell)}
+        cameras, own = ({camera: list(size) for camera, size in sizes.items()} for sizes in (self.cameras, self.own))
+        return {"cameras": cameras, "cell": list(self.cell), **({"own": own} if own else {})}
 
     @classmethod
     def from_dict(cls, values: Any) -> Canvas:
@@ -114,7 +135,13 @@ class Canvas:
         cameras = values.get("cameras") if isinstance(values, dict) else None
         if not isinstance(cameras, dict) or not 0 < len(cameras) <= MOST_CAMERAS:
             raise ValueError(f"cameras: expected 1 to {MOST_CAMERAS}, with the height and width of each")
-        return cls({camera: _checked(size, camera) for camera, size in cameras.items()}, _checked(values.get("cell")))
+        cell, own = _checked(values.get("cell")), values.get("own", {})
+        if not isinstance(own, dict) or (own and own.keys() != cameras.keys()):
+            raise ValueError("own: expected a height and a width for each camera")
+        sizes = {camera: _checked(own[camera], camera) for camera in cameras if own}
+        if any(size[0] > cell[0] or size[1] > cell[1] for size in sizes.values()):
+            raise ValueError("own: a camera is larger than its cell")
+        return cls({camera: _checked(size, camera) for camera, size in cameras.items()}, cell, sizes)
 
 
 def _checked(size: Any, name: str = "cell") -> tuple[int, int]:

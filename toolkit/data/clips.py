@@ -165,32 +165,51 @@ class ClipStore:
             return {"frames": self.frames.take(rows[:, ::frame_stride], axis=0), **batch}
         return {"image": self.frames.take(rows[:, 0], axis=0), **batch}
 
-    def policy_batch(self, episodes: np.ndarray, steps: np.ndarray, horizon: int) -> dict[str, Any]:
-        """One observation and the next `horizon` actions per sample, in LeRobot's keys.
+    def policy_batch(
+        self,
+        episodes: np.ndarray,
+        steps: np.ndarray,
+        actions: int | Sequence[int],
+        observations: Sequence[int] = (0,),
+    ) -> dict[str, Any]:
+        """Observations and actions around a step of each sample, in LeRobot's keys.
 
-        Returns the picture of each camera (B, 3, H, W) float32 in [0, 1] under its key, observation.state (B, S),
-        action (B, T, A), action_is_pad (B, T), task (B strings).
+        actions, observations: the wanted steps by their distance from that step, in LeRobot's words delta indices; a
+        number of actions is so many from that step on. Before the start and past the end of an episode its first and
+        last row repeat. Returns the picture of each camera (B, 3, H, W) float32 in [0, 1] under its key,
+        observation.state (B, S), action (B, T, A), action_is_pad (B, T), task (B strings). Of other observations than
+        that of the step alone, pictures and states have an axis for them, (B, n, ...), and `<key>_is_pad` (B, n).
         """
-        ahead = steps[:, None] + np.arange(horizon)
-        last = self.episode_lengths[episodes][:, None] - 1
-        first = self.episode_starts[episodes]
-        pictures = self.canvas.cells(self.frames.take(first + steps, axis=0))
+        ahead = range(actions) if isinstance(actions, int) else actions
+        alone = list(observations) == [0]
+        seen = self.rows_around(episodes, steps, observations)
+        rows = seen[:, 0] if alone else seen
+        pictures = self.canvas.cells(self.frames.take(rows, axis=0))
+        observed: dict[str, Any] = {camera: to_channels_first(picture) for camera, picture in pictures.items()}
+        observed[STATE] = self.states.take(rows, axis=0)
+        outside = {} if alone else dict.fromkeys(observed, self.outside(episodes, steps, observations))
         return {
-            **{camera: to_channels_first(picture) for camera, picture in pictures.items()},
-            STATE: self.states.take(first + steps, axis=0),
-            ACTION: self.actions.take(first[:, None] + np.minimum(ahead, last), axis=0),
-            ACTION_IS_PAD: self.past_the_end(episodes, steps, horizon),
+            **observed,
+            **{f"{key}_is_pad": padded for key, padded in outside.items()},
+            ACTION: self.actions.take(self.rows_around(episodes, steps, ahead), axis=0),
+            ACTION_IS_PAD: self.outside(episodes, steps, ahead),
             TASK: [self.instruction(e) for e in episodes],
         }
 
-    def past_the_end(self, episodes: np.ndarray, steps: np.ndarray, horizon: int) -> np.ndarray:
-        """(B, T) True where one of the next `horizon` steps is none of the episode any more."""
-        return steps[:, None] + np.arange(horizon) >= self.episode_lengths[episodes][:, None]
+    def rows_around(self, episodes: np.ndarray, steps: np.ndarray, deltas: Sequence[int]) -> np.ndarray:
+        """(B, n) rows at these distances from a step of each sample, inside its episode."""
+        last = self.episode_lengths[episodes][:, None] - 1
+        return self.episode_starts[episodes][:, None] + np.clip(steps[:, None] + np.asarray(deltas), 0, last)
+
+    def outside(self, episodes: np.ndarray, steps: np.ndarray, deltas: Sequence[int]) -> np.ndarray:
+        """(B, n) True where one of these steps is none of the episode."""
+        around = steps[:, None] + np.asarray(deltas)
+        return (around < 0) | (around >= self.episode_lengths[episodes][:, None])
 
 
 def to_channels_first(pictures: np.ndarray) -> np.ndarray:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1], as policies take them."""
-    return pictures.astype(np.float32).transpose(0, 3, 1, 2) / 255
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [0, 1], as policies take them."""
+    return np.moveaxis(pictures.astype(np.float32), -1, -3) / 255
 
 
 def _about(path: Path, text: np.ndarray, size: Sequence[int]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ def open_loop_error(
     action: a policy that is not better has learned nothing. `per_dimension` (A,) holds mean absolute errors,
     `per_episode` (n,) the distances that `action_distance` is the mean of. Noise of a prediction comes from `seed`, its
     episode and step alone.
+    A policy with a memory, which its method `reset` clears, sees every step of each episode in order, as on a robot.
     Raises UserError if the policy's actions have another width than the recorded ones.
     """
     rows = [
@@ -35,12 +36,16 @@ def open_loop_error(
         for episode, length in enumerate(store.episode_lengths)
         for step in range(0, int(length), n_action_steps)
     ]
+    forget: Callable[[], None] | None = getattr(policy, "reset", None)
+    batch_size = batch_size if forget is None else 1
     mean, _ = moments(store.actions)
     errors: dict[str, list[np.ndarray]] = {"policy": [], "mean": []}
     owners: list[np.ndarray] = []
     bar = progress(description="open loop", total=len(rows), unit="step")
     for start in range(0, len(rows), batch_size):
         episodes, steps = np.array(rows[start : start + batch_size]).T
+        if forget is not None and steps[0] == 0:
+            forget()
         batch = store.policy_batch(episodes, steps, n_action_steps)
         observation = {key: torch.from_numpy(batch[key]) for key in (*store.canvas.cameras, STATE)}
         observation[TASK] = batch[TASK]

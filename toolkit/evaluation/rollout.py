@@ -12,6 +12,7 @@ import torch
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
 from toolkit.base.randomness import stream_seed
+from toolkit.data.canvas import Size
 from toolkit.data.clips import to_channels_first
 from toolkit.data.episode import STATE, TASK
 from toolkit.data.images import letterboxed
@@ -96,7 +97,7 @@ def rollout(
     scenes: Mapping[str, Sequence[int]],
     *,
     max_steps: int,
-    image_size: tuple[int, int],
+    image_size: Size | Mapping[str, Size],
     suite: Suite = SUITES["unseen"],
     record_first: int = 0,
     num_envs: int = 20,
@@ -107,8 +108,8 @@ def rollout(
 ) -> list[Rollout]:
     """Roll the policy out on the seeds of every task; a rollout ends when the task is solved or after `max_steps`.
 
-    image_size: (height, width) of the pictures that the policy takes. world: None = Meta-World. cameras: the world's
-    key of each of the policy's; None = all, under the world's keys.
+    image_size: (height, width) of the pictures that the policy takes, of all cameras or of each. world: None =
+    Meta-World. cameras: the world's key of each of the policy's; None = all, under the world's keys.
     suite: how the scenes look and how the instruction is worded. About `num_envs` environments share each prediction,
     unless the policy has a memory, which its method `reset` clears, or the world makes one: then there is one scene at
     a time.
@@ -121,7 +122,8 @@ def rollout(
     forget = getattr(policy, "reset", None)
     world = world or open_world(WorldSpec())
     at_once = num_envs if forget is None else 1
-    slots = slots_of(world, scenes, max(image_size), suite, at_once, record_first, max_steps)
+    drawn = max(map(max, image_size.values())) if isinstance(image_size, Mapping) else max(image_size)
+    slots = slots_of(world, scenes, drawn, suite, at_once, record_first, max_steps)
     imagine = getattr(policy, "imagined", None)  # of a generator
     results: dict[tuple[str, int], Rollout] = {}
     bar = progress(description="evaluate", total=sum(map(len, scenes.values())), unit="ep")
@@ -174,16 +176,17 @@ def slots_of(
 
 
 def look(
-    slots: Sequence[_Slot], size: tuple[int, int], cameras: Mapping[str, str] | None = None
+    slots: Sequence[_Slot], size: Size | Mapping[str, Size], cameras: Mapping[str, str] | None = None
 ) -> dict[str, torch.Tensor]:
-    """What the cameras of the slots see now, (B, 3, *size) in [0, 1], letterboxed. cameras: as for `rollout`."""
+    """What the cameras of the slots see now, (B, 3, *size) in [0, 1], letterboxed. size, cameras: as for `rollout`."""
     pictures = [slot.env.render() for slot in slots]
     names = cameras or {camera: camera for camera in pictures[0]}
-    stacked = {camera: np.stack([part[own] for part in pictures]) for camera, own in names.items()}
-    return {
-        camera: torch.from_numpy(to_channels_first(letterboxed(part, size))).contiguous()
-        for camera, part in stacked.items()
-    }
+    seen = {}
+    for camera, own in names.items():
+        stacked = np.stack([part[own] for part in pictures])
+        fitted = letterboxed(stacked, size[camera] if isinstance(size, Mapping) else size)
+        seen[camera] = torch.from_numpy(to_channels_first(fitted)).contiguous()
+    return seen
 
 
 def _check(chunk: np.ndarray, batch: int, env: Env) -> None:

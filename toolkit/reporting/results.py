@@ -117,6 +117,22 @@ class ReplayResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PolicyMemory:
+    """What the weights of a policy take of a GPU in training [byte]; activations, which grow with the batch, come on
+    top."""
+
+    parameters: int
+    trained_parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    total: int
+    gpu: str
+    gpu_memory: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainResult:
     policy: str
     steps: int
@@ -126,7 +142,8 @@ class PretrainResult:
     checkpoint: str
     synthetic_fraction: float
     episodes: list[int]  # of each dataset
-    pretrained_id: str | None = None  # of the checkpoint that a fine-tuning went on from
+    pretrained_id: str | None = None  # of the checkpoint that a training went on from
+    dry_run: PolicyMemory | None = None  # then nothing was trained
     losses: dict[str, float] = rest()
 
 

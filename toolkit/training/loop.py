@@ -29,7 +29,7 @@ from toolkit.training.checkpoint import load_checkpoint, save_checkpoint, saved_
 from toolkit.training.config import OptimConfig as OptimConfig
 from toolkit.training.logging import ScalarLog
 from toolkit.training.optim import ExponentialMovingAverage, load_trained_state, make_optimizer, warmup_cosine
-from toolkit.training.out_of_memory import Memory, one_line_if_full, training_advice
+from toolkit.training.out_of_memory import ELSE, Memory, one_line_if_full, training_advice
 from toolkit.training.parallel import average_gradients, mean_over_processes, mixed_seed, share_weights
 from toolkit.training.runtime import (
     RuntimeConfig,
@@ -137,7 +137,8 @@ class GradientSteps:
     def advice(self, memory: Memory) -> str:
         """The line of a step that a GPU has no memory for."""
         group = "tokenizer_optim" if self.seed.endswith(" tokenizer") else "optim"
-        return training_advice(memory, self.config.batch_size, self.config.gradient_accumulation, group)
+        helps = getattr(self.objective, "memory_helps", ELSE)
+        return training_advice(memory, self.config.batch_size, self.config.gradient_accumulation, group, helps)
 
     def learning_rate(self, step: int) -> float:
         return self.config.learning_rate * warmup_cosine(step, self.config.steps, self.config.warmup_steps)

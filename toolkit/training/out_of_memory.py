@@ -43,14 +43,15 @@ def divided(clips: int, most: int) -> tuple[int, int]:
     return batch, clips // batch
 
 
-def training_advice(memory: Memory, batch_size: int, accumulation: int, group: str = "optim") -> str:
-    """The line of a step, or of a measurement in training, that did not fit; group: of its options."""
+def training_advice(memory: Memory, batch_size: int, accumulation: int, group: str = "optim", helps: str = ELSE) -> str:
+    """The line of a step, or of a measurement in training, that did not fit; group: of its options; helps: what else
+    does."""
     asked = f"{group}.batch_size={batch_size} {group}.gradient_accumulation={accumulation}"
     if not (most := memory.most(batch_size)):
-        return f"{full(memory, asked)}, which one clip does not fit into; what helps: {ELSE}"
+        return f"{full(memory, asked)}, which one clip does not fit into; what helps: {helps}"
     batch, parts = divided(batch_size * accumulation, most)
     fits = f"{group}.batch_size={batch} {group}.gradient_accumulation={parts}"
-    return f"{full(memory, asked)}; {fits} should fit, and learns the same. What else helps: {ELSE}"
+    return f"{full(memory, asked)}; {fits} should fit, and learns the same. What else helps: {helps}"
 
 
 def sampling_advice(memory: Memory, size: int) -> str:
