@@ -222,9 +222,9 @@ class Turns:
         words = [script("lerobot-eval"), *self._eval_words(checkpoint, self._new("lerobot_eval_stock"), 1)]
         words += ["--env.type=metaworld", f"--env.task={self.config.task}-v3"]
         seen: list[tuple[float, int]] = []
-        with subprocess.Popen(
-            words, env=self._environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as tool:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(self.config.threads)}
+        # A process of its own: stock Meta-World is not to meet our renderer's OpenGL context.
+        with subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as tool:
             try:
                 assert tool.stderr is not None
                 text = b""
@@ -266,6 +266,8 @@ class Turns:
 
     def _row(self, policy: str, system: str, suite: str, metric: str, values: Sequence[float], **more: Any) -> None:
         n = len(values)
+        numbers = ", ".join(f"{value:.4g}" for value in values)
+        self.bar.write(f"{policy} {suite} {system} {metric}: {numbers}")  # what a run that is stopped has measured
         self.rows.append(
             Row(system=system, suite=suite, metric=metric, policy=policy, n=n, more=more, **quartiles(values))
         )
