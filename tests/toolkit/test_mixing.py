@@ -1,4 +1,4 @@
-"""Which episodes make a dataset of a given fraction: the largest one, balanced over tasks, to within half an episode."""
+"""Which episodes make a dataset of a fraction: as many as fit, balanced over tasks, to within half an episode."""
 
 import numpy as np
 import pytest
