@@ -157,21 +157,22 @@ def test_trials_from_the_schedule_to_the_record(
     first = [text for text in operator.asked if "reference" in text]
     assert ["becomes the reference" in text for text in first] == [True, False, False, True, False]
     assert (out / "placements/02/0.jpg").is_file()
+    check_with_lerobot(out / "dataset")
 
 
 def word(out: Path, number: int) -> str:
     return str(json.loads((out / "schedule.json").read_text())["trials"][number]["code_word"])
 
 
-def test_lerobot_reads_the_dataset_of_the_trials(hold: Callable[..., Any], work: Any, tmp_path: Path) -> None:
+def check_with_lerobot(dataset: Path) -> None:
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-    assert hold(work.always(lambda _: True), tmp_path / "out", "placements=1")[0] == 0
-    dataset = LeRobotDataset("local/dataset", root=tmp_path / "out/dataset")
-    assert (dataset.num_episodes, len(dataset), dataset.fps) == (2, 8, 80)
-    assert dataset.meta.robot_type == "metaworld"
-    assert dataset[0]["task"] == "push the puck"
-    assert dataset.meta.features["action"]["names"] == ACTIONS
+    found = LeRobotDataset("local/dataset", root=dataset)
+    assert (found.num_episodes, len(found), found.fps) == (5, 20, 80)
+    assert found.meta.robot_type == "metaworld"
+    assert found[0]["task"] == "push the puck"
+    assert found[0][FRONT].shape == (3, 64, 64)
+    assert found.meta.features["action"]["names"] == ACTIONS
 
 
 def test_it_ends_when_the_test_has_settled_the_question(hold: Callable[..., Any], work: Any, tmp_path: Path) -> None:

@@ -80,4 +80,4 @@ def test_the_plan_says_what_so_many_placements_can_settle() -> None:
     assert "20 placements, 40 trials of 2 policies: it takes 6 placements that one policy alone solves" in text
     assert "0.51 apart (0.76 and 0.24)" in text
     assert "too few to settle anything" in plan_text(2, 5, 0.05)
-    assert "no difference is settled with a chance of 80 %" in plan_text(3, 8, 0.05)
+    assert "it takes 7 placements" in plan_text(3, 8, 0.05)

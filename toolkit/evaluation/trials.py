@@ -198,12 +198,10 @@ def plan_text(policies: int, placements: int, alpha: float) -> str:
     first = f"{placements} placements, {placements * policies} trials of {policies} policies"
     if test.wins_needed is None:
         return f"{first}: too few to settle anything at alpha={alpha:g}; the rates and their intervals are told"
-    gap = test.smallest_difference()
+    gap = test.smallest_difference() or 1.0
     told = (
-        "no difference is settled with a chance of 80 %"
-        if gap is None
-        else f"success rates {gap:.2f} apart ({0.5 + gap / 2:.2f} and {0.5 - gap / 2:.2f}) are told apart with a "
-        "chance of 80 % if trials of a placement are independent; smaller differences less often"
+        f"success rates {gap:.2f} apart ({0.5 + gap / 2:.2f} and {0.5 - gap / 2:.2f}) are told apart with a chance of "
+        "80 % if trials of a placement are independent; smaller differences less often"
     )
     return (
         f"{first}: it takes {test.wins_needed} placements that one policy alone solves, with none for the other, to "
