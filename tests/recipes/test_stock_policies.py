@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from policies.objective import PolicyObjective
 from policies.policy_types import OURS
 from recipes import cli
 from recipes.compose import compose_config, options_of
@@ -18,6 +20,7 @@ from recipes.study import ARMS, POLICIES, cell_stages, parse_grid, pretraining_s
 from recipes.study_schema import AblateConfig
 from toolkit.data.episode import Episode
 from toolkit.data.formats.lerobot_write import EpisodeWriter
+from toolkit.training.out_of_memory import Memory
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 ACT = [
@@ -145,6 +148,28 @@ def test_a_dry_run_says_what_pi05_takes(
     assert whole["parameters"] == whole["trained_parameters"]
     assert whole["total"] == pytest.approx(20 * whole["parameters"], rel=0.01)  # float32, five times
     assert small["total"] < 0.13 * whole["total"]
+
+
+def test_a_full_gpu_is_one_line_in_training_and_in_evaluation(
+    trained: Path,
+    data: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise torch.cuda.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    memory = Memory(total=10 << 30, before=1 << 30, reached=9 << 30)
+    monkeypatch.setattr("toolkit.training.out_of_memory.measured", lambda *arguments: memory)
+    monkeypatch.setattr("recipes.evaluate.open_loop_error", full)
+    monkeypatch.setattr(PolicyObjective, "loss", full)
+    words = [f"checkpoint={trained / 'pretrained_model'}", f"dataset={data['recorded']}", f"out={tmp_path / 'a'}"]
+    assert "batch_size=32: out of memory" in (line := complaint(capsys, "evaluate", *words))
+    assert "batch_size=16 should fit" in line
+    line = complaint(capsys, "pretrain", *ACT, f"real=[{data['recorded']}]", f"out={tmp_path / 'b'}")
+    assert "optim.batch_size=1 optim.gradient_accumulation=2 should fit" in line
+    assert "policy.lora_rank=16, freeze_vision_encoder=true" in line
 
 
 # ------------------------------------------------------------------------------------------------------------ the study
