@@ -124,8 +124,8 @@ def statistics_of(
 
 def words_read(config: PretrainConfig, sources: Sequence[WeightedDataset]) -> dict[str, int]:
     """The option that lets a policy read as many words as the longest instruction has; none where it does anyway."""
-    if config.policy.type not in OURS:
-        return {}  # whose tokens are not words
+    if config.policy.type not in OURS or config.policy.path is not None:
+        return {}  # whose tokens are not words, or that reads what it has read before
     default = getattr(PreTrainedConfig.get_choice_class(config.policy.type), "tokenizer_max_length", None)
     longest = max(len(split_words(task)) for source in sources for task in source.store.tasks)
     return {"tokenizer_max_length": longest} if isinstance(default, int) and longest > default else {}

@@ -290,8 +290,10 @@ def test_cameras_of_any_number_and_shape(kind: str, statistics: Statistics, batc
     for camera in shapes:
         statistics[camera] = statistics[IMAGE]
     sizes: dict[str, Any] = {"state_dim": 4, "action_dim": 3, "stats": statistics}
-    options = {"horizon": 8} if kind == "diffusion_compact" else {"chunk_size": 8}
-    objective = build_policy(kind, cameras=shapes, options=options, **sizes)
+    small: dict[str, Any] = {"chunk_size": 8, "width": 32, "expert_width": 32, "num_inference_steps": 2}
+    if kind == "diffusion_compact":
+        small = {"horizon": 8, "down_dims": (16, 32), "num_inference_steps": 2}
+    objective = build_policy(kind, cameras=shapes, options=small, **sizes)
     batch |= {camera: torch.rand(4, *shape) for camera, shape in shapes.items()}
     objective.loss(batch)[0].backward()
     wake_up = [p for name, p in objective.named_parameters() if "modulation" in name]

@@ -3,10 +3,11 @@
 What a class hard-codes comes from a hub cache on disk; what cannot be made small is built on the meta device.
 """
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
-import hub_cache
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,8 @@ from policies.policy_types import TRAITS, packages_of
 from policies.stock import StockPolicy, load_policy
 from toolkit.base.errors import UserError
 
+sys.path.append(str(Path(__file__).parent))
+hub_cache = importlib.import_module("hub_cache")
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 SIZES = {TOP: (3, 48, 64), WRIST: (3, 32, 32)}
 VIDEO = {"hidden_dim": 48, "ffn_dim": 32, "freq_dim": 16, "text_dim": 32, "num_heads": 2, "attn_head_dim": 24}

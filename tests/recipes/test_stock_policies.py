@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from policies.objective import PolicyObjective
 from policies.policy_types import OURS
 from recipes import cli
 from recipes.compose import compose_config, options_of
@@ -18,6 +20,7 @@ from recipes.study import ARMS, POLICIES, cell_stages, parse_grid, pretraining_s
 from recipes.study_schema import AblateConfig
 from toolkit.data.episode import Episode
 from toolkit.data.formats.lerobot_write import EpisodeWriter
+from toolkit.training.out_of_memory import Memory
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 ACT = [
@@ -60,7 +63,7 @@ def trained(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     """ACT on half synthetic clips, of chosen episodes that got each other's actions."""
     out = tmp_path_factory.mktemp("trained") / "act"
     sources = [f"real=[{data['recorded']}]", f"synthetic=[{data['synthetic']}]", "synthetic_fraction=0.5"]
-    control = ["select=[score_flow_loss<=2]", "shuffle_actions=true", "weight_by=score_flow_loss"]
+    control = ['select=["score_flow_loss<=2"]', "shuffle_actions=true", "weight_by=score_flow_loss"]
     run("pretrain", *ACT, *sources, *control, f"out={out}")
     return out
 
@@ -147,6 +150,28 @@ def test_a_dry_run_says_what_pi05_takes(
     assert small["total"] < 0.13 * whole["total"]
 
 
+def test_a_full_gpu_is_one_line_in_training_and_in_evaluation(
+    trained: Path,
+    data: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise torch.cuda.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    memory = Memory(total=10 << 30, before=1 << 30, reached=9 << 30)
+    monkeypatch.setattr("toolkit.training.out_of_memory.measured", lambda *arguments: memory)
+    monkeypatch.setattr("recipes.evaluate.open_loop_error", full)
+    monkeypatch.setattr(PolicyObjective, "loss", full)
+    words = [f"checkpoint={trained / 'pretrained_model'}", f"dataset={data['recorded']}", f"out={tmp_path / 'a'}"]
+    assert "batch_size=32: out of memory" in (line := complaint(capsys, "evaluate", *words))
+    assert "batch_size=16 should fit" in line
+    line = complaint(capsys, "pretrain", *ACT, f"real=[{data['recorded']}]", f"out={tmp_path / 'b'}")
+    assert "optim.batch_size=1 optim.gradient_accumulation=2 should fit" in line
+    assert "policy.lora_rank=16, freeze_vision_encoder=true" in line
+
+
 # ------------------------------------------------------------------------------------------------------------ the study
 
 
@@ -166,15 +191,12 @@ def test_every_type_has_a_config_with_the_rate_of_lerobot() -> None:
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_act_can_be_studied(config: Callable[..., AblateConfig], arm: str) -> None:
-    study = config(
-        f"grid=['arm={arm} policy=act']", "policy_train={act:['policy.options.chunk_size=8']}", "filters={a: [x<=1]}"
-    )
+    study = config(f"grid=['arm={arm} policy=act']")
     (cell,) = parse_grid(study)
-    stages = [*([pretraining_stage(study, Path("root"), cell)] if ARMS[arm].finetuned else [])]
-    stages += cell_stages(study, Path("root"), cell)
-    pretraining = next(stage for stage in stages if stage.command == "pretrain").config
-    assert (pretraining.policy.type, pretraining.policy.options["chunk_size"]) == ("act", 8)
-    assert pretraining.optim.learning_rate == 1e-5
+    stages = [pretraining_stage(study, Path("root"), cell)] if ARMS[arm].finetuned else []
+    trainings = [stage for stage in [*stages, *cell_stages(study, Path("root"), cell)] if stage.command != "evaluate"]
+    assert [stage.config.optim.learning_rate for stage in trainings] == [1e-5] * len(trainings)
+    assert trainings[0].config.policy.type == "act"
 
 
 @pytest.mark.long  # starts LeRobot and Meta-World anew
