@@ -54,6 +54,7 @@ def story(world: str, root: Path, collect: list[str], size: int, max_steps: int)
     }
 
 
+@pytest.mark.slow
 def test_a_world_of_two_cameras_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collect = ["episodes_per_task=4", "num_steps=40", "image_size=null", "noise_scale=0.3"]
     made = story(REACH, tmp_path, collect, 32, 6)
