@@ -13,9 +13,7 @@ from recipes.schema import CollectConfig
 from toolkit.base.errors import UserError
 from toolkit.base.randomness import stream_seed
 from toolkit.base.run import Run
-from toolkit.data.clips import to_channels_first
 from toolkit.data.episode import STATE, TASK
-from toolkit.data.images import letterboxed
 from toolkit.envs.base import Env
 from toolkit.envs.recording import Attempt, record_attempt
 from toolkit.envs.worlds import open_world
@@ -56,7 +54,7 @@ class PolicyDemonstrator:
     def __init__(self, checkpoint: str, seed: int, attempt: Attempt, env: Env) -> None:
         from recipes.worlds import cameras_for, check_simulated
 
-        self._policy = _loaded(checkpoint)
+        self._policy, self._sizes = _loaded(checkpoint)
         name = attempt.world.env
         check_simulated(checkpoint, env, name, "collect with a policy of this world")
         self._cameras = cameras_for(self._policy.cameras, env, {}, name, checkpoint)
@@ -71,12 +69,13 @@ class PolicyDemonstrator:
         if not self._left:
             import torch
 
-            size = self._policy.picture_size
+            from toolkit.evaluation.rollout import fitted_pictures
+
             observation: dict[str, Any] = {
-                camera: torch.from_numpy(to_channels_first(letterboxed(pictures[own][None], size))).contiguous()
-                for camera, own in self._cameras.items()
+                **fitted_pictures([pictures], self._sizes, self._cameras),
+                STATE: torch.from_numpy(state)[None],
+                TASK: [env.instruction],
             }
-            observation |= {STATE: torch.from_numpy(state)[None], TASK: [env.instruction]}
             seed, scene, number = self._seeds
             noise = [stream_seed(seed, scene, number, self._chunks)]
             (chunk,) = torch.as_tensor(self._policy.predict_action_chunk(observation, noise)).detach().cpu().numpy()
@@ -86,11 +85,10 @@ class PolicyDemonstrator:
 
 
 @cache
-def _loaded(checkpoint: str) -> Any:
-    """The policy, once in a process, on the CPU."""
+def _loaded(checkpoint: str) -> tuple[Any, Any]:
+    """The policy, once in a process, on the CPU, and the sizes of its pictures."""
     from policies.stock import load_policy
+    from recipes.pretrain import expected_sizes
 
     policy = load_policy(Path(checkpoint))
-    if not hasattr(policy, "cameras"):
-        policy.cameras = [policy.image_key]  # type: ignore[union-attr]
-    return policy
+    return policy, expected_sizes(policy, checkpoint)

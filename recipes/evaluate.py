@@ -16,7 +16,7 @@ from policies.vag_policy.objective import GeneratorObjective, load_generator_pol
 from recipes.common import Pictures, check_unseen, load_clips, pick_device, weights_id
 from recipes.generator_policy_schema import chosen
 from recipes.policy_schema import EvaluateConfig
-from recipes.pretrain import picture_sizes
+from recipes.pretrain import expected_sizes, picture_sizes
 from recipes.worlds import cameras_for, check_simulated, check_suites, tasks_in, world_of
 from toolkit.base.errors import UserError
 from toolkit.base.run import Run
@@ -58,7 +58,7 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     env = world.shared(tasks[0])
     check_simulated(checkpoint, env, world.name, remedy=RETUNE)
     cameras = cameras_for(policy.cameras, env, config.rename, world.name, checkpoint)
-    sizes = picture_sizes(policy, Conventions.of(checkpoint)) or policy.picture_sizes
+    sizes = expected_sizes(policy, checkpoint)
     if config.image_size is not None:
         sizes = as_size(config.image_size, "image_size")
     if isinstance(policy, PolicyObjective):

@@ -97,6 +97,11 @@ def picture_sizes(policy: PolicyObjective | StockPolicy, trained: Conventions) -
     return first if set(sizes.values()) == {first} else sizes
 
 
+def expected_sizes(policy: PolicyObjective | StockPolicy, checkpoint: str | Path) -> Size | dict[str, Size]:
+    """Of the pictures that a checkpoint is handed: as `picture_sizes`, or else those of its features."""
+    return picture_sizes(policy, Conventions.of(checkpoint)) or policy.picture_sizes
+
+
 def check_one_unit(config: PolicyTrainingConfig, kind: str) -> None:
     """Raise UserError where actions are learned relative to states, and an option moves or pads them apart."""
     if kind != "absolute" and (config.pad_widths or config.normalization == "per_source"):

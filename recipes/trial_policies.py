@@ -15,16 +15,16 @@ from policies.checkpoint_config import Loading
 from policies.checkpoints import checkpoint_directory
 from policies.stock import load_policy
 from recipes.common import pick_device, weights_id
+from recipes.pretrain import expected_sizes
 from recipes.trial_robot import Features, Limits
 from recipes.trial_schema import TrialConfig
 from toolkit.base.errors import UserError, warn
 from toolkit.base.reading import read_json
 from toolkit.base.run import Run
-from toolkit.data.clips import to_channels_first
 from toolkit.data.conventions import Conventions
 from toolkit.data.episode import ACTION, STATE, TASK
 from toolkit.data.formats.lerobot_layout import check_inside, dimension_names, read_info
-from toolkit.data.images import letterboxed
+from toolkit.evaluation.rollout import fitted_pictures
 
 RETUNE = "fine-tune the policy on recordings of this robot"
 
@@ -38,6 +38,7 @@ class Arm:
     fps: float  # of its training data; 0 where nobody says
     policy: Any
     cameras: Mapping[str, str]
+    sizes: Any  # (height, width) of its pictures, of all cameras or by camera
     limits: Limits
 
     def begin(self) -> None:
@@ -48,12 +49,11 @@ class Arm:
 
     def predict(self, state: np.ndarray, pictures: Mapping[str, np.ndarray], task: str, noise_seed: int) -> np.ndarray:
         """The next actions (n, A) in the robot's units; state (S,), pictures (H, W, 3) uint8 by the robot's cameras."""
-        size = self.policy.picture_size
         observation: dict[str, Any] = {
-            key: torch.from_numpy(to_channels_first(letterboxed(pictures[camera][None], size))).contiguous()
-            for key, camera in self.cameras.items()
+            **fitted_pictures([pictures], self.sizes, self.cameras),
+            STATE: torch.from_numpy(state[None]),
+            TASK: [task],
         }
-        observation |= {STATE: torch.from_numpy(state[None]), TASK: [task]}
         chunk = torch.as_tensor(self.policy.predict_action_chunk(observation, [noise_seed])).detach().cpu().numpy()
         width = len(self.limits.low)
         if chunk.ndim != 3 or chunk.shape[0] != 1 or chunk.shape[1] == 0 or chunk.shape[2] != width:
@@ -74,9 +74,9 @@ def load_arms(config: TrialConfig, features: Features, run: Run) -> list[Arm]:
         identity = weights_id(checkpoint)
         run.add_data(given, identity)
         fps = check_features(name, checkpoint, policy, features, config.fps)
-        cameras = match_cameras(f"policies.{name}", cameras_of(policy), features.cameras, config.rename)
+        cameras = match_cameras(f"policies.{name}", policy.cameras, features.cameras, config.rename)
         limits = recorded or own_limits(f"policies.{name}", policy, features)
-        arms.append(Arm(name, identity, fps, policy, cameras, limits))
+        arms.append(Arm(name, identity, fps, policy, cameras, expected_sizes(policy, checkpoint), limits))
     ids = [arm.identity for arm in arms]
     if twice := next((arm for arm in arms if ids.count(arm.identity) > 1), None):
         warn(f"policies.{twice.name} has the weights of another one: a comparison of a policy with itself")
@@ -118,11 +118,6 @@ def check_features(name: str, checkpoint: Path, policy: Any, features: Features,
             f"its actions as {', '.join(features.action_names)}"
         )
     return trained.fps
-
-
-def cameras_of(policy: Any) -> list[str]:
-    """Keys of the pictures that a policy sees."""
-    return list(getattr(policy, "cameras", None) or [policy.image_key])
 
 
 def match_cameras(where: str, wanted: list[str], shown: Mapping[str, Any], rename: Mapping[str, str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -129,7 +130,7 @@ class Session:
         """The attempt with its counts, its episode written; before anybody is asked, so that a kill loses neither."""
         if not recording.actions:
             return replace(attempt, judgement=LOST, reason="stopped before the first action")
-        counts = {
+        counts: dict[str, Any] = {
             "steps": len(recording.actions),
             "clipped": recording.clipped,
             "stopped_by_key": recording.stopped_by_key,

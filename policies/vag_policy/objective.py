@@ -137,7 +137,7 @@ def _try_out(directory: Path, objective: GeneratorObjective) -> None:
     The generator is not asked: that takes seconds, and of a pretrained video model a text encoder.
     """
     cameras = {camera: torch.rand(1, 3, *objective.picture_size) for camera in objective.cameras}
-    seen = {**cameras, STATE: torch.rand(1, objective.state_dim), TASK: ["try"]}
+    seen: dict[str, Any] = {**cameras, STATE: torch.rand(1, int(objective.state_dim or 0)), TASK: ["try"]}
     chunk = torch.rand(1, objective.n_action_steps, objective.action_dim)
 
     def act() -> Tensor:

@@ -24,9 +24,17 @@ from lerobot.utils.constants import ACTION, OBS_IMAGE, OBS_STATE
 from toolkit.base.errors import UserError, nearest
 from toolkit.data.episode import IMAGE
 from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES, MetaWorldEnv, instructions, scene_stream
+from toolkit.envs.perturbations import Perturbation
 from toolkit.envs.shifts import SUITES, paraphrase
 
-SHOWN = ("text", "positions", "visual", "paraphrased", "new_tasks")  # axes of a suite that this environment has
+SHOWN = (
+    "text",
+    "positions",
+    "visual",
+    "paraphrased",
+    "new_tasks",
+    "perturbed",
+)  # axes of a suite that this environment has
 LEROBOT_SEED = 1000  # of `lerobot-eval`, where no other is named
 
 
@@ -134,6 +142,7 @@ class VagMetaWorld(gym.Env):
         self._max_episode_steps = episode_length  # LeRobot reads it by this name
         self._worlds = [] if worlds is None else worlds
         self._world: MetaWorldEnv | None = None
+        self._perturbation: Perturbation | None = None
         self._picture = np.zeros((image_size, image_size, 3), np.uint8)
         self._steps = self._scene = 0
         self._stream = scene_stream(task, first_seed, self.suite.positions)
@@ -169,7 +178,10 @@ class VagMetaWorld(gym.Env):
             else:
                 self._world = MetaWorldEnv(self.task, self.image_size, visual_shift=self.suite.visual)
             self._worlds.append(self._world)
-        return self._observe(self._world, self._world.reset(self._scene)), {"is_success": False}
+        state = self._world.reset(self._scene)
+        if self.suite.perturbed:
+            self._perturbation = Perturbation(self._world, self._scene, self._max_episode_steps)
+        return self._observe(self._world, state), {"is_success": False}
 
     def scene_of(self, seed: int) -> int:
         """The scene of a seed: itself, or where the suite takes some only, the one `vag evaluate` takes in its turn."""
@@ -185,7 +197,8 @@ class VagMetaWorld(gym.Env):
         """Execute one action (4,), clipped to [-1, 1]."""
         if self._world is None:
             raise UserError("vag_metaworld: reset comes before the first step")
-        state, solved = self._world.step(action)
+        executed = action if self._perturbation is None else self._perturbation.executed(action)
+        state, solved = self._world.step(executed)
         self._steps += 1
         observation = self._observe(self._world, state)
         return observation, float(solved), solved, self._steps >= self._max_episode_steps, {"is_success": solved}

@@ -147,7 +147,7 @@ class LeRobotWorld:
 
     def _config_env(self, task: str) -> tuple[Any, int, tuple[Any, Any]]:
         name, _, number = task.partition("/")  # of a config that makes several, such as libero_10/3
-        own = {"task": name}
+        own: dict[str, Any] = {"task": name}
         if number.isdecimal() and "task_ids" in self._config_class.__dataclass_fields__:
             own["task_ids"] = [int(number)]
         config = self._config_class(**{**self._options, **own})

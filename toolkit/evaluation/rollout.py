@@ -179,14 +179,24 @@ def look(
     slots: Sequence[_Slot], size: Size | Mapping[str, Size], cameras: Mapping[str, str] | None = None
 ) -> dict[str, torch.Tensor]:
     """What the cameras of the slots see now, (B, 3, *size) in [0, 1], letterboxed. size, cameras: as for `rollout`."""
-    pictures = [slot.env.render() for slot in slots]
-    names = cameras or {camera: camera for camera in pictures[0]}
-    seen = {}
-    for camera, own in names.items():
+    return fitted_pictures([slot.env.render() for slot in slots], size, cameras)
+
+
+def fitted_pictures(
+    pictures: Sequence[Mapping[str, np.ndarray]],
+    size: Size | Mapping[str, Size],
+    cameras: Mapping[str, str] | None = None,
+) -> dict[str, torch.Tensor]:
+    """B times pictures (H, W, 3) uint8 by camera as a policy takes them, (B, 3, *size) in [0, 1], letterboxed.
+
+    size, cameras: as for `rollout`.
+    """
+    fitted = {}
+    for camera, own in (cameras or {camera: camera for camera in pictures[0]}).items():
         stacked = np.stack([part[own] for part in pictures])
-        fitted = letterboxed(stacked, size[camera] if isinstance(size, Mapping) else size)
-        seen[camera] = torch.from_numpy(to_channels_first(fitted)).contiguous()
-    return seen
+        boxed = letterboxed(stacked, size[camera] if isinstance(size, Mapping) else size)
+        fitted[camera] = torch.from_numpy(to_channels_first(boxed)).contiguous()
+    return fitted
 
 
 def _check(chunk: np.ndarray, batch: int, env: Env) -> None:

@@ -212,4 +212,4 @@ def _check_duplicates(contents: Contents, findings: Findings) -> None:
 def meant_again(row: dict[str, object]) -> bool:
     """True for an episode that `vag mix repeat=true` has written again, by its row of the episode table."""
     again = row.get("repetition")
-    return isinstance(again, int | float | np.number) and again > 0
+    return isinstance(again, int | float | np.number) and bool(again > 0)
