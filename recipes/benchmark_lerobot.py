@@ -298,7 +298,8 @@ def frames_of(video: Path) -> int:
     import av
 
     with av.open(str(video)) as container:
-        return container.streams.video[0].frames
+        frames = int(container.streams.video[0].frames)
+    return frames  # noqa: RET504  (mypy takes the context for one that may swallow errors)
 
 
 @contextmanager

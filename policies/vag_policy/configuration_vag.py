@@ -70,8 +70,9 @@ class VagConfig(PreTrainedConfig):
         self._check_sample(shape)
         self._check_text(shape)
         self.pictures  # noqa: B018  (raises)
-        self.input_features = self.input_features or self.own_features()
-        self.output_features = self.output_features or {ACTION: PolicyFeature(FeatureType.ACTION, (shape.action_dim,))}
+        own: Any = self  # of whose features mypy knows no type here
+        own.input_features = own.input_features or self.own_features()
+        own.output_features = own.output_features or {ACTION: PolicyFeature(FeatureType.ACTION, (shape.action_dim,))}
 
     def _check_sample(self, shape: GeneratorConfig) -> None:
         """Raise ValueError for a way to sample that the generator was never trained for."""

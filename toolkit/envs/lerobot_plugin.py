@@ -27,14 +27,8 @@ from toolkit.envs.metaworld import ACTION_NAMES, FPS, STATE_NAMES, MetaWorldEnv,
 from toolkit.envs.perturbations import Perturbation
 from toolkit.envs.shifts import SUITES, paraphrase
 
-SHOWN = (
-    "text",
-    "positions",
-    "visual",
-    "paraphrased",
-    "new_tasks",
-    "perturbed",
-)  # axes of a suite that this environment has
+# Axes of a suite that this environment has.
+SHOWN = ("text", "positions", "visual", "paraphrased", "new_tasks", "perturbed")
 LEROBOT_SEED = 1000  # of `lerobot-eval`, where no other is named
 
 
