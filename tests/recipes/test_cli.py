@@ -135,8 +135,8 @@ def test_generator_and_policy_checkpoints_are_not_mixed_up(
     compose = compose_config("train-generator", ["dataset=x"])
     config: Any = OmegaConf.to_object(compose)
     Generator(config.generator).save_pretrained(tmp_path / "generator")
-    line = complaint(capsys, "evaluate", f"checkpoint={tmp_path / 'generator'}", f"out={tmp_path / 'a'}")
-    assert "vag_generator" in line
+    words = (f"checkpoint={tmp_path / 'generator'}", f"real=[{dataset}]", f"out={tmp_path / 'a'}")
+    assert "vag_generator" in complaint(capsys, "finetune", *words)
     # Action and state widths of this generator are those of Meta-World, not of the data.
     words = (f"checkpoint={tmp_path / 'generator'}", f"scenes_from={dataset}", f"out={tmp_path / 'b'}")
     assert "state width 2; the generator has 4" in complaint(capsys, "synthesize", *words)
