@@ -14,7 +14,7 @@ import numpy as np
 
 from toolkit.base.errors import UserError
 from toolkit.base.files import write_json
-from toolkit.data.episode_notes import FILE, ID, write_notes
+from toolkit.data.episode_notes import FILE, ID, filled, write_notes
 from toolkit.data.formats.lerobot_layout import INFO, data_file, read_info, video_file
 from toolkit.data.formats.lerobot_read import read_table
 from toolkit.data.formats.parquet import plausible_rows, read_data_frame
@@ -62,7 +62,9 @@ def write_v21(source: Path, folder: Path, advance: Callable[[int], Any]) -> None
     for name, told in lines.items():
         text = "".join(json.dumps(line) + "\n" for line in told)
         (folder / f"meta/{name}.jsonl").write_text(text, encoding="utf-8")
-    write_notes(folder / "meta" / FILE, table.ids, [{k: v for k, v in m.items() if k != ID} for m in table.metadata])
+    write_notes(
+        folder / "meta" / FILE, table.ids, [{k: v for k, v in filled(m).items() if k != ID} for m in table.metadata]
+    )
     write_json(
         folder / INFO,
         {
