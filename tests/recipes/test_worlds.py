@@ -89,9 +89,9 @@ def test_a_world_of_two_cameras_end_to_end(tmp_path: Path, monkeypatch: pytest.M
     from tests.toolkit.test_worlds import Towards
 
     class Loaded(Towards):
-        cameras, picture_size = ("eye",), (32, 32)
+        cameras = ("eye",)
 
-    monkeypatch.setattr(demonstrators, "_loaded", lambda checkpoint: Loaded())
+    monkeypatch.setattr(demonstrators, "_loaded", lambda checkpoint: (Loaded(), (32, 32)))
     monkeypatch.setattr(
         "recipes.worlds.cameras_for", lambda wanted, *rest: dict.fromkeys(wanted, "observation.images.top")
     )
