@@ -93,8 +93,8 @@ def read_config(directory: Path, loading: Loading = STRICT, types: Collection[st
     defaults = defaults_of(config_class)
     fixed = FIXED | dict(known.fixed if known else {})
     values |= {name: value for name, value in fixed.items() if name in defaults}
-    _check_fields(path, kind, config_class, values)
     _check_remote_code(path, kind, known, values, loading)
+    _check_fields(path, kind, config_class, values)
     names = Names(path, repositories_of(kind, defaults), loading.allow_repo, closed=known is not None)
     _check_values(path, values, defaults)
     for name, value in values.items():

@@ -295,3 +295,24 @@ def test_pi05_on_the_meta_device() -> None:
     assert 0 < trained < 0.01 * count
     frozen = plan_policy(Wanted("pi05", freeze_vision_encoder=True), sizes, 4, 3)
     assert 3.6e9 < sum(p.numel() for p in frozen.parameters() if p.requires_grad) < count - 4e8
+
+
+def test_smolvla_of_full_size_has_the_weights_that_are_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lerobot/smolvla_base` holds 500 tensors of 450,046,176 numbers, the head of the words among them."""
+    from transformers import SmolVLMConfig
+
+    hub_cache.write_smolvlm(tmp_path)
+    size = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    words = {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15}
+    SmolVLMConfig(
+        vision_config={**size, "image_size": 512, "patch_size": 16},
+        text_config={**words, "model_type": "llama", "num_key_value_heads": 5, "head_dim": 64, "vocab_size": 49280},
+        scale_factor=4,
+    ).save_pretrained(hub_cache.snapshot(tmp_path, hub_cache.SMOLVLM))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    weights = plan_policy(Wanted("smolvla"), {TOP: (48, 64)}, 4, 3).state_dict()
+    assert (len(weights), sum(value.numel() for value in weights.values())) == (500, 450_046_176)
+    assert "model.vlm_with_expert.vlm.lm_head.weight" in weights
