@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 import re
 from collections.abc import Collection
@@ -86,13 +87,14 @@ def read_config(directory: Path, loading: Loading = STRICT, types: Collection[st
     values = read_json(path, dict, MOST_CONFIG_BYTES)
     kind = values.pop("type", None)
     if kind is None:
-        raise UserError(f"{path}: no 'type'; this is the checkpoint of something else, expected a policy")
+        raise UserError(f"{path}: no 'type'; this is the checkpoint of something else, expected a policy of LeRobot")
     _check_type(path, kind, types or POLICY_TYPES.keys(), loading.allow if types is None else ())
     known, config_class = POLICY_TYPES.get(kind), PreTrainedConfig.get_choice_class(kind)
     defaults = defaults_of(config_class)
     fixed = FIXED | dict(known.fixed if known else {})
     values |= {name: value for name, value in fixed.items() if name in defaults}
     _check_remote_code(path, kind, known, values, loading)
+    _check_fields(path, kind, config_class, values)
     names = Names(path, repositories_of(kind, defaults), loading.allow_repo, closed=known is not None)
     _check_values(path, values, defaults)
     for name, value in values.items():
@@ -125,6 +127,18 @@ def _check_type(path: Path, kind: Any, expected: Collection[str], allowed: Colle
         raise UserError(
             f"{path}: checkpoint of type '{shown}', expected a policy. {nearest(shown, expected)}"
             + allow_hint(shown) * (len(expected) == len(POLICY_TYPES))
+        )
+
+
+def _check_fields(path: Path, kind: str, config_class: type, values: dict[str, Any]) -> None:
+    """Raise UserError for fields that the type does not have, as of an older or newer LeRobot: draccus has no hint."""
+    own = {one.name for one in fields(cast(Any, config_class))}
+    if unknown := sorted(values.keys() - own):
+        shown = ", ".join(f"'{name[:40]}'" for name in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        version = importlib.metadata.version("lerobot")
+        raise UserError(
+            f"{path}: not a valid {kind} configuration, with fields that this one (LeRobot {version}) does not have: "
+            f"{shown}; take a checkpoint that was published for it, or remove what does not change the network"
         )
 
 

@@ -43,6 +43,7 @@ from policies.known_types import (
     STEPS,
     UNNORMALIZER,
 )
+from policies.weight_layouts import MIGRATION
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.reading import read_json
 from vag_core.checkpoint import check_finite, read_shapes
@@ -126,7 +127,10 @@ def _check_pipeline(
     loading: Loading,
 ) -> None:
     if not path.is_file():
-        raise UserError(f"{path}: not found, so the processors cannot be loaded; expected {LAYOUT}")
+        raise UserError(
+            f"{path}: not found, so the processors cannot be loaded; expected {LAYOUT}. Where statistics are among the "
+            f"weights, as before LeRobot 0.4: {MIGRATION} {path.parent}"
+        )
     values = read_json(path, dict, MOST_CONFIG_BYTES)
     steps = values.get("steps")
     if not isinstance(steps, list) or len(steps) > MOST_STEPS:
@@ -144,7 +148,10 @@ def _check_pipeline(
         conditional.append(INSTRUCTION_EMBEDDING)  # this project's own: the instruction enters as that feature
     for step in (*needed, *conditional):
         if step not in names:
-            raise UserError(f"{path}: no step '{step}', which a {config.type} policy needs; the checkpoint is damaged")
+            raise UserError(
+                f"{path}: no step '{step}', which a {config.type} policy needs; the checkpoint is damaged, or of "
+                "another version of LeRobot"
+            )
     own, foreign = (NORMALIZER, UNNORMALIZER) if path.name == PREPROCESSOR else (UNNORMALIZER, NORMALIZER)
     for step, most in ((own, 1), (foreign, 0)):
         if names.count(step) > most:

@@ -22,37 +22,43 @@ from torch import Tensor
 
 from policies.checkpoint_config import CONFIG, STRICT, WEIGHTS, Loading, first_words, read_config
 from policies.checkpoint_processors import remote_code
+from policies.weight_layouts import PARTS, Layout, check_parts
 from toolkit.base.errors import UserError
 from toolkit.base.randomness import isolated_randomness
 from vag_core.checkpoint import check_finite, load_network
 
-# ---------------------------------------------------------------------------------------------------------- config.json
-
-
 # -------------------------------------------------------------------------------------------------------------- weights
 
 
-def load_weights(config: PreTrainedConfig, directory: Path, loading: Loading = STRICT) -> PreTrainedPolicy:
-    """The policy of a config with the weights of its directory, on the CPU. Those of a compiled network are the same.
+def load_weights(
+    config: PreTrainedConfig, directory: Path, loading: Loading = STRICT, new_robot: bool = False
+) -> PreTrainedPolicy:
+    """The policy of a config with the weights of its directory, on the CPU.
 
-    Raises UserError if the file is missing, damaged or above `max_parameters`, if the config asks for another network
-    than the file holds, before that is built, or if a weight is missing, unexpected, of another shape or not finite.
+    Names are those of LeRobot now, or older ones that LeRobot renames, see `policies.weight_layouts`. new_robot: it is
+    going to be trained for data of its own. Raises UserError if the file is missing, in parts, damaged or above
+    `max_parameters`, if the config asks for another network than the file holds, before that is built, or if a weight
+    is missing, unexpected, of another shape or not finite.
     """
+    layout = Layout(new_robot)
     try:
+        check_parts(directory, WEIGHTS)
         policy_class = get_policy_class(config.type)
         with remote_code(loading.allow_remote_code, directory):
-            return load_network(
+            policy = load_network(
                 lambda: policy_class(copy.deepcopy(config)),
                 directory / WEIGHTS,
                 loading.max_parameters,
                 f"{config.type} policy",
-                lambda tensors: {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()},
+                layout,
             )
     except Exception as error:  # every policy type has requirements of its own
         text = str(error) if isinstance(error, UserError) else first_words(error)
         if not text.startswith(str(directory)):
             text = f"{directory}: LeRobot cannot build this '{config.type}' policy ({text})"
         raise UserError(text) from error
+    layout.say(directory / WEIGHTS)
+    return policy
 
 
 # ----------------------------------------------------------------------------------------------------------- processors
@@ -87,16 +93,23 @@ def try_out(directory: Path, predict: Callable[[], Tensor], shape: tuple[int, ..
 def checkpoint_directory(checkpoint: str, loading: Loading = STRICT) -> Path:
     """A directory as it is, or a policy downloaded from the Hugging Face hub: JSON and safetensors at its top alone.
 
-    Its config is read and checked before the rest is downloaded. Raises UserError if it is neither, or is refused.
+    Its config is read and checked before the rest is downloaded. Raises UserError if it is neither, is refused, or its
+    weights are not one file.
     """
     if Path(checkpoint).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", checkpoint):
-        return Path(checkpoint)
-    folder = _download(checkpoint, allow_patterns=[CONFIG])
-    read_config(folder, loading)
-    # The folder's name is the commit, so that the rest is of the same one.
-    return _download(
-        checkpoint, revision=folder.name, allow_patterns=["*.json", "*.safetensors"], ignore_patterns=["*/*"]
-    )
+        folder = Path(checkpoint)
+    else:
+        folder = _download(checkpoint, allow_patterns=[CONFIG])
+        read_config(folder, loading)
+        # The folder's name is the commit, so that the rest is of the same one.
+        folder = _download(
+            checkpoint,
+            revision=folder.name,
+            allow_patterns=["*.json", "*.safetensors"],
+            ignore_patterns=["*/*", *PARTS],
+        )
+    check_parts(folder, WEIGHTS)
+    return folder
 
 
 def _download(checkpoint: str, **options: Any) -> Path:

@@ -307,7 +307,7 @@ def _network(
                 policy = get_policy_class(config.type)(config)
             else:
                 config.pretrained_path = wanted.path  # so that no type fetches weights which are here
-                policy = load_weights(config, wanted.path, wanted.loading)
+                policy = load_weights(config, wanted.path, wanted.loading, new_robot=True)
             config = policy.config
             for name, value in kept_in_checkpoints(config.type).items():
                 if hasattr(config, name):

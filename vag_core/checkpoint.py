@@ -86,28 +86,29 @@ def load_network[Network: nn.Module](
     path: str | Path,
     max_parameters: int = MOST_PARAMETERS,
     what: str = "network",
-    rename: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    rename: Callable[[dict[str, Any], nn.Module], dict[str, Any]] = lambda values, network: values,
 ) -> Network:
     """The network that `build` makes, with the weights of a safetensors file, and nothing missing or left over.
 
     build: called twice, first on the `meta` device. what: names it in errors. rename: from what an older version wrote,
-    by name, to what is built; given shapes and then tensors. Raises ValueError if the file is
-    damaged or too large, if a weight is missing, unexpected, of another shape or not finite, or if the network would
-    be larger than the file; what `build` raises by itself comes through.
+    by name, to what is built; called with shapes and the network on the `meta` device, then with tensors and the one
+    that is returned. Raises ValueError if the file is damaged or too large, if a weight is missing, unexpected, of
+    another shape or not finite, or if the network would be larger than the file; what `build` raises by itself comes
+    through.
     """
     path = Path(path)
-    shapes = rename(read_shapes(path, max_parameters))
+    shapes = read_shapes(path, max_parameters)
     try:
         plan = plan_network(build, shapes, f"{path}: ", what)
     except TooLargeError:
         raise
     except Exception:  # some networks cannot be built there, such as those that read weights as they are built
         network = _build_within(build, shapes, f"{path}: ", what)
-        check_names(network, shapes, path, what)
+        check_names(network, rename(shapes, network), path, what)
     else:
-        check_names(plan, shapes, path, what)
+        check_names(plan, rename(shapes, plan), path, what)
         network = build()
-    weights = rename(load_file(path))
+    weights = rename(load_file(path), network)
     check_finite(weights, f"{path}: ")
     # What is tied has one name in the file and several in the network.
     network.load_state_dict(weights, strict=False)

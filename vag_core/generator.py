@@ -205,7 +205,9 @@ class Generator(Branches):
 
                 generator = load_on_base(lambda: cls(config, attach=False), config, weights, max_parameters, base)
             else:
-                generator = load_network(lambda: cls(config), weights, max_parameters, "generator", rename)
+                generator = load_network(
+                    lambda: cls(config), weights, max_parameters, "generator", lambda old, _: rename(old)
+                )
             generator.trajectory.set_reference(generator.trajectory.reference)  # which checks it
         except ValueError as error:
             text = str(error)

@@ -633,7 +633,7 @@ def test_the_hub_is_asked_for_the_config_first_and_for_data_alone(
     assert asked[0] == {"allow_patterns": ["config.json"]}
     assert asked[1]["revision"] == "0123abc"
     assert asked[1]["allow_patterns"] == ["*.json", "*.safetensors"]
-    assert asked[1]["ignore_patterns"] == ["*/*"]
+    assert asked[1]["ignore_patterns"] == ["*/*", "model-*-of-*.safetensors", "adapter_model.safetensors"]
     config(type="groot")(tmp_path / "0123abc")
     with pytest.raises(UserError, match="allow_remote_code"):
         checkpoint_directory("somebody/policy")

@@ -4,6 +4,7 @@ What a class hard-codes comes from a hub cache on disk; what cannot be made smal
 """
 
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,46 @@ def test_a_weight_that_does_not_fit_the_data_is_named(tmp_path: Path) -> None:
         )
 
 
+def test_fastwam_of_before_its_layers(tmp_path: Path) -> None:
+    """Its blocks were under the experts, as in `lerobot/fastwam_libero_uncond_2cam224`."""
+    first = build("fastwam")
+    first.save_pretrained(tmp_path / "policy")
+    path = tmp_path / "policy" / "model.safetensors"
+    weights = load_file(path)
+    old = {
+        re.sub(r"mot\.layers\.(\d+)\.blocks\.(\w+)\.", r"mot.mixtures.\2.blocks.\1.", n): v for n, v in weights.items()
+    }
+    assert old.keys() != weights.keys()
+    save_file(old, path)
+    loaded = load_policy(tmp_path / "policy")
+    assert torch.equal(actions(loaded, one(first)), actions(first.eval(), one(first)))
+    save_file({**old, "model.mot.mixtures.action.blocks.7.extra": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"1 weights unexpected .*mot\.layers\.7\.blocks\.action\.extra"):
+        load_policy(tmp_path / "policy")
+
+
+def test_fastwam_for_another_robot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What turns actions and states into features is new where it is not in the file, as in `lerobot/fastwam_base`."""
+    build("fastwam").save_pretrained(tmp_path / "policy")
+    path = tmp_path / "policy" / "model.safetensors"
+    weights = load_file(path)
+    heads = {name for name in weights if re.search(r"\.action\.(action_encoder|head)\.|proprio_encoder", name)}
+    assert len(heads) == 6
+    save_file({name: value for name, value in weights.items() if name not in heads}, path)
+    with pytest.raises(UserError, match="6 weights missing"):
+        load_policy(tmp_path / "policy")
+    capsys.readouterr()
+    second = build("fastwam", path=tmp_path / "policy")
+    said = capsys.readouterr().err
+    assert said.count("vag: warning") == 1
+    assert "are left at random, as LeRobot leaves them for another robot" in said
+    for name, value in second.policy.state_dict().items():
+        assert name in heads or torch.equal(value, weights[name]) or not value.is_floating_point()
+    save_file({name: value for name, value in weights.items() if not name.endswith("text_embedding.0.weight")}, path)
+    with pytest.raises(UserError, match="weights missing .*text_embedding"):
+        build("fastwam", path=tmp_path / "policy")
+
+
 def test_what_is_not_here_is_named_before_data_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for kind, name in (("smolvla", hub_cache.SMOLVLM), ("pi05", hub_cache.PALIGEMMA), ("fastwam", hub_cache.UMT5)):
@@ -254,3 +295,24 @@ def test_pi05_on_the_meta_device() -> None:
     assert 0 < trained < 0.01 * count
     frozen = plan_policy(Wanted("pi05", freeze_vision_encoder=True), sizes, 4, 3)
     assert 3.6e9 < sum(p.numel() for p in frozen.parameters() if p.requires_grad) < count - 4e8
+
+
+def test_smolvla_of_full_size_has_the_weights_that_are_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lerobot/smolvla_base` holds 500 tensors of 450,046,176 numbers, the head of the words among them."""
+    from transformers import SmolVLMConfig
+
+    hub_cache.write_smolvlm(tmp_path)
+    size = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    words = {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15}
+    SmolVLMConfig(
+        vision_config={**size, "image_size": 512, "patch_size": 16},
+        text_config={**words, "model_type": "llama", "num_key_value_heads": 5, "head_dim": 64, "vocab_size": 49280},
+        scale_factor=4,
+    ).save_pretrained(hub_cache.snapshot(tmp_path, hub_cache.SMOLVLM))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    weights = plan_policy(Wanted("smolvla"), {TOP: (48, 64)}, 4, 3).state_dict()
+    assert (len(weights), sum(value.numel() for value in weights.values())) == (500, 450_046_176)
+    assert "model.vlm_with_expert.vlm.lm_head.weight" in weights

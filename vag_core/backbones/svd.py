@@ -191,7 +191,7 @@ def _image_encoder(transformers: Any, folder: Path) -> Any:
             folder / TEXT_WEIGHTS,
             MOST_NUMBERS,
             "CLIP image encoder",
-            lambda weights: {name: value for name, value in weights.items() if not name.endswith("position_ids")},
+            lambda weights, _: {name: value for name, value in weights.items() if not name.endswith("position_ids")},
         )
     except ValueError:
         raise
