@@ -181,7 +181,7 @@ def test_what_was_never_trained_or_does_not_fit_is_refused(
 def test_each_generator_samples_as_it_was_trained(tmp_path: Path) -> None:
     for name, action, sample in (
         ("unet", UNetConfig(), "joint"),
-        ("alone", ActionOnlyConfig(plan_share=0), "joint"),
+        ("alone", ActionOnlyConfig(plan_share=0.0), "joint"),
         ("planner", ActionOnlyConfig(plan_share=0.5), "plan"),
     ):
         policy = load_generator_policy(save_generator(tmp_path / name, action=action), settings={})
