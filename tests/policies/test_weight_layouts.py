@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -216,6 +217,36 @@ def test_statistics_among_the_weights_are_dropped_and_said(
     save_file({**load_file(old / "model.safetensors"), **of_old}, old / "model.safetensors")
     assert same(load_weights(read_config(old), old), xvla)
     assert "'normalize_inputs.buffer_observation_state.mean' and 2 more: are not used" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- for another robot
+
+
+class OfVlaJepa(torch.nn.Module):
+    """What the layout of weights asks a policy for, with layers of a width; vla_jepa itself needs Qwen3-VL."""
+
+    name = "vla_jepa"
+
+    def __init__(self, width: int, reinit: list[str] | None) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(reinit_modules=reinit)
+        self.encoder = torch.nn.Linear(width, 2)
+        self.head = torch.nn.Linear(width, 2)
+
+
+def test_modules_that_vla_jepa_names_are_new_where_they_do_not_fit() -> None:
+    tensors = {name: value + 1 for name, value in OfVlaJepa(3, None).state_dict().items()}
+    for reinit, new_robot, expected in (
+        (["head", "encoder"], True, {"head.weight", "encoder.weight"}),
+        (["head"], True, {"head.weight"}),
+        (["head"], False, set()),
+        (None, True, set()),
+    ):
+        policy, layout = OfVlaJepa(5, reinit), Layout(new_robot)
+        named = layout(tensors, policy)
+        assert layout.at_random == expected
+        for name, value in named.items():
+            assert torch.equal(value, policy.state_dict()[name] if name in expected else tensors[name])
 
 
 # ----------------------------------------------------------------------------------------- configs, and files in parts
