@@ -235,6 +235,6 @@ TEXTS = frozenset(
         *("embodiment_mapping", "video_modality_keys"),
         # Of vag_policy: vag_core checks the first, and reads a video model only where it lies and if it is the right
         # one; of a text encoder on this disk nothing is run, see `toolkit.data.text`.
-        *("generator", "instruction_encoder"),
+        *("generator", "canvas", "instruction_encoder"),
     }
 )

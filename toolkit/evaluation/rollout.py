@@ -60,6 +60,10 @@ class _Slot:
         text = self.env.instruction
         return paraphrase(text, self.seed) if self.suite.paraphrased else text
 
+    def noise_seed(self, seed: int, world: World) -> int:
+        """Of the noise of the next chunk."""
+        return stream_seed(seed, world.scene_name(self.env.task), self.seed, self.chunks)
+
     def execute(self, actions: np.ndarray) -> Rollout | None:
         """Execute a chunk (n, A); the rollout if it ended, and the next scene is set."""
         solved = False
@@ -138,9 +142,7 @@ def rollout(
                 STATE: torch.from_numpy(np.stack([slot.state for slot in active])),
                 TASK: [slot.instruction for slot in active],
             }
-            noise_seeds = [
-                stream_seed(seed, world.scene_name(slot.env.task), slot.seed, slot.chunks) for slot in active
-            ]
+            noise_seeds = [slot.noise_seed(seed, world) for slot in active]
             chunk = torch.as_tensor(policy.predict_action_chunk(observation, noise_seeds)).detach().cpu().numpy()
             _check(chunk, len(active), active[0].env)  # (B, n, A)
             for row, (slot, actions) in enumerate(zip(active, chunk, strict=True)):
