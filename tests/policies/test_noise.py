@@ -89,7 +89,7 @@ def test_the_noise_of_a_chunk_is_as_wide_as_the_policy_says(shipped: Make) -> No
 
 def test_a_policy_without_a_door_for_noise_predicts_samples_one_by_one() -> None:
     class Drawing:
-        config = None
+        config, name = None, "drawing"
 
         def predict_action_chunk(self, batch: dict[str, Any]) -> torch.Tensor:
             sizes.append(len(batch[STATE]))

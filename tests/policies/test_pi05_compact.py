@@ -161,8 +161,10 @@ def test_image_of_another_size_is_refused_in_training_and_resized_in_rollouts(
 def test_observation_encoder_places_and_weights(tmp_path: Any) -> None:
     encoder = ObservationEncoder((3, 32, 48), width=16)
     assert encoder(torch.rand(2, 3, 32, 48)).shape == (2, 6, 16)
-    with pytest.raises(UserError, match="multiples of 16"):
-        ObservationEncoder((3, 40, 40), width=16)
+    odd = ObservationEncoder((3, 40, 24), width=16)
+    assert odd(torch.rand(2, 3, 40, 24)).shape == (2, 3 * 2, 16)  # padded to 48 x 32
+    with pytest.raises(UserError, match=r"expected \(3, H, W\)"):
+        ObservationEncoder((1, 32, 32), width=16)
     with pytest.raises(UserError, match="resnet18"):
         ObservationEncoder((3, 32, 32), width=16, backbone="resnet81")
     from safetensors.torch import save_file

@@ -99,7 +99,7 @@ def test_defaults_and_help(command: str, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_help_shows_groups_with_their_choices(capsys: pytest.CaptureFixture[str]) -> None:
     for words, group, choices in (
-        (["pretrain"], "policy=pi05_compact", "diffusion, diffusion_compact, pi05_compact"),
+        (["pretrain"], "policy=pi05_compact", "act, diffusion, diffusion_compact, eo1"),
         (["train-generator"], "generator=vag", "action_only, forward_dynamics"),
         (["demo"], "experiment=null", "one of bridge, smoke"),
         (["benchmark", "generators"], "experiment=null", "one of generators_h100"),

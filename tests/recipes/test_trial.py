@@ -81,7 +81,8 @@ def hold(work: Any, monkeypatch: pytest.MonkeyPatch, policies: dict[str, Path]) 
     def run(judge: Any, out: Path, *words: str) -> tuple[int, Any]:
         operator = work.ScriptedOperator(judge)
         monkeypatch.setattr(trial_session, "Operator", lambda: operator)
-        return cli.main([*basic(policies), f"out={out}", *words]), operator
+        given = [word for word in basic(policies) if word.split("=")[0] not in {other.split("=")[0] for other in words}]
+        return cli.main([*given, f"out={out}", *words]), operator
 
     return run
 
