@@ -47,10 +47,10 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def data(tmp_path_factory: pytest.TempPathFactory, moving_square: Callable[..., Episode]) -> dict[str, Path]:
     """Recorded and synthetic episodes of two cameras of different sizes; the synthetic ones have a score."""
     found = {}
-    for name, first in (("recorded", 0), ("synthetic", 10)):
+    for name, first, count in (("recorded", 0, 4), ("synthetic", 10, 6)):
         found[name] = path = tmp_path_factory.mktemp("stock") / name
         with EpisodeWriter(path, 10, ["y", "x"], ["dy", "dx"]) as writer:
-            for seed in range(4):
+            for seed in range(count):
                 episode = moving_square(first + seed, size=64)
                 cameras = {TOP: episode.images[:, 8:56], WRIST: episode.images[:, :32, :40]}
                 about = {} if name == "recorded" else {"source": "synthetic", "score_flow_loss": float(seed)}
@@ -63,14 +63,14 @@ def trained(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     """ACT on half synthetic clips, of chosen episodes that got each other's actions."""
     out = tmp_path_factory.mktemp("trained") / "act"
     sources = [f"real=[{data['recorded']}]", f"synthetic=[{data['synthetic']}]", "synthetic_fraction=0.5"]
-    control = ['select=["score_flow_loss<=2"]', "shuffle_actions=true", "weight_by=score_flow_loss"]
+    control = ['select=["score_flow_loss<=4"]', "shuffle_actions=true", "weight_by=score_flow_loss"]
     run("pretrain", *ACT, *sources, *control, f"out={out}")
     return out
 
 
 def test_act_is_pretrained_at_recorded_sizes_with_mixing_and_provenance(trained: Path) -> None:
     found = result(trained)
-    assert (found["policy"], found["steps"], found["episodes"]) == ("act", 3, [4, 3])
+    assert (found["policy"], found["steps"], found["episodes"]) == ("act", 3, [4, 5])
     assert found["synthetic_fraction"] == pytest.approx(0.5)
     config = json.loads((trained / "pretrained_model/config.json").read_text())
     shapes = {key: feature["shape"] for key, feature in config["input_features"].items()}
@@ -189,7 +189,7 @@ def test_every_type_has_a_config_with_the_rate_of_lerobot() -> None:
             assert config.optim.learning_rate == preset.lr
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if not arm.generator])
 def test_act_can_be_studied(config: Callable[..., AblateConfig], arm: str) -> None:
     study = config(f"grid=['arm={arm} policy=act']")
     (cell,) = parse_grid(study)

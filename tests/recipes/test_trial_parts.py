@@ -60,8 +60,6 @@ class Arm2:
 class Chunks:
     """A policy of this toolkit as far as an arm asks: chunks of given actions."""
 
-    picture_size = (8, 12)
-
     def __init__(self, actions: list[list[float]]) -> None:
         self.actions, self.seeds = np.array(actions), list[int]()
 
@@ -73,7 +71,7 @@ class Chunks:
 
 
 def arm_of(policy: Any) -> Arm:
-    return Arm("a", "id", 20, policy, {FRONT: FRONT}, LIMITS)
+    return Arm("a", "id", 20, policy, {FRONT: FRONT}, (8, 12), LIMITS)
 
 
 @pytest.fixture

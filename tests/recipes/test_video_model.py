@@ -45,7 +45,7 @@ def test_texts_are_encoded_once_and_equal_the_contexts(kind: str, loaded: list[i
 
 
 def test_texts_may_be_asked_for_by_two_threads_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.video_model.KEPT", 2)
+    monkeypatch.setattr("vag_core.backbones.tokens.KEPT", 2)
     tokens, texts = TextTokens(locate("tiny:wan"), "cpu"), [f"wan {number}" for number in range(6)]
     whole = tokens(texts)
     with ThreadPoolExecutor(2) as pool:
