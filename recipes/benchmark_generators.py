@@ -9,6 +9,7 @@ for weight.
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,7 @@ def check(config: BenchmarkGeneratorsConfig) -> None:
             i3d_features(config.i3d, np.zeros((1, training.generator.num_frames, *size, 3), np.uint8))
 
 
+@cache
 def makes_actions(system: str) -> bool:
     composed = compose_config("train-generator", ["dataset=x", f"generator={system}"])
     return str(composed.generator.action.kind) != "forward_dynamics"
