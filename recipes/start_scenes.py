@@ -127,9 +127,7 @@ def recorded_scenes(
         frames = window["frames"][0, : length // shape.frame_stride + 1]
         reference = {"frames": frames, "actions": window["actions"][0, :length]}
         comparable = length > max(3, shape.frame_stride)  # jerk is a third difference, and a frame follows the first
-        keep = {
-            k: v for k, v in store.metadata[episode].items() if k in ("seed", "task_name", "world", "world_settings")
-        }
+        keep = {k: v for k, v in store.metadata[episode].items() if k in SCENE_NOTES}
         keep[FIRST_PICTURE] = episode
         scenes.append(
             InitialScene(

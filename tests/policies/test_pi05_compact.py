@@ -11,7 +11,6 @@ from lerobot.policies.common.vla_utils import make_att_2d_masks
 from torch import Tensor
 
 from policies.factory import PolicyObjective
-from policies.observation_encoder import ObservationEncoder
 from policies.pi05_compact.modeling_pi05_compact import AdaptiveRMSNorm, Pi05Compact, rms_norm
 from policies.pi05_compact.training_draws import training_draws
 from toolkit.base.errors import UserError
@@ -156,26 +155,6 @@ def test_image_of_another_size_is_refused_in_training_and_resized_in_rollouts(
         pi05.policy.predict_action_chunk({**inputs, "observation.image": image}, noise=noise) for image in sizes
     )
     assert torch.allclose(chunk, expected, atol=0.05)
-
-
-def test_observation_encoder_places_and_weights(tmp_path: Any) -> None:
-    encoder = ObservationEncoder((3, 32, 48), width=16)
-    assert encoder(torch.rand(2, 3, 32, 48)).shape == (2, 6, 16)
-    odd = ObservationEncoder((3, 40, 24), width=16)
-    assert odd(torch.rand(2, 3, 40, 24)).shape == (2, 3 * 2, 16)  # padded to 48 x 32
-    with pytest.raises(UserError, match=r"expected \(3, H, W\)"):
-        ObservationEncoder((1, 32, 32), width=16)
-    with pytest.raises(UserError, match="resnet18"):
-        ObservationEncoder((3, 32, 32), width=16, backbone="resnet81")
-    from safetensors.torch import save_file
-
-    save_file(encoder.backbone.state_dict(), tmp_path / "vision.safetensors")
-    again = ObservationEncoder((3, 32, 32), width=16, pretrained_path=tmp_path / "vision.safetensors")
-    assert all(
-        torch.equal(a, b) for a, b in zip(encoder.backbone.parameters(), again.backbone.parameters(), strict=True)
-    )
-    with pytest.raises(UserError, match="does not hold the weights"):
-        ObservationEncoder((3, 32, 32), 16, backbone="convnext_atto", pretrained_path=tmp_path / "vision.safetensors")
 
 
 # ------------------------------------------------------------------------------------------------ 3: adaRMS
