@@ -272,6 +272,10 @@ def run_recipe(command: str, config: Any, stage: bool = False) -> Any:
     from toolkit.reporting.results import RESULTS
 
     module = importlib.import_module(f"recipes.{MODULES.get(command, file_name(command))}")
+    if getattr(config, "shard", None) is not None:
+        from recipes.sharding import run_alone
+
+        return run_alone(command, module.prepare, config, lambda whole: run_recipe(command, whole, stage))
     extendable = getattr(module, "EXTENDABLE", False)
     again = {key: getattr(config, key) for key in ("overwrite", "resume", "strict")}
     with open_run(command, config.out, asdict(config), extendable=extendable, stage=stage, **again) as run:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from recipes.schema import SynthesizeConfig
-from recipes.start_scenes import InitialScene
+from recipes.start_scenes import SceneRow
 from toolkit.base.errors import UserError, warn
 from toolkit.base.randomness import stream_seed
 from toolkit.data.windows import Windows
@@ -15,7 +15,7 @@ from toolkit.reporting.generator_results import EpisodeEnds
 
 
 def episode_ends(
-    config: SynthesizeConfig, scenes: Sequence[InitialScene], seeds: Sequence[int], horizon: int
+    config: SynthesizeConfig, scenes: Sequence[SceneRow], seeds: Sequence[int], horizon: int
 ) -> tuple[list[int], EpisodeEnds]:
     """Steps of each scene's episode, at most those of `clips` windows of `horizon` steps, and how they were chosen.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from recipes.common import Pictures, load_clips
 from recipes.schema import SynthesizeConfig
-from recipes.start_scenes import PHOTOGRAPHS, InitialScene, check_widths
+from recipes.start_scenes import PHOTOGRAPHS, SceneRow, Scenes, check_widths
 from toolkit.base.errors import UserError, warn
 from toolkit.base.progress import progress
 from toolkit.base.reading import read_bytes
@@ -31,17 +31,39 @@ COMPARED = 50  # recorded pictures whose own nearest one is looked for
 
 @dataclass(frozen=True)
 class Photograph:
-    """A row of a table: picture on the canvas (H, W, 3), state (S,) if there is one, instruction, what is noted."""
+    """A row of a table: number there, state (S,) if there is one, instruction, what is noted."""
 
-    image: np.ndarray
+    number: int
     state: np.ndarray | None
     instruction: str
     metadata: dict[str, Any]
 
 
-def photographed_scenes(
-    config: SynthesizeConfig, run: Run, generator: Generator, canvas: Canvas, path: Path
-) -> tuple[list[InitialScene], dict[str, Any]]:
+@dataclass
+class Photographs:
+    """Reads the pictures of a table's rows. others: those whose shape is not that of their camera, so far."""
+
+    path: Path
+    rows: dict[int, dict[str, Any]]
+    columns: Columns
+    canvas: Canvas
+    others: list[str] = field(default_factory=list)
+
+    def read(self, number: int) -> tuple[np.ndarray, bytes]:
+        """A row's picture on the canvas (H, W, 3), and its files. Raises UserError that names row and column."""
+        row, pictures, files = self.rows[number], dict[str, np.ndarray](), b""
+        for camera, column in self.columns.cameras.items():
+            where = f"{self.path}: row {number}, column '{column}'"
+            picture, data = read_picture(self.path.parent, row.get(column), where)
+            files += data
+            place = self.canvas.places[camera][2:]  # without the bars of the camera's own pictures
+            pictures[camera] = letterboxed(picture[None], place)
+            if inner_size(picture.shape[:2], place) != place:
+                self.others.append(f"{row[column]} {picture.shape[0]}x{picture.shape[1]}")
+        return self.canvas.compose(pictures)[0], files
+
+
+def photographed_scenes(config: SynthesizeConfig, run: Run, generator: Generator, canvas: Canvas, path: Path) -> Scenes:
     """A scene for each row of a table; one without a state gets that of the nearest recorded first picture.
 
     Raises UserError that names row and column for what is missing, cannot be read, or lies outside of the folder.
@@ -52,33 +74,34 @@ def photographed_scenes(
     trained.cameras_of(config.cameras)  # refuses others
     rows = read_rows(path)
     columns = Columns.of(path, rows, canvas, config.rename, trained.state_names, shape.state_dim)
-    digest = hashlib.sha256(read_bytes(path, MOST_BYTES))
-    others, photographs = list[str](), list[Photograph]()
+    digest, found = hashlib.sha256(read_bytes(path, MOST_BYTES)), list[Photograph]()
+    pictures = Photographs(path, rows, columns, canvas)
     for number, row in progress(rows.items(), description="photographs", total=len(rows)):
-        where, pictures = f"{path}: row {number}", dict[str, np.ndarray]()
-        for camera, column in columns.cameras.items():
-            picture, data = read_picture(path.parent, row.get(column), f"{where}, column '{column}'")
-            digest.update(data)
-            place = canvas.places[camera][2:]  # without the bars of the camera's own pictures
-            pictures[camera] = letterboxed(picture[None], place)
-            if inner_size(picture.shape[:2], place) != place:
-                others.append(f"{row[column]} {picture.shape[0]}x{picture.shape[1]}")
+        where = f"{path}: row {number}"
+        digest.update(pictures.read(number)[1])
         instruction, state = columns.instruction_of(row, where), columns.state_of(row, where)
         check_instruction(instruction, where)
         note = {PHOTOGRAPHS: ", ".join(f"{camera}: {row[column]}" for camera, column in columns.cameras.items())}
         note |= {} if state is None else {"state_from": "the table"}
-        photographs.append(Photograph(canvas.compose(pictures)[0], state, instruction, note))
-    run.add_data(path, digest.hexdigest()[:16], len(photographs))
-    if others:
+        found.append(Photograph(number, state, instruction, note))
+    run.add_data(path, digest.hexdigest()[:16], len(found))
+    if others := pictures.others:
         warn(
             f"{path}: {len(others)} pictures have another shape than the cameras ({describe_cameras(canvas)}), such as "
             f"{others[0]}: black bars fill the rest"
         )
-    warn_of_far_states(path, photographs, generator)
+    warn_of_far_states(path, found, generator)
     layout: dict[str, Any] = {"fps": round(trained.fps), "robot_type": trained.robot_type or "unknown"}
     layout["state_names"] = list(trained.state_names) or [f"state_{i}" for i in range(shape.state_dim)]
     layout["action_names"] = list(trained.action_names) or [f"action_{i}" for i in range(shape.action_dim)]
-    return with_states(config, run, generator, canvas, photographs), layout
+    there = with_states(config, run, generator, pictures, found)
+
+    def read(index: int) -> tuple[np.ndarray, np.ndarray, None]:
+        state = there[index].state
+        assert state is not None
+        return pictures.read(there[index].number)[0], state, None
+
+    return Scenes([SceneRow(i, one.instruction, one.metadata) for i, one in enumerate(there)], read, layout)
 
 
 def warn_of_far_states(path: Path, photographs: Sequence[Photograph], generator: Generator) -> None:
@@ -96,9 +119,9 @@ def warn_of_far_states(path: Path, photographs: Sequence[Photograph], generator:
 
 
 def with_states(
-    config: SynthesizeConfig, run: Run, generator: Generator, canvas: Canvas, photographs: Sequence[Photograph]
-) -> list[InitialScene]:
-    """Scenes with states, of `states_from` where the table has none. Raises UserError where nothing has any."""
+    config: SynthesizeConfig, run: Run, generator: Generator, pictures: Photographs, photographs: Sequence[Photograph]
+) -> list[Photograph]:
+    """The same with states, of `states_from` where the table has none. Raises UserError where nothing has any."""
     lacking, source = sum(one.state is None for one in photographs), config.states_from
     if lacking and source is None:
         raise UserError(
@@ -108,28 +131,25 @@ def with_states(
         )
     if not lacking and source is not None:
         warn(f"states_from={source} is not read: every row has a state")
-    store = None
-    if lacking and source is not None:
-        trained = Conventions.of(config.checkpoint)
-        store = load_clips(run, source, Pictures.trained_on(canvas, config, trained))
-        trained.check(store, remedy=RETRAIN)
-        check_widths(source, store, generator.config)
-    scenes, distances = list[InitialScene](), list[float]()
+    if not lacking or source is None:
+        return list(photographs)
+    trained = Conventions.of(config.checkpoint)
+    store = load_clips(run, source, Pictures.trained_on(pictures.canvas, config, trained))
+    trained.check(store, remedy=RETRAIN)
+    check_widths(source, store, generator.config)
+    found, distances = list[Photograph](), list[float]()
     for one in progress(photographs, description="states", total=len(photographs)):
-        state, note = one.state, one.metadata
-        if state is None:
-            assert store is not None
-            episode, distance = nearest_episode(store, one.image)
+        if one.state is None:
+            episode, distance = nearest_episode(store, pictures.read(one.number)[0])
             distances.append(distance)
-            state = store.states[store.episode_starts[episode]]
-            note = {**note, "state_from": f"episode {episode} of {source}", "state_distance": distance}
-        scenes.append(InitialScene(one.image, state, one.instruction, note))
-    if store is not None:
-        warn(
-            f"{lacking} of {len(scenes)} photographs have no state: each gets that of the episode of {source} whose "
-            f"first picture is nearest, {np.median(distances):.3g} of 255 away in the median; {beside(store)}"
-        )
-    return scenes
+            note = {**one.metadata, "state_from": f"episode {episode} of {source}", "state_distance": distance}
+            one = replace(one, state=store.states[store.episode_starts[episode]], metadata=note)
+        found.append(one)
+    warn(
+        f"{lacking} of {len(found)} photographs have no state: each gets that of the episode of {source} whose "
+        f"first picture is nearest, {np.median(distances):.3g} of 255 away in the median; {beside(store)}"
+    )
+    return found
 
 
 def nearest_episode(store: ClipStore, picture: np.ndarray, left_out: int | None = None) -> tuple[int, float]:

@@ -11,7 +11,7 @@ import torch
 
 from recipes.common import user_errors
 from recipes.schema import SynthesizeConfig
-from recipes.start_scenes import InitialScene, scene_seeds
+from recipes.start_scenes import Scenes, scene_seeds
 from recipes.worlds import spec_of
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
@@ -56,7 +56,7 @@ def check_draws(config: SynthesizeConfig, order: str) -> None:
 
 
 def solved_plans(
-    config: SynthesizeConfig, path: Path, generator: Generator, encode: Any, scenes: list[InitialScene], identity: str
+    config: SynthesizeConfig, path: Path, generator: Generator, encode: Any, scenes: Scenes, identity: str
 ) -> Plans:
     """For each scene the first of several plans that the simulator solves; if it solves none, the first of all.
 
@@ -64,24 +64,27 @@ def solved_plans(
     plan misjudges. What was found is kept at `path` after every draw, so a killed run goes on from there, unless the
     generator has another `identity` by then.
     """
-    side, seeds = 2 * config.draw_shift + 1, scene_seeds(config.seed, [scene.metadata for scene in scenes])
+    side, seeds = 2 * config.draw_shift + 1, scene_seeds(config.seed, scenes.metadata)
     offsets = [np.random.default_rng(seed).permutation(side**2 - 1) for seed in seeds]
 
-    def view(index: int, draw: int) -> np.ndarray:
+    def view(image: np.ndarray, index: int, draw: int) -> np.ndarray:
         if draw == 0:
-            return scenes[index].image
+            return image
         place = int(offsets[index][draw - 1])
         place += place >= side**2 // 2  # the middle is the picture as it is
-        return moved(scenes[index].image, place // side - config.draw_shift, place % side - config.draw_shift)
+        return moved(image, place // side - config.draw_shift, place % side - config.draw_shift)
 
     def planned(indices: np.ndarray, draw: int) -> tuple[np.ndarray, ...]:
         found = []
         for start in range(0, len(indices), config.batch_size):
             part = indices[start : start + config.batch_size]
-            pictures = torch.from_numpy(np.stack([view(index, draw) for index in part]))
-            states = torch.from_numpy(np.stack([scenes[index].state for index in part]))
+            there = [scenes[index] for index in part]
+            images = [view(scene.image, index, draw) for scene, index in zip(there, part, strict=True)]
+            pictures, states = (
+                torch.from_numpy(np.stack(values)) for values in (images, [scene.state for scene in there])
+            )
             with user_errors():
-                found.append(generator.plan_actions(pictures, states, encode([scenes[i].instruction for i in part])))
+                found.append(generator.plan_actions(pictures, states, encode([scene.instruction for scene in there])))
         return tuple(torch.cat(values).cpu().numpy() for values in zip(*found, strict=True))
 
     begin, count, shape = 0, len(scenes), generator.config
@@ -101,7 +104,7 @@ def solved_plans(
         if not len(todo):
             break
         actions, states = planned(todo, draw)
-        where = [scenes[index].metadata for index in todo]
+        where = [scenes.rows[index].metadata for index in todo]
         items = [(at["task_name"], at["seed"], tried) for at, tried in zip(where, actions, strict=True)]
         outcomes = replay_episodes(items, config.workers, f"draw {draw + 1} of {config.draws}", spec_of(config))
         solved = np.array([result["success"] for result in outcomes])

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from recipes.action_options import ABSOLUTE_DIMENSIONS, REPRESENTATION
 from recipes.gpus import DryRunConfig
+from recipes.shard_options import ShardConfig
 from recipes.world_options import PICTURE_SIZE, POSITIONS, WorldConfig
 from toolkit.base.options import option, part
 from toolkit.training.config import MOST_BATCH, MOST_STEPS, OptimConfig, RuntimeConfig
@@ -111,9 +112,7 @@ class CollectConfig(CommonConfig, WorldConfig):
 @dataclass
 class ImportConfig(CommonConfig):
     source: str = option(MISSING, "HDF5 file, directory of them, LeRobotDataset directory or repo id on the hub")
-    layout: str = option(
-        "auto", "robomimic, libero, isaaclab, aloha, droid, lerobot, hdf5 ...; auto = by the structure"
-    )
+    layout: str = option("auto", "robomimic, libero, isaaclab, aloha, droid, lerobot, hdf5 ...; auto = by structure")
     task: str | None = option(None, "instruction of episodes that carry none")
     task_key: str | None = option(
         None, "where the instructions are: an attribute, a dataset, a key of JSON; null = found"
@@ -279,7 +278,7 @@ class SvdConfig:
 
 
 @dataclass
-class SynthesizeConfig(CommonConfig, WorldConfig):
+class SynthesizeConfig(CommonConfig, WorldConfig, ShardConfig):
     checkpoint: str = option(MISSING, "generator directory written by train-generator")
     base: str | None = video_base()
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
@@ -370,7 +369,7 @@ class EvaluateGeneratorConfig(CommonConfig, WorldConfig):
 
 
 @dataclass
-class ScoreConfig(CommonConfig):
+class ScoreConfig(CommonConfig, ShardConfig):
     dataset: str = option(MISSING, "episodes written by synthesize: LeRobotDataset v3 directory or clip file")
     checkpoint: str | None = option(None, "generator, for score_cycle_error")
     base: str | None = video_base()

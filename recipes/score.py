@@ -6,8 +6,9 @@ mean action; and the episodes themselves with the actions and states of another 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,10 @@ from recipes.common import (
     weights_id,
 )
 from recipes.schema import ScoreConfig
+from recipes.sharding import run_in_shards
 from recipes.start_scenes import scene_seeds
 from recipes.video_model import prepare_text, text_reader
 from toolkit.base.errors import UserError, warn
-from toolkit.base.progress import progress
 from toolkit.base.run import Run
 from toolkit.data.batches import GeneratorClips, to_tensors
 from toolkit.data.clips import ClipStore
@@ -44,6 +45,7 @@ from vag_core import Generator
 
 BASELINE = 50  # at most so many episodes of each baseline
 CYCLE, EXCESS, NEAREST = "score_cycle_error", "score_limit_excess", "score_nearest"
+OWN, SCORES = "own", "scores.npz"
 Scores = dict[str, np.ndarray]
 
 
@@ -53,28 +55,94 @@ def run(config: ScoreConfig, run: Run) -> ScoreResult:
 
     The table is `vag_episodes.parquet` in the run directory.
     """
-    if config.checkpoint is None and not config.real:
-        raise UserError("score: give checkpoint=GENERATOR for the cycle error, real=[DATASET] for the others, or both")
-    set_threads(config.runtime)
-    infer, identity = None, None
-    size = as_size(config.image_size or 64, "image_size")
-    pictures = Pictures(size, config.cameras, config.rename, config.frame_storage)
-    if config.checkpoint is not None:
-        generator = load_generator(config.checkpoint, pick_device(config.runtime), config.max_parameters, config.base)
-        identity = weights_id(config.checkpoint)
-        run.add_data(config.checkpoint, identity)
-        trained = Conventions.of(config.checkpoint)
-        pictures = Pictures.trained_on(canvas_of(generator, trained), config, trained)
-    store, *others = load_all(run, [config.dataset, *config.real, *config.held_out], pictures)
-    real, held_out = others[: len(config.real)], others[len(config.real) :]
-    if config.checkpoint is not None:
-        trained.check(store, remedy=RETRAIN)
-        infer = InverseDynamics(config, generator, [store, *others], trained.views)
-    judge = Judge(store, real, held_out, infer)
-    own, moved = judge.judged(Pairs.of(store)), judge.judged(Pairs.exchanged(store))
-    still = judge.judged(Pairs.still(store, judge.mean_action()))
-    recorded = judge.recorded()
-    return concluded(run, store, identity, own, {"recorded": recorded, "still": still, "other": moved})
+    made: ScoreResult = run_in_shards(prepare, config, run)
+    return made
+
+
+def prepare(config: ScoreConfig, run: Run) -> Scoring:
+    """Datasets and generator, checked; what is read is entered in the run."""
+    return Scoring(config, run)
+
+
+class Scoring:
+    """Scores of all episodes and of the baselines, in batches of each; see `sharding.Work`."""
+
+    description = "score"
+
+    def __init__(self, config: ScoreConfig, run: Run) -> None:
+        if config.checkpoint is None and not config.real:
+            raise UserError(
+                "score: give checkpoint=GENERATOR for the cycle error, real=[DATASET] for the others, or both"
+            )
+        set_threads(config.runtime)
+        self.infer, self.identity = None, None
+        size = as_size(config.image_size or 64, "image_size")
+        pictures = Pictures(size, config.cameras, config.rename, config.frame_storage)
+        if config.checkpoint is not None:
+            generator = load_generator(
+                config.checkpoint, pick_device(config.runtime), config.max_parameters, config.base
+            )
+            self.identity = weights_id(config.checkpoint)
+            run.add_data(config.checkpoint, self.identity)
+            trained = Conventions.of(config.checkpoint)
+            pictures = Pictures.trained_on(canvas_of(generator, trained), config, trained)
+        self.store, *others = load_all(run, [config.dataset, *config.real, *config.held_out], pictures)
+        real, held_out = others[: len(config.real)], others[len(config.real) :]
+        if config.checkpoint is not None:
+            trained.check(self.store, remedy=RETRAIN)
+            self.infer = InverseDynamics(config, generator, [self.store, *others], trained.views)
+        self.judge = Judge(self.store, real, held_out, self.infer)
+        self.exchanged = Pairs.exchanged(self.store)
+        self.sets = [(OWN, Pairs.of(self.store), None), *self.judge.baselines()]
+        self.batches = [
+            (number, part)
+            for number, (_, pairs, _) in enumerate(self.sets)
+            for part in np.array_split(np.arange(len(pairs.episodes)), -(-len(pairs.episodes) // config.batch_size))
+        ]
+        self.sizes = [len(part) for _, part in self.batches]
+
+    def begin(self, folder: Path) -> None:
+        """Shards need nothing of each other."""
+
+    def free(self) -> None:
+        """Leave the GPU to other processes."""
+        if self.infer is not None:
+            self.infer.generator.to("cpu")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def make(self, batches: range, folder: Path, advance: Callable[[int], Any]) -> None:
+        """A file of scores by batch, and of the actions that were inferred from the videos that get others too."""
+        found: dict[str, np.ndarray] = {}
+        wanted = set() if self.exchanged is None else set(self.exchanged.episodes.tolist())
+        for batch in batches:
+            name, pairs, first = self.sets[self.batches[batch][0]]
+            pairs = pairs.part(self.batches[batch][1])
+            found |= {f"{batch}/{key}": values for key, values in self.judge.judged(pairs, first).items()}
+            if self.infer is not None:
+                if name == OWN:
+                    known = {int(k): self.infer.known[id(self.store), int(k)] for k in pairs.episodes}
+                    found |= {f"inferred/{k}": actions for k, actions in known.items() if k in wanted}
+                self.infer.known.clear()
+            advance(self.sizes[batch])
+        np.savez(folder / SCORES, **found)  # type: ignore[arg-type]
+
+    def merge(self, folders: Sequence[Path], run: Run) -> ScoreResult:
+        """The table of all episodes, beside what baselines score."""
+        found: dict[str, np.ndarray] = {}
+        for folder in folders:
+            with np.load(folder / SCORES) as kept:
+                found |= dict(kept)
+        scores: dict[str, Scores] = {OWN: {}, "recorded": {}, "still": {}}
+        for name in scores:
+            numbers = [k for k, (number, _) in enumerate(self.batches) if self.sets[number][0] == name]
+            for key in (EXCESS, NEAREST, CYCLE):
+                if parts := [found[f"{k}/{key}"] for k in numbers if f"{k}/{key}" in found]:
+                    scores[name][key] = np.concatenate(parts)
+        if self.infer is not None and self.exchanged is not None:
+            self.infer.known = {(id(self.store), int(k)): found[f"inferred/{k}"] for k in self.exchanged.episodes}
+        scores["other"] = self.judge.judged(self.exchanged)
+        return concluded(run, self.store, self.identity, scores.pop(OWN), scores)
 
 
 def concluded(
@@ -124,6 +192,11 @@ class Pairs:
         rows = [store.rows_of(np.array([episode])) for episode in chosen]
         return cls(store, chosen, [store.states[part] for part in rows], [store.actions[part] for part in rows])
 
+    def part(self, places: np.ndarray) -> Pairs:
+        """Those at some places."""
+        states, actions = ([values[place] for place in places] for values in (self.states, self.actions))
+        return replace(self, episodes=self.episodes[places], states=states, actions=actions)
+
     @classmethod
     def still(cls, store: ClipStore, action: np.ndarray) -> Pairs:
         """Nothing moves, under one action (A,)."""
@@ -159,9 +232,16 @@ class InverseDynamics:
         for name, width in (("states", shape.state_dim), ("actions", shape.action_dim)):
             if (found := getattr(store, name).shape[1]) != width:
                 raise UserError(f"{store.name}: {name} are {found} wide; {self.checkpoint} was trained on {width}")
-        self.generator, self.batch_size, self.seed = generator, config.batch_size, config.seed
+        self.generator, self.batch_size = generator, config.batch_size
         self.encode = text_reader(generator, config, views)
         prepare_text(self.encode, generator, [task for one in stores for task in one.tasks])
+        self.sources = {
+            id(one): (
+                GeneratorClips(one, 1, shape.num_frames, 0, False, shape.frame_stride),
+                scene_seeds(config.seed, one.metadata),
+            )
+            for one in stores
+        }
         self.known: dict[tuple[int, int], np.ndarray] = {}
 
     def errors(self, pairs: Pairs) -> np.ndarray:
@@ -179,10 +259,8 @@ class InverseDynamics:
         keys = [(id(pairs.store), int(episode)) for episode in pairs.episodes]
         if not pairs.frozen and all(key in self.known for key in keys):
             return [self.known[key] for key in keys]
-        store, shape, found = pairs.store, self.generator.config, list[np.ndarray]()
-        clips = GeneratorClips(store, 1, shape.num_frames, 0, False, shape.frame_stride)
-        seeds = scene_seeds(self.seed, store.metadata)
-        bar = progress(description="cycle error", total=len(pairs.episodes), unit="ep")
+        found = list[np.ndarray]()
+        clips, seeds = self.sources[id(pairs.store)]
         for part in np.array_split(pairs.episodes, -(-len(pairs.episodes) // self.batch_size)):
             batch = to_tensors(clips.window(part))
             frames = batch["frames"]
@@ -197,8 +275,6 @@ class InverseDynamics:
                     rng=[torch.Generator().manual_seed(seeds[episode]) for episode in part],
                 ).actions.cpu()
             found += [one[~padded].numpy() for one, padded in zip(sampled, batch["is_pad"], strict=True)]
-            bar.update(len(part))
-        bar.close()
         if not pairs.frozen:
             self.known |= dict(zip(keys, found, strict=True))
         return found
@@ -245,7 +321,7 @@ class Judge:
         if self.real:
             found = np.empty((2, len(pairs.episodes)))
             everyone = Limits.joined(self.limits)
-            for i, whole in enumerate(progress(trajectories(pairs), description="score", unit="ep")):
+            for i, whole in enumerate(trajectories(pairs)):
                 episode, limits = int(pairs.episodes[i]), everyone
                 known = self.known.get(pairs.store.instruction(episode), [])
                 if first is not None:
@@ -259,19 +335,20 @@ class Judge:
             scores[CYCLE] = self.infer.errors(pairs)
         return scores
 
-    def recorded(self) -> Scores:
-        """What recorded episodes score; nothing where there is none to ask, or one alone."""
-        parts, first = list[Scores](), 0
+    def baselines(self) -> list[tuple[str, Pairs, int | None]]:
+        """Recorded episodes, where there are any to ask, or not one alone; and the scored ones held still. With each
+        what `judged` takes as `first`."""
+        found, first = list[tuple[str, Pairs, int | None]](), 0
         stores = self.held_out or (self.real if sum(one.num_episodes for one in self.real) > 1 else [])
         for store in stores:
             chosen = spread(store.num_episodes, max(1, BASELINE // len(stores)))
-            parts.append(self.judged(Pairs.of(store, chosen), None if self.held_out else first))
+            found.append(("recorded", Pairs.of(store, chosen), None if self.held_out else first))
             first += store.num_episodes
-        if not parts:
+        if not found:
             warn("no recorded episodes to compare with: give held_out=[DATASET], or real=[DATASET] with two or more")
         elif not self.held_out:
             print("recorded episodes are those of real=, which the generator has seen; held_out=[DATASET] names others")
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        return [*found, ("still", Pairs.still(self.store, self.mean_action()), None)]
 
 
 def trajectories(pairs: Pairs) -> list[np.ndarray]:

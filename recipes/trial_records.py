@@ -27,7 +27,7 @@ from toolkit.base.files import atomic_file, write_json, write_text
 from toolkit.base.reading import read_bytes, read_json
 from toolkit.base.typed_json import MisfitError, read_as, to_json
 from toolkit.data.episode import Episode
-from toolkit.data.formats.lerobot_merge import merge_episodes
+from toolkit.data.formats.lerobot_merge import merge_datasets
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.images import decode_picture, encode_jpeg
 from toolkit.evaluation.trials import JUDGED, SUCCESS, Attempt, Key, Planned, Schedule, unseal
@@ -180,7 +180,7 @@ class Trials:
         if not (self.directory / "dataset").is_dir():
             folders = [self.folder(attempt.code_word, attempt.attempt) / "dataset" for attempt in recorded]
             notes = [self._provenance(attempt, identities, seed) for attempt in recorded]
-            merge_episodes(folders, notes, self.directory / "dataset")
+            merge_datasets(folders, self.directory / "dataset", notes)
         return "dataset"
 
     def _provenance(self, attempt: Attempt, identities: Mapping[str, str], seed: int) -> dict[str, Any]:

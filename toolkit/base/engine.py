@@ -24,6 +24,8 @@ from toolkit.base.progress import progress
 PATIENCE = 20  # seconds that the processes of a graph have to clean up
 AHEAD = 12  # enough to keep the workers busy while their parent imports LeRobot
 
+_number = 0  # of this worker
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -63,7 +65,9 @@ def parallel_feed[Item, Result](
         return
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(THREADS)  # spawned workers inherit it
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+    context = multiprocessing.get_context("spawn")
+    numbers = context.Value("i", 0)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(numbers,))
     waiting: deque = deque()
     finished = False
     try:
@@ -99,7 +103,15 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _start_worker() -> None:
+def worker_number() -> int:
+    """Of this process among the workers of its map, from 0 on; 0 in a process that is none."""
+    return _number
+
+
+def _start_worker(numbers: Any) -> None:
+    global _number
+    with numbers.get_lock():
+        _number, numbers.value = numbers.value, numbers.value + 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the workers
     die_with_parent()
 

@@ -11,6 +11,10 @@ class UserError(Exception):
     """A mistake in the input, not in the code. The command line prints it as one line and exits with 2."""
 
 
+class InUseError(UserError):
+    """Another process holds a directory, which it gives free when it is done."""
+
+
 class Terminated(KeyboardInterrupt):
     """A signal asked the process to end: all that Ctrl-C cleans up is cleaned up."""
 

@@ -102,6 +102,19 @@ def scratch_folder(path: str | Path, kept: bool = False) -> Iterator[Path]:
     _remove(folder)
 
 
+def kept_folder(path: str | Path) -> Path:
+    """A folder for parts of a run that are made one by one: they stay until the run is finished and removes it.
+
+    As of `scratch_folder`, its name says that it is vag's.
+    """
+    folder = partial_name(Path(path))
+    note(path)
+    if folder.is_symlink():
+        _remove(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def check_replaceable(path: Path, may_go: Callable[[Path], bool] | None = None) -> None:
     """Raise UserError if `path` is something else than a folder, or holds a file that vag must not delete."""
     if not os.path.lexists(path):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import InUseError, UserError
 from toolkit.base.reading import MOST_JSON_BYTES, read_bytes
 
 PARTIAL = ".vag-partial"  # ends the name of what is being written
@@ -196,7 +196,7 @@ def _lines(directory: Path) -> list[str]:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory: a second process is refused with a UserError that names the first one's id."""
+    """Hold a directory: a second process is refused with an InUseError that names the first one's id."""
     path = directory / LOCK
     while True:
         try:  # a link would lead to somebody's file, which is emptied below
@@ -215,7 +215,7 @@ def locked(directory: Path) -> Iterator[None]:
             os.close(handle)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UserError(f"{path}: its file system cannot lock files ({error}); choose another out=") from error
-            raise UserError(f"{directory}: in use by process {holder}; wait for it, or choose another out=") from error
+            raise InUseError(f"{directory}: in use by process {holder}; wait for it, or choose another out=") from error
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
                 break

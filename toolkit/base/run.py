@@ -28,7 +28,10 @@ from toolkit.base.record import RECORD, leaves, read_record
 from toolkit.base.typed_json import MisfitError, read_as, to_json
 
 # The run is the same whatever they are.
-NOT_COMPARED = ("out", "overwrite", "resume", "strict", "runtime.threads", "runtime.tracker", "workers")
+NOT_COMPARED = (
+    *("out", "overwrite", "resume", "strict", "runtime.threads", "runtime.tracker", "workers", "shard"),
+    "shard_workers",
+)
 REPLACED = ".vag-replaced"  # folder inside of `out`: the run that is overwritten, until the new one is complete
 OWN = {RECORD, manifest.MANIFEST, manifest.LOCK, REPLACED, f".{RECORD}{manifest.PARTIAL}"}
 

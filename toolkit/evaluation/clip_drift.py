@@ -5,7 +5,7 @@ Shapes: frames (F, H, W, 3) uint8, `stride` steps apart; actions (N, A), states 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ class ClipDrift:
     def __init__(self, horizon: int, stride: int, low: np.ndarray, high: np.ndarray, mean_action: np.ndarray) -> None:
         self.horizon, self.stride, self.mean_action = horizon, stride, mean_action
         self.low, self.high = low + AT_LIMIT * (high - low), high - AT_LIMIT * (high - low)
-        self._clips: list[list[dict[str, float]]] = []
+        self.clips: list[list[dict[str, float]]] = []  # of each clip a row for each episode
 
     def add(
         self,
@@ -38,8 +38,8 @@ class ClipDrift:
                 row = self._alone(frames[0], frames[shown], states[start + 1 : stop + 1])
                 if recorded is not None:
                     row |= self._beside(frames, actions, recorded, start, min(stop, len(recorded["actions"])))
-                self._clips += [[] for _ in range(clip + 1 - len(self._clips))]
-                self._clips[clip].append(row)
+                self.clips += [[] for _ in range(clip + 1 - len(self.clips))]
+                self.clips[clip].append(row)
 
     def _pictures(self, start: int, stop: int) -> slice:
         """Those that follow the steps from `start` to `stop`."""
@@ -69,14 +69,16 @@ class ClipDrift:
             "psnr_of_first_picture": psnr(still, recorded["frames"][shown]),
         }
 
-    def result(self) -> list[dict[str, Any]]:
-        """Means for each clip, from 1 on: over `episodes`, and where there are recordings over `compared`."""
-        found = list[dict[str, Any]]()
-        for clip, rows in enumerate(self._clips, 1):
-            means = {key: float(np.mean([row[key] for row in rows if key in row])) for row in rows for key in row}
-            compared = sum("psnr" in row for row in rows)
-            found.append({"clip": clip, "episodes": len(rows), "compared": compared or None, **means})
-        return found
+
+def mean_drift(clips: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """Means for each clip, from 1 on: over `episodes`, and where there are recordings over `compared`."""
+    found = list[dict[str, Any]]()
+    for clip, rows in enumerate(clips, 1):
+        names = dict.fromkeys(key for row in rows for key in row)
+        means = {key: float(np.mean([row[key] for row in rows if key in row])) for key in names}
+        compared = sum("psnr" in row for row in rows)
+        found.append({"clip": clip, "episodes": len(rows), "compared": compared or None, **means})
+    return found
 
 
 def sharpness(pictures: np.ndarray) -> float:

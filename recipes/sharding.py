@@ -1,0 +1,247 @@
+"""Work in shards: folders that are whole or not there, made by this process, by several, or by other commands.
+
+A shard is some whole batches, and which samples a batch holds does not depend on the shards. What is finished is never
+made again. Where they lie, until the run is finished:
+
+.shards.vag-partial/3-of-8/made      the third of eight; beside it the lock of the process that makes it
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from recipes.terminal import say
+from toolkit.base import manifest
+from toolkit.base.engine import parallel_feed, worker_number
+from toolkit.base.errors import InUseError, UserError
+from toolkit.base.files import atomic_directory, kept_folder
+from toolkit.base.progress import progress
+from toolkit.base.record import RECORD
+from toolkit.base.run import Run
+from toolkit.base.shared_run import PartOfRun, SharedRun, in_turn
+
+FOLDER, MADE = "shards", "made"
+MOST_SHARDS = 100  # where nobody says how many: a killed command loses a hundredth at most, or a batch
+MOST_ASKED = 10_000
+PLACE = re.compile(r"(\d+)-of-(\d+)")
+
+
+class Work(Protocol):
+    """What a command makes, ready to begin: everything is read and checked."""
+
+    description: str
+    sizes: Sequence[int]  # episodes of each batch
+
+    def begin(self, folder: Path) -> None:
+        """Make, or read, in `folder` what all shards need; one process at a time is here."""
+
+    def make(self, batches: range, folder: Path, advance: Callable[[int], Any]) -> None:
+        """Write some batches into an empty folder; `advance` is called with the number of their episodes."""
+
+    def merge(self, folders: Sequence[Path], run: Run) -> Any:
+        """Put the folders of all shards together, in order; the result of the command. Some may hold no batch."""
+
+    def free(self) -> None:
+        """Give the GPU back: other processes work from here on."""
+
+
+Prepare = Callable[[Any, Run], Work]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` parts of the work, by its number from 1 on, with the batches that it consists of."""
+
+    number: int
+    count: int
+    batches: range
+
+    def folder(self, root: Path) -> Path:
+        return root / f"{self.number}-of-{self.count}"
+
+    def is_made(self, root: Path) -> bool:
+        return (self.folder(root) / MADE).is_dir()
+
+
+def shards_of(batches: int, count: int) -> list[Shard]:
+    """Consecutive batches in `count` shards of nearly the same size; some are empty where there are more shards."""
+    ends = np.linspace(0, batches, count + 1).round().astype(int).tolist()
+    return [Shard(i + 1, count, range(*ends[i : i + 2])) for i in range(count)]
+
+
+def make_shard(work: Work, root: Path, shard: Shard, advance: Callable[[int], Any]) -> None:
+    """Make a shard, unless it is there. Raises InUseError if another process makes it now."""
+    folder = shard.folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    with manifest.locked(folder):
+        if not shard.is_made(root):
+            with atomic_directory(folder / MADE) as temporary:
+                work.make(shard.batches, temporary, advance)
+
+
+def run_in_shards(prepare: Prepare, config: Any, run: Run) -> Any:
+    """The recipe of a command: make all shards that are missing, and put them together."""
+    work = prepare(config, run)
+    root = kept_folder(run.directory / FOLDER)
+    run.remove_when_finished(root)
+    count = begun_count(root) or min(len(work.sizes), MOST_SHARDS)
+    shards = shards_of(len(work.sizes), count)
+    begin(work, root)
+    missing = [shard for shard in shards if not shard.is_made(root)]
+    workers = min(process_count(config), len(missing))
+    with progress_of(work, shards, missing) as bar:
+        if workers <= 1:
+            for shard in missing:
+                make_shard(work, root, shard, bar.update)
+        else:
+            work.free()
+            for shard in made_elsewhere(prepare, config, run, missing, workers):
+                bar.update(episodes_of(work, [shard]))
+    return work.merge([shard.folder(root) / MADE for shard in shards], run)
+
+
+def begin(work: Work, root: Path) -> None:
+    """What all shards need is made by the process that comes first; the others wait for it."""
+    folder = root / "common"
+    folder.mkdir(exist_ok=True)
+    with in_turn(lambda: manifest.locked(folder), patience=float("inf")):
+        work.begin(folder)
+
+
+def begun_count(root: Path) -> int | None:
+    """How many shards there are to be, as those say that were begun; None where none was."""
+    found = [PLACE.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
+    return next((int(name[2]) for name in found if name), None)
+
+
+def episodes_of(work: Work, shards: Sequence[Shard]) -> int:
+    return sum(work.sizes[batch] for shard in shards for batch in shard.batches)
+
+
+def progress_of(work: Work, shards: Sequence[Shard], missing: Sequence[Shard]) -> Any:
+    """A bar over the episodes of all shards, of which some are not missing."""
+    total = episodes_of(work, shards)
+    done = total - episodes_of(work, missing)
+    return progress(description=work.description, total=total, unit="ep", initial=done)
+
+
+# ----------------------------------------------------------------------------------------------- in several processes
+
+
+def process_count(config: Any) -> int:
+    """Processes that make shards side by side: as many as the config says, else one for each GPU."""
+    if config.shard_workers is not None:
+        return int(config.shard_workers)
+    return 1 if config.runtime.device == "cpu" else max(1, torch.cuda.device_count())
+
+
+def made_elsewhere(prepare: Prepare, config: Any, run: Run, missing: Sequence[Shard], workers: int) -> Any:
+    """Make shards in worker processes; yields each when it is there. They share the cores."""
+    cores = len(os.sched_getaffinity(0))
+    threads = config.runtime.threads or max(1, cores // workers)
+    own = replace(config, runtime=replace(config.runtime, threads=threads))
+    root, queue = manifest.partial_name(run.directory / FOLDER), iter(missing)
+    work = partial(make_in_worker, prepare, own, run.directory, list(run.record["data"]), root)
+    results = parallel_feed(work, lambda: next(queue, None), workers=workers, description="shards")
+    return (shard for shard, _ in results)
+
+
+_prepared: list[tuple[str, Work]] = []  # of this process, which makes several shards of one command
+
+
+def make_in_worker(
+    prepare: Prepare, config: Any, directory: Path, data: Sequence[dict[str, Any]], root: Path, shard: Shard
+) -> None:
+    """Make a shard in a process of its own, on a GPU of its own where there are several.
+
+    directory, data: of the run, and what it has read; other content is an error.
+    """
+    key = repr((prepare, directory, config))
+    if not _prepared or _prepared[0][0] != key:
+        if torch.cuda.is_available():
+            os.environ["LOCAL_RANK"] = str(worker_number() % torch.cuda.device_count())
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            work = prepare(config, PartOfRun(directory, data))  # what it says has been said
+            begin(work, root)
+        _prepared[:] = [(key, work)]
+    make_shard(_prepared[0][1], root, shard, lambda _: None)
+
+
+# ------------------------------------------------------------------------------------------------- in several commands
+
+
+def asked_shard(text: str) -> tuple[int, int]:
+    """Number and count of `3/8`. Raises UserError for anything else."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    number, count = (int(part) for part in found.groups()) if found else (0, 0)
+    if not found or not 1 <= number <= count <= MOST_ASKED:
+        raise UserError(
+            f"shard={text}: expected number/count, such as 3/8, with numbers from 1 to the count, at most "
+            f"{MOST_ASKED:,}"
+        )
+    return number, count
+
+
+def run_alone(command: str, prepare: Prepare, config: Any, run_whole: Callable[[Any], Any]) -> Any:
+    """Make the shard that the config asks for, and if it was the last one that was missing, end the whole run.
+
+    run_whole: the command for all shards. Returns its result, None where others are missing.
+    """
+    number, count = asked_shard(config.shard)
+    if config.out is None:
+        raise UserError(f"shard={config.shard}: give out=DIR, the same for all shards")
+    if config.overwrite:
+        raise UserError(f"shard={config.shard}: overwrite=true begins all shards anew; give it without shard=")
+    whole = replace(config, shard=None, resume=True)
+    out = Path(config.out)
+    root = manifest.partial_name(out / FOLDER)
+    try:
+        if (out / RECORD).exists():  # other settings are refused before anything is loaded
+            note(command, whole, [], count)
+        part = PartOfRun(out)
+        work = prepare(whole, part)
+        note(command, whole, part.record["data"], count)
+        begin(work, root)
+        shards = shards_of(len(work.sizes), count)
+        shard = shards[number - 1]
+        with progress_of(work, [shard], [] if shard.is_made(root) else [shard]) as bar:
+            make_shard(work, root, shard, bar.update)
+    except BaseException as error:
+        error.add_note(f"shard={config.shard} out={out}")
+        raise
+    missing = [other.number for other in shards if not other.is_made(root)]
+    if missing:
+        say(f"{command}: shard {config.shard} is made, {len(missing)} of {count} are missing  [{out}]")
+        return None
+    del work
+    try:
+        return run_whole(whole)
+    except InUseError:
+        say(f"{command}: shard {config.shard} is made; another process puts all together  [{out}]")
+        return None
+
+
+def note(command: str, config: Any, data: Sequence[dict[str, Any]], count: int) -> None:
+    """Enter a command's shard into the record of the whole run. Raises UserError if that is of other settings."""
+
+    def claim() -> None:
+        root = kept_folder(Path(config.out) / FOLDER)
+        if (begun := begun_count(root)) not in (None, count):
+            raise UserError(
+                f"out={config.out}: holds shards of {begun}, not of {count}; go on with shard=1/{begun} to "
+                f"{begun}/{begun}, or choose another out="
+            )
+        (root / f"1-of-{count}").mkdir(exist_ok=True)
+
+    given = {"overwrite": False, "resume": True, "strict": config.strict}
+    SharedRun(command, config.out, asdict(config), **given).note(data, claim)
