@@ -17,7 +17,7 @@ from typing import Any
 
 from recipes.terminal import end_together, guarded, nobody_reads, open_streams, quiet_libraries, say, terminable
 from toolkit.base.errors import UserError, nearest
-from toolkit.base.processes import processes
+from toolkit.base.processes import processes, stand_alone
 
 # In the order of the story.
 COMMANDS = {
@@ -160,6 +160,7 @@ POSITIONAL = {
     "report": "runs",
 }
 TRAININGS = ("train-generator", "pretrain", "finetune")  # may be started in several processes
+SHARDED = ("synthesize", "score")  # of several processes each makes a shard
 MODULES = {"import": "import_data"}  # where the command is a keyword of Python
 
 
@@ -195,13 +196,22 @@ def run_command(arguments: list[str]) -> int:
 
         say(help_text(command, COMMANDS[command], EXAMPLES[command], POSITIONAL.get(command)))
         return 0
-    if processes().size > 1 and command not in TRAININGS:
+    if processes().size > 1 and command in SHARDED:
+        rest = [*_shard_of_rank(rest), *rest]
+    elif processes().size > 1 and command not in TRAININGS:
         raise UserError(
             f"{command}: runs in one process, but WORLD_SIZE={processes().size}; start it without torchrun "
-            f"(what can be started in several: {', '.join(TRAININGS)})"
+            f"(what can be started in several: {', '.join((*TRAININGS, *SHARDED))})"
         )
     result = execute(command, keyed_words(command, rest))
     return 1 if command == "inspect" and result.problems else 0
+
+
+def _shard_of_rank(words: list[str]) -> list[str]:
+    """The shard that a process of torchrun makes, as a command of its own; none where the words name one."""
+    rank, size = stand_alone()
+    os.environ["VAG_PROGRESS_POSITION"] = os.environ.get("LOCAL_RANK", "0")
+    return [] if any(word.startswith("shard=") for word in words) else [f"shard={rank + 1}/{size}"]
 
 
 def _overview() -> str:

@@ -1,7 +1,7 @@
 """Work in shards: folders that are whole or not there, made by this process, by several, or by other commands.
 
-A shard is some whole batches, and which samples a batch holds does not depend on the shards. What is finished is never
-made again. Where they lie, until the run is finished:
+A shard is some whole batches, and which samples a batch holds does not depend on the shards; the last batch may be
+smaller. What is finished is never made again. Where shards lie until the run is finished:
 
 .shards.vag-partial/3-of-8/made      the third of eight; beside it the lock of the process that makes it
 """
@@ -98,6 +98,10 @@ def run_in_shards(prepare: Prepare, config: Any, run: Run) -> Any:
     shards = shards_of(len(work.sizes), count)
     begin(work, root)
     missing = [shard for shard in shards if not shard.is_made(root)]
+    for shard in missing:  # before hours of work
+        if shard.folder(root).is_dir():
+            with manifest.locked(shard.folder(root)):
+                pass
     workers = min(process_count(config), len(missing))
     with progress_of(work, shards, missing) as bar:
         if workers <= 1:
@@ -113,7 +117,7 @@ def run_in_shards(prepare: Prepare, config: Any, run: Run) -> Any:
 def begin(work: Work, root: Path) -> None:
     """What all shards need is made by the process that comes first; the others wait for it."""
     folder = root / "common"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with in_turn(lambda: manifest.locked(folder), patience=float("inf")):
         work.begin(folder)
 

@@ -10,7 +10,9 @@ import os
 import random
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,8 @@ if LONG:
             "record.md",
         ),
     }
+SHARDED = ("synthesize", "score")
+SHARD_KILLS = 20 if LONG else 2
 SOME_WINDOWS = ("export", "pretrain")  # of which a few are tried in CI
 WITHOUT_WINDOWS = ("evaluate", "rollout")  # they write their record alone
 
@@ -196,6 +200,47 @@ def test_killed_commands_resume_to_the_same_artefact(
             out = tmp_path / f"cut-{runs}"
     assert not list(tmp_path.glob(f"**/*{manifest.PARTIAL}*"))
     assert not list(tmp_path.glob(f"**/*{manifest.REMOVED}*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", SHARDED)
+def test_finished_shards_are_never_made_again(
+    name: str, inputs: dict[str, Path], tmp_path: Path, start: Callable[..., BaseProcess]
+) -> None:
+    """Killed while they are made: under each name there is one folder ever, of one time."""
+    template, artefact = (text.format(**inputs) for text in COMMANDS[name])
+    words = [*template.split(), *(["samples_per_scene=4"] if name == "synthesize" else [])]
+    seconds = undisturbed(words, tmp_path / "whole", start)
+    wanted, rng = identity(tmp_path / "whole", artefact), random.Random(1)
+    kills, kept, runs = 0, 0, 0
+    while kills < SHARD_KILLS:
+        out, seen = tmp_path / f"cut-{runs}", dict[Path, tuple[int, int]]()
+        while status(out) != "finished":
+            before = len(seen)
+            until = time.monotonic() + rng.uniform(0, min(seconds, LATEST)) if kills < SHARD_KILLS else float("inf")
+            process = start([*words, f"out={out}", "resume=true"])
+            while process.is_alive() and time.monotonic() < until:
+                note_shards(out, seen)
+                process.join(0.02)
+            if process.is_alive():
+                process.kill()
+                process.join()
+                kills, kept = kills + 1, kept + (before > 0)
+            note_shards(out, seen)
+        assert len(seen) >= 4
+        assert identity(out, artefact) == wanted
+        runs += 1
+    assert kept or not LONG  # some were killed when there was something to keep
+    assert not list(tmp_path.glob(f"**/*{manifest.PARTIAL}*"))
+
+
+def note_shards(out: Path, seen: dict[Path, tuple[int, int]]) -> None:
+    """Inode and time of the finished shards; fails if one is another than before."""
+    for path in (out / ".shards.vag-partial").glob("*/made"):
+        with suppress(FileNotFoundError):  # the run has just finished
+            now = path.stat()
+            assert seen.setdefault(path, (now.st_ino, now.st_mtime_ns)) == (now.st_ino, now.st_mtime_ns), path
 
 
 @pytest.mark.slow

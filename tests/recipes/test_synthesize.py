@@ -75,7 +75,7 @@ def test_the_first_plan_that_is_solved_is_taken_and_its_video_follows(
     assert all(metadata["sampler"].endswith("-actions_first-draws-4-shift-1") for metadata, _ in drawn)
     result = json.loads((tmp_path / "drawn/run.json").read_text())["result"]
     assert result["solved_by_draw"] == [1, 1, 2, 2]
-    assert not (tmp_path / "drawn/plans.npz").exists()
+    assert not list((tmp_path / "drawn").rglob(plans.PLANS))
 
     assert cli.main([*command, "draws=1", f"out={tmp_path / 'once'}"]) == 0
     once = read_actions(tmp_path / "once/dataset")
@@ -123,7 +123,7 @@ def test_plans_of_another_generator_are_not_gone_on_with(
     assert cli.main([*command, "draws=2", f"out={tmp_path / 'run'}", "resume=true"]) == 2
     assert "has changed since" in capsys.readouterr().err
     assert asked == [SEEDS] * 2
-    assert (tmp_path / "run" / plans.PLANS).exists()
+    assert list((tmp_path / "run").rglob(plans.PLANS))
 
 
 @pytest.mark.parametrize("expert", [True, False])
@@ -137,8 +137,9 @@ def test_plans_are_executed_in_the_simulator(expert: bool, tmp_path: Path, monke
     monkeypatch.setattr(Generator, "plan_actions", lambda *_: (actions, states))
     generator = Generator(GeneratorConfig(num_frames=97, state_dim=4, action_dim=4))
     config = SynthesizeConfig(checkpoint="", tasks=["push"], draws=2, workers=1)
-    scene = start_scenes.InitialScene(episode.images[0], episode.states[0], "", {"task_name": "push", "seed": SEEDS[0]})
-    found = plans.solved_plans(config, tmp_path / "plans.npz", generator, list, [scene], "")
+    row = start_scenes.SceneRow(0, "", {"task_name": "push", "seed": SEEDS[0]})
+    scenes = start_scenes.Scenes([row], lambda _: (episode.images[0], episode.states[0], None), {})
+    found = plans.solved_plans(config, tmp_path / "plans.npz", generator, list, scenes, "")
     assert found.metadata(0) == {"draw": 0, "replay_success": expert}
     np.testing.assert_array_equal(found.actions, actions.numpy())
 

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+from toolkit.base.engine import worker_number
 from toolkit.base.errors import UserError
 
 
@@ -35,3 +36,8 @@ def mark(path: Path) -> int:
 def note_and_sleep(path: Path) -> None:
     (path.parent / f"{path.name}.{os.getpid()}").touch()
     time.sleep(60)
+
+
+def number(item: int) -> int:
+    time.sleep(0.05)
+    return worker_number()

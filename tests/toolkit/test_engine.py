@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from toolkit.base.engine import AHEAD, parallel_feed, parallel_map
+from toolkit.base.engine import AHEAD, parallel_feed, parallel_map, worker_number
 from toolkit.base.errors import UserError
 
 HERE = Path(__file__).parent
@@ -59,6 +59,12 @@ def test_workers_use_one_thread_and_the_parent_keeps_its_setting(
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert set(parallel_map(work.threads, range(4), workers=2, description="threads")) == {("1", False)}
     assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+def test_each_worker_has_a_number_of_its_own(work: ModuleType) -> None:
+    """By which it takes a GPU of its own."""
+    assert set(parallel_map(work.number, range(40), workers=2, description="numbers")) == {0, 1}
+    assert worker_number() == 0
 
 
 def test_a_dead_worker_is_reported(work: ModuleType) -> None:

@@ -170,3 +170,12 @@ class Processes:
 def processes() -> Processes:
     """Those of this command, as the environment says."""
     return Processes(os.environ)
+
+
+def stand_alone() -> tuple[int, int]:
+    """Be a command of its own from here on, as if the others were none; returns rank and number of processes."""
+    rank, size = processes().rank, processes().size
+    for name in ("RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
+    processes.cache_clear()
+    return rank, size

@@ -46,10 +46,8 @@ class SharedRun(Run):
     @contextmanager
     def _opened(self) -> Iterator[None]:
         self.__enter__()
-        try:
+        with self._held:  # and no more: what others have made is not cleaned up
             yield
-        finally:
-            self._leave()
 
     def _go_on(self, earlier: dict[str, Any]) -> None:
         super()._go_on(earlier)

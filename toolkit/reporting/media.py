@@ -37,6 +37,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     them sharp on screen and hides the halved colour resolution. Odd sides grow by one repeated line.
     Raises ValueError for another shape or type, for no frames and for fps <= 0.
     """
+    av.logging.set_libav_level(av.logging.PANIC)  # it tells statistics
     _check(frames)
     if fps <= 0:
         raise ValueError(f"fps is {fps}; expected a positive number")
