@@ -39,8 +39,13 @@ PLACE = re.compile(r"(\d+)-of-(\d+)")
 class Work(Protocol):
     """What a command makes, ready to begin: everything is read and checked."""
 
-    description: str
-    sizes: Sequence[int]  # episodes of each batch
+    @property
+    def description(self) -> str:
+        """In a word."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Episodes of each batch."""
 
     def begin(self, folder: Path) -> None:
         """Make, or read, in `folder` what all shards need; one process at a time is here."""

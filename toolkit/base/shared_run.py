@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from toolkit.base.errors import InUseError, UserError, warn
 from toolkit.base.run import Run
@@ -43,10 +43,15 @@ class SharedRun(Run):
                 self.add_data(entry["path"], entry["id"], entry["episodes"])
             also()
 
+    def __enter__(self) -> Self:
+        self._check_place()
+        self.directory.mkdir(parents=True, exist_ok=True)  # so that nobody cleans it up: others are at work in it
+        return super().__enter__()
+
     @contextmanager
     def _opened(self) -> Iterator[None]:
         self.__enter__()
-        with self._held:  # and no more: what others have made is not cleaned up
+        with self._held:
             yield
 
     def _go_on(self, earlier: dict[str, Any]) -> None:
