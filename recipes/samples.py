@@ -51,7 +51,7 @@ class Findings:
         """Into a folder that is still under its temporary name."""
         numbers = {part.name: getattr(self, part.name) for part in fields(self)[:6]}
         files.write_text(folder / FINDINGS, json.dumps(numbers))  # which may not be finite
-        pictures = {f"shown_{k}": video for k, video in enumerate(self.shown)}
+        pictures: dict[str, Any] = {f"shown_{k}": video for k, video in enumerate(self.shown)}
         np.savez(folder / PICTURES, **pictures, **self.spread.arrays())
 
     @classmethod

@@ -24,7 +24,7 @@ from recipes.terminal import say
 from toolkit.base import manifest
 from toolkit.base.engine import parallel_feed, worker_number
 from toolkit.base.errors import InUseError, UserError
-from toolkit.base.files import atomic_directory, kept_folder
+from toolkit.base.files import atomic_directory, kept_folder, remove_empty_folders
 from toolkit.base.progress import progress
 from toolkit.base.record import RECORD
 from toolkit.base.run import Run
@@ -99,24 +99,31 @@ def run_in_shards(prepare: Prepare, config: Any, run: Run) -> Any:
     work = prepare(config, run)
     root = kept_folder(run.directory / FOLDER)
     run.remove_when_finished(root)
-    count = begun_count(root) or min(len(work.sizes), MOST_SHARDS)
-    shards = shards_of(len(work.sizes), count)
-    begin(work, root)
+    shards = shards_of(len(work.sizes), begun_count(root) or min(len(work.sizes), MOST_SHARDS))
     missing = [shard for shard in shards if not shard.is_made(root)]
-    for shard in missing:  # before hours of work
+    check_free(root, missing)
+    try:
+        begin(work, root)
+        with progress_of(work, shards, missing) as bar:
+            if (workers := min(process_count(config), len(missing))) > 1:
+                work.free()
+                for shard in made_elsewhere(prepare, config, run, missing, workers):
+                    bar.update(episodes_of(work, [shard]))
+            else:
+                for shard in missing:
+                    make_shard(work, root, shard, bar.update)
+    except BaseException:
+        remove_empty_folders(root)  # a command that has made nothing leaves nothing
+        raise
+    return work.merge([shard.folder(root) / MADE for shard in shards], run)
+
+
+def check_free(root: Path, shards: Sequence[Shard]) -> None:
+    """Raise InUseError, before hours of work, if another process makes one of these shards."""
+    for shard in shards:
         if shard.folder(root).is_dir():
             with manifest.locked(shard.folder(root)):
                 pass
-    workers = min(process_count(config), len(missing))
-    with progress_of(work, shards, missing) as bar:
-        if workers <= 1:
-            for shard in missing:
-                make_shard(work, root, shard, bar.update)
-        else:
-            work.free()
-            for shard in made_elsewhere(prepare, config, run, missing, workers):
-                bar.update(episodes_of(work, [shard]))
-    return work.merge([shard.folder(root) / MADE for shard in shards], run)
 
 
 def begin(work: Work, root: Path) -> None:

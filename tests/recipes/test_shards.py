@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from recipes import cli, sharding
+from recipes.schema import ScoreConfig
 from toolkit.base import manifest
+from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
 from toolkit.data.episode_notes import FILE
 from toolkit.data.formats.lerobot_read import read_episodes, read_table
@@ -274,6 +276,32 @@ def test_the_commands_of_the_page_fit_together(
     (whole,) = re.findall(r"^    (vag synthesize .*resume=true.*)$", PAGE.read_text(), re.MULTILINE)
     assert cli.main([*shlex.split(whole)[1:], *small]) == 0
     assert len(read_table(Path("outputs/synthetic/dataset")).lengths) == 4
+
+
+def test_a_command_that_has_made_no_shard_leaves_nothing(
+    generator: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise UserError("out of memory")
+
+    command = ["synthesize", f"checkpoint={generator}", f"scenes_from={dataset}"]
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "sample", full)
+        vag(*command, out=tmp_path / "out", code=2)
+    assert not list((tmp_path / "out").iterdir())
+    vag(*command, out=tmp_path / "out")
+
+
+def test_one_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ScoreConfig()
+    for gpus, device, asked, expected in (
+        *((0, "auto", None, 1), (1, "auto", None, 1), (8, "auto", None, 8)),
+        *((8, "cpu", None, 1), (8, "cuda", 2, 2), (1, "auto", 2, 2)),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        config.runtime.device, config.shard_workers = device, asked
+        assert sharding.process_count(config) == expected
 
 
 def test_shards_are_whole_batches_in_order() -> None:
