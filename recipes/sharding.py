@@ -1,9 +1,10 @@
 """Work in shards: folders that are whole or not there, made by this process, by several, or by other commands.
 
 A shard is some whole batches, and which samples a batch holds does not depend on the shards; the last batch may be
-smaller. What is finished is never made again. Where shards lie until the run is finished:
+smaller. A shard is made in pieces, so that a killed one loses little; a finished piece is never made again. Where they
+lie until the run is finished:
 
-.shards.vag-partial/3-of-8/made      the third of eight; beside it the lock of the process that makes it
+.shards.vag-partial/3-of-8/1      first piece of the third shard; beside it the lock of the process that makes them
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from toolkit.base.record import RECORD
 from toolkit.base.run import Run
 from toolkit.base.shared_run import PartOfRun, SharedRun, in_turn
 
-FOLDER, MADE = "shards", "made"
-MOST_SHARDS = 100  # where nobody says how many: a killed command loses a hundredth at most, or a batch
+FOLDER = "shards"
+PIECES = 100  # of the whole work, about: a killed command loses one of them, or a batch
 MOST_ASKED = 10_000
 PLACE = re.compile(r"(\d+)-of-(\d+)")
 
@@ -51,10 +52,10 @@ class Work(Protocol):
         """Make, or read, in `folder` what all shards need; one process at a time is here."""
 
     def make(self, batches: range, folder: Path, advance: Callable[[int], Any]) -> None:
-        """Write some batches into an empty folder; `advance` is called with the number of their episodes."""
+        """Write batches, one or more, into an empty folder; `advance` is called with the number of their episodes."""
 
     def merge(self, folders: Sequence[Path], run: Run) -> Any:
-        """Put the folders of all shards together, in order; the result of the command. Some may hold no batch."""
+        """Put all pieces together, in order; the result of the command."""
 
     def free(self) -> None:
         """Give the GPU back: other processes work from here on."""
@@ -74,24 +75,34 @@ class Shard:
     def folder(self, root: Path) -> Path:
         return root / f"{self.number}-of-{self.count}"
 
+    def pieces(self, root: Path) -> dict[Path, range]:
+        """The folders that it is made in, each with its batches; none where it is empty."""
+        parts = parted(self.batches, min(len(self.batches), max(1, PIECES // self.count)))
+        return {self.folder(root) / str(number): part for number, part in enumerate(parts, 1)}
+
     def is_made(self, root: Path) -> bool:
-        return (self.folder(root) / MADE).is_dir()
+        return all(path.is_dir() for path in self.pieces(root))
+
+
+def parted(batches: range, count: int) -> list[range]:
+    """Consecutive batches in `count` parts of nearly the same size; some are empty where there are more parts."""
+    ends = np.linspace(batches.start, batches.stop, count + 1).round().astype(int).tolist()
+    return [range(*ends[i : i + 2]) for i in range(count)]
 
 
 def shards_of(batches: int, count: int) -> list[Shard]:
-    """Consecutive batches in `count` shards of nearly the same size; some are empty where there are more shards."""
-    ends = np.linspace(0, batches, count + 1).round().astype(int).tolist()
-    return [Shard(i + 1, count, range(*ends[i : i + 2])) for i in range(count)]
+    return [Shard(number, count, part) for number, part in enumerate(parted(range(batches), count), 1)]
 
 
 def make_shard(work: Work, root: Path, shard: Shard, advance: Callable[[int], Any]) -> None:
-    """Make a shard, unless it is there. Raises InUseError if another process makes it now."""
+    """Make the pieces of a shard that are not there. Raises InUseError if another process makes it now."""
     folder = shard.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     with manifest.locked(folder):
-        if not shard.is_made(root):
-            with atomic_directory(folder / MADE) as temporary:
-                work.make(shard.batches, temporary, advance)
+        for path, batches in shard.pieces(root).items():
+            if not path.is_dir():
+                with atomic_directory(path) as temporary:
+                    work.make(batches, temporary, advance)
 
 
 def run_in_shards(prepare: Prepare, config: Any, run: Run) -> Any:
@@ -99,23 +110,23 @@ def run_in_shards(prepare: Prepare, config: Any, run: Run) -> Any:
     work = prepare(config, run)
     root = kept_folder(run.directory / FOLDER)
     run.remove_when_finished(root)
-    shards = shards_of(len(work.sizes), begun_count(root) or min(len(work.sizes), MOST_SHARDS))
+    shards = shards_of(len(work.sizes), begun_count(root) or min(len(work.sizes), PIECES))
     missing = [shard for shard in shards if not shard.is_made(root)]
     check_free(root, missing)
     try:
         begin(work, root)
-        with progress_of(work, shards, missing) as bar:
+        with progress_of(work, shards, root) as bar:
             if (workers := min(process_count(config), len(missing))) > 1:
                 work.free()
-                for shard in made_elsewhere(prepare, config, run, missing, workers):
-                    bar.update(episodes_of(work, [shard]))
+                for made in made_elsewhere(prepare, config, run, missing, workers):
+                    bar.update(made)
             else:
                 for shard in missing:
                     make_shard(work, root, shard, bar.update)
     except BaseException:
         remove_empty_folders(root)  # a command that has made nothing leaves nothing
         raise
-    return work.merge([shard.folder(root) / MADE for shard in shards], run)
+    return work.merge([path for shard in shards for path in shard.pieces(root)], run)
 
 
 def check_free(root: Path, shards: Sequence[Shard]) -> None:
@@ -140,14 +151,10 @@ def begun_count(root: Path) -> int | None:
     return next((int(name[2]) for name in found if name), None)
 
 
-def episodes_of(work: Work, shards: Sequence[Shard]) -> int:
-    return sum(work.sizes[batch] for shard in shards for batch in shard.batches)
-
-
-def progress_of(work: Work, shards: Sequence[Shard], missing: Sequence[Shard]) -> Any:
-    """A bar over the episodes of all shards, of which some are not missing."""
-    total = episodes_of(work, shards)
-    done = total - episodes_of(work, missing)
+def progress_of(work: Work, shards: Sequence[Shard], root: Path) -> Any:
+    """A bar over the episodes of shards, of which some may be there."""
+    pieces = [(path, sum(work.sizes[k] for k in part)) for one in shards for path, part in one.pieces(root).items()]
+    total, done = sum(size for _, size in pieces), sum(size for path, size in pieces if path.is_dir())
     return progress(description=work.description, total=total, unit="ep", initial=done)
 
 
@@ -162,14 +169,14 @@ def process_count(config: Any) -> int:
 
 
 def made_elsewhere(prepare: Prepare, config: Any, run: Run, missing: Sequence[Shard], workers: int) -> Any:
-    """Make shards in worker processes; yields each when it is there. They share the cores."""
+    """Make shards in worker processes, which share the cores; yields the episodes that were made, shard by shard."""
     cores = len(os.sched_getaffinity(0))
     threads = config.runtime.threads or max(1, cores // workers)
     own = replace(config, runtime=replace(config.runtime, threads=threads))
     root, queue = manifest.partial_name(run.directory / FOLDER), iter(missing)
     work = partial(make_in_worker, prepare, own, run.directory, list(run.record["data"]), root)
     results = parallel_feed(work, lambda: next(queue, None), workers=workers, description="shards")
-    return (shard for shard, _ in results)
+    return (made for _, made in results)
 
 
 _prepared: list[tuple[str, Work]] = []  # of this process, which makes several shards of one command
@@ -177,8 +184,8 @@ _prepared: list[tuple[str, Work]] = []  # of this process, which makes several s
 
 def make_in_worker(
     prepare: Prepare, config: Any, directory: Path, data: Sequence[dict[str, Any]], root: Path, shard: Shard
-) -> None:
-    """Make a shard in a process of its own, on a GPU of its own where there are several.
+) -> int:
+    """Make a shard in a process of its own, on a GPU of its own where there are several; how many episodes were made.
 
     directory, data: of the run, and what it has read; other content is an error.
     """
@@ -190,7 +197,9 @@ def make_in_worker(
             work = prepare(config, PartOfRun(directory, data))  # what it says has been said
             begin(work, root)
         _prepared[:] = [(key, work)]
-    make_shard(_prepared[0][1], root, shard, lambda _: None)
+    made = list[int]()
+    make_shard(_prepared[0][1], root, shard, made.append)
+    return sum(made)
 
 
 # ------------------------------------------------------------------------------------------------- in several commands
@@ -230,7 +239,7 @@ def run_alone(command: str, prepare: Prepare, config: Any, run_whole: Callable[[
         begin(work, root)
         shards = shards_of(len(work.sizes), count)
         shard = shards[number - 1]
-        with progress_of(work, [shard], [] if shard.is_made(root) else [shard]) as bar:
+        with progress_of(work, [shard], root) as bar:
             make_shard(work, root, shard, bar.update)
     except BaseException as error:
         error.add_note(f"shard={config.shard} out={out}")

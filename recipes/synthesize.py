@@ -107,9 +107,7 @@ class Synthesis:
         self.planning = time.perf_counter() - began
 
     def make(self, batches: range, folder: Path, advance: Callable[[int], Any]) -> None:
-        """A dataset of some batches, and what is measured of it; nothing where there is no batch."""
-        if not batches:
-            return
+        """A dataset of some batches, and what is measured of it."""
         starts = self.starts[batches.start : batches.stop]
         with EpisodeWriter(folder / DATASET, **self.samples.dataset) as writer:
             found = self.samples.write(writer, starts, self.plans, advance)
@@ -125,11 +123,11 @@ class Synthesis:
 
     def merge(self, folders: Sequence[Path], run: Run) -> SynthesizeResult:
         """One dataset of all, its video as it was coded; a film of the first dozen, and means."""
-        parts, found = [folder for folder in folders if (folder / DATASET).is_dir()], Findings()
-        for folder in parts:
+        found = Findings()
+        for folder in folders:
             found.extend(Findings.read(folder))
         if not (run.directory / DATASET).is_dir():
-            merge_datasets([folder / DATASET for folder in parts], run.directory / DATASET)
+            merge_datasets([folder / DATASET for folder in folders], run.directory / DATASET)
         alone = found.shown[0].shape[1:3] == self.canvas.size
         caption = "generated" if alone else "recorded (above) and generated (below), same first frame"
         write_video(run.directory / "media/generated.mp4", grid(found.shown, columns=6), fps=20)

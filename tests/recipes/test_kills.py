@@ -237,7 +237,7 @@ def test_finished_shards_are_never_made_again(
 
 def note_shards(out: Path, seen: dict[Path, tuple[int, int]]) -> None:
     """Inode and time of the finished shards; fails if one is another than before."""
-    for path in (out / ".shards.vag-partial").glob("*/made"):
+    for path in (out / ".shards.vag-partial").glob("*-of-*/[0-9]*"):
         with suppress(FileNotFoundError):  # the run has just finished
             now = path.stat()
             assert seen.setdefault(path, (now.st_ino, now.st_mtime_ns)) == (now.st_ino, now.st_mtime_ns), path

@@ -89,7 +89,7 @@ def test_the_episodes_do_not_depend_on_the_shards(
     which one is empty."""
     command = ["synthesize", f"checkpoint={generator}", f"scenes_from={dataset}", *words.split()]
     with monkeypatch.context() as patch:
-        patch.setattr(sharding, "MOST_SHARDS", 1)
+        patch.setattr(sharding, "PIECES", 1)
         whole = vag(*command, out=tmp_path / "whole")
     assert whole["result"]["episodes"] == 24
     two = vag(*command, out=tmp_path / "two")
@@ -108,7 +108,7 @@ def test_scores_do_not_depend_on_the_shards(
 ) -> None:
     command = ["score", f"dataset={dataset}", f"checkpoint={generator}", f"real=[{dataset}]", "image_size=32"]
     with monkeypatch.context() as patch:
-        patch.setattr(sharding, "MOST_SHARDS", 1)
+        patch.setattr(sharding, "PIECES", 1)
         records = [vag(*command, out=tmp_path / "whole")]
     records.append(vag(*command, out=tmp_path / "three"))
     for number in (2, 1):
@@ -121,9 +121,9 @@ def test_scores_do_not_depend_on_the_shards(
 
 
 def made(out: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of the finished shards."""
-    folders = (out / ".shards.vag-partial").glob("*/made")
-    return {path.parent.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folders}
+    """Inode and time of the finished pieces."""
+    folders = (out / ".shards.vag-partial").glob("*-of-*/[0-9]*")
+    return {f"{path.parent.name}/{path.name}": (path.stat().st_ino, path.stat().st_mtime_ns) for path in folders}
 
 
 def test_an_interrupted_run_goes_on_with_the_next_shard(
@@ -142,7 +142,7 @@ def test_an_interrupted_run_goes_on_with_the_next_shard(
     monkeypatch.setattr(Generator, "sample", cut)
     vag(*command, out=out, code=130)
     kept = made(out)
-    assert set(kept) == {"1-of-4", "2-of-4"}
+    assert set(kept) == {"1-of-4/1", "2-of-4/1"}
     vag(*command, "resume=true", out=out, code=130)
     assert made(out) == kept
     sampled.clear()
@@ -154,6 +154,28 @@ def test_an_interrupted_run_goes_on_with_the_next_shard(
     assert len(sampled) == 2
     assert "4/4" in capsys.readouterr().err  # of all episodes
     same_dataset(tmp_path / "whole/dataset", out / "dataset")
+
+
+def test_a_job_that_is_killed_goes_on_within_its_shard(
+    generator: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["synthesize", f"checkpoint={generator}", f"scenes_from={dataset}", "batch_size=1", "shard=2/2"]
+    out, real, sampled = tmp_path / "cut", Generator.sample, list[int]()
+
+    def cut(self: Generator, *arguments: Any, **options: Any) -> Any:
+        if len(sampled) == 1:
+            raise KeyboardInterrupt
+        sampled.append(1)
+        return real(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "sample", cut)
+        vag(*command, out=out, code=130)
+    kept = made(out)
+    assert set(kept) == {"2-of-2/1"}
+    vag(*command, out=out)
+    assert set(made(out)) == {"2-of-2/1", "2-of-2/2"}
+    assert kept.items() <= made(out).items()
 
 
 def test_shards_that_do_not_fit_are_refused_and_nothing_is_lost(
@@ -312,3 +334,7 @@ def test_shards_are_whole_batches_in_order() -> None:
             assert [batch for shard in shards for batch in shard.batches] == [*range(batches)]
             sizes = [len(shard.batches) for shard in shards]
             assert max(sizes) - min(sizes) <= 1
+            pieces = [part for shard in shards for part in shard.pieces(Path()).values()]
+            assert [batch for part in pieces for batch in part] == [*range(batches)]
+            assert all(pieces)
+            assert max(map(len, pieces)) <= -(-batches // 80)  # of a lost job a hundredth of the whole, nearly
