@@ -77,7 +77,7 @@ class Shard:
 
     def pieces(self, root: Path) -> dict[Path, range]:
         """The folders that it is made in, each with its batches; none where it is empty."""
-        parts = parted(self.batches, min(len(self.batches), max(1, PIECES // self.count)))
+        parts = parted(self.batches, min(len(self.batches), -(-PIECES // self.count)))
         return {self.folder(root) / str(number): part for number, part in enumerate(parts, 1)}
 
     def is_made(self, root: Path) -> bool:
