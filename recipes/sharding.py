@@ -81,7 +81,7 @@ class Shard:
         return {self.folder(root) / str(number): part for number, part in enumerate(parts, 1)}
 
     def is_made(self, root: Path) -> bool:
-        return all(path.is_dir() for path in self.pieces(root))
+        return self.folder(root).is_dir() and all(path.is_dir() for path in self.pieces(root))
 
 
 def parted(batches: range, count: int) -> list[range]:
@@ -266,7 +266,7 @@ def note(command: str, config: Any, data: Sequence[dict[str, Any]], count: int) 
                 f"out={config.out}: holds shards of {begun}, not of {count}; go on with shard=1/{begun} to "
                 f"{begun}/{begun}, or choose another out="
             )
-        (root / f"1-of-{count}").mkdir(exist_ok=True)
+        Shard(0, count, range(0)).folder(root).mkdir(exist_ok=True)  # says how many, and stands for none
 
     given = {"overwrite": False, "resume": True, "strict": config.strict}
     SharedRun(command, config.out, asdict(config), **given).note(data, claim)
