@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import DatasetCardData, ModelCardData
 
+from policies.generator_kinds import GENERATOR
 from recipes.benchmark_policies import generators_behind
 from recipes.common import weights_id
 from recipes.compose import command_words
@@ -87,8 +88,8 @@ def open_thing(source: str) -> Thing:
     if (path / INFO).is_file():
         return Thing(path, "dataset", remembered_id(path), record)
     if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
-        kind = "policy" if isinstance(read_json(path / "config.json").get("type"), str) else "generator"
-        return Thing(path, kind, weights_id(path), record)
+        is_generator = read_json(path / "config.json").get("type") in (GENERATOR, None)
+        return Thing(path, "generator" if is_generator else "policy", weights_id(path), record)
     inside = [name for name in ("dataset", "pretrained_model", "generator") if (path / name).is_dir()]
     hint = f"; do you mean {path / inside[0]}?" if inside else ""
     raise UserError(
@@ -116,7 +117,7 @@ def card(thing: Thing, repo_id: str, license: str | None, datasets: Sequence[str
             configs=[{"config_name": "default", "data_files": "data/*/*.parquet"}],
         )
     else:
-        name = str(read_json(thing.directory / "config.json").get("type") or "vag-generator")
+        name = str(read_json(thing.directory / "config.json").get("type") or GENERATOR)
         library = "lerobot" if thing.kind == "policy" else None
         about = ModelCardData(
             license=license,

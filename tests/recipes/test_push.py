@@ -16,8 +16,8 @@ from recipes import cli, push
 from recipes.cards import without_places
 from recipes.common import weights_id
 from recipes.exchange_schema import MixConfig
-from recipes.generator_schema import ScoreConfig, TrainGeneratorConfig
 from recipes.policy_schema import EvaluateConfig, PretrainConfig
+from recipes.schema import ScoreConfig, TrainGeneratorConfig
 from toolkit.base.files import write_json
 from toolkit.data.cached_files import remembered_id
 from toolkit.data.episode import Episode
@@ -228,7 +228,7 @@ def test_a_generator_is_pushed_with_what_was_measured_of_it(
     made = Generator(GeneratorConfig(image_size=[32, 32], num_frames=9))
     made.save_pretrained(path)
     write_scenes(path, {"push": [3, 4]})
-    config = TrainGeneratorConfig(data=[f"{tmp_path}/real/dataset"], seed=9)
+    config = TrainGeneratorConfig(dataset=f"{tmp_path}/real/dataset", seed=9)
     write_stage(tmp_path / "trained", "train-generator", example(TrainGeneratorResult), config)
     one = weights_id(path)
     pairs = PairScores(task=["push"] * 3, seed=[5, 6, 7], metrics={"psnr": [20.0, 21.0, 25.0]})
@@ -254,7 +254,7 @@ def test_a_generator_is_pushed_with_what_was_measured_of_it(
     assert cli.main(["push", str(path), *words, f"out={tmp_path / 'out'}"]) == 0
     folder = tmp_path / "out/upload"
     front, body = front_and_body(folder)
-    assert set(front["tags"]) == {"robotics", "vag", "vag-generator"}
+    assert set(front["tags"]) == {"robotics", "vag", "vag_generator"}
     assert "library_name" not in front
     for said in (
         "| generated pairs | psnr | 22 | ",
