@@ -21,6 +21,7 @@ from recipes.study_schema import AblateConfig
 from tests.policies.hub_cache import SMALL, write_all
 from toolkit.data.episode import Episode
 from toolkit.data.formats.lerobot_write import EpisodeWriter
+from toolkit.envs.metaworld import MetaWorldEnv
 from toolkit.training.out_of_memory import Memory
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
@@ -216,12 +217,15 @@ def test_the_same_checkpoint_in_evaluate_and_in_lerobot_eval(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     rng = np.random.default_rng(0)
-    with EpisodeWriter(tmp_path / "recorded", 80, list("xyzg"), list("abcd")) as writer:
+    with EpisodeWriter(tmp_path / "recorded", 80, MetaWorldEnv.state_names, MetaWorldEnv.action_names) as writer:
         numbers = rng.normal(size=(2, 20, 4)).astype(np.float32)
         writer.add(Episode(rng.integers(0, 255, (20, 64, 64, 3), dtype=np.uint8), *numbers, "push the puck", {}))
     names = {"observation.image": "observation.images.image"} if kind == "fastwam" else {}
     rename = [f"rename={{{old}: {new}}}" for old, new in names.items()]
-    words = [f"policy={kind}", *(option(*item) for item in SMALL[kind].items()), *rename]
+    small = {**SMALL[kind]}
+    for part in [key for key in small if key.endswith("dit_config")]:
+        small[part] = {**small[part], "action_dim": 4}
+    words = [f"policy={kind}", *(option(*item) for item in small.items()), *rename]
     words += ["optim.steps=3", "optim.batch_size=2", f"real=[{tmp_path / 'recorded'}]"]
     run("pretrain", *words, f"out={tmp_path / kind}")
     policy = tmp_path / kind / "pretrained_model"
