@@ -59,7 +59,7 @@ NOTES = {
     "keeps an average of the weights, and its diffusion reads the instruction, which LeRobot's is not given; LeRobot's "
     "time is updt_s + data_s of its log, which leaves out its logging. The first timed part of each turn is left out",
     IMAGES: "the same pictures as PNG in memory-mapped Arrow tables: the nearest to data in memory that LeRobot has",
-    UPDATE: "updt_s alone, of turns without workers, which would take cores from it: LeRobot's step as if its data came "
+    UPDATE: "updt_s alone, without workers, which take cores from it: LeRobot's step as if its data came "
     "for nothing. No LeRobot user can have it",
     "evaluation": "alike: checkpoint, scenes, most steps, scenes side by side in one process, no start-up. Unlike: "
     "vag draws a picture for a new chunk alone, LeRobot's tool one with every step, and it writes each to a video; "

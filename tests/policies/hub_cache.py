@@ -1,4 +1,4 @@
-"""LeRobot's policies made small: their settings, and a hub cache on disk with tiny models of the classes that they name.
+"""LeRobot's policies made small: their settings, and a hub cache on disk with tiny models of what they name.
 
 Weights are random, the code is real.
 

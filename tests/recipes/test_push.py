@@ -259,7 +259,7 @@ def test_a_generator_is_pushed_with_what_was_measured_of_it(
     for said in (
         "| generated pairs | psnr | 22 | ",
         "| 3 | over scenes; given nothing; 17.5 for first pictures that stay",
-        "| synthetic episodes | no score worse than those of recorded episodes | 0.75 | 0.41 to 0.93 | 8 | 6 of 8; over",
+        "| synthetic episodes | no score worse than those of recorded episodes | 0.75 | 0.41 to 0.93 | 8 | 6 of 8; ",
         "| episodes | psnr | 12.5 |  |  | median, from 11 to 13; 14.5 for recorded episodes |",
         f"| {gate.rows[0].metric} | ",
         "| seed | 9 |",
