@@ -40,7 +40,7 @@ from policies.policy_types import (
     valid_options,
 )
 from policies.statistics import Statistics, usable_statistics
-from toolkit.base.errors import UserError, first_line, nearest
+from toolkit.base.errors import UserError, first_line, nearest, warn
 from toolkit.data.episode import ACTION, ENVIRONMENT_STATE, STATE
 from vag_core.checkpoint import unfilled
 
@@ -197,10 +197,15 @@ def build_policy(
         with_steps((preprocessor, postprocessor), representation, list(reference))
     objective = PolicyObjective(policy, preprocessor, postprocessor)
     objective.built_with = began
-    if wanted.freeze_vision_encoder:
-        objective.freeze_vision_encoder()
     if wanted.lora_rank is not None:
+        if wanted.path is None:
+            warn(
+                f"policy.lora_rank={wanted.lora_rank} without policy.path: of {policy_type} adapters alone are trained, "
+                "beside weights that are random but for what the type downloads"
+            )
         add_lora(policy, wanted.lora_rank)
+    if wanted.freeze_vision_encoder:
+        objective.freeze_vision_encoder()  # with the adapters in it
     return objective
 
 
@@ -228,10 +233,10 @@ def plan_policy(
         raise
     except REFUSALS as error:
         raise UserError(f"{wanted.type}: cannot be built without its weights ({first_line(error)})") from error
-    if wanted.freeze_vision_encoder:
-        freeze_vision(policy)
     if wanted.lora_rank is not None:
         add_lora(policy, wanted.lora_rank)
+    if wanted.freeze_vision_encoder:
+        freeze_vision(policy)
     return policy
 
 

@@ -6,7 +6,7 @@ Checkpoints are rolled out here; outcomes that were judged elsewhere are read fr
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -215,10 +215,19 @@ def learned_from(checkpoint: str) -> frozenset[str] | None:
         own |= generators_behind(path) or {ids.get(path, path)}
     for path in map(str, config.get("real") or []):  # of which a merged one holds synthetic episodes too
         own |= generators_behind(path)
-    if record["command"] == "pretrain" or not config.get("checkpoint"):
+    if (before := goes_on_from(config)) is None:
         return own
-    earlier = learned_from(str(config["checkpoint"]))
+    earlier = learned_from(before)
+    if record["command"] == "pretrain":  # of what lies elsewhere, such as a base model of the hub, no more is asked
+        return own | (earlier or frozenset())
     return None if earlier is None else own | earlier
+
+
+def goes_on_from(config: Mapping[str, Any]) -> str | None:
+    """The checkpoint whose weights a training began with, by the config in its record; None for new weights."""
+    policy = config.get("policy")
+    before = config.get("checkpoint") or (policy.get("path") if isinstance(policy, dict) else None)
+    return None if before is None else str(before)
 
 
 def generators_behind(dataset: str) -> frozenset[str]:
