@@ -1,4 +1,4 @@
-"""A policy that goes on from other weights: what these had learned from counts, and stands on its card."""
+"""Cards say what is true: what the weights before had learned from, and no numbers of other policies."""
 
 import json
 from collections.abc import Callable
@@ -11,8 +11,15 @@ from safetensors.numpy import save_file
 
 from recipes.benchmark_policies import learned_from
 from recipes.cards import card, open_thing
+from recipes.common import weights_id
+from recipes.push import check_subject
+from recipes.study_schema import BenchmarkPoliciesConfig
+from toolkit.base.errors import UserError
 from toolkit.base.files import write_json
-from toolkit.reporting.results import PretrainResult
+from toolkit.evaluation.rates import Rate
+from toolkit.reporting.benchmark_results import BenchmarkPoliciesResult, Row
+from toolkit.reporting.cards import measured
+from toolkit.reporting.results import PretrainResult, RolloutRates, RolloutResult
 
 
 @pytest.fixture
@@ -65,3 +72,42 @@ def test_a_card_says_what_is_not_known_and_marks_nothing_without_reason(policy: 
     text = text_of(policy("second", "finetune", {"checkpoint": real}))
     assert "had learned from no synthetic data" in text
     assert "synthetic data)" not in text
+
+
+def benchmark(path: Path, write_stage: Callable[..., None], row: Any, checkpoints: list[str], **config: Any) -> Path:
+    found = BenchmarkPoliciesResult(rows=[row], comparisons=[], leaderboards={}, notes={})
+    write_stage(path, "benchmark policies", found, BenchmarkPoliciesConfig(**config))
+    for k, checkpoint in enumerate(checkpoints):
+        rate = Rate(successes=1, n=2, rate=0.5, low=0.1, high=0.9)
+        rates = RolloutRates(**vars(rate), tasks={"push": rate}, outcomes=[("push", 0, True), ("push", 1, False)])
+        rolled = RolloutResult(
+            policy="act",
+            checkpoint_id=weights_id(checkpoint),
+            arm="a",
+            seen_scenes=0,
+            suites={"unseen": rates},
+            media=[],
+        )
+        write_stage(path / f"a_{k}", "evaluate", rolled)
+    return path
+
+
+def test_a_benchmark_of_other_policies_is_no_number_of_this_one(
+    policy: Callable[..., str],
+    tmp_path: Path,
+    write_stage: Callable[..., None],
+    example: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own, row = policy("own", "pretrain", {}), example(Row)
+    other = policy("other", "pretrain", {})
+    save_file({"w": np.ones(3, np.float32)}, Path(other) / "model.safetensors")
+    foreign = benchmark(tmp_path / "foreign", write_stage, row, [other])
+    ranked = benchmark(tmp_path / "ranked", write_stage, row, [other, own])
+    judged = benchmark(tmp_path / "judged", write_stage, row, [], results="trials.csv")
+    with pytest.raises(UserError, match="give runs that read it as it is now"):
+        check_subject(open_thing(own), [measured(foreign)])
+    check_subject(open_thing(own), [measured(ranked)])
+    assert not capsys.readouterr().err
+    check_subject(open_thing(own), [measured(judged)])
+    assert "judged elsewhere" in capsys.readouterr().err
