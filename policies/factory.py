@@ -200,7 +200,7 @@ def build_policy(
     if wanted.lora_rank is not None:
         if wanted.path is None:
             warn(
-                f"policy.lora_rank={wanted.lora_rank} without policy.path: of {policy_type} adapters alone are trained, "
+                f"policy.lora_rank={wanted.lora_rank} without policy.path: of {policy_type} only adapters are trained, "
                 "beside weights that are random but for what the type downloads"
             )
         add_lora(policy, wanted.lora_rank)

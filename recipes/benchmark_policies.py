@@ -19,7 +19,7 @@ from recipes.compose import command_words
 from recipes.stages import entry, make_stage, needed_result, run_stages
 from recipes.study_schema import BenchmarkPoliciesConfig
 from recipes.worlds import check_suites, tasks_in, world_of, world_values
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, warn
 from toolkit.base.record import RECORD, read_record
 from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
@@ -134,6 +134,12 @@ def judged_elsewhere(config: BenchmarkPoliciesConfig, run: Run) -> Outcomes:
         notes["left out"] = "; ".join(left)
     if judged.unread:
         notes["columns not read"] = ", ".join(judged.unread)
+    several = any(len(runs) > 1 for policies in judged.outcomes.values() for runs in policies.values())
+    if several and judged.runs_by != "run":
+        warn(
+            f"{path}: the column '{judged.runs_by}' is taken to tell trainings of a policy apart; if it belongs to the "
+            "scene, make it a part of 'scene', such as push-3"
+        )
     for key in ("discarded", "left out", "columns not read"):
         if key in notes:
             print(f"{key}: {notes[key]}", flush=True)

@@ -101,7 +101,7 @@ def check_subject(thing: Thing, runs: list[Measured]) -> None:
     """Raise UserError for numbers that are of something else; of outcomes judged elsewhere nobody can tell."""
     for one in runs:
         if one.subject is None:
-            warn(f"metrics: {one.directory}: judged elsewhere, so nothing tells that it is of {thing.directory}; you do")
+            warn(f"metrics: {one.directory}: judged elsewhere, so nothing says that it is of {thing.directory}")
         elif thing.identity not in one.subject:
             raise UserError(
                 f"metrics: {one.directory}: measured {', '.join(sorted(one.subject)) or 'nothing that has an id'}, not "
