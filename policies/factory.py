@@ -319,10 +319,25 @@ def _network(
                     setattr(config, name, value)
             config.pretrained_path = None
             return policy, make_pre_post_processors(config, dataset_stats=cast(Any, stats))
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{error}{_other_widths(wanted, config)}") from error
     except REFUSALS as error:
         raise UserError(f"{wanted.type}: {first_line(error)}") from error
+
+
+def _other_widths(wanted: Wanted, config: PreTrainedConfig) -> str:
+    """In words where data are wider or narrower than those of the checkpoint; empty where they are not."""
+    if wanted.path is None:
+        return ""
+    trained, told = read_config(wanted.path, wanted.loading), ""
+    for features, own, key in (
+        (trained.input_features, config.input_features, STATE),
+        (trained.output_features, config.output_features, ACTION),
+    ):
+        before, now = ((part or {}).get(key) for part in (features, own))
+        if before is not None and now is not None and tuple(before.shape) != tuple(now.shape):
+            told += f"; {key} has {before.shape[0]} numbers in the checkpoint, {now.shape[0]} in the data"
+    return told
 
 
 __all__ = ["CONFIG", "CONFIGS", "PolicyObjective", "Statistics", "Wanted", "build_policy", "check_choice"]

@@ -1,5 +1,6 @@
 """Adapters in the policies of this project: what is frozen stays so, and what is trained without a base is said."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from policies.adapters import merge_lora
 from policies.factory import PolicyObjective, Wanted, build_policy, plan_policy
 from policies.policy_types import traits_of
+from toolkit.base.errors import UserError
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 
@@ -58,3 +60,20 @@ def test_an_encoder_that_is_kept_gets_no_adapters_that_learn(kind: str) -> None:
 def test_adapters_beside_random_weights_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     adapted("pi05_compact")
     assert "policy.lora_rank=2 without policy.path" in capsys.readouterr().err
+
+
+def test_data_of_another_robot_than_the_checkpoints_are_named(tmp_path: Path) -> None:
+    """The shapes of weights alone would look like a damaged file."""
+    first = adapted("diffusion_compact")
+    first.save_pretrained(tmp_path / "first")
+    stats = {**statistics(), "action": {name: np.repeat(v[:1], 5) for name, v in statistics()["action"].items()}}
+    with pytest.raises(UserError, match="of another shape.*; action has 3 numbers in the checkpoint, 5 in the data$"):
+        build_policy(
+            "diffusion_compact",
+            cameras={TOP: (3, 64, 64), WRIST: (3, 64, 64)},
+            state_dim=4,
+            action_dim=5,
+            stats=stats,
+            options={},
+            wanted=Wanted("diffusion_compact", path=tmp_path / "first"),
+        )
