@@ -197,15 +197,12 @@ def build_policy(
         with_steps((preprocessor, postprocessor), representation, list(reference))
     objective = PolicyObjective(policy, preprocessor, postprocessor)
     objective.built_with = began
-    if wanted.lora_rank is not None:
-        if wanted.path is None:
-            warn(
-                f"policy.lora_rank={wanted.lora_rank} without policy.path: of {policy_type} only adapters are trained, "
-                "beside weights that are random but for what the type downloads"
-            )
-        add_lora(policy, wanted.lora_rank)
-    if wanted.freeze_vision_encoder:
-        objective.freeze_vision_encoder()  # with the adapters in it
+    if wanted.lora_rank is not None and wanted.path is None:
+        warn(
+            f"policy.lora_rank={wanted.lora_rank} without policy.path: of {policy_type} only adapters are trained, "
+            "beside weights that are random but for what the type downloads"
+        )
+    _choose_trained(policy, wanted)
     return objective
 
 
@@ -233,11 +230,16 @@ def plan_policy(
         raise
     except REFUSALS as error:
         raise UserError(f"{wanted.type}: cannot be built without its weights ({first_line(error)})") from error
+    _choose_trained(policy, wanted)
+    return policy
+
+
+def _choose_trained(policy: PreTrainedPolicy, wanted: Wanted) -> None:
+    """Put in adapters and freeze what sees, as asked: in this order, so that adapters in there stay still too."""
     if wanted.lora_rank is not None:
         add_lora(policy, wanted.lora_rank)
     if wanted.freeze_vision_encoder:
         freeze_vision(policy)
-    return policy
 
 
 def _own_config(
