@@ -34,7 +34,7 @@ def test_each_camera_is_shown_as_it_is_recorded(size: Any) -> None:
     env.reset(5)
     recorded = env.render()
     policy = Watcher()
-    sizes = {camera: picture.shape[:2] for camera, picture in recorded.items()}
+    sizes: Any = {camera: picture.shape[:2] for camera, picture in recorded.items()}
     rollout(policy, {TASK_NAME: [5]}, max_steps=1, image_size=sizes, world=world)
     assert policy.seen.keys() == recorded.keys()
     for camera, picture in recorded.items():
