@@ -18,7 +18,7 @@ import numpy as np
 from huggingface_hub import DatasetCardData, ModelCardData
 
 from policies.generator_kinds import GENERATOR
-from recipes.benchmark_policies import generators_behind
+from recipes.benchmark_policies import generators_behind, goes_on_from, learned_from
 from recipes.common import weights_id
 from recipes.compose import command_words
 from recipes.lerobot_files import CARD, plain, row, scene_lines, table
@@ -222,6 +222,8 @@ def trained_on(thing: Thing, contents: Contents, datasets: Sequence[str]) -> Non
         if isinstance(share := thing.record["result"].get("synthetic_fraction"), int | float):
             contents.synthetic |= share > 0
             contents.lines += ["", f"Synthetic clips among all that were drawn: {plain(share)}."]
+        if (before := goes_on_from(config)) is not None:
+            contents.lines += ["", began_with(before, contents)]
     if datasets:
         contents.lines += [
             "",
@@ -232,6 +234,16 @@ def trained_on(thing: Thing, contents: Contents, datasets: Sequence[str]) -> Non
     contents.section(
         "Demonstrations seen", "Initial scenes that it, or the generator of its data, has seen:", "", *lines
     )
+
+
+def began_with(checkpoint: str, contents: Contents) -> str:
+    """In words what the weights had learned from that a training began with; synthetic data of then count too."""
+    behind, named = learned_from(checkpoint), plain(without_places(checkpoint))
+    contents.synthetic |= bool(behind)
+    if behind is None:
+        return f"It went on from {named}; what that learned from is not known here."
+    told = f"data of the generators {', '.join(sorted(behind))}" if behind else "no synthetic data"
+    return f"It went on from {named}, which had learned from {told}."
 
 
 def making_contents(thing: Thing, contents: Contents) -> None:
