@@ -107,9 +107,10 @@ class Conventions:
         for key in ("state_names", "action_names") if names else ():
             now, before = list(getattr(store, key)), list(getattr(self, key))
             if now and before and now != before:
+                where = f"{CONVENTIONS} of the checkpoint" if isinstance(store, Conventions) else "meta/info.json"
                 raise UserError(
                     f"{store.name}: its {key} are {', '.join(now)}; {self.name} was trained on {', '.join(before)}. If "
-                    f"they are the same, give them the same names in meta/info.json; if not, {remedy}"
+                    f"they are the same, give them the same names in {where}; if not, {remedy}"
                 )
 
     def cameras_of(self, given: Sequence[str]) -> list[str]:
