@@ -99,7 +99,8 @@ class Conventions:
             ours, theirs = describe_cameras(self.canvas), describe_cameras(store.canvas)
             warn(f"{store.name}: pictures of {theirs}; {self.name} was trained on {ours}: their bars stand elsewhere")
         if self.fps and round(store.fps) != round(self.fps):
-            lower = f"vag import resample_fps={self.fps:g} lowers it, or " if store.fps > self.fps else ""
+            is_data = not isinstance(store, Conventions)  # else a robot or a world, which has its rate
+            lower = f"vag import resample_fps={self.fps:g} lowers it, or " if is_data and store.fps > self.fps else ""
             raise UserError(
                 f"{store.name}: {store.fps:g} steps a second; {self.name} was trained on {self.fps:g}: the same action "
                 f"would last another time. {lower}{remedy}"
