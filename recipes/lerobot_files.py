@@ -132,7 +132,7 @@ def scene_lines(seen: SeenScenes) -> list[str]:
         if task != UNKNOWN and seeds
     ]
     if UNKNOWN in seen:
-        lines.append("- others, which the data does not name")
+        lines.append("- others, without a task and seed of a simulator, as recordings of a robot")
     return lines or ["None is known."]
 
 
