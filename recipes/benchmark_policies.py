@@ -278,7 +278,8 @@ def leaderboard(systems: dict[str, Trained], compared: Differences) -> list[Rank
 
 
 def board_text(suite: str, board: Sequence[Ranked]) -> str:
-    lines = ["", f"{suite:<6}{'system':<32}{'success':<10}{'rate':<6}95 % intervals: of systems, of these checkpoints"]
+    titles = f"{'rank':<6}{'system':<32}{'success':<10}{'rate':<6}95 % intervals: of systems, of these checkpoints"
+    lines = ["", suite, titles]
     for row in board:
         tied = row.not_distinguishable_from
         note = f"  not distinguishable from {tied}" if tied else ""
@@ -288,5 +289,9 @@ def board_text(suite: str, board: Sequence[Ranked]) -> str:
 
 
 def summary(result: BenchmarkPoliciesResult) -> str:
-    best = {suite: board[0] for suite, board in result.leaderboards.items() if board}
-    return "; ".join(f"{suite}: {row.system} {row.rate:.2f}" for suite, row in best.items())
+    return "; ".join(f"{suite}: {first_of(board)}" for suite, board in result.leaderboards.items() if board)
+
+
+def first_of(board: Sequence[Ranked]) -> str:
+    """All that share the first rank, with their rates: the best one alone would read as a winner."""
+    return ", ".join(f"{row.system} {row.rate:.2f}" for row in board if row.rank == board[0].rank)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from huggingface_hub import DatasetCardData, ModelCardData
 
 from policies.generator_kinds import GENERATOR
-from recipes.benchmark_policies import generators_behind, goes_on_from, learned_from
+from recipes.benchmark_policies import generators_behind
 from recipes.common import weights_id
 from recipes.compose import command_words
 from recipes.lerobot_files import CARD, plain, row, scene_lines, table
@@ -50,6 +50,16 @@ MEANINGS = {  # of columns that vag writes
     "picture_every": "steps from one picture to the next",
     "replay_success": "its actions were executed in the simulator, and solved the task",
     "trusted": "no score is worse than those of recorded episodes",
+    "source_file": "file that the episode was imported from",
+    "source_episode": "its name in that file",
+    "first_picture_of": "number of the recorded episode whose first picture it starts from",
+    "ends": "`sampled`: as long as a recorded episode of its instruction, `window`: as long as the generator's window",
+    "world": "simulator that it was made in; Meta-World where nothing is said",
+    "world_settings": "options of the simulator",
+    "score_flow_loss": "loss of the generator on its own episode; less is better",
+    "score_cycle_error": "distance to the actions that the generator infers from the video; less is better",
+    "score_limit_excess": "how far it leaves the kinematic limits of recorded episodes; less is better",
+    "score_nearest": "distance to the nearest recorded episode; less is better",
 }
 
 
@@ -201,29 +211,14 @@ def trained_on(thing: Thing, contents: Contents, datasets: Sequence[str]) -> Non
     if thing.record is None:
         contents.section("What it was trained on", "No record of vag lies beside it: nothing is known.")
     else:
-        config = thing.record["config"]
-        synthetic = {str(path) for path in config.get("synthetic") or []}
-        shown = []
-        for entry in thing.record["data"]:
-            path, episodes = str(entry["path"]), entry.get("episodes")
-            kind = "synthetic" if path in synthetic else ("dataset" if episodes is not None else "checkpoint or notes")
-            behind = generators_behind(path) if episodes is not None else frozenset[str]()
-            contents.synthetic |= kind == "synthetic" or bool(behind)
-            shown.append(
-                row(
-                    without_places(path),
-                    entry["id"],
-                    kind,
-                    "" if episodes is None else episodes,
-                    ", ".join(sorted(behind)),
-                )
+        contents.section("What it was trained on", *training_data(thing.record, contents))
+        for checkpoint, record in trained_before(thing.record):
+            name = plain(without_places(checkpoint))
+            lines = ["No record of its training lies beside it: nothing is known."]
+            contents.section(
+                f"What {name} was trained on, from which it went on",
+                *(lines if record is None else training_data(record, contents)),
             )
-        contents.section("What it was trained on", *table("name", "id", "kind", "episodes", "generators"), *shown)
-        if isinstance(share := thing.record["result"].get("synthetic_fraction"), int | float):
-            contents.synthetic |= share > 0
-            contents.lines += ["", f"Synthetic clips among all that were drawn: {plain(share)}."]
-        if (before := goes_on_from(config)) is not None:
-            contents.lines += ["", began_with(before, contents)]
     if datasets:
         contents.lines += [
             "",
@@ -236,14 +231,40 @@ def trained_on(thing: Thing, contents: Contents, datasets: Sequence[str]) -> Non
     )
 
 
-def began_with(checkpoint: str, contents: Contents) -> str:
-    """In words what the weights had learned from that a training began with; synthetic data of then count too."""
-    behind, named = learned_from(checkpoint), plain(without_places(checkpoint))
-    contents.synthetic |= bool(behind)
-    if behind is None:
-        return f"It went on from {named}; what that learned from is not known here."
-    told = f"data of the generators {', '.join(sorted(behind))}" if behind else "no synthetic data"
-    return f"It went on from {named}, which had learned from {told}."
+def training_data(record: dict[str, Any], contents: Contents) -> list[str]:
+    """A table of the data of one training and its share of synthetic clips; `contents` notes if some are synthetic."""
+    synthetic = {str(path) for path in record["config"].get("synthetic") or []}
+    lines = table("name", "id", "kind", "episodes", "generators")
+    for entry in record["data"]:
+        path, episodes = str(entry["path"]), entry.get("episodes")
+        kind = "synthetic" if path in synthetic else ("dataset" if episodes is not None else "checkpoint or notes")
+        behind = generators_behind(path) if episodes is not None else frozenset[str]()
+        contents.synthetic |= kind == "synthetic" or bool(behind)
+        counted = "" if episodes is None else episodes
+        lines.append(row(without_places(path), entry["id"], kind, counted, ", ".join(sorted(behind))))
+    if isinstance(share := record["result"].get("synthetic_fraction"), int | float):
+        contents.synthetic |= share > 0
+        lines += ["", f"Synthetic clips among all that were drawn: {plain(share)}."]
+    return lines
+
+
+def trained_before(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Checkpoints that a training went on from, latest first, each with the record of its own training.
+
+    None in place of a record that is gone, or whose weights are no longer those that were read.
+    """
+    ids = {str(entry["path"]): entry["id"] for entry in record["data"]}
+    policy = record["config"].get("policy")
+    checkpoint = record["config"].get("checkpoint") or (policy.get("path") if isinstance(policy, dict) else None)
+    if not isinstance(checkpoint, str) or checkpoint not in ids:
+        return
+    above = Path(checkpoint).parent
+    if not (above / RECORD).is_file() or weights_id(checkpoint) != ids[checkpoint]:
+        yield checkpoint, None
+        return
+    earlier = read_record(above)
+    yield checkpoint, earlier
+    yield from trained_before(earlier)
 
 
 def making_contents(thing: Thing, contents: Contents) -> None:

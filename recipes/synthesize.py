@@ -182,6 +182,7 @@ class Samples:
         low, high = (value.cpu().numpy()[units.action_dim :] for value in (units.low, units.high))
         self.mean_action = np.concatenate(recorded).mean(axis=0) if recorded else np.zeros(units.action_dim)
         self.drift = ClipDrift(self.generator.config.action_horizon, self.stride, low, high, self.mean_action)
+        self.warn_of_one_plan()
         bar = progress(description="synthesize", total=len(scenes), unit="ep")
         for start in range(0, len(scenes), self.config.batch_size):
             part = slice(start, start + self.config.batch_size)
@@ -213,15 +214,19 @@ class Samples:
             bar.update(len(scenes[part]))
         bar.close()
 
-    def samples_differ(self) -> SamplesDiffer | None:
-        """How much samples of a scene differ, where there are several; says so where they do not."""
-        distances = self.spread.result()
-        if distances is not None and distances["actions"] == 0:
+    def warn_of_one_plan(self) -> None:
+        """Say before anything is sampled that the samples of a scene will differ in their pictures alone."""
+        several, clips = self.config.samples_per_scene > 1, self.config.clips  # later clips start from other pictures
+        if several and clips == 1 and self.order == "actions_first" and self.plans is None:
             warn(
                 f"all samples of a scene have the same actions: with sampler.order={self.order} they are planned "
                 "first, as a mean. sampler.order=synchronised draws actions and video together, if the generator was "
                 "trained for it"
             )
+
+    def samples_differ(self) -> SamplesDiffer | None:
+        """How much samples of a scene differ, where there are several."""
+        distances = self.spread.result()
         return None if distances is None else SamplesDiffer(**distances)
 
     def clips_of(

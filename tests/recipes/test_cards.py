@@ -1,113 +1,90 @@
-"""Cards say what is true: what the weights before had learned from, and no numbers of other policies."""
+"""Cards say what a checkpoint was trained on, also before it was finetuned."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import yaml
 
-from recipes.benchmark_policies import learned_from
 from recipes.cards import card, open_thing
 from recipes.common import weights_id
-from recipes.push import check_subject
-from recipes.study_schema import BenchmarkPoliciesConfig
-from toolkit.base.errors import UserError
+from recipes.evaluate import summary
 from toolkit.base.files import write_json
-from toolkit.evaluation.rates import Rate
-from toolkit.reporting.benchmark_results import BenchmarkPoliciesResult, Row
-from toolkit.reporting.cards import measured
-from toolkit.reporting.results import PretrainResult, RolloutRates, RolloutResult
+from toolkit.reporting.cards import numbers_of
+from toolkit.reporting.results import OpenLoop, OpenLoopResult, PretrainResult
+
+MakeRun = Callable[..., Path]
 
 
 @pytest.fixture
-def policy(tmp_path: Path, example: Callable[..., Any], write_stage: Callable[..., None]) -> Callable[..., str]:
-    """A checkpoint beside the record of the command that trained it."""
+def trained(tmp_path: Path, write_stage: Callable[..., None], example: Callable[..., Any]) -> MakeRun:
+    """trained(name, command, data, **config) -> a policy with a record that lists these data."""
 
-    def write(name: str, command: str, config: dict[str, Any], synthetic: str = "") -> str:
-        result = {**vars(example(PretrainResult)), "synthetic_fraction": 0.5 if synthetic else 0.0}
-        write_stage(tmp_path / name, command, PretrainResult(**result))
+    def make(name: str, command: str, data: list[dict[str, Any]], share: float, **config: Any) -> Path:
+        write_stage(tmp_path / name, command, example(PretrainResult))
         record = json.loads((tmp_path / name / "run.json").read_text())
-        config |= {"real": ["real"], "synthetic": [synthetic] if synthetic else []}
-        data = [{"path": path, "id": f"id of {path}", "episodes": 3} for path in ("real", synthetic) if path]
-        write_json(tmp_path / name / "run.json", {**record, "config": {"seed": 0, **config}, "data": data})
+        record["config"] |= config
+        record["result"]["synthetic_fraction"] = share
+        write_json(tmp_path / name / "run.json", {**record, "data": data})
         path = tmp_path / name / "pretrained_model"
         path.mkdir()
         write_json(path / "config.json", {"type": "act"})
-        save_file({"w": np.zeros(3, np.float32)}, path / "model.safetensors")
-        return str(path)
+        (path / "model.safetensors").write_text(name)
+        return path
 
-    return write
-
-
-def text_of(checkpoint: str) -> str:
-    return card(open_thing(checkpoint), "me/policy", "mit", [], [])
+    return make
 
 
-def test_generators_behind_the_weights_that_pretraining_began_with_count(policy: Callable[..., str]) -> None:
-    first = policy("first", "pretrain", {"policy": {"type": "act", "path": None}}, "made")
-    second = policy("second", "pretrain", {"policy": {"type": "act", "path": first}}, "other")
-    published = policy("third", "pretrain", {"policy": {"type": "act", "path": "lerobot/act"}}, "other")
-    assert learned_from(second) == {"id of made", "id of other"}
-    assert learned_from(published) == {"id of other"}
+def front_and_body(path: Path) -> tuple[dict[str, Any], str]:
+    _, front, body = card(open_thing(str(path)), "me/policy", "mit", [], []).split("---\n", 2)
+    return yaml.safe_load(front), body
 
 
 @pytest.mark.parametrize("command", ["finetune", "pretrain"])
-def test_a_card_marks_synthetic_data_behind_the_weights_before(command: str, policy: Callable[..., str]) -> None:
-    first = policy("first", "pretrain", {"policy": {"type": "act", "path": None}}, "made")
-    before = {"checkpoint": first} if command == "finetune" else {"policy": {"type": "act", "path": first}}
-    text = text_of(policy("second", command, before))
-    assert "# policy (trained on synthetic data)" in text
-    assert "\n- synthetic\n" in text
-    assert "had learned from data of the generators id of made" in text
-
-
-def test_a_card_says_what_is_not_known_and_marks_nothing_without_reason(policy: Callable[..., str]) -> None:
-    text = text_of(policy("tuned", "finetune", {"checkpoint": "lerobot/act"}))
-    assert "what that learned from is not known here" in text
-    assert "synthetic data)" not in text
-    real = policy("first", "pretrain", {"policy": {"type": "act", "path": None}})
-    text = text_of(policy("second", "finetune", {"checkpoint": real}))
-    assert "had learned from no synthetic data" in text
-    assert "synthetic data)" not in text
-
-
-def benchmark(path: Path, write_stage: Callable[..., None], row: Any, checkpoints: list[str], **config: Any) -> Path:
-    found = BenchmarkPoliciesResult(rows=[row], comparisons=[], leaderboards={}, notes={})
-    write_stage(path, "benchmark policies", found, BenchmarkPoliciesConfig(**config))
-    for k, checkpoint in enumerate(checkpoints):
-        rate = Rate(successes=1, n=2, rate=0.5, low=0.1, high=0.9)
-        rates = RolloutRates(**vars(rate), tasks={"push": rate}, outcomes=[("push", 0, True), ("push", 1, False)])
-        rolled = RolloutResult(
-            policy="act",
-            checkpoint_id=weights_id(checkpoint),
-            arm="a",
-            seen_scenes=0,
-            suites={"unseen": rates},
-            media=[],
-        )
-        write_stage(path / f"a_{k}", "evaluate", rolled)
-    return path
-
-
-def test_a_benchmark_of_other_policies_is_no_number_of_this_one(
-    policy: Callable[..., str],
-    tmp_path: Path,
-    write_stage: Callable[..., None],
-    example: Callable[..., Any],
-    capsys: pytest.CaptureFixture[str],
+def test_synthetic_data_of_the_checkpoint_that_was_finetuned_are_said(
+    trained: MakeRun, tmp_path: Path, command: str
 ) -> None:
-    own, row = policy("own", "pretrain", {}), example(Row)
-    other = policy("other", "pretrain", {})
-    save_file({"w": np.ones(3, np.float32)}, Path(other) / "model.safetensors")
-    foreign = benchmark(tmp_path / "foreign", write_stage, row, [other])
-    ranked = benchmark(tmp_path / "ranked", write_stage, row, [other, own])
-    judged = benchmark(tmp_path / "judged", write_stage, row, [], results="trials.csv")
-    with pytest.raises(UserError, match="give runs that read it as it is now"):
-        check_subject(open_thing(own), [measured(foreign)])
-    check_subject(open_thing(own), [measured(ranked)])
-    assert not capsys.readouterr().err
-    check_subject(open_thing(own), [measured(judged)])
-    assert "judged elsewhere" in capsys.readouterr().err
+    made = {"path": "made/dataset", "id": "id of made", "episodes": 9}
+    base = trained("base", "pretrain", [made], 0.25, synthetic=["made/dataset"])
+    own = [{"path": str(base), "id": weights_id(base), "episodes": None}, {"path": "my", "id": "mine", "episodes": 2}]
+    went_on: dict[str, Any] = {"checkpoint": str(base)} if command == "finetune" else {"policy": {"path": str(base)}}
+    front, body = front_and_body(trained("tuned", command, own, 0, **went_on))
+    assert "synthetic" in front["tags"]
+    assert "# policy (trained on synthetic data)" in body
+    assert "| made/dataset | id of made | synthetic | 9 |" in body
+    assert "Synthetic clips among all that were drawn: 0.25." in body
+    assert str(tmp_path) not in body
+
+
+def test_a_base_that_is_gone_or_was_trained_anew_is_unknown(trained: MakeRun) -> None:
+    base = trained("base", "pretrain", [{"path": "made", "id": "x", "episodes": 9}], 0.5, synthetic=["made"])
+    own = [{"path": str(base), "id": weights_id(base), "episodes": None}]
+    tuned = trained("tuned", "finetune", own, 0, checkpoint=str(base))
+    (base / "model.safetensors").write_text("other weights")
+    unknown = "base/pretrained\\_model was trained on, from which it went on\n\nNo record of its training lies beside"
+    front, body = front_and_body(tuned)
+    assert unknown in body
+    assert "synthetic" not in front["tags"]
+    shutil.rmtree(base.parent)
+    assert unknown in front_and_body(tuned)[1]
+
+
+@pytest.mark.parametrize(("errors", "interval"), [([0.5], "no interval"), ([0.25, 0.75], "[0.2500, 0.7500]")])
+def test_one_held_out_episode_has_no_interval(errors: list[float], interval: str) -> None:
+    loop = OpenLoop(
+        action_distance=0.5,
+        low=min(errors),
+        high=max(errors),
+        n=len(errors),
+        mean=0.3,
+        per_dimension=[0.5],
+        per_episode=errors,
+        n_action_steps=8,
+    )
+    result = OpenLoopResult(policy="act", checkpoint_id="x", arm="policy", open_loop=loop)
+    assert interval in summary(result)
+    (number,) = numbers_of(result)
+    assert (number.low, number.high) == ((None, None) if len(errors) == 1 else (0.25, 0.75))

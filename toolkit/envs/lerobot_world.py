@@ -163,6 +163,8 @@ class LeRobotWorld:
     def _remedy(self) -> str:
         if self._kind == "lerobot" and self._id in (metadata.metadata("lerobot").get_all("Provides-Extra") or []):
             return f"pip install 'lerobot[{self._id}]'"
+        if self._kind == "gymnasium":
+            return "install its package, or put the folder of your own module on PYTHONPATH"
         return "install its package; LeRobot has no extra for it"
 
     def _registered_env(self) -> tuple[Any, int, tuple[None, None]]:

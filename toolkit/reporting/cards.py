@@ -84,9 +84,8 @@ def numbers_of(result: Any) -> Iterator[Number]:
     elif isinstance(result, OpenLoopResult):
         loop = result.open_loop
         beside = f"over episodes; {loop.mean:.3g} for the episodes' own mean action"
-        yield Number(
-            result.arm, "distance of predicted actions", loop.action_distance, loop.low, loop.high, loop.n, beside
-        )
+        low, high = (loop.low, loop.high) if loop.n > 1 else (None, None)  # which for one episode are its own error
+        yield Number(result.arm, "distance of predicted actions", loop.action_distance, low, high, loop.n, beside)
     elif isinstance(result, ReplayResult):
         for system, rates in result.systems.items():
             yield of_rate(system, "success of replayed actions", rates, "over episodes")
