@@ -18,7 +18,7 @@ import numpy as np
 from huggingface_hub import DatasetCardData, ModelCardData
 
 from policies.generator_kinds import GENERATOR
-from recipes.benchmark_policies import generators_behind
+from recipes.benchmark_policies import generators_behind, goes_on_from
 from recipes.common import weights_id
 from recipes.compose import command_words
 from recipes.lerobot_files import CARD, plain, row, scene_lines, table
@@ -254,9 +254,8 @@ def trained_before(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
     None in place of a record that is gone, or whose weights are no longer those that were read.
     """
     ids = {str(entry["path"]): entry["id"] for entry in record["data"]}
-    policy = record["config"].get("policy")
-    checkpoint = record["config"].get("checkpoint") or (policy.get("path") if isinstance(policy, dict) else None)
-    if not isinstance(checkpoint, str) or checkpoint not in ids:
+    checkpoint = goes_on_from(record["config"])
+    if checkpoint is None or checkpoint not in ids:
         return
     above = Path(checkpoint).parent
     if not (above / RECORD).is_file() or weights_id(checkpoint) != ids[checkpoint]:

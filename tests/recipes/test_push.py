@@ -294,6 +294,8 @@ def test_the_hub_is_asked_for_what_lerobot_would_ask(dataset: Path, tmp_path: Pa
     assert [name for name, _ in hub.asked] == [
         "create_repo",
         "create_branch",
+        "repo_info",
+        "list_repo_files",
         "upload_folder",
         "delete_tag",
         "create_tag",
