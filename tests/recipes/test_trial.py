@@ -214,8 +214,8 @@ def test_paused_resumed_and_opened_early(
     def pause(operator: Any) -> str:
         return "s" if "how" in operator.question else "q" if "placement 2" in operator.question else " "
 
-    assert hold(pause, out, "placements=3")[0] == 130
-    assert f"to go on: the same command with out={out} resume=true" in capsys.readouterr().err
+    assert hold(pause, out, "placements=3")[0] == 0
+    assert f"paused; to go on: the same command with out={out} resume=true" in capsys.readouterr().out
     assert list(table(out)[0]) == ["scene", "success", "code_word", "attempt"]
     before = (out / "schedule.json").read_bytes()
     for words, said in (

@@ -11,6 +11,10 @@ class UserError(Exception):
     """A mistake in the input, not in the code. The command line prints it as one line and exits with 2."""
 
 
+class Paused(KeyboardInterrupt):
+    """The user asked a command to stop here and to go on another day; nothing went wrong."""
+
+
 class Terminated(KeyboardInterrupt):
     """A signal asked the process to end: all that Ctrl-C cleans up is cleaned up."""
 
