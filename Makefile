@@ -3,6 +3,9 @@ PYTHON ?= python3.12
 BIN := .venv/bin
 # Compiled modules are kept, whatever the environment says: without them a command takes twice as long to start.
 export PYTHONDONTWRITEBYTECODE =
+# A world whose packages stay apart from those of the project: it brings another OpenCV.
+PUSHT := gym-pusht==0.1.8 pymunk==6.11.1 pygame==2.6.1 shapely==2.2.0 scikit-image==0.26.0 lazy_loader==0.6 \
+  opencv-python-headless==5.0.0.93 cffi==2.1.1
 LIBRARIES := libegl1 libgl1 libgl1-mesa-dri libosmesa6
 
 .PHONY: demo test test-all check system clean
@@ -17,6 +20,8 @@ test: system .venv/.installed
 # The same and their long versions: 40 kills of every command, 5,000 damaged files, every folder a user may have.
 test-all: system .venv/.installed
 	VAG_LONG=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/uv pip install --quiet --target build/pusht --no-deps $(PUSHT)
+	PYTHONPATH=build/pusht $(BIN)/pytest tests/toolkit/test_worlds.py -k pusht
 
 check: .venv/.installed
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ from policies.policy_types import (
     valid_options,
 )
 from policies.statistics import Statistics, usable_statistics
-from toolkit.base.errors import UserError, first_line, nearest
+from toolkit.base.errors import UserError, first_line, nearest, warn
 from toolkit.data.episode import ACTION, ENVIRONMENT_STATE, STATE
 from vag_core.checkpoint import unfilled
 
@@ -197,10 +197,12 @@ def build_policy(
         with_steps((preprocessor, postprocessor), representation, list(reference))
     objective = PolicyObjective(policy, preprocessor, postprocessor)
     objective.built_with = began
-    if wanted.freeze_vision_encoder:
-        objective.freeze_vision_encoder()
-    if wanted.lora_rank is not None:
-        add_lora(policy, wanted.lora_rank)
+    if wanted.lora_rank is not None and wanted.path is None:
+        warn(
+            f"policy.lora_rank={wanted.lora_rank} without policy.path: of {policy_type} only adapters are trained, "
+            "beside weights that are random but for what the type downloads"
+        )
+    _choose_trained(policy, wanted)
     return objective
 
 
@@ -228,11 +230,16 @@ def plan_policy(
         raise
     except REFUSALS as error:
         raise UserError(f"{wanted.type}: cannot be built without its weights ({first_line(error)})") from error
-    if wanted.freeze_vision_encoder:
-        freeze_vision(policy)
+    _choose_trained(policy, wanted)
+    return policy
+
+
+def _choose_trained(policy: PreTrainedPolicy, wanted: Wanted) -> None:
+    """Put in adapters and freeze what sees, as asked: in this order, so that adapters in there stay still too."""
     if wanted.lora_rank is not None:
         add_lora(policy, wanted.lora_rank)
-    return policy
+    if wanted.freeze_vision_encoder:
+        freeze_vision(policy)
 
 
 def _own_config(
@@ -314,10 +321,25 @@ def _network(
                     setattr(config, name, value)
             config.pretrained_path = None
             return policy, make_pre_post_processors(config, dataset_stats=cast(Any, stats))
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{error}{_other_widths(wanted, config)}") from error
     except REFUSALS as error:
         raise UserError(f"{wanted.type}: {first_line(error)}") from error
+
+
+def _other_widths(wanted: Wanted, config: PreTrainedConfig) -> str:
+    """In words where data are wider or narrower than those of the checkpoint; empty where they are not."""
+    if wanted.path is None:
+        return ""
+    trained, told = read_config(wanted.path, wanted.loading), ""
+    for features, own, key in (
+        (trained.input_features, config.input_features, STATE),
+        (trained.output_features, config.output_features, ACTION),
+    ):
+        before, now = ((part or {}).get(key) for part in (features, own))
+        if before is not None and now is not None and tuple(before.shape) != tuple(now.shape):
+            told += f"; {key} has {before.shape[0]} numbers in the checkpoint, {now.shape[0]} in the data"
+    return told
 
 
 __all__ = ["CONFIG", "CONFIGS", "PolicyObjective", "Statistics", "Wanted", "build_policy", "check_choice"]

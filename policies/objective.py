@@ -246,7 +246,7 @@ class PolicyObjective(nn.Module):
     def save_pretrained(self, directory: str | Path) -> None:
         """Write LeRobot's `pretrained_model` layout, complete or not at all; an older one there is replaced.
 
-        Adapters are merged into the weights for good.
+        Adapters are merged into the weights for good, see `settle`.
 
         Raises UserError, before anything is written, if `directory` holds something else than a policy checkpoint, or
         a weight or statistic is not finite.
@@ -255,11 +255,15 @@ class PolicyObjective(nn.Module):
         occupied = directory.exists() and (not directory.is_dir() or any(directory.iterdir()))
         if occupied and not (directory / CONFIG).is_file():
             raise UserError(f"{directory}: exists and is not a policy checkpoint; it is left as it is")
-        merge_lora(self.policy)
+        self.settle()
         check_savable(self.policy, self.preprocessor, self.postprocessor)
         with atomic_directory(directory, may_go=is_written) as partial:
             for part in (self.policy, self.preprocessor, self.postprocessor):
                 part.save_pretrained(partial)
+
+    def settle(self) -> None:
+        """Make of the policy what LeRobot's loaders can read: adapters become a part of the weights."""
+        merge_lora(self.policy)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, device: str = "cpu", loading: Loading = STRICT) -> PolicyObjective:

@@ -59,7 +59,8 @@ NOTES = {
     "keeps an average of the weights, and its diffusion reads the instruction, which LeRobot's is not given; LeRobot's "
     "time is updt_s + data_s of its log, which leaves out its logging. The first timed part of each turn is left out",
     IMAGES: "the same pictures as PNG in memory-mapped Arrow tables: the nearest to data in memory that LeRobot has",
-    UPDATE: "updt_s alone: LeRobot's step as if its data came for nothing. No LeRobot user can have it",
+    UPDATE: "updt_s alone, without workers, which take cores from it: LeRobot's step as if its data came "
+    "for nothing. No LeRobot user can have it",
     "evaluation": "alike: checkpoint, scenes, most steps, scenes side by side in one process, no start-up. Unlike: "
     "vag draws a picture for a new chunk alone, LeRobot's tool one with every step, and it writes each to a video; "
     "their noise differs",
@@ -104,7 +105,7 @@ class Turns:
 
     def all(self) -> tuple[list[Row], list[Ratio]]:
         config = self.config
-        turns = len(config.policies) * (1 + 2 * len(config.workers) * (len(config.workers) > 1) + 5 * config.repeats)
+        turns = len(config.policies) * (1 + 2 * len(config.workers) * (len(config.workers) > 1) + 6 * config.repeats)
         turns += (config.dataset is None) + config.repeats * (config.stock_steps > 0)
         with (
             progress(description="benchmark lerobot", total=turns, unit="turn") as self.bar,
@@ -147,10 +148,8 @@ class Turns:
         for _ in range(config.repeats):
             values[OURS].append(self._pretrain(policy, datasets[VIDEO], config.steps)[0])
             for system, dataset in datasets.items():
-                speed, update = self._lerobot_train(first, dataset, best[system], config.steps)
-                values[system].append(speed)
-                if system == IMAGES:
-                    values[UPDATE].append(update)
+                values[system].append(self._lerobot_train(first, dataset, best[system], config.steps)[0])
+            values[UPDATE].append(self._lerobot_train(first, datasets[IMAGES], 0, config.steps)[1])
         for system, speeds_of in values.items():
             more = {"workers": best[system]} if system in best else {}
             self._row(policy, system, "training", "samples_per_second", speeds_of, **more)
@@ -169,8 +168,9 @@ class Turns:
             if stock:
                 values[STOCK].append(self._lerobot_eval_stock(checkpoint))
         for system, speeds in values.items():
-            more = {"successes": solved[system], "episodes": self.config.scenes * self.config.repeats}
-            self._row(policy, system, "evaluation", "steps_per_second", speeds, **(more if system in solved else {}))
+            episodes = self.config.scenes * self.config.repeats
+            more = {"successes": solved[system], "episodes": episodes} if system in solved else {}
+            self._row(policy, system, "evaluation", "steps_per_second", speeds, **more)
         self._ratios(policy, "evaluation", values, OURS_EVALUATION)
 
     def _pretrain(self, policy: str, dataset: Path, steps: int) -> tuple[float, Path]:

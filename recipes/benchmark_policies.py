@@ -6,7 +6,7 @@ Checkpoints are rolled out here; outcomes that were judged elsewhere are read fr
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from recipes.compose import command_words
 from recipes.stages import entry, make_stage, needed_result, run_stages
 from recipes.study_schema import BenchmarkPoliciesConfig
 from recipes.worlds import check_suites, tasks_in, world_of, world_values
-from toolkit.base.errors import UserError
+from toolkit.base.errors import UserError, warn
 from toolkit.base.record import RECORD, read_record
 from toolkit.base.run import Run
 from toolkit.base.typed_json import to_json
@@ -134,6 +134,12 @@ def judged_elsewhere(config: BenchmarkPoliciesConfig, run: Run) -> Outcomes:
         notes["left out"] = "; ".join(left)
     if judged.unread:
         notes["columns not read"] = ", ".join(judged.unread)
+    several = any(len(runs) > 1 for policies in judged.outcomes.values() for runs in policies.values())
+    if several and judged.runs_by != "run":
+        warn(
+            f"{path}: the column '{judged.runs_by}' is taken to tell trainings of a policy apart; if it belongs to the "
+            "scene, make it a part of 'scene', such as push-3"
+        )
     for key in ("discarded", "left out", "columns not read"):
         if key in notes:
             print(f"{key}: {notes[key]}", flush=True)
@@ -215,10 +221,19 @@ def learned_from(checkpoint: str) -> frozenset[str] | None:
         own |= generators_behind(path) or {ids.get(path, path)}
     for path in map(str, config.get("real") or []):  # of which a merged one holds synthetic episodes too
         own |= generators_behind(path)
-    if record["command"] == "pretrain" or not config.get("checkpoint"):
+    if (before := goes_on_from(config)) is None:
         return own
-    earlier = learned_from(str(config["checkpoint"]))
+    earlier = learned_from(before)
+    if record["command"] == "pretrain":  # of what lies elsewhere, such as a base model of the hub, no more is asked
+        return own | (earlier or frozenset())
     return None if earlier is None else own | earlier
+
+
+def goes_on_from(config: Mapping[str, Any]) -> str | None:
+    """The checkpoint whose weights a training began with, by the config in its record; None for new weights."""
+    policy = config.get("policy")
+    before = config.get("checkpoint") or (policy.get("path") if isinstance(policy, dict) else None)
+    return None if before is None else str(before)
 
 
 def generators_behind(dataset: str) -> frozenset[str]:
@@ -263,7 +278,8 @@ def leaderboard(systems: dict[str, Trained], compared: Differences) -> list[Rank
 
 
 def board_text(suite: str, board: Sequence[Ranked]) -> str:
-    lines = ["", f"{suite:<6}{'system':<32}{'success':<10}{'rate':<6}95 % intervals: of systems, of these checkpoints"]
+    titles = f"{'rank':<6}{'system':<32}{'success':<10}{'rate':<6}95 % intervals: of systems, of these checkpoints"
+    lines = ["", suite, titles]
     for row in board:
         tied = row.not_distinguishable_from
         note = f"  not distinguishable from {tied}" if tied else ""
@@ -273,5 +289,9 @@ def board_text(suite: str, board: Sequence[Ranked]) -> str:
 
 
 def summary(result: BenchmarkPoliciesResult) -> str:
-    best = {suite: board[0] for suite, board in result.leaderboards.items() if board}
-    return "; ".join(f"{suite}: {row.system} {row.rate:.2f}" for suite, row in best.items())
+    return "; ".join(f"{suite}: {first_of(board)}" for suite, board in result.leaderboards.items() if board)
+
+
+def first_of(board: Sequence[Ranked]) -> str:
+    """All that share the first rank, with their rates: the best one alone would read as a winner."""
+    return ", ".join(f"{row.system} {row.rate:.2f}" for row in board if row.rank == board[0].rank)

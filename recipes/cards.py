@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from huggingface_hub import DatasetCardData, ModelCardData
 
-from recipes.benchmark_policies import generators_behind
+from policies.generator_kinds import GENERATOR
+from recipes.benchmark_policies import generators_behind, goes_on_from
 from recipes.common import weights_id
 from recipes.compose import command_words
 from recipes.lerobot_files import CARD, plain, row, scene_lines, table
@@ -49,6 +50,16 @@ MEANINGS = {  # of columns that vag writes
     "picture_every": "steps from one picture to the next",
     "replay_success": "its actions were executed in the simulator, and solved the task",
     "trusted": "no score is worse than those of recorded episodes",
+    "source_file": "file that the episode was imported from",
+    "source_episode": "its name in that file",
+    "first_picture_of": "number of the recorded episode whose first picture it starts from",
+    "ends": "`sampled`: as long as a recorded episode of its instruction, `window`: as long as the generator's window",
+    "world": "simulator that it was made in; Meta-World where nothing is said",
+    "world_settings": "options of the simulator",
+    "score_flow_loss": "loss of the generator on its own episode; less is better",
+    "score_cycle_error": "distance to the actions that the generator infers from the video; less is better",
+    "score_limit_excess": "how far it leaves the kinematic limits of recorded episodes; less is better",
+    "score_nearest": "distance to the nearest recorded episode; less is better",
 }
 
 
@@ -87,8 +98,8 @@ def open_thing(source: str) -> Thing:
     if (path / INFO).is_file():
         return Thing(path, "dataset", remembered_id(path), record)
     if (path / "config.json").is_file() and (path / "model.safetensors").is_file():
-        kind = "policy" if isinstance(read_json(path / "config.json").get("type"), str) else "generator"
-        return Thing(path, kind, weights_id(path), record)
+        is_generator = read_json(path / "config.json").get("type") in (GENERATOR, None)
+        return Thing(path, "generator" if is_generator else "policy", weights_id(path), record)
     inside = [name for name in ("dataset", "pretrained_model", "generator") if (path / name).is_dir()]
     hint = f"; do you mean {path / inside[0]}?" if inside else ""
     raise UserError(
@@ -116,7 +127,7 @@ def card(thing: Thing, repo_id: str, license: str | None, datasets: Sequence[str
             configs=[{"config_name": "default", "data_files": "data/*/*.parquet"}],
         )
     else:
-        name = str(read_json(thing.directory / "config.json").get("type") or "vag-generator")
+        name = str(read_json(thing.directory / "config.json").get("type") or GENERATOR)
         library = "lerobot" if thing.kind == "policy" else None
         about = ModelCardData(
             license=license,
@@ -200,27 +211,14 @@ def trained_on(thing: Thing, contents: Contents, datasets: Sequence[str]) -> Non
     if thing.record is None:
         contents.section("What it was trained on", "No record of vag lies beside it: nothing is known.")
     else:
-        config = thing.record["config"]
-        synthetic = {str(path) for path in config.get("synthetic") or []}
-        shown = []
-        for entry in thing.record["data"]:
-            path, episodes = str(entry["path"]), entry.get("episodes")
-            kind = "synthetic" if path in synthetic else ("dataset" if episodes is not None else "checkpoint or notes")
-            behind = generators_behind(path) if episodes is not None else frozenset[str]()
-            contents.synthetic |= kind == "synthetic" or bool(behind)
-            shown.append(
-                row(
-                    without_places(path),
-                    entry["id"],
-                    kind,
-                    "" if episodes is None else episodes,
-                    ", ".join(sorted(behind)),
-                )
+        contents.section("What it was trained on", *training_data(thing.record, contents))
+        for checkpoint, record in trained_before(thing.record):
+            name = plain(without_places(checkpoint))
+            lines = ["No record of its training lies beside it: nothing is known."]
+            contents.section(
+                f"What {name} was trained on, from which it went on",
+                *(lines if record is None else training_data(record, contents)),
             )
-        contents.section("What it was trained on", *table("name", "id", "kind", "episodes", "generators"), *shown)
-        if isinstance(share := thing.record["result"].get("synthetic_fraction"), int | float):
-            contents.synthetic |= share > 0
-            contents.lines += ["", f"Synthetic clips among all that were drawn: {plain(share)}."]
     if datasets:
         contents.lines += [
             "",
@@ -231,6 +229,41 @@ def trained_on(thing: Thing, contents: Contents, datasets: Sequence[str]) -> Non
     contents.section(
         "Demonstrations seen", "Initial scenes that it, or the generator of its data, has seen:", "", *lines
     )
+
+
+def training_data(record: dict[str, Any], contents: Contents) -> list[str]:
+    """A table of the data of one training and its share of synthetic clips; `contents` notes if some are synthetic."""
+    synthetic = {str(path) for path in record["config"].get("synthetic") or []}
+    lines = table("name", "id", "kind", "episodes", "generators")
+    for entry in record["data"]:
+        path, episodes = str(entry["path"]), entry.get("episodes")
+        kind = "synthetic" if path in synthetic else ("dataset" if episodes is not None else "checkpoint or notes")
+        behind = generators_behind(path) if episodes is not None else frozenset[str]()
+        contents.synthetic |= kind == "synthetic" or bool(behind)
+        counted = "" if episodes is None else episodes
+        lines.append(row(without_places(path), entry["id"], kind, counted, ", ".join(sorted(behind))))
+    if isinstance(share := record["result"].get("synthetic_fraction"), int | float):
+        contents.synthetic |= share > 0
+        lines += ["", f"Synthetic clips among all that were drawn: {plain(share)}."]
+    return lines
+
+
+def trained_before(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Checkpoints that a training went on from, latest first, each with the record of its own training.
+
+    None in place of a record that is gone, or whose weights are no longer those that were read.
+    """
+    ids = {str(entry["path"]): entry["id"] for entry in record["data"]}
+    checkpoint = goes_on_from(record["config"])
+    if checkpoint is None or checkpoint not in ids:
+        return
+    above = Path(checkpoint).parent
+    if not (above / RECORD).is_file() or weights_id(checkpoint) != ids[checkpoint]:
+        yield checkpoint, None
+        return
+    earlier = read_record(above)
+    yield checkpoint, earlier
+    yield from trained_before(earlier)
 
 
 def making_contents(thing: Thing, contents: Contents) -> None:

@@ -293,7 +293,7 @@ def sampling_costs(
             seconds = flop / rate + decoding / (0.5 * gpu.bf16 * 1e12 * config.peak_share)
             costs.append(
                 SamplingCost(
-                    steps=steps, guided=guided, evaluations=number, flop=flop + decoding, seconds=round(seconds, 3)
+                    steps=steps, guided=guided, evaluations=number, flop=flop + decoding, seconds=round(seconds, 6)
                 )
             )
     return decoding, costs

@@ -153,9 +153,10 @@ def summary(result: RolloutResult | OpenLoopResult) -> str:
     who = f"{result.policy} {result.arm}"
     if isinstance(result, OpenLoopResult):
         error = result.open_loop
+        interval = f"of this checkpoint [{error.low:.4f}, {error.high:.4f}] over {error.n} episodes"
         return (
-            f"{who} open loop: action distance {error.action_distance:.4f}, of this checkpoint "
-            f"[{error.low:.4f}, {error.high:.4f}] over {error.n} episodes; their mean action {error.mean:.4f}"
+            f"{who} open loop: action distance {error.action_distance:.4f}, "
+            f"{interval if error.n > 1 else 'of one episode: no interval'}; their mean action {error.mean:.4f}"
         )
     return "; ".join(
         f"{who} {name}: {rate.successes}/{rate.n}, of this checkpoint [{rate.low:.2f}, {rate.high:.2f}]"

@@ -60,8 +60,8 @@ def run(config: FinetuneConfig, run: Run) -> PretrainResult:
         for source in sources if kind != "absolute" else ():  # which state belongs to which action is not fitted again
             replace(trained, fps=0).check(source.store)
         objective.refit_statistics(statistics_of(sources, kind, reference, objective.horizon))
-    if config.freeze_vision_encoder:
-        objective.freeze_vision_encoder()
     if config.policy.lora_rank is not None:
         add_lora(objective.policy, config.policy.lora_rank)
+    if config.freeze_vision_encoder:
+        objective.freeze_vision_encoder()  # with the adapters in it
     return train_policy(config, run, objective, sources, scenes_behind(checkpoint), before, identity)

@@ -104,7 +104,7 @@ def write_model_card(
     }
     made = [f"{name} {version}" for name, version in versions().items() if name in ("lerobot", "torch")]
     lines = [
-        *("---", about.to_yaml().strip(), "---", "", f"# A {kind} policy", ""),
+        *("---", about.to_yaml().strip(), "---", "", f"# {kind} policy", ""),
         f"Trained with the VAG toolkit, commit {git_sha()}, {', '.join(made)}.",
         *("", "## Inputs and outputs", "", *table("feature", "kind", "shape")),
         *(row(key, feature.type.value, list(feature.shape)) for key, feature in features.items()),
@@ -132,7 +132,7 @@ def scene_lines(seen: SeenScenes) -> list[str]:
         if task != UNKNOWN and seeds
     ]
     if UNKNOWN in seen:
-        lines.append("- others, which the data does not name")
+        lines.append("- others, without a task and seed of a simulator, as recordings of a robot")
     return lines or ["None is known."]
 
 

@@ -68,7 +68,10 @@ def run(config: MixConfig, run: Run) -> MixResult:
     check_alike([part.dataset for part in opened], [part.name for part in opened])
     features, left_out = common_features([part.dataset for part in opened])
     if left_out:
-        print(f"left out, since not all datasets have them alike: {', '.join(left_out)}", flush=True)
+        print(
+            f"left out, since not all datasets have them alike or they are no rows of numbers: {', '.join(left_out)}",
+            flush=True,
+        )
     parts = chosen_parts(config, opened)
     check_used(notes)
     kinds = {part.synthetic for part in parts}  # a dataset given as real may hold both

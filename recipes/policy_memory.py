@@ -103,8 +103,10 @@ def memory_text(policy: str, found: PolicyMemory) -> str:
     listed = ", ".join(f"{name} {value:.1f}" for name, value in parts.items())
     share = f"{found.total / found.gpu_memory:.0%} of {found.gpu}"
     holding = [name for name, gpu in GPUS.items() if gpu.bytes > found.total]
+    all_trained = found.trained_parameters == found.parameters
+    advice = "; policy.lora_rank=16 takes far less" if found.total > found.gpu_memory and all_trained else ""
     return (
         f"{policy}: {found.parameters:,} weights, {found.trained_parameters:,} of them trained; "
         f"{found.total / 1e9:.1f} GB ({listed}), {share}, and activations come on top; "
-        f"held by {', '.join(holding) or 'none of the GPUs that are known'}"
+        f"held by {', '.join(holding) or 'none of the GPUs that are known'}{advice}"
     )

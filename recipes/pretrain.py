@@ -272,7 +272,10 @@ def warn_of_rate(objective: PolicyObjective, rate: float) -> None:
     """Say where one of LeRobot's types would learn far faster than in LeRobot."""
     own = float(getattr(objective.config.get_optimizer_preset(), "lr", 0.0))
     if objective.policy_type not in OURS and rate > 3 * own > 0:
-        warn(f"optim.learning_rate={rate:g} is {rate / own:.0f} times what LeRobot trains {objective.policy_type} with")
+        warn(
+            f"optim.learning_rate={rate:g} is {rate / own:.0f} times what LeRobot trains all weights of "
+            f"{objective.policy_type} with, {own:g}; adapters (policy.lora_rank) take more than that"
+        )
 
 
 def summary(result: PretrainResult) -> str:

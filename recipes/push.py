@@ -32,6 +32,7 @@ from toolkit.reporting.exchange_results import PushResult
 
 FOLDER = "upload"
 LARGE_BYTES = 5 * 10**9  # from here on in several commits, which can go on where they were cut
+READ_ALONG = ("data/", "meta/episodes/", "videos/")  # folders of a dataset in which LeRobot reads whatever there is
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{1,39}")
 
 
@@ -98,9 +99,11 @@ def license_of(config: PushConfig, thing: Thing) -> str | None:
 
 
 def check_subject(thing: Thing, runs: list[Measured]) -> None:
-    """Raise UserError for numbers that are of something else."""
+    """Raise UserError for numbers that are of something else; of outcomes judged elsewhere nobody can tell."""
     for one in runs:
-        if one.record["command"] != "benchmark policies" and thing.identity not in one.subject:
+        if one.subject is None:
+            warn(f"metrics: {one.directory}: judged elsewhere, so nothing says that it is of {thing.directory}")
+        elif thing.identity not in one.subject:
             raise UserError(
                 f"metrics: {one.directory}: measured {', '.join(sorted(one.subject)) or 'nothing that has an id'}, not "
                 f"{thing.directory} ({thing.identity}); give runs that read it as it is now"
@@ -155,6 +158,7 @@ def upload(config: PushConfig, thing: Thing, folder: Path, size: int) -> str:
         api.create_repo(**where, private=config.private, exist_ok=True)
         if config.revision:
             api.create_branch(**where, branch=config.revision, exist_ok=True)
+        check_repository(api, config, where, folder)
         send = api.upload_large_folder if size > LARGE_BYTES else api.upload_folder
         send(**where, folder_path=folder, revision=config.revision)
         if thing.kind == "dataset":  # by which LeRobot knows that it can read the dataset
@@ -162,6 +166,8 @@ def upload(config: PushConfig, thing: Thing, folder: Path, size: int) -> str:
             with suppress(RevisionNotFoundError):
                 api.delete_tag(config.repo_id, tag=version, repo_type="dataset")
             api.create_tag(config.repo_id, tag=version, revision=config.revision, repo_type="dataset")
+    except UserError:
+        raise
     except Exception as error:  # the hub's client and its network library have a class for each
         line = " ".join((str(error) or type(error).__name__).split())[:200]
         raise UserError(
@@ -169,6 +175,22 @@ def upload(config: PushConfig, thing: Thing, folder: Path, size: int) -> str:
             "name, the token (`hf auth login`) and the network, then go on with resume=true"
         ) from error
     return f"https://huggingface.co/{'datasets/' if thing.kind == 'dataset' else ''}{config.repo_id}"
+
+
+def check_repository(api: Any, config: PushConfig, where: dict[str, str], folder: Path) -> None:
+    """Raise UserError for a repository that everybody sees though `private` is asked for, or one of another dataset.
+
+    LeRobot reads all tables of a repository, so those of a dataset that was there before would be rows of this one.
+    """
+    if config.private and getattr(api.repo_info(**where), "private", None) is False:
+        raise UserError(f"private=true: {config.repo_id} is there and public; make it private in its settings first")
+    own = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    there = (api.list_repo_files(**where, revision=config.revision) or []) if where["repo_type"] == "dataset" else []
+    if others := [name for name in there if name.startswith(READ_ALONG) and name not in own]:
+        raise UserError(
+            f"push: {config.repo_id} holds {len(others)} files of another dataset, such as {others[0]}, which LeRobot "
+            "would read along; delete them there, or choose another repo_id or revision"
+        )
 
 
 def summary(result: PushResult) -> str:

@@ -26,6 +26,7 @@ from toolkit.data.episode import ACTION, STATE
 from toolkit.data.episode_notes import check_used
 from toolkit.data.formats.lerobot_layout import feature_names, read_info
 from toolkit.data.seen_scenes import scene_of
+from toolkit.evaluation.rollout import drawn_size
 from vag_core.config import GeneratorConfig
 
 FIRST_PICTURE = "first_picture_of"  # noted of an episode: the number of the recorded one in scenes_from
@@ -144,8 +145,7 @@ def simulated_scenes(config: SynthesizeConfig, canvas: Canvas) -> Scenes:
     """
     world, noted = world_of(config), spec_of(config).metadata
     tasks = tasks_in("synthesize", config.tasks, world)
-    size = max(max(recorded) for recorded in canvas.cameras.values())
-    envs = {task: world.shared(task, size) for task in tasks}
+    envs = {task: world.shared(task, drawn_size(canvas.cameras)) for task in tasks}
     env = envs[tasks[0]]
     check_simulated(config.checkpoint, env, world.name, remedy=RETRAIN)
     cameras = cameras_for(list(canvas.cameras), env, config.rename, world.name, config.checkpoint)

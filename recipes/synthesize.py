@@ -94,6 +94,7 @@ class Synthesis:
             origin=origin,
             dataset=layout,
         )
+        self.warn_of_one_plan()
         self.plans: Plans | None = None
         self.planning = 0.0
 
@@ -114,6 +115,16 @@ class Synthesis:
             if (learned := read_scenes(self.config.checkpoint)) is not None:  # who trains on this has seen them too
                 write_scenes(writer.temporary / "meta", learned)
         found.write(folder)
+
+    def warn_of_one_plan(self) -> None:
+        """Say before anything is sampled that the samples of a scene will differ in their pictures alone."""
+        several, clips = self.config.samples_per_scene > 1, self.config.clips  # later clips start from other pictures
+        if several and clips == 1 and self.order == "actions_first" and self.config.draws == 1:
+            warn(
+                f"all samples of a scene have the same actions: with sampler.order={self.order} they are planned "
+                "first, as a mean. sampler.order=synchronised draws actions and video together, if the generator was "
+                "trained for it"
+            )
 
     def free(self) -> None:
         """Leave the GPU to other processes."""
@@ -154,14 +165,8 @@ class Synthesis:
         )
 
     def samples_differ(self, found: Findings) -> SamplesDiffer | None:
-        """How much samples of a scene differ, where there are several; says so where they do not."""
+        """How much samples of a scene differ, where there are several."""
         distances = found.spread.result()
-        if distances is not None and distances["actions"] == 0:
-            warn(
-                f"all samples of a scene have the same actions: with sampler.order={self.order} they are planned "
-                "first, as a mean. sampler.order=synchronised draws actions and video together, if the generator was "
-                "trained for it"
-            )
         return None if distances is None else SamplesDiffer(**distances)
 
 

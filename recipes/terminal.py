@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TextIO
 
-from toolkit.base.errors import Terminated, UserError, one_line
+from toolkit.base.errors import Paused, Terminated, UserError, one_line
 from toolkit.base.processes import processes
 
 MOST_MESSAGE = 4000  # characters
@@ -91,6 +91,9 @@ def guarded(function: Callable[[], int]) -> int:
     except KeyboardInterrupt as error:
         if bars := sys.modules.get("toolkit.base.progress"):
             bars.forget()
+        if isinstance(error, Paused):
+            say(f"paused{_how_to_go_on(error)}")
+            return 0
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
         said = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
         return complain(said + _how_to_go_on(error), 128 + number)

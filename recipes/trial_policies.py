@@ -13,6 +13,7 @@ from lerobot.processor import UnnormalizerProcessorStep
 
 from policies.checkpoint_config import Loading
 from policies.checkpoints import checkpoint_directory
+from policies.objective import PolicyObjective
 from policies.stock import load_policy
 from recipes.common import pick_device, weights_id
 from recipes.pretrain import expected_sizes
@@ -71,6 +72,8 @@ def load_arms(config: TrialConfig, features: Features, run: Run) -> list[Arm]:
     for name, given in config.policies.items():
         checkpoint = checkpoint_directory(given, loading)
         policy = load_policy(checkpoint, device, loading)
+        if isinstance(policy, PolicyObjective):
+            policy.check_instructions([config.task])  # before anything moves
         identity = weights_id(checkpoint)
         run.add_data(given, identity)
         fps = check_features(name, checkpoint, policy, features, config.fps)

@@ -18,7 +18,7 @@ from recipes.trial_policies import Arm
 from recipes.trial_records import Trials
 from recipes.trial_robot import GuardedRobot
 from recipes.trial_schema import TrialConfig
-from toolkit.base.errors import UserError
+from toolkit.base.errors import Paused, UserError
 from toolkit.base.files import scratch_folder
 from toolkit.base.randomness import stream_seed
 from toolkit.evaluation.sequential import PairedTest
@@ -56,7 +56,7 @@ class Session:
     goes_on: bool = False  # the operator has chosen more trials than the test asks for
 
     def run(self) -> None:
-        """Raises KeyboardInterrupt where the operator pauses: what is judged is kept, and resume=true goes on."""
+        """Raises Paused where the operator pauses: what is judged is kept, and resume=true goes on."""
         self._judge_what_was_left()
         schedule = self.trials.schedule
         pairs = len(schedule.policies) * (len(schedule.policies) - 1) // 2
@@ -106,7 +106,7 @@ class Session:
             keys["r"] = "take the reference anew"
         key = self.operator.ask(f"{title}: {FIRST_ARM if reference is None else NEXT_ARM}", keys, self._look)
         if key == "q":
-            raise KeyboardInterrupt
+            raise Paused
         if reference is None or key == "r":
             self.trials.take_reference(planned.placement, self.robot.observe()[1])
 

@@ -96,6 +96,7 @@ def check_simulated(checkpoint: str | Path, env: Env, name: str, remedy: str) ->
     """
     trained = Conventions.of(checkpoint)
     where = "the simulator" if name == "metaworld" else f"env={name}"
+    remedy = f"choose the world of its data by env=..., or {remedy}"
     trained.check(Conventions(where, env.fps, named(env.state_names), named(env.action_names)), remedy=remedy)
     cameras = trained.cameras_of([])
     if len(cameras) == len(env.cameras) == 1 and cameras != list(env.cameras):

@@ -39,6 +39,9 @@ class GeneratorObjective(PolicyObjective):
     def loss(self, batch: dict[str, Any]) -> NoReturn:
         raise UserError(UNTRAINED)
 
+    def settle(self) -> None:
+        """The adapters of a generator are what was trained of it: they are saved as they are."""
+
     @torch.no_grad()
     def predict_action_chunk(self, observation: dict[str, Any], noise_seeds: Sequence[int] | None = None) -> Tensor:
         """As of other policies. Raises UserError for what the generator cannot read or sample."""

@@ -1,4 +1,7 @@
-"""A hub cache on disk with tiny models of the classes that LeRobot's policies name: random weights, real code.
+"""LeRobot's policies made small: their settings, and a hub cache on disk with tiny models of what they name.
+
+Weights are random, the code is real.
+
 
 models--ORG--NAME/refs/main          the name of the one commit
 models--ORG--NAME/snapshots/COMMIT/  its files
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +21,30 @@ PALIGEMMA = "google/paligemma-3b-pt-224"
 UMT5 = "google/umt5-xxl"
 WAN = "Wan-AI/Wan2.2-TI2V-5B-Diffusers"
 WORDS = ["push", "the", "puck", "open", "small", "door", "A", "video", "Task", ":", "a"]
+
+VIDEO = {"hidden_dim": 48, "ffn_dim": 32, "freq_dim": 16, "text_dim": 32, "num_heads": 2, "attn_head_dim": 24}
+SMALL: dict[str, dict[str, Any]] = {
+    "act": {
+        **{"chunk_size": 8, "n_action_steps": 4, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32},
+        "pretrained_backbone_weights": None,
+    },
+    "diffusion": {"n_obs_steps": 2, "horizon": 8, "n_action_steps": 4, "down_dims": (16, 32)},
+    "smolvla": {
+        **{"chunk_size": 8, "n_action_steps": 4, "load_vlm_weights": True, "resize_imgs_with_padding": (64, 64)},
+        **{"num_vlm_layers": 2, "num_steps": 2, "tokenizer_max_length": 8},
+    },
+    "fastwam": {
+        **{"action_horizon": 8, "n_action_steps": 4, "num_video_frames": 9, "action_video_freq_ratio": 1},
+        **{"image_size": (32, 64), "torch_dtype": "float32", "tokenizer_max_len": 16, "context_len": 16},
+        "num_inference_steps": 2,
+        "video_dit_config": {
+            **{**VIDEO, "patch_size": [1, 2, 2], "in_dim": 48, "out_dim": 48, "num_layers": 1, "eps": 1e-6},
+            **{"seperated_timestep": True, "video_attention_mask_mode": "first_frame_causal"},
+            **{"action_conditioned": False, "action_dim": 3, "action_group_causal_mask_mode": "group_diagonal"},
+        },
+        "action_dit_config": {**VIDEO, "hidden_dim": 32, "num_layers": 1, "eps": 1e-6, "action_dim": 3},
+    },
+}
 
 
 def snapshot(cache: Path, repository: str) -> Path:
@@ -132,3 +160,10 @@ def write_wan(cache: Path) -> None:
         vocab_size=300, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0, eos_token_id=1
     )
     UMT5EncoderModel(text).save_pretrained(place / "text_encoder")
+
+
+def write_all(cache: Path) -> None:
+    """What SMALL and the tokenizer of pi0.5 need."""
+    write_smolvlm(cache)
+    write_paligemma_tokenizer(cache)
+    write_wan(cache)

@@ -3,9 +3,7 @@
 What a class hard-codes comes from a hub cache on disk; what cannot be made small is built on the meta device.
 """
 
-import importlib
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +17,19 @@ from safetensors.torch import load_file, save_file
 from policies.factory import PolicyObjective, Wanted, build_policy, check_choice, plan_policy
 from policies.policy_types import TRAITS, packages_of
 from policies.stock import StockPolicy, load_policy
+from tests.policies import hub_cache
+from tests.policies.hub_cache import SMALL
 from toolkit.base.errors import UserError
 
-sys.path.append(str(Path(__file__).parent))
-hub_cache = importlib.import_module("hub_cache")
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 SIZES = {TOP: (3, 48, 64), WRIST: (3, 32, 32)}
-VIDEO = {"hidden_dim": 48, "ffn_dim": 32, "freq_dim": 16, "text_dim": 32, "num_heads": 2, "attn_head_dim": 24}
-SMALL: dict[str, dict[str, Any]] = {
-    "act": {
-        **{"chunk_size": 8, "n_action_steps": 4, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32},
-        "pretrained_backbone_weights": None,
-    },
-    "diffusion": {"n_obs_steps": 2, "horizon": 8, "n_action_steps": 4, "down_dims": (16, 32)},
-    "smolvla": {
-        **{"chunk_size": 8, "n_action_steps": 4, "load_vlm_weights": True, "resize_imgs_with_padding": (64, 64)},
-        **{"num_vlm_layers": 2, "num_steps": 2, "tokenizer_max_length": 8},
-    },
-    "fastwam": {
-        **{"action_horizon": 8, "n_action_steps": 4, "num_video_frames": 9, "action_video_freq_ratio": 1},
-        **{"image_size": (32, 64), "torch_dtype": "float32", "tokenizer_max_len": 16, "context_len": 16},
-        "num_inference_steps": 2,
-        "video_dit_config": {
-            **{**VIDEO, "patch_size": [1, 2, 2], "in_dim": 48, "out_dim": 48, "num_layers": 1, "eps": 1e-6},
-            **{"seperated_timestep": True, "video_attention_mask_mode": "first_frame_causal"},
-            **{"action_conditioned": False, "action_dim": 3, "action_group_causal_mask_mode": "group_diagonal"},
-        },
-        "action_dit_config": {**VIDEO, "hidden_dim": 32, "num_layers": 1, "eps": 1e-6, "action_dim": 3},
-    },
-}
 WAYS = {"whole": {}, "lora": {"lora_rank": 4}, "frozen": {"freeze_vision_encoder": True}}
 
 
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("hub")
-    hub_cache.write_smolvlm(cache)
-    hub_cache.write_paligemma_tokenizer(cache)
-    hub_cache.write_wan(cache)
+    hub_cache.write_all(cache)
     return cache
 
 

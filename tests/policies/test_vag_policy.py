@@ -20,7 +20,16 @@ from toolkit.data.conventions import Conventions
 from toolkit.data.episode import IMAGE, STATE, TASK
 from toolkit.data.windows import Windows
 from vag_core import Generator, GeneratorConfig
-from vag_core.config import ActionOnlyConfig, ForwardDynamicsConfig, InstructionConfig, UNetConfig
+from vag_core.backbones.directory import base_id, locate
+from vag_core.backbones.models import fit_to_model
+from vag_core.config import (
+    ActionOnlyConfig,
+    ForwardDynamicsConfig,
+    InstructionConfig,
+    PretrainedConfig,
+    PretrainedTokenizerConfig,
+    UNetConfig,
+)
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
 
@@ -30,9 +39,14 @@ def save_generator(path: Path, canvas: Canvas | None = None, random_start: bool 
     torch.manual_seed(0)
     canvas = canvas or Canvas.single((64, 64))
     sizes = {"image_size": list(canvas.size), "views": list(canvas.grid), "num_frames": 9, "frame_stride": 2}
-    made = Generator(GeneratorConfig(**{**sizes, **config}))
+    shape = GeneratorConfig(**{**sizes, **config})
+    if isinstance(shape.video, PretrainedConfig):
+        directory = locate(shape.video.path)
+        fit_to_model(shape, directory)
+        shape.video.base_id = base_id(directory)
+    made = Generator(shape)
     for weight in made.parameters():  # what begins at zero gets values, as training gives them
-        if not weight.any():
+        if weight.requires_grad and not weight.any():
             torch.nn.init.normal_(weight, std=0.05)
     made.trajectory.set_statistics(*(torch.full((8,), value).numpy() for value in (0.1, 0.5, -1.0, 1.0)))
     made.save_pretrained(path)
@@ -153,6 +167,36 @@ def test_lerobot_loads_and_runs_what_is_written(generator: Path, tmp_path: Path)
     assert made["video"].shape == (8, 64, 128, 3)  # the steps of both samples; scenes side by side
     first = torch.cat(list(as_generators_see(seen)[0]), dim=1)
     assert (made["video"][0] == first).all()
+
+
+@pytest.mark.parametrize("family", ["cosmos", "wan"])
+def test_adapters_of_a_pretrained_video_model_are_written_as_they_were_trained(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers")
+    monkeypatch.setenv("VAG_CACHE", str(tmp_path / "cache"))
+    video, text = PretrainedConfig(family=family, path=f"tiny:{family}", lora_rank=2), InstructionConfig(kind="tokens")
+    path = save_generator(tmp_path / "made", video=video, tokenizer=PretrainedTokenizerConfig(), instruction=text)
+    settings = {"sample": "joint", "num_inference_steps": 2, "guidance_scale": 3.0}
+    settings |= {"negative_prompt": "blurry", "save_predicted_video": True}
+    objective, seen = load_generator_policy(path, settings=settings), observe(2)
+
+    def sampled(objective: GeneratorObjective) -> tuple[torch.Tensor, torch.Tensor]:
+        actions = objective.predict_action_chunk(dict(seen), [4, 5])
+        assert objective.policy.predicted is not None
+        return actions, objective.policy.predicted.float()
+
+    first = sampled(objective)
+    objective.save_pretrained(tmp_path / "policy")
+    assert (tmp_path / "policy/model.safetensors").read_bytes() == (path / "model.safetensors").read_bytes()
+    for policy in (objective, load_generator_policy(tmp_path / "policy")):
+        assert all(map(torch.equal, sampled(policy), first))
+    without = Generator.from_pretrained(path)
+    for name, weight in without.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.zeros_(weight)
+    objective.policy.generator = without
+    assert not torch.equal(sampled(objective)[1], first[1])
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,8 @@ def test_a_study_at_smoke_scale_marks_what_fails_and_goes_on(
         "real_few few=3",
         "real_all",
         "cotrain generator_data=other_tasks few=2 synthetic_per_task=2",
+        "generator",
+        "generator generator_policy=replanned",
     } <= systems
     assert {row["metric"] for row in record["rows"]} >= {"success", "real_per_synthetic"}
     replayed = {

@@ -17,12 +17,13 @@ from recipes.benchmark_policies import (
     labels_of,
     leaderboard,
     learned_from,
+    summary,
 )
 from toolkit.data.episode import Episode
 from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.evaluation.statistics import wilson_interval
 from toolkit.evaluation.systems import Trained
-from toolkit.reporting.results import PretrainResult, RolloutResult
+from toolkit.reporting.results import BenchmarkPoliciesResult, PretrainResult, RolloutResult
 
 
 def outcomes(*rates: float) -> Trained:
@@ -72,7 +73,18 @@ def test_checkpoints_are_ranked_as_themselves_where_too_few_were_trained() -> No
         ("weak", 3, None),
     ]
     assert board[0].low_these_checkpoints < 0.9 < board[0].high_these_checkpoints
-    assert "0.90  of these checkpoints [" in board_text("unseen", board)
+    text = board_text("trials of tuesday", board)
+    assert "0.90  of these checkpoints [" in text
+    assert text.startswith("\ntrials of tuesday\nrank  system ")
+
+
+def test_the_summary_names_all_that_share_the_first_rank(example: Callable[..., Any]) -> None:
+    """Else the best of several that the data cannot tell apart would read as a winner."""
+    tables = {"best": outcomes(0.9), "close": outcomes(0.885), "weak": outcomes(0.8)}
+    result = replace(
+        example(BenchmarkPoliciesResult), leaderboards={"trials": leaderboard(tables, compare_all(tables))}
+    )
+    assert summary(result) == "trials: best 0.90, close 0.89"
 
 
 def test_what_a_policy_learned_from_is_read_from_its_run_and_those_that_it_goes_on_from(

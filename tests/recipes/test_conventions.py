@@ -5,13 +5,17 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from recipes import cli
+from recipes.worlds import check_simulated
+from toolkit.base.errors import UserError
 from toolkit.data.batches import GeneratorClips
+from toolkit.data.conventions import Conventions
 from toolkit.data.episode import Episode
 from toolkit.data.formats.lerobot_read import read_episodes, read_table
 from toolkit.data.formats.lerobot_write import EpisodeWriter
@@ -250,3 +254,14 @@ def test_windows_are_taken_from_anywhere_in_episodes_that_they_do_not_cover(
     data = write(tmp_path / "data", [moving_square(seed, length=length) for seed in range(2)])
     assert cli.main(["train-generator", str(data), *NETWORK, "optim.steps=8", f"out={tmp_path / 'run'}"]) == 0
     assert np.concatenate(drawn).any() == anywhere
+
+
+def test_a_policy_in_another_world_is_told_to_choose_its_own(tmp_path: Path) -> None:
+    """A rate of a world is none that `vag import` lowers."""
+    Conventions("test", 10, [], []).write(tmp_path)
+    env: Any = SimpleNamespace(fps=80, state_names=["x"], action_names=["y"], cameras=["observation.image"])
+    with pytest.raises(
+        UserError, match=r"80 steps a second; .* choose the world of its data by env=\.\.\., or"
+    ) as raised:
+        check_simulated(tmp_path, env, "metaworld", "fine-tune the policy")
+    assert "vag import" not in str(raised.value)

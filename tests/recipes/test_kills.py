@@ -28,7 +28,7 @@ from vag_core import Generator
 from vag_core.config import GeneratorConfig
 
 LONG = "VAG_LONG" in os.environ
-KILLS, WINDOWS = (40, 10) if LONG else (3, 3)
+KILLS, WINDOWS = (40, 10) if LONG else (2, 2)
 LATEST = 15  # seconds after which a long command is killed; it goes on from there
 TRAINING = "runtime.device=cpu runtime.threads=1 optim.batch_size=2 optim.checkpoint_every=3 optim.log_every=4"
 POLICY = f"real=[{{dataset}}] image_size=32 optim.steps=10 {TRAINING}"
@@ -62,6 +62,7 @@ COMMANDS = {
     "score": ("score dataset={dataset} real=[{dataset}] checkpoint={generator} batch_size=1 image_size=32", FILE),
     "mix": ("mix real=[{dataset}] episodes_per_task=3 v21=true", "dataset"),
     "push": ("push {dataset} repo_id=me/dataset dry_run=true", "upload/README.md"),
+    "generator-policy": ("generator-policy checkpoint={generator}", "pretrained_model"),
     "pretrain": (f"pretrain policy.options.width=32 {POLICY}", "pretrained_model"),
     "finetune": (f"finetune checkpoint={{policy}} {POLICY}", "pretrained_model"),
     "evaluate": ("evaluate checkpoint={policy} dataset={dataset} image_size=32", "run.json"),

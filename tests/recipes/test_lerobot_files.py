@@ -108,7 +108,7 @@ def test_the_card_says_what_was_trained_and_is_read_by_the_hub(checkpoint: Path)
     assert {"vag", "robotics", kind} <= set(card.data.tags)
     for line in (
         "- push: 1 (seeds 7 to 7)",
-        "- others, which the data does not name",
+        "- others, without a task and seed of a simulator, as recordings of a robot",
         "| steps | 1 |",
         "| seed | 3 |",
         "| observation.image | VISUAL | \\[3, 64, 64\\] |",

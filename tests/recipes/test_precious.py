@@ -20,7 +20,7 @@ from vag_core import Generator
 from vag_core.config import GeneratorConfig
 
 LONG = "VAG_LONG" in os.environ
-SAMPLE = 2  # of each command
+SAMPLE = 1  # of each command
 OPTIONS = ([], ["overwrite=true"], ["resume=true"], ["overwrite=true", "resume=true"])
 # Small: what does not fail at once is done within a second or two.
 COMMANDS = {
@@ -39,6 +39,8 @@ COMMANDS = {
     "finetune": "checkpoint={generator} real=[{dataset}]",
     "evaluate": "checkpoint={generator} dataset={dataset}",
     "push": "source={dataset} repo_id=me/x dry_run=true",
+    "generator-policy": "checkpoint={generator}",
+    "trial": "policies={{a:{generator},b:{generator}}} task=x robot.type=no_such_robot",
     "report": "runs=[{run}]",
     "benchmark data": "dataset={generator}",
     "benchmark lerobot": "policies=[]",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.numpy import save_file
 
@@ -16,6 +17,7 @@ from recipes.cards import without_places
 from recipes.common import weights_id
 from recipes.exchange_schema import MixConfig
 from recipes.policy_schema import EvaluateConfig, PretrainConfig
+from recipes.schema import ScoreConfig, TrainGeneratorConfig
 from toolkit.base.files import write_json
 from toolkit.data.cached_files import remembered_id
 from toolkit.data.episode import Episode
@@ -23,8 +25,17 @@ from toolkit.data.formats.lerobot_write import EpisodeWriter
 from toolkit.data.seen_scenes import write_scenes
 from toolkit.evaluation.rates import Rate, RolloutRates
 from toolkit.reporting.exchange_results import MixResult
-from toolkit.reporting.generator_results import ScoreResult, Throughput
-from toolkit.reporting.results import OpenLoopResult, PretrainResult, ReplayResult, RolloutResult
+from toolkit.reporting.generator_results import (
+    EvaluateGeneratorResult,
+    PairScores,
+    ScoreResult,
+    ScoreSpread,
+    Throughput,
+    TrainGeneratorResult,
+    Trust,
+)
+from toolkit.reporting.results import GateResult, OpenLoopResult, PretrainResult, ReplayResult, RolloutResult
+from vag_core import Generator, GeneratorConfig
 
 EVIL = "push | <b>it</b> [x](http://evil)"
 
@@ -201,6 +212,67 @@ def test_the_card_of_a_policy_says_what_its_record_does(
     assert set(re.findall(r"(?<![\w.])0\.\d+(?![\w.])", told)) <= known  # no number that no record holds
 
 
+def measured_data(run: Path, directory: Path, identity: str) -> str:
+    """Let a run have read a directory; the directory of the run."""
+    record = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", {**record, "data": [{"path": str(directory), "id": identity, "episodes": None}]})
+    return str(run)
+
+
+def test_a_generator_is_pushed_with_what_was_measured_of_it(
+    tmp_path: Path, write_stage: Callable[..., None], example: Callable[..., Any]
+) -> None:
+    """The whole directory, which loads again; pairs in the simulator, scores against baselines, and the gate."""
+    path = tmp_path / "trained/generator"
+    torch.manual_seed(0)
+    made = Generator(GeneratorConfig(image_size=[32, 32], num_frames=9))
+    made.save_pretrained(path)
+    write_scenes(path, {"push": [3, 4]})
+    config = TrainGeneratorConfig(dataset=f"{tmp_path}/real/dataset", seed=9)
+    write_stage(tmp_path / "trained", "train-generator", example(TrainGeneratorResult), config)
+    one = weights_id(path)
+    pairs = PairScores(task=["push"] * 3, seed=[5, 6, 7], metrics={"psnr": [20.0, 21.0, 25.0]})
+    evaluated = EvaluateGeneratorResult(
+        checkpoint_id=one,
+        given="nothing",
+        seconds_per_pair=1.0,
+        function_evaluations=3,
+        seen_scenes=0,
+        scenes=pairs,
+        metrics={"psnr": 22.0},
+        still={"psnr": 17.5},
+    )
+    write_stage(tmp_path / "evaluated", "evaluate-generator", evaluated)
+    rate = Rate(successes=6, n=8, rate=0.75, low=0.41, high=0.93)
+    spread = {"psnr": ScoreSpread(least=11.0, median=12.5, most=13.0, recorded=14.5)}
+    trust = Trust(episodes=rate, recorded=rate, still=rate)
+    write_stage(tmp_path / "score", "score", ScoreResult(checkpoint_id=one, scores=spread, trust=trust), ScoreConfig())
+    gate = example(GateResult)
+    write_stage(tmp_path / "gate", "gate", gate)
+    runs = [str(tmp_path / "evaluated"), str(tmp_path / "score"), measured_data(tmp_path / "gate", path, one)]
+    words = ["repo_id=me/maker", "license=mit", f"metrics=[{','.join(runs)}]", "dry_run=true"]
+    assert cli.main(["push", str(path), *words, f"out={tmp_path / 'out'}"]) == 0
+    folder = tmp_path / "out/upload"
+    front, body = front_and_body(folder)
+    assert set(front["tags"]) == {"robotics", "vag", "vag_generator"}
+    assert "library_name" not in front
+    for said in (
+        "| generated pairs | psnr | 22 | ",
+        "| 3 | over scenes; given nothing; 17.5 for first pictures that stay",
+        "| synthetic episodes | no score worse than those of recorded episodes | 0.75 | 0.41 to 0.93 | 8 | 6 of 8; ",
+        "| episodes | psnr | 12.5 |  |  | median, from 11 to 13; 14.5 for recorded episodes |",
+        f"| {gate.rows[0].metric} | ",
+        "| seed | 9 |",
+        "push: 2 (seeds 3 to 4)",
+        "hf download me/maker --local-dir generator",
+        "vag train-generator",
+    ):
+        assert said in body, said
+    assert str(tmp_path) not in body
+    again = Generator.from_pretrained(folder).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in made.state_dict().items())
+
+
 def test_numbers_of_another_checkpoint_are_refused(
     policy: Path, tmp_path: Path, write_stage: Callable[..., None], example: Callable[..., Any], capsys: Any
 ) -> None:
@@ -222,6 +294,8 @@ def test_the_hub_is_asked_for_what_lerobot_would_ask(dataset: Path, tmp_path: Pa
     assert [name for name, _ in hub.asked] == [
         "create_repo",
         "create_branch",
+        "repo_info",
+        "list_repo_files",
         "upload_folder",
         "delete_tag",
         "create_tag",

@@ -18,8 +18,10 @@ from recipes import cli
 from recipes.compose import compose_config, options_of
 from recipes.study import ARMS, POLICIES, cell_stages, parse_grid, pretraining_stage
 from recipes.study_schema import AblateConfig
+from tests.policies.hub_cache import SMALL, write_all
 from toolkit.data.episode import Episode
 from toolkit.data.formats.lerobot_write import EpisodeWriter
+from toolkit.envs.metaworld import MetaWorldEnv
 from toolkit.training.out_of_memory import Memory
 
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
@@ -199,16 +201,40 @@ def test_act_can_be_studied(config: Callable[..., AblateConfig], arm: str) -> No
     assert trainings[0].config.policy.type == "act"
 
 
-@pytest.mark.long  # starts LeRobot and Meta-World anew
-def test_lerobot_eval_rolls_the_same_checkpoint_out(tmp_path: Path) -> None:
-    """The console script, on a policy that learned from Meta-World's widths; five steps of one episode."""
+def option(key: str, value: object) -> str:
+    """A setting of a policy as Hydra reads it."""
+    return f"policy.options.{key}={json.dumps(value).replace(chr(34), '')}"
+
+
+@pytest.mark.long  # starts LeRobot anew for each
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_same_checkpoint_in_evaluate_and_in_lerobot_eval(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps on data of Meta-World's widths, then five steps of an episode by either tool."""
+    write_all(tmp_path / "hub")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     rng = np.random.default_rng(0)
-    with EpisodeWriter(tmp_path / "recorded", 80, list("xyzg"), list("abcd")) as writer:
+    with EpisodeWriter(tmp_path / "recorded", 80, MetaWorldEnv.state_names, MetaWorldEnv.action_names) as writer:
         numbers = rng.normal(size=(2, 20, 4)).astype(np.float32)
         writer.add(Episode(rng.integers(0, 255, (20, 64, 64, 3), dtype=np.uint8), *numbers, "push the puck", {}))
-    run("pretrain", *ACT, f"real=[{tmp_path / 'recorded'}]", f"out={tmp_path / 'act'}")
-    words = [f"--policy.path={tmp_path / 'act/pretrained_model'}", "--env.type=metaworld", "--env.task=push-v3"]
-    words += ["--env.episode_length=5", "--eval.n_episodes=1", "--eval.batch_size=1", "--policy.device=cpu"]
+    names = {"observation.image": "observation.images.image"} if kind == "fastwam" else {}
+    rename = [f"rename={{{old}: {new}}}" for old, new in names.items()]
+    small = {**SMALL[kind]}
+    for part in [key for key in small if key.endswith("dit_config")]:
+        small[part] = {**small[part], "action_dim": 4}
+    words = [f"policy={kind}", *(option(*item) for item in small.items()), *rename]
+    words += ["optim.steps=3", "optim.batch_size=2", f"real=[{tmp_path / 'recorded'}]"]
+    run("pretrain", *words, f"out={tmp_path / kind}")
+    policy = tmp_path / kind / "pretrained_model"
+    rolled = ["tasks=[push]", "episodes_per_task=1", "max_steps=5", *rename, f"out={tmp_path / 'evaluate'}"]
+    run("evaluate", f"checkpoint={policy}", *rolled)
+    assert result(tmp_path / "evaluate")["suites"]["unseen"]["n"] == 1
+    words = [f"--policy.path={policy}", "--env.type=vag_metaworld", "--env.task=push", "--env.episode_length=5"]
+    words += ["--eval.n_episodes=1", "--eval.batch_size=1", "--eval.use_async_envs=false", "--policy.device=cpu"]
+    words += [f"--rename_map={json.dumps(names)}"] if names else []
     script = Path(sys.executable).with_name("lerobot-eval")
     done = subprocess.run(
         [str(script), *words, f"--output_dir={tmp_path / 'eval'}"], capture_output=True, text=True, check=False

@@ -214,8 +214,8 @@ def test_paused_resumed_and_opened_early(
     def pause(operator: Any) -> str:
         return "s" if "how" in operator.question else "q" if "placement 2" in operator.question else " "
 
-    assert hold(pause, out, "placements=3")[0] == 130
-    assert f"to go on: the same command with out={out} resume=true" in capsys.readouterr().err
+    assert hold(pause, out, "placements=3")[0] == 0
+    assert f"paused; to go on: the same command with out={out} resume=true" in capsys.readouterr().out
     assert list(table(out)[0]) == ["scene", "success", "code_word", "attempt"]
     before = (out / "schedule.json").read_bytes()
     for words, said in (
@@ -319,7 +319,7 @@ def test_a_trial_that_was_recorded_but_not_judged_is_judged_after_a_kill(
     [
         (["policies={{a:{a}}}"], "trial: policies={...}: expected two or more"),
         (["policies={{a:{a},b:{fast}}}"], "policies were trained at different rates (a 80, b 50)"),
-        (["policies={{a:{a},b:{swapped}}}"], "the robot: its state_names are hand_x.pos"),
+        (["policies={{a:{a},b:{swapped}}}"], "give them the same names in conventions.json of the checkpoint"),
         (["policies={{a:{a},b:nowhere}}"], "nowhere: not a directory; expected a policy checkpoint"),
         (["fps=30"], "the robot: 30 steps a second; "),
         (["robot.type=metawrold"], "no installed package registers it. Did you mean 'metaworld'?"),

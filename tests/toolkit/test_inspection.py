@@ -346,6 +346,15 @@ def test_warnings_are_no_problems(copy: Path) -> None:
     assert "episode 1: same states and actions as episode 0, with another instruction" in "\n".join(found.warnings)
 
 
+def test_samples_of_a_scene_with_one_plan_are_no_problem(copy: Path) -> None:
+    """`vag synthesize samples_per_scene=2` writes such, and what it writes must inspect clean."""
+    rows(repeat(0, 2))(copy)
+    table(lambda frame: frame.assign(source="synthetic"))(copy)
+    found = inspect_dataset(copy)
+    assert not [line for line in found.problems if "stats.json" not in line]
+    assert "1 synthetic episodes have the states and actions of an earlier one" in "\n".join(found.warnings)
+
+
 @pytest.mark.parametrize(
     ("damage", "text"),
     [

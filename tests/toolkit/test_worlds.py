@@ -19,10 +19,11 @@ from toolkit.envs.perturbations import Perturbation
 from toolkit.envs.recording import Attempt, load_attempt, record_attempt
 from toolkit.envs.shifts import SUITES
 from toolkit.envs.worlds import WorldSpec, open_world
-from toolkit.evaluation.replay import replay_episodes
+from toolkit.evaluation.replay import replay_actions, replay_episodes
 from toolkit.evaluation.rollout import rollout
 
 REACH, TASK_NAME = "gymnasium:tests.toy_world:Reach-v0", "Reach-v0"
+PUSHES = np.random.default_rng(0).uniform(100, 400, (30, 2))
 
 
 def reach(**options: Any) -> LeRobotWorld:
@@ -254,15 +255,18 @@ def test_the_so101_plugin_is_a_world_with_its_own_demonstrator() -> None:
 
 
 def test_pusht_by_the_same_door() -> None:
+    """`make test-all` installs it into a folder of its own, since it brings another OpenCV."""
     pytest.importorskip("gym_pusht")
     world = open_world(WorldSpec.of("lerobot:pusht"))
     world.check_repeats("PushT-v0")
     (env,) = world.make("PushT-v0", size=64)
     assert env.cameras == {"observation.image": (64, 64)}
-    env.reset(0)
-    env.step(np.array([200.0, 200.0]))
-    env.finish()
-    assert env.render()["observation.image"].shape == (64, 64, 3)
+    first, pictures = replay_actions(env, 3, PUSHES)["states"], env.render()
+    assert pictures["observation.image"].shape == (64, 64, 3)
+    assert np.array_equal(replay_actions(env, 3, PUSHES)["states"], first)
+    assert np.array_equal(env.render()["observation.image"], pictures["observation.image"])
+    assert not np.array_equal(replay_actions(env, 4, PUSHES)["states"], first)
+    assert np.ptp(first, axis=0).min() > 10  # pixels of the table
 
 
 # --------------------------------------------------------------------------------------------------- what goes wrong

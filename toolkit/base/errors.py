@@ -15,6 +15,10 @@ class InUseError(UserError):
     """Another process holds a directory, which it gives free when it is done."""
 
 
+class Paused(KeyboardInterrupt):
+    """The user asked a command to stop here and to go on another day; nothing went wrong."""
+
+
 class Terminated(KeyboardInterrupt):
     """A signal asked the process to end: all that Ctrl-C cleans up is cleaned up."""
 

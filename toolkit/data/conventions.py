@@ -99,7 +99,8 @@ class Conventions:
             ours, theirs = describe_cameras(self.canvas), describe_cameras(store.canvas)
             warn(f"{store.name}: pictures of {theirs}; {self.name} was trained on {ours}: their bars stand elsewhere")
         if self.fps and round(store.fps) != round(self.fps):
-            lower = f"vag import resample_fps={self.fps:g} lowers it, or " if store.fps > self.fps else ""
+            is_data = not isinstance(store, Conventions)  # else a robot or a world, which has its rate
+            lower = f"vag import resample_fps={self.fps:g} lowers it, or " if is_data and store.fps > self.fps else ""
             raise UserError(
                 f"{store.name}: {store.fps:g} steps a second; {self.name} was trained on {self.fps:g}: the same action "
                 f"would last another time. {lower}{remedy}"
@@ -107,9 +108,10 @@ class Conventions:
         for key in ("state_names", "action_names") if names else ():
             now, before = list(getattr(store, key)), list(getattr(self, key))
             if now and before and now != before:
+                where = f"{CONVENTIONS} of the checkpoint" if isinstance(store, Conventions) else "meta/info.json"
                 raise UserError(
                     f"{store.name}: its {key} are {', '.join(now)}; {self.name} was trained on {', '.join(before)}. If "
-                    f"they are the same, give them the same names in meta/info.json; if not, {remedy}"
+                    f"they are the same, give them the same names in {where}; if not, {remedy}"
                 )
 
     def cameras_of(self, given: Sequence[str]) -> list[str]:

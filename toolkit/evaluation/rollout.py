@@ -126,8 +126,7 @@ def rollout(
     forget = getattr(policy, "reset", None)
     world = world or open_world(WorldSpec())
     at_once = num_envs if forget is None else 1
-    drawn = max(map(max, image_size.values())) if isinstance(image_size, Mapping) else max(image_size)
-    slots = slots_of(world, scenes, drawn, suite, at_once, record_first, max_steps)
+    slots = slots_of(world, scenes, drawn_size(image_size), suite, at_once, record_first, max_steps)
     imagine = getattr(policy, "imagined", None)  # of a generator
     results: dict[tuple[str, int], Rollout] = {}
     bar = progress(description="evaluate", total=sum(map(len, scenes.values())), unit="ep")
@@ -158,10 +157,17 @@ def rollout(
     return [results[world.task_name(task), seed] for task, seeds in scenes.items() for seed in seeds]
 
 
+def drawn_size(size: Size | Mapping[str, Size]) -> int | None:
+    """Pixels of the longer side of the pictures that a world is asked for; None = as it draws, where cameras differ:
+    what would be enlarged first is no longer what was recorded."""
+    sides = {max(own) for own in size.values()} if isinstance(size, Mapping) else {max(size)}
+    return sides.pop() if len(sides) == 1 else None
+
+
 def slots_of(
     world: World,
     scenes: Mapping[str, Sequence[int]],
-    size: int,
+    size: int | None,
     suite: Suite,
     at_once: int,
     record_first: int,

@@ -39,12 +39,13 @@ class Number:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run has measured. subject: identities of datasets and weights that it read; command, git_sha: its own."""
+    """What a run has measured. subject: identities of datasets and weights that it read, None where outcomes were
+    judged elsewhere and name policies alone."""
 
     directory: Path
     record: dict[str, Any]
     numbers: list[Number]
-    subject: frozenset[str]
+    subject: frozenset[str] | None
 
 
 def measured(directory: str | Path) -> Measured:
@@ -59,7 +60,18 @@ def measured(directory: str | Path) -> Measured:
     ids = {str(entry["id"]) for entry in record["data"]}
     if isinstance(own := getattr(result, "checkpoint_id", None), str):
         ids.add(own)
-    return Measured(path, record, list(numbers_of(result)), frozenset(ids))
+    judged = isinstance(result, BenchmarkPoliciesResult) and record["config"].get("results") is not None
+    if isinstance(result, BenchmarkPoliciesResult):
+        ids.update(rolled_out_in(path))
+    return Measured(path, record, list(numbers_of(result)), None if judged else frozenset(ids))
+
+
+def rolled_out_in(directory: Path) -> Iterator[str]:
+    """Identities of the checkpoints whose rollouts a benchmark keeps, one folder for each."""
+    for path in sorted(directory.glob(f"*/{RECORD}")):
+        identity = read_record(path.parent)["result"].get("checkpoint_id")
+        if isinstance(identity, str):
+            yield identity
 
 
 def numbers_of(result: Any) -> Iterator[Number]:
@@ -72,9 +84,8 @@ def numbers_of(result: Any) -> Iterator[Number]:
     elif isinstance(result, OpenLoopResult):
         loop = result.open_loop
         beside = f"over episodes; {loop.mean:.3g} for the episodes' own mean action"
-        yield Number(
-            result.arm, "distance of predicted actions", loop.action_distance, loop.low, loop.high, loop.n, beside
-        )
+        low, high = (loop.low, loop.high) if loop.n > 1 else (None, None)  # which for one episode are its own error
+        yield Number(result.arm, "distance of predicted actions", loop.action_distance, low, high, loop.n, beside)
     elif isinstance(result, ReplayResult):
         for system, rates in result.systems.items():
             yield of_rate(system, "success of replayed actions", rates, "over episodes")

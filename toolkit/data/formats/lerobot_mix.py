@@ -10,6 +10,7 @@ Legend: N rows (frames), D numbers of a feature in a row, E episodes.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from toolkit.data.formats.videos import Span, Video
 CHUNK = 1000  # files of a folder, LeRobot's own
 EPISODES_OF_FILE = 10_000  # of the episode table
 SAMPLED = 500  # pictures of a camera that the quantiles of its colours come from
+REMOVE = "mend it, or leave the column out: lerobot-edit-dataset --operation.type=remove_feature"
+NUMBERS = re.compile("bool|u?int[0-9]+|float[0-9]+")  # kinds of columns that have statistics
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
 
@@ -131,7 +134,7 @@ class MixWriter:
                 if len(part) != dataset.table.lengths[number]:
                     raise UserError(f"{path}: has {len(part)} rows of episode {number}; meta/episodes says otherwise")
                 parts.append(self._renumbered(part, taken, place, len(self.episodes) + len(found), texts))
-                found.append(self._row(parts[-1], target))
+                found.append(self._row(parts[-1], target, f"{path}: episode {number}"))
             to_parquet_one_row_group_per_episode(pd.concat(parts, ignore_index=True), self._file("data", target))
             self.data_files += 1
             advance(len(places))
@@ -158,9 +161,9 @@ class MixWriter:
         self.frames += len(part)
         return part.assign(**own)
 
-    def _row(self, part: Any, target: tuple[int, int]) -> dict[str, Any]:
+    def _row(self, part: Any, target: tuple[int, int], where: str) -> dict[str, Any]:
         """LeRobot's columns of the episode table but those of videos; keeps the numbers for the statistics."""
-        values = {key: np.stack(part[key].to_numpy()).reshape(len(part), -1) for key in self.numeric}
+        values = {key: column(part[key], self.features[key], f"{where}: '{key}'") for key in self.numeric}
         for key, numbers in values.items():
             self.values[key].append(numbers)
         names = list(self.tasks)
@@ -322,6 +325,19 @@ class MixWriter:
         return levels
 
 
+def column(cells: Any, feature: dict[str, Any], where: str) -> np.ndarray:
+    """(N, D) numbers of a column of rows. Raises UserError, with `where` in front, for other widths or no numbers."""
+    width = int(np.prod(feature["shape"]))
+    try:
+        numbers: np.ndarray = np.stack(cells.to_numpy()).reshape(len(cells), width)
+        finite = bool(np.isfinite(numbers.astype(np.float64)).all())
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: expected {width} numbers in every row ({error}); {REMOVE}") from error
+    if not finite:
+        raise UserError(f"{where}: holds a number that is not finite; {REMOVE}")
+    return numbers
+
+
 def vector_statistics(values: np.ndarray) -> dict[str, np.ndarray]:
     """LeRobot's statistics of (N, D) numbers, exact, in float64."""
     numbers: np.ndarray = values.astype(np.float64)
@@ -359,7 +375,11 @@ def common_features(datasets: Sequence[MixedDataset]) -> tuple[dict[str, Any], l
             told = [one.get("info") or {} for one in (feature, *others)]
             kept = {k: v for k, v in told[0].items() if all(k in one and one[k] == v for one in told)}
             features[camera] = {**feature, "info": kept}
-        elif key in BOOKKEEPING or (all(_alike(feature, other) for other in others) and len(feature["shape"]) == 1):
+        elif key in BOOKKEEPING or (
+            all(_alike(feature, other) for other in others)
+            and len(feature["shape"]) == 1
+            and (feature["dtype"] == "string" or NUMBERS.fullmatch(str(feature["dtype"])))
+        ):
             features[key] = feature
         else:
             left.append(key)

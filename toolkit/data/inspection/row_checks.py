@@ -186,13 +186,17 @@ def _check_instructions(contents: Contents, findings: Findings) -> None:
 
 
 def _check_duplicates(contents: Contents, findings: Findings) -> None:
-    """Episodes with the same states and actions: a problem if the instruction is the same too."""
+    """Episodes with the same states and actions: a problem if the instruction is the same too, and both recorded.
+
+    Generated samples of one scene may share a plan and differ in their pictures.
+    """
     keys = [key for key in (STATE, ACTION) if key in contents.vectors]
     if len(keys) < 2:
         return
     numbers = np.concatenate([contents.values[key].astype(np.float32) for key in keys], axis=1)
     first: dict[str, int] = {}
     again: list[tuple[int, str]] = []
+    samples: list[int] = []
     for episode, rows in enumerate(contents.rows):
         if not len(rows):
             continue
@@ -201,12 +205,24 @@ def _check_duplicates(contents: Contents, findings: Findings) -> None:
         if earlier == episode or meant_again(contents.episodes[episode]):
             continue
         text = f"{contents.name(episode)}: same states and actions as {contents.name(earlier)}"
-        if contents.instruction(episode) == contents.instruction(earlier):
+        if is_synthetic(contents, episode) and is_synthetic(contents, earlier):
+            samples.append(episode)
+        elif contents.instruction(episode) == contents.instruction(earlier):
             again.append((episode, f"{text}; leave one of them out"))
             findings.originals[episode] = earlier
         else:
             findings.warn(f"{text}, with another instruction")
     findings.each("duplicate", "duplicates", again)
+    if samples:
+        findings.warn(
+            f"{len(samples)} synthetic episodes have the states and actions of an earlier one, as samples of one scene "
+            f"with one plan have; their pictures may differ (the first: {contents.name(samples[0])})"
+        )
+
+
+def is_synthetic(contents: Contents, episode: int) -> bool:
+    """True for an episode that vag has noted as generated, in the episode table or beside it."""
+    return "synthetic" in (contents.episodes[episode].get("source"), contents.notes[episode].get("source"))
 
 
 def meant_again(row: dict[str, object]) -> bool:
