@@ -93,7 +93,9 @@ def test_synthetic_episodes_have_the_keys_sizes_rate_and_names_of_their_source(
         assert np.abs(first.astype(int) - wanted).mean() < 12  # shrunk to the canvas and enlarged again
 
 
-@pytest.mark.parametrize("policy", ["pi05_compact", "diffusion_compact", "diffusion"])
+@pytest.mark.parametrize(
+    "policy", ["pi05_compact", pytest.param("diffusion_compact", marks=pytest.mark.long), "diffusion"]
+)
 def test_policies_see_all_cameras(policy: str, recorded: Path, made: dict[str, Path], tmp_path: Path) -> None:
     data = [f"real=[{recorded}]", f"synthetic=[{made['synthetic']}]", "synthetic_fraction=0.5"]
     run("pretrain", *data, f"policy={policy}", "image_size=[32,48]", *LITTLE, f"out={tmp_path / 'policy'}")

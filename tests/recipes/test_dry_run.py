@@ -87,7 +87,7 @@ def test_flop_are_those_of_a_training_on_a_cpu(clips: Path, tmp_path: Path, word
 
 @pytest.mark.parametrize("train", ["frozen", "lora", "full"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["cosmos", "cosmos25", "wan"])
+@pytest.mark.parametrize("kind", ["cosmos", pytest.param("cosmos25", marks=pytest.mark.long), "wan"])
 def test_bytes_of_weights_are_those_of_a_real_generator(tmp_path: Path, kind: str, dtype: str, train: str) -> None:
     words = [f"generator=vag_{kind}", f"generator.video.path=tiny:{kind}", *SMALL[2:-3], *ACTION, "image_size=64"]
     config = config_of(*words, f"generator.video.train={train}", f"generator.video.dtype={dtype}")

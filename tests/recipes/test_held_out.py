@@ -155,11 +155,15 @@ def test_weights_change_places_and_back() -> None:
         assert all(torch.equal(value, expected[name]) for name, value in values.items())
 
 
+POINTS = ["videos 2", "best 2", "curve 3"]
+POINTS += [pytest.param(point, marks=pytest.mark.long) for point in ("checkpoint 2", "curve 2", "checkpoint 3")]
+
+
 class Killed(Exception):  # noqa: N818
     """As SIGKILL does it: what was written stays."""
 
 
-@pytest.mark.parametrize("point", ["checkpoint 2", "videos 2", "best 2", "curve 2", "checkpoint 3", "curve 3"])
+@pytest.mark.parametrize("point", POINTS)
 def test_killed_and_resumed_the_curve_and_the_best_are_those_of_an_undisturbed_run(
     point: str, clips: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,9 @@ def vag(line: str) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("family", "generator"), [("cosmos", "vag_cosmos"), ("wan", "vag_wan")])
+@pytest.mark.parametrize(
+    ("family", "generator"), [("cosmos", "vag_cosmos"), pytest.param("wan", "vag_wan", marks=pytest.mark.long)]
+)
 def test_story_on_a_pretrained_video_model(
     family: str, generator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
