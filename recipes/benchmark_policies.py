@@ -203,11 +203,12 @@ def all_scenes_known(root: Path, name: str, checkpoints: int) -> bool:
     return all(result.seen_scenes is not None for result in found)
 
 
-def learned_from(checkpoint: str) -> frozenset[str] | None:
+def learned_from(checkpoint: str, named: frozenset[str] = frozenset()) -> frozenset[str] | None:
     """Identities of the generators behind what a policy learned from, and behind that which it goes on from.
 
     By the run.json beside it; None where there is none, as for checkpoints of the Hub. Of a generator itself it is this
-    one, so that it and the policies that it feeds are one cluster.
+    one, so that it and the policies that it feeds are one cluster. named: checkpoints that were met, so that records
+    which name each other end.
     """
     if acts_as_generator(checkpoint):
         return frozenset({weights_id(checkpoint)})
@@ -221,9 +222,9 @@ def learned_from(checkpoint: str) -> frozenset[str] | None:
         own |= generators_behind(path) or {ids.get(path, path)}
     for path in map(str, config.get("real") or []):  # of which a merged one holds synthetic episodes too
         own |= generators_behind(path)
-    if (before := goes_on_from(config)) is None:
+    if (before := goes_on_from(config)) is None or before in named:
         return own
-    earlier = learned_from(before)
+    earlier = learned_from(before, named | {before})
     if record["command"] == "pretrain":  # of what lies elsewhere, such as a base model of the hub, no more is asked
         return own | (earlier or frozenset())
     return None if earlier is None else own | earlier

@@ -248,14 +248,17 @@ def training_data(record: dict[str, Any], contents: Contents) -> list[str]:
     return lines
 
 
-def trained_before(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any] | None]]:
+def trained_before(
+    record: dict[str, Any], named: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Checkpoints that a training went on from, latest first, each with the record of its own training.
 
-    None in place of a record that is gone, or whose weights are no longer those that were read.
+    named: those that were met, so that records which name each other end. None in place of a record that is gone, or
+    whose weights are no longer those that were read.
     """
     ids = {str(entry["path"]): entry["id"] for entry in record["data"]}
     checkpoint = goes_on_from(record["config"])
-    if checkpoint is None or checkpoint not in ids:
+    if checkpoint is None or checkpoint not in ids or checkpoint in named:
         return
     above = Path(checkpoint).parent
     if not (above / RECORD).is_file() or weights_id(checkpoint) != ids[checkpoint]:
@@ -263,7 +266,7 @@ def trained_before(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
         return
     earlier = read_record(above)
     yield checkpoint, earlier
-    yield from trained_before(earlier)
+    yield from trained_before(earlier, named | {checkpoint})
 
 
 def making_contents(thing: Thing, contents: Contents) -> None:

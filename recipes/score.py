@@ -113,7 +113,7 @@ class Scoring:
 
     def make(self, batches: range, folder: Path, advance: Callable[[int], Any]) -> None:
         """A file of scores by batch, and of the actions that were inferred from the videos that get others too."""
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, Any] = {}
         wanted = set() if self.exchanged is None else set(self.exchanged.episodes.tolist())
         for batch in batches:
             name, pairs, first = self.sets[self.batches[batch][0]]
@@ -125,7 +125,7 @@ class Scoring:
                     found |= {f"inferred/{k}": actions for k, actions in known.items() if k in wanted}
                 self.infer.known.clear()
             advance(self.sizes[batch])
-        np.savez(folder / SCORES, **found)  # type: ignore[arg-type]
+        np.savez(folder / SCORES, **found)
 
     def merge(self, folders: Sequence[Path], run: Run) -> ScoreResult:
         """The table of all episodes, beside what baselines score."""

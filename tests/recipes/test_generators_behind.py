@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from recipes.benchmark_policies import learned_from
-from recipes.cards import open_thing
+from recipes.cards import open_thing, trained_before
 from recipes.common import weights_id
 from recipes.push import check_subject
 from recipes.study_schema import BenchmarkPoliciesConfig
@@ -48,6 +48,16 @@ def test_generators_behind_the_weights_that_pretraining_began_with_count(policy:
     published = policy("third", "pretrain", {"policy": {"type": "act", "path": "lerobot/act"}}, "other")
     assert learned_from(second) == {"id of made", "id of other"}
     assert learned_from(published) == {"id of other"}
+
+
+def test_records_that_name_each_other_end(policy: Callable[..., str], tmp_path: Path) -> None:
+    own = str(tmp_path / "loop/pretrained_model")
+    assert policy("loop", "finetune", {"checkpoint": own}, "made") == own
+    record = json.loads((tmp_path / "loop/run.json").read_text())
+    record["data"].append({"path": own, "id": weights_id(own), "episodes": None})
+    write_json(tmp_path / "loop/run.json", record)
+    assert learned_from(own) == {"id of made"}
+    assert [checkpoint for checkpoint, _ in trained_before(record)] == [own]
 
 
 def benchmark(path: Path, write_stage: Callable[..., None], row: Any, checkpoints: list[str], **config: Any) -> Path:
