@@ -22,6 +22,7 @@ from recipes.common import (
     pick_device,
     sampling_errors,
     spread,
+    user_errors,
     weights_id,
 )
 from recipes.schema import ScoreConfig
@@ -42,6 +43,7 @@ from toolkit.evaluation.statistics import counted_rate
 from toolkit.reporting.generator_results import ScoreResult, ScoreSpread, Trust
 from toolkit.training.runtime import set_threads
 from vag_core import Generator
+from vag_core.clocks import Mode
 
 BASELINE = 50  # at most so many episodes of each baseline
 CYCLE, EXCESS, NEAREST = "score_cycle_error", "score_limit_excess", "score_nearest"
@@ -229,6 +231,8 @@ class InverseDynamics:
             raise UserError(
                 f"{self.checkpoint}: it makes no video, so it infers no actions from one; use another generator"
             )
+        with user_errors():
+            generator.clocks.check(Mode.INVERSE_DYNAMICS)
         for name, width in (("states", shape.state_dim), ("actions", shape.action_dim)):
             if (found := getattr(store, name).shape[1]) != width:
                 raise UserError(f"{store.name}: {name} are {found} wide; {self.checkpoint} was trained on {width}")
