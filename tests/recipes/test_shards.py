@@ -323,7 +323,7 @@ def test_one_process_for_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
         config.runtime.device, config.shard_workers = device, asked
-        assert sharding.process_count(config) == expected
+        assert sharding.process_count(config.shard_workers, config.runtime) == expected
 
 
 def test_shards_are_whole_batches_in_order() -> None:
