@@ -14,14 +14,14 @@ import sys
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from toolkit.base import engine
 from toolkit.base.engine import AHEAD, THREADS, Engine, Node, Resources
-from toolkit.base.errors import UserError, first_line
+from toolkit.base.errors import UserError, first_line, warn
 from toolkit.base.files import discard, write_text
 from toolkit.base.progress import progress
 from toolkit.base.provenance import git_sha
@@ -137,7 +137,7 @@ class RayEngine(Engine):
             raise error.cause from None
         except exceptions.RayError as error:
             raise UserError(
-                f"{description}: {first_line(error)} It was tried {self._retries + 1} times; see engine.retries"
+                f"{description}: {first_line(error)} Tries: {self._retries + 1}; see engine.retries"
             ) from error
 
     def _shown(self, reference: Any, own: Resources, name: str) -> int | None:
@@ -229,13 +229,34 @@ def connected(address: str | None) -> Any:
     except ModuleNotFoundError:
         raise UserError(f"engine.kind=ray: the package ray is not installed; {EXTRA}") from None
     if ray.is_initialized():  # by a map before, or by who calls this as a library
+        if address not in (None, "auto", here := ray.get_runtime_context().gcs_address):
+            raise UserError(f"engine.address={address}: this process is connected to the cluster at {here}")
         return ray
     _check_answers(address)
+    _say_less()
     try:
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise UserError(f"engine.address={address}: {first_line(error)}") from error
     return ray
+
+
+def _say_less() -> None:
+    """What Ray says of lost processes and nodes: once, in a line on stderr, and not as the ends of its logs on stdout,
+    where a record is printed."""
+    from ray._private import worker
+
+    said = set[str]()
+
+    def one_line(batch: Mapping[str, Any], **_: Any) -> None:
+        for text in batch["lines"]:
+            sentence = text.strip().partition(". ")[0]
+            if sentence not in said:
+                said.add(sentence)
+                warn(f"Ray: {sentence}")
+
+    if hasattr(worker, "print_to_stdstream"):  # no public door leads there
+        worker.print_to_stdstream = one_line
 
 
 def _check_answers(address: str | None) -> None:
