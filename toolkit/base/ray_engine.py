@@ -31,7 +31,7 @@ ANSWER = 5.0  # seconds that a cluster has to take a connection
 CHECK_EVERY = 10.0  # seconds of waiting, after which is asked if there still is a node that can do it
 # Settings of this process that its workers have too.
 PASSED = ("RAY_ACCEL_", "HF_", "MUJOCO_", "PYOPENGL_", "VAG_", "PYTHONPATH", "TOKENIZERS_")
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
 KEEP_GPUS = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"  # a worker takes a GPU by its number
 
 
