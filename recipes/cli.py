@@ -41,6 +41,7 @@ COMMANDS = {
     "report": "write one self-contained HTML page about runs",
     "benchmark data": "measure how fast training data is read, side by side with LeRobotDataset",
     "benchmark lerobot": "measure training and evaluation, side by side with LeRobot's own tools",
+    "benchmark engine": "measure the processes of this machine beside a Ray cluster and an earlier commit",
     "benchmark generators": "train, sample and replay several generators side by side",
     "benchmark policies": "rank policy checkpoints on the same scenes, with intervals",
     "ablate": "does synthetic data help? arms x policies x seeds, with controls and intervals",
@@ -130,6 +131,10 @@ EXAMPLES = {
     "benchmark lerobot": (
         "vag benchmark lerobot out=outputs/lerobot",
         "vag benchmark lerobot dataset=outputs/real/dataset policies=[pi05_compact] stock_steps=0",
+    ),
+    "benchmark engine": (
+        "vag benchmark engine out=outputs/engine",
+        "vag benchmark engine before=../vag-of-last-month checkpoint=outputs/generator/generator",
     ),
     "benchmark generators": (
         "vag benchmark generators out=outputs/generators",

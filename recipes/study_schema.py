@@ -86,6 +86,17 @@ class VariantConfig:
 
 
 @dataclass
+class BenchmarkEngineConfig(CommonConfig):
+    task: str = option("plate-slide", "of the simulator")
+    episodes: int = option(40, "of each command in a turn", least=1, most=MOST_EPISODES)
+    checkpoint: str | None = option(None, "generator; null = one of the shipped size with random weights")
+    before: str | None = option(None, "checkout of an earlier commit, which takes its turns too; null = none")
+    workers: int = option(2, "processes of this machine side by side", least=1, most=MOST_PROCESSES)
+    repeats: int = option(3, "rounds in which every system takes its turn", least=1, most=10_000)
+    memory_episodes: int = option(2000, "synthesized while memory is watched", least=1, most=MOST_EPISODES)
+
+
+@dataclass
 class BenchmarkGeneratorsConfig(CommonConfig, WorldConfig, StageEngineOptions):
     suites: list[str] = option(MISSING, "ways of looking at the tasks, of `conditions`")
     conditions: dict[str, SuiteConfig] = option({}, "what each suite is")
@@ -261,6 +272,7 @@ SCHEMAS: dict[str, type[CommonConfig]] = {
     "report": ReportConfig,
     "benchmark data": BenchmarkDataConfig,
     "benchmark lerobot": BenchmarkLerobotConfig,
+    "benchmark engine": BenchmarkEngineConfig,
     "benchmark generators": BenchmarkGeneratorsConfig,
     "benchmark policies": BenchmarkPoliciesConfig,
     "ablate": AblateConfig,

@@ -85,7 +85,7 @@ def test_turns_alternate_and_are_counted_at_the_shipped_settings(
             self._turn("stock")
             return 4.0
 
-    monkeypatch.setattr(benchmark_lerobot, "worker", lambda threads: nullcontext())
+    monkeypatch.setattr(benchmark_lerobot, "one_process", lambda *_: nullcontext())
     made = Noted(config, tmp_path)
     rows, ratios = made.all()
     assert made.bar.n == made.bar.total - 1 == len(turns)  # `_datasets` is the turn of collect

@@ -145,7 +145,7 @@ def test_two_hundred_episodes_and_a_lost_node(generator: Path, dataset: Path, do
 
 
 @LONG
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_study_and_a_lost_node(doomed: Nodes, tmp_path: Path) -> None:
     """Every cell and every rollout is that of the local engine."""
     command = ["ablate", "experiment=ablate_smoke"]

@@ -44,6 +44,7 @@ COMMANDS = {
     "report": "runs=[{run}]",
     "benchmark data": "dataset={generator}",
     "benchmark lerobot": "policies=[]",
+    "benchmark engine": "before={generator}",
     "benchmark generators": "systems=[vag] tasks=[no-such-task]",
     "benchmark policies": "checkpoints={{a:{generator}}} tasks=[no-such-task]",
     "ablate": "steps=1 tasks=[no-such-task]",

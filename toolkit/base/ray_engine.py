@@ -14,7 +14,7 @@ import sys
 import traceback
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -248,8 +248,8 @@ def _say_less() -> None:
 
     said = set[str]()
 
-    def one_line(batch: Mapping[str, Any], **_: Any) -> None:
-        for text in batch["lines"]:
+    def one_line(data: Any, ignore_prefix: bool) -> None:
+        for text in data["lines"]:
             sentence = text.strip().partition(". ")[0]
             if sentence not in said:
                 said.add(sentence)

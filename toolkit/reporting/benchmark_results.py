@@ -189,6 +189,12 @@ class BenchmarkLerobotResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkEngineResult:
+    rows: list[Row]
+    comparisons: list[Ratio]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkGeneratorsResult:
     rows: list[Row]
     comparisons: list[Difference]

@@ -14,6 +14,7 @@ from toolkit.evaluation.rates import Rate, RolloutRates
 from toolkit.reporting.benchmark_results import (
     AblateResult,
     BenchmarkDataResult,
+    BenchmarkEngineResult,
     BenchmarkGeneratorsResult,
     BenchmarkLerobotResult,
     BenchmarkPoliciesResult,
@@ -285,6 +286,7 @@ RESULTS: dict[str, Any] = {
     "report": ReportResult,
     "benchmark data": BenchmarkDataResult,
     "benchmark lerobot": BenchmarkLerobotResult,
+    "benchmark engine": BenchmarkEngineResult,
     "benchmark generators": BenchmarkGeneratorsResult,
     "benchmark policies": BenchmarkPoliciesResult,
     "ablate": AblateResult,
