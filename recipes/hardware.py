@@ -1,12 +1,13 @@
-"""`python -m recipes.hardware` writes the table of docs/hardware.md: dry runs of the published sizes.
+"""`python -m recipes.hardware` writes tables of docs/hardware.md and docs/scale.md: dry runs of the published sizes.
 
-A row is of one pass with one clip of video, and the four plans beside it that the config asks for.
+A row of the first is of one pass with one clip of video, and the four plans beside it that the config asks for; one of
+the second of episodes that are one clip each.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from recipes.dry_run import dry_run
 from toolkit.base.files import write_text
 from toolkit.reporting.generator_results import DryRun
 
-PAGE = Path(__file__).parent.parent / "docs" / "hardware.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE, SCALE_PAGE = DOCS / "hardware.md", DOCS / "scale.md"
 MARKED = re.compile(r"(<!-- dry runs -->\n).*?(<!-- end -->)", re.DOTALL)
 MODELS = {
     "vag_cosmos": "Cosmos-Predict2-2B",
@@ -33,6 +35,15 @@ HEAD = (
     "| model | pictures | trained | memory, GB | + a clip, GB | clips on 24 GB | 48 GB | 80 GB | TFLOP a clip | "
     "s on H100 | sharded on 8, GB each |"
 )
+SAMPLERS = ((10, False), (35, True))  # steps, guided: what is shipped, and what the models were published with
+SCALE_CARDS = ("l40s", "a100", "h100")
+# Bytes of a picture in the video of a dataset: the largest of samples of Bridge V2, DROID (3 cameras) and Unitree G1,
+# written by `vag import` at this height (the others 27,384 and 26,968; 124,390 and 86,600).
+PICTURE_BYTES = {256: 53_955, 432: 125_245, 448: 125_245}
+SCALE_HEAD = (
+    "| model | pictures | GB of 1,000 | TB of 100,000 | L40S, 10 steps | A100 | H100 | L40S, 35 guided | A100 | H100 | "
+    "H100 days of 100,000 |"
+)
 
 
 def cases() -> Iterator[tuple[str, tuple[int, int, int], str]]:
@@ -43,11 +54,12 @@ def cases() -> Iterator[tuple[str, tuple[int, int, int], str]]:
             yield from ((generator, (frames, tall, width), train) for train in TRAINED)
 
 
-def found(generator: str, size: tuple[int, int, int], train: str) -> DryRun:
+def found(generator: str, size: tuple[int, int, int], train: str, gpu: str = "h100") -> DryRun:
     """The dry run of one line."""
     frames, height, width = size
     words = [f"generator={generator}", f"generator.num_frames={frames}", f"image_size=[{height},{width}]"]
-    words += [f"generator.video.train={train}", "dry_run=true", "optim.gradient_accumulation=1"]
+    words += [f"generator.video.train={train}", "dry_run=true", f"gpu={gpu}"]
+    words += ["optim.gradient_accumulation=1"]
     config: Any = OmegaConf.to_object(checked_config("train-generator", words))
     result = dry_run(config).dry_run
     assert result is not None
@@ -66,14 +78,32 @@ def line(generator: str, size: tuple[int, int, int], train: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def scale_line(generator: str, size: tuple[int, int, int]) -> str:
+    """One line of the table of many episodes: storage, then GPU hours of 1,000 by sampler and card."""
+    frames, height, width = size
+    stored = 1000 * frames * PICTURE_BYTES[height]
+    hours = dict[tuple[int, bool, str], float]()
+    for card in SCALE_CARDS:
+        for cost in found(generator, size, "lora", card).sampling:
+            hours[cost.steps, cost.guided, card] = 1000 * cost.seconds / 3600
+    cells = [MODELS[generator], f"{frames} x {height} x {width}", f"{stored / 1e9:.1f}", f"{stored / 1e10:.2f}"]
+    cells += [f"{hours[steps, guided, card]:.2g}" for steps, guided in SAMPLERS for card in SCALE_CARDS]
+    return f"| {' | '.join([*cells, f'{100 * hours[35, True, "h100"] / 24:.2g}'])} |"
+
+
 def gb(number: float) -> str:
     return f"{number / 1e9:.1f}"
 
 
+def write_table(page: Path, head: str, lines: Iterable[str]) -> None:
+    """Between the marks of a page."""
+    table = "\n".join([head, "|" + " --- |" * (head.count("|") - 1), *lines]) + "\n"
+    write_text(page, MARKED.sub(lambda match: match[1] + table + match[2], page.read_text()))
+
+
 def main() -> None:
-    lines = [HEAD, "|" + " --- |" * HEAD.count(" |"), *(line(*case) for case in cases())]
-    table = "\n".join(lines) + "\n"
-    write_text(PAGE, MARKED.sub(lambda match: match[1] + table + match[2], PAGE.read_text()))
+    write_table(PAGE, HEAD, [line(*case) for case in cases()])
+    write_table(SCALE_PAGE, SCALE_HEAD, [scale_line(*case[:2]) for case in cases() if case[2] == "lora"])
 
 
 if __name__ == "__main__":
