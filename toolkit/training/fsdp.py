@@ -11,7 +11,7 @@ one that this process holds. torch's modules for this are imported where they ar
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
@@ -31,11 +31,16 @@ ENTRANCES = ("loss", "sample")  # methods through which an objective is run
 
 
 @runtime_checkable
-class OwnUnits(Protocol):
-    """An objective that knows its blocks, as policies do."""
+class OwnBlocks(Protocol):
+    """An objective that knows more of its blocks than the networks inside it say, as policies do."""
 
-    def wrap_units(self) -> list[nn.Module]:
-        """Modules that are put together one at a time. Each must be called; what uses its weights otherwise fails."""
+    @property
+    def block_classes(self) -> Sequence[str]:
+        """Names of further classes of blocks."""
+
+    @property
+    def calls_layers(self) -> bool:
+        """Whether it calls the layers inside of a block one by one, and never the block itself."""
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -75,18 +80,28 @@ def group_sizes(config: ParallelismConfig) -> tuple[int, int]:
 
 
 def wrap_units(module: nn.Module) -> list[nn.Module]:
-    """The blocks of the networks inside a module, in order: those of the classes that a network itself names."""
-    if isinstance(module, OwnUnits):
-        return module.wrap_units()
-    return named_units(module)
+    """What is put together at once, in order: blocks, of the classes that the networks inside a module name.
+
+    FSDP does so when a unit is called. Where the layers of blocks are called instead, each layer is a unit.
+    """
+    own = module if isinstance(module, OwnBlocks) else None
+    blocks = named_blocks(module, frozenset(own.block_classes if own else ()))
+    if own is None or not own.calls_layers:
+        return blocks
+    return [
+        layer
+        for block in blocks
+        for layer in block.modules()
+        if next(layer.parameters(recurse=False), None) is not None
+    ]
 
 
-def named_units(module: nn.Module, names: frozenset[str] = frozenset()) -> list[nn.Module]:
-    """The outermost layers of the classes that modules around them name, or `names`."""
+def named_blocks(module: nn.Module, names: frozenset[str] = frozenset()) -> list[nn.Module]:
+    """The outermost modules of the classes that those around them name, or `names`."""
     names = names.union(*(getattr(module, key, None) or () for key in NAMED_BY))
     found: list[nn.Module] = []
     for child in module.children():
-        found += [child] if type(child).__name__ in names else named_units(child, names)
+        found += [child] if type(child).__name__ in names else named_blocks(child, names)
     return list(dict.fromkeys(found))
 
 
@@ -209,7 +224,7 @@ class FullySharded:
         if processes().is_main:
             beside = f", {self.dp_replicate} groups side by side" if self.dp_replicate > 1 else ""
             print(
-                f"FSDP2: {len(self.units)} blocks with {shared / total:.1%} of {total:,} weights are divided among "
+                f"FSDP2: {len(self.units)} units with {shared / total:.1%} of {total:,} weights are divided among "
                 f"{self.dp_shard} processes{beside}",
                 flush=True,
             )
@@ -231,6 +246,20 @@ class FullySharded:
             plain.restore(part)
         set_in_step(self.module, False)
         self.module._apply(lambda tensor: tensor if tensor.is_meta else tensor.cpu())
+
+
+@contextmanager
+def called_as_units(config: ParallelismConfig) -> Iterator[None]:
+    """Inside, a network that computes with weights of a unit without calling it raises UserError, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "mixed torch.Tensor and DTensor" not in str(error):
+            raise
+        raise UserError(
+            f"parallelism.dp_shard={config.dp_shard}: this network computes with the weights of its blocks without "
+            "calling them, so that they cannot be put together; leave it out"
+        ) from error
 
 
 def set_in_step(module: nn.Module, value: bool) -> None:

@@ -28,7 +28,7 @@ from toolkit.data.batches import RNG, BatchSource, Part
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint, saved_steps
 from toolkit.training.config import OptimConfig as OptimConfig
 from toolkit.training.config import ParallelismConfig as ParallelismConfig
-from toolkit.training.fsdp import FullySharded, shard
+from toolkit.training.fsdp import FullySharded, called_as_units, shard
 from toolkit.training.logging import ScalarLog
 from toolkit.training.optim import ExponentialMovingAverage, load_trained_state, make_optimizer, warmup_cosine
 from toolkit.training.out_of_memory import ELSE, Memory, one_line_if_full, training_advice
@@ -44,6 +44,7 @@ from toolkit.training.runtime import (
 )
 from toolkit.training.watch import Watch, let_look
 
+WHOLE = ParallelismConfig()  # each process holds the whole objective
 THROUGHPUT = ("samples_per_second", "flop_per_second", "flop_per_sample", "bf16_peak_share")
 
 
@@ -57,7 +58,7 @@ def train(
     watch: Watch | None = None,
     *,
     seed: int = 0,
-    parallelism: ParallelismConfig | None = None,
+    parallelism: ParallelismConfig = WHOLE,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Train `objective`, which is on the CPU, in place and leave its averaged weights in it.
 
@@ -69,7 +70,7 @@ def train(
     """
     accelerator = make_accelerator(runtime, directory)
     share_weights(objective.train())
-    shards = shard(objective, parallelism or ParallelismConfig(), accelerator.device, precision(runtime))
+    shards = shard(objective, parallelism, accelerator.device, precision(runtime))
     objective.to(accelerator.device)
     optimizer, config = make_optimizer(objective, config)
     average = ExponentialMovingAverage(objective, config.ema_decay)
@@ -77,6 +78,7 @@ def train(
     first, metrics = load_checkpoint(checkpoints, objective, optimizer, average, config.steps, shards)
     accelerator.wait_for_everyone()  # all have read it, and the main process may write the next one
     advance = GradientSteps(accelerator, objective, optimizer, config, runtime.compile, f"{seed} {description}")
+    advance.parallelism = parallelism
     speed = Throughput(accelerator.device, metrics, accelerator.num_processes)
     log = ScalarLog(accelerator, directory, first)
     batches = on_device(data, advance.places_from(first), accelerator.device)
@@ -136,6 +138,7 @@ class GradientSteps:
         blocks = repeated_blocks(objective) if compiles else []
         self.compiled = [(block, torch.compile(block.forward)) for block in blocks]
         self.seed = seed
+        self.parallelism = WHOLE
 
     def parts(self) -> list[Part]:
         """The parts of a step's batch that this process takes, in order."""
@@ -172,7 +175,7 @@ class GradientSteps:
             # Counting changes the last bit of sums: never at a step that depends on when training was interrupted.
             # It would also switch compilation off for good. A block that is computed again must be the same one.
             with count_flop() if first else nullcontext() as counter, forwards([] if first else self.compiled):
-                with self.accelerator.autocast():
+                with self.accelerator.autocast(), called_as_units(self.parallelism):
                     loss, metrics = cast(Any, self.objective).loss(batch)
                 (loss.float() / len(parts)).backward()
             if counter is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -54,7 +54,9 @@ def let_look(
     if step == 0 or not watch.due(step):
         return 0.0
     if missing and (everywhere or log.accelerator.is_main_process):
-        with averaged(objective, average), isolated_randomness():
+        # Blocks that are divided are put together in the precision of training.
+        precision = log.accelerator.autocast() if everywhere else nullcontext()
+        with averaged(objective, average), isolated_randomness(), precision:
             watch.look(log, step)
     processes().wait()
     return time.perf_counter() - started
