@@ -157,12 +157,20 @@ def test_two_groups_of_two_learn_what_four_whole_ones_do(clips: Path, together: 
 @pytest.mark.long
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_frozen_blocks_in_bfloat16(precision: str, clips: Path, together: Together, tmp_path: Path) -> None:
-    """As on a GPU: adapters of float32 beside weights of bfloat16, or all that is trained computed in bfloat16."""
+    """As on a GPU: adapters of float32 beside weights of bfloat16, or all that is trained computed in bfloat16.
+
+    A last bit of bfloat16 may turn a step of a single weight around, not many of them.
+    """
     kind = {"no": "lora generator.video.dtype=bfloat16", "bf16": "full runtime.mixed_precision=bf16"}[precision]
     words = f"{TRAIN} dataset={clips} generator.video.train={kind} optim.batch_size=2"
     together(f"{words} out={tmp_path / 'whole'}", tmp_path)
     together(f"{words} {DIVIDED} out={tmp_path / 'divided'}", tmp_path)
-    assert furthest(weights(tmp_path / "whole"), weights(tmp_path / "divided")) < 2e-5
+    expected, found = (logged(tmp_path / name) for name in ("whole", "divided"))
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=5e-3), name
+    one, other = (torch.cat([w.flatten() for w in weights(tmp_path / name).values()]) for name in ("whole", "divided"))
+    assert (one - other).square().mean().sqrt() < 5e-6
 
 
 @pytest.mark.parametrize(
@@ -192,7 +200,12 @@ def test_what_cannot_be_divided_is_one_line(
 @pytest.mark.parametrize("kind", ["smolvla", "fastwam"])
 @pytest.mark.parametrize("trained", ["", "policy.lora_rank=4"])
 def test_pretrained_policies_are_divided(
-    kind: str, trained: str, moving_square: Callable[..., Episode], torchrun: Torchrun, tmp_path: Path
+    kind: str,
+    trained: str,
+    moving_square: Callable[..., Episode],
+    torchrun: Torchrun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """SmolVLA calls the layers of its blocks one by one; FastWAM has blocks of its own."""
     write_all(tmp_path / "hub")
@@ -215,4 +228,5 @@ def test_pretrained_policies_are_divided(
         assert ("FSDP2: " in said) == bool(divided)
         learned.append(weights(tmp_path / name, "pretrained_model"))
     assert furthest(*learned) < NEAR
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert isinstance(load_policy(tmp_path / "divided/pretrained_model"), PolicyObjective)

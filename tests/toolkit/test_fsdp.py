@@ -90,14 +90,20 @@ def test_blocks_are_those_that_networks_name() -> None:
     assert wrap_units(objective)[-3:] == [block.up, block.norm, block.down]
 
 
-def test_vectors_small_matrices_and_the_rarer_type_stay_whole() -> None:
-    block = Block()
-    assert divided(block, 2) == [block.up.weight, block.down.weight]
-    assert divided(block, 8) == [block.up.weight]
-    block.up.to(torch.bfloat16)
-    assert len(divided(block, 2)) == 1
-    block.up.requires_grad_(False)
-    assert divided(block, 2) == [block.up.weight, block.down.weight]
+def test_vectors_small_matrices_the_rarer_type_and_what_is_shared_stay_whole() -> None:
+    network = Network()
+    first, second = network.blocks
+    both = {block: [block.up.weight, block.down.weight] for block in network.blocks}
+    assert divided(network, 2) == both
+    assert divided(network, 8) == {block: [block.up.weight] for block in network.blocks}
+    assert divided(network, 16) == {}
+    first.up.to(torch.bfloat16)
+    assert len(divided(network, 2)[first]) == 1
+    first.up.requires_grad_(False)
+    assert divided(network, 2) == both
+    network.other = nn.Linear(4, 8)
+    network.other.weight = second.up.weight  # which FSDP would take for two
+    assert divided(network, 2) == {first: both[first], second: [second.down.weight]}
 
 
 @pytest.mark.parametrize(

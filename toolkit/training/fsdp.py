@@ -88,12 +88,14 @@ def wrap_units(module: nn.Module) -> list[nn.Module]:
     blocks = named_blocks(module, frozenset(own.block_classes if own else ()))
     if own is None or not own.calls_layers:
         return blocks
-    return [
-        layer
-        for block in blocks
-        for layer in block.modules()
-        if next(layer.parameters(recurse=False), None) is not None
-    ]
+    return [layer for block in blocks for layer in layers_of(block)]
+
+
+def layers_of(block: nn.Module) -> list[nn.Module]:
+    """The outermost modules inside of a block that have weights of their own."""
+    if next(block.parameters(recurse=False), None) is not None:
+        return [block]
+    return [layer for child in block.children() for layer in layers_of(child)]
 
 
 def named_blocks(module: nn.Module, names: frozenset[str] = frozenset()) -> list[nn.Module]:
@@ -108,24 +110,36 @@ def named_blocks(module: nn.Module, names: frozenset[str] = frozenset()) -> list
 def check_sharding(module: nn.Module, config: ParallelismConfig) -> None:
     """Raise UserError for numbers of processes that do not fit, or a module without blocks that can be divided."""
     _, count = group_sizes(config)
-    if count > 1 and not any(divided(unit, count) for unit in wrap_units(module)):
+    if count > 1 and not divided(module, count):
         raise UserError(
             f"parallelism.dp_shard={count}: no network of this model names blocks to divide (_no_split_modules), or "
             "they are too small; models trained from scratch fit on one GPU, leave it out"
         )
 
 
-def divided(unit: nn.Module, count: int) -> list[nn.Parameter]:
-    """The weights of a block that are divided among so many processes.
+def divided(module: nn.Module, count: int) -> dict[nn.Module, list[nn.Parameter]]:
+    """The weights that are divided among so many processes, by the unit that they are in; units without any are left
+    out.
 
-    Matrices with a row for each, of one type where they are trained, that of most: FSDP sums gradients of one type.
+    Matrices with a row for each process, of one type where they are trained, that of most: FSDP sums gradients of one
+    type. What another module uses too, as a table of words, stays whole: FSDP would make two of it.
     """
-    matrices = [weight for weight in unit.parameters() if weight.ndim > 1 and len(weight) >= count]
-    numbers = Counter[torch.dtype]()
-    for weight in matrices:
-        numbers[weight.dtype] += weight.numel() if weight.requires_grad else 0
-    most = numbers.most_common(1)
-    return [weight for weight in matrices if not weight.requires_grad or weight.dtype == most[0][0]]
+    uses, found = _uses(module), dict[nn.Module, list[nn.Parameter]]()
+    for unit in wrap_units(module):
+        own = _uses(unit)
+        matrices = [w for w in own if w.ndim > 1 and len(w) >= count and own[w] == uses[w]]
+        numbers = Counter[torch.dtype]()
+        for weight in matrices:
+            numbers[weight.dtype] += weight.numel() if weight.requires_grad else 0
+        most = max(numbers, key=lambda kind: numbers[kind], default=None)
+        if kept := [weight for weight in matrices if not weight.requires_grad or weight.dtype == most]:
+            found[unit] = kept
+    return found
+
+
+def _uses(module: nn.Module) -> Counter[nn.Parameter]:
+    """How many modules inside have each parameter as their own, in order."""
+    return Counter(weight for part in module.modules() for weight in part.parameters(recurse=False))
 
 
 def shard(
@@ -151,9 +165,9 @@ def shard(
     options: dict[str, Any] = {"mesh": mesh if groups > 1 else mesh["dp_shard"]}
     if mixed_precision == "bf16":
         options["mp_policy"] = half
-    units = [unit for unit in wrap_units(module) if divided(unit, count)]
-    for unit in units:
-        fully_shard(unit, ignored_params=set(unit.parameters()) - set(divided(unit, count)), **options)
+    units = divided(module, count)
+    for unit, weights in units.items():
+        fully_shard(unit, ignored_params=set(unit.parameters()) - set(weights), **options)
     whole = {weight for weight in module.parameters() if not is_sharded(weight)}
     fully_shard(module, mesh=options["mesh"], ignored_params=whole)
     for name in ENTRANCES:
@@ -162,7 +176,7 @@ def shard(
     for part, plain in before.items():
         plain.added = vars(part).keys() - plain.names
     set_in_step(module, True)
-    made = FullySharded(module, units, before, groups, count, index, group)
+    made = FullySharded(module, list(units), before, groups, count, index, group)
     made.say()
     return made
 
