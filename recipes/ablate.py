@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.compose import command_words
+from recipes.engine_options import stages_engine
 from recipes.plans import check_draws
 from recipes.stages import Stage, check_begun, entry, finished_result, run_stage, run_stages
 from recipes.study import (
@@ -74,10 +75,11 @@ def run(config: AblateConfig, run: Run) -> AblateResult:
     print(f"ablate: {len(cells)} cells; {power_sentence(config, cells)}", flush=True)
     collected, stages = collect_stages(config, root, cells), study_stages(config, root, cells)
     check_stages(root, [*collected, *stages])
+    engine = stages_engine(config.engine, root)
     for stage in collected:
         run_stage(root, stage, CollectResult)
     check_nested(root)
-    stopped = run_stages(root, stages, config.lanes, keep_going=True)
+    stopped = run_stages(root, stages, config.lanes, keep_going=True, engine=engine)
     failed = [cell.name for cell in cells if f"{cell.name}/evaluate" in stopped]
     table = cell_rows(config, root, cells, failed, stages)
     measured = [cell for cell in cells if cell.name not in failed]

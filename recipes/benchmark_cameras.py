@@ -6,9 +6,7 @@ Frames are raw at the size for training, and JPEG at the size as recorded. Windo
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 
 from recipes.side_by_side import MEBIBYTE, Reader, build_quietly, compare, measured, memory_status, one_core
 from recipes.study_schema import BenchmarkDataConfig
+from toolkit.base.engine import one_process
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
 from toolkit.data.canvas import Canvas
@@ -173,8 +172,8 @@ def _sizes(
 
 
 def _memory(config: BenchmarkDataConfig, path: Path, suite: str) -> list[Row]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # a process without LeRobot in it
-        first, most = pool.submit(read_and_watch, path, config.num_frames, config.seed).result()
+    with one_process("benchmark data") as call:  # without LeRobot in it
+        first, most = call(read_and_watch, path, config.num_frames, config.seed)
     peaks = {"peak_mib_of_first_tenth": first / MEBIBYTE, "peak_mib": most / MEBIBYTE}
     return measured("jpeg", suite, REMEMBERED, **peaks)
 

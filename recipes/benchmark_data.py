@@ -7,10 +7,8 @@ each of them.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import resource
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ import numpy as np
 from recipes import benchmark_cameras
 from recipes.side_by_side import MEBIBYTE, Reader, build_quietly, compare, measured, memory_status
 from recipes.study_schema import BenchmarkDataConfig
+from toolkit.base.engine import one_process
 from toolkit.base.errors import UserError
 from toolkit.base.files import scratch_folder
 from toolkit.base.progress import progress
@@ -156,10 +155,8 @@ def _memory(config: BenchmarkDataConfig, path: Path) -> list[Row]:
     table = ClipTable(blank, blank, lengths, ["none"] * episodes, [{}] * episodes, 20, "large", canvas)
     create_clips(path, table)
     del blank, table
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # a process without LeRobot in it
-        anonymous, mapped, count = pool.submit(
-            read_under_limit, path, config.num_frames, config.batch_size, config.seed
-        ).result()
+    with one_process("benchmark data") as call:  # without LeRobot in it
+        anonymous, mapped, count = call(read_under_limit, path, config.num_frames, config.batch_size, config.seed)
     suite = f"sparse_{config.large_gigabytes}_gb"
     return measured("clip_store", suite, count, anonymous_memory_growth_mib=anonymous, read_mib=mapped)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from recipes.compose import command_words, compose_config, options_of
+from recipes.engine_options import stages_engine
 from recipes.generator_rows import (
     READERS,
     SVD,
@@ -59,13 +60,14 @@ def run(config: BenchmarkGeneratorsConfig, run: Run) -> BenchmarkGeneratorsResul
         for stage in system_stages(config, root, data[suite], suite, seed)
     ]
     stages += [stage for suite in config.suites for stage in svd_stages(config, root, data[suite], suite)]
+    engine = stages_engine(config.engine, root)
     for stage in collected:
         run_stage(root, stage, RESULTS[stage.command])
     if config.evaluation_lanes:
         for command, limit in (("train-generator", config.lanes), ("evaluate-generator", config.evaluation_lanes)):
-            run_stages(root, [stage for stage in stages if stage.command == command], limit)
+            run_stages(root, [stage for stage in stages if stage.command == command], limit, engine=engine)
     else:
-        run_stages(root, stages, config.lanes)
+        run_stages(root, stages, config.lanes, engine=engine)
     trainings = {stage.name: stage.config for stage in stages if stage.command == "train-generator"}
     rows, comparisons = list[Row](), list[Difference]()
     for suite in config.suites:

@@ -10,17 +10,14 @@ from __future__ import annotations
 import importlib
 import io
 import json
-import multiprocessing
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +29,7 @@ from recipes.benchmark_data import write_image_mode
 from recipes.common import pick_device
 from recipes.side_by_side import quartiles
 from recipes.study_schema import BenchmarkLerobotConfig
-from toolkit.base.engine import die_with_parent
+from toolkit.base.engine import one_process
 from toolkit.base.errors import UserError, first_line
 from toolkit.base.files import scratch_folder
 from toolkit.base.progress import progress
@@ -109,8 +106,8 @@ class Turns:
         turns += (config.dataset is None) + config.repeats * (config.stock_steps > 0)
         with (
             progress(description="benchmark lerobot", total=turns, unit="turn") as self.bar,
-            worker(config.threads) as self.ours,
-            worker(config.threads) as self.theirs,
+            one_process("benchmark lerobot", partial(torch.set_num_threads, config.threads)) as self.ours,
+            one_process("benchmark lerobot", partial(torch.set_num_threads, config.threads)) as self.theirs,
         ):
             datasets = self._datasets()
             for number, policy in enumerate(config.policies):
@@ -249,14 +246,9 @@ class Turns:
         words += [f"--eval.n_episodes={scenes}", f"--eval.batch_size={scenes}", "--eval.use_async_envs=false"]
         return [*words, f"--seed={self.config.first_seed}"]
 
-    def _do[**P, T](
-        self, pool: ProcessPoolExecutor, turn: Callable[P, T], *arguments: P.args, **options: P.kwargs
-    ) -> T:
-        """A turn in a worker process. Raises UserError if it dies."""
-        try:
-            result = pool.submit(turn, *arguments, **options).result()
-        except BrokenProcessPool as error:
-            raise UserError("benchmark lerobot: a worker process died (out of memory?); try batch_size=4") from error
+    def _do(self, call: Callable[..., Any], turn: Callable[..., Any], *arguments: Any) -> Any:
+        """A turn in one of the two processes."""
+        result = call(turn, *arguments)
         self.bar.update()
         return result
 
@@ -300,26 +292,6 @@ def frames_of(video: Path) -> int:
     with av.open(str(video)) as container:
         frames = int(container.streams.video[0].frames)
     return frames  # noqa: RET504  (mypy takes the context for one that may swallow errors)
-
-
-@contextmanager
-def worker(threads: int) -> Iterator[ProcessPoolExecutor]:
-    """A process that takes turns; it ends with the block, also in the middle of one."""
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, spawn, initializer=_start_worker, initargs=(threads,))
-    try:
-        yield pool
-    finally:
-        processes = list((getattr(pool, "_processes", None) or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-
-
-def _start_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the worker
-    die_with_parent()
-    torch.set_num_threads(threads)
 
 
 def run_vag(command: str, words: list[str]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from policies.generator_kinds import acts_as_generator
 from recipes.common import file_id, scenes_text, weights_id
 from recipes.compose import command_words
+from recipes.engine_options import stages_engine
 from recipes.stages import entry, make_stage, needed_result, run_stages
 from recipes.study_schema import BenchmarkPoliciesConfig
 from recipes.worlds import check_suites, tasks_in, world_of, world_values
@@ -85,7 +86,7 @@ def rolled_out(config: BenchmarkPoliciesConfig, run: Run) -> Outcomes:
         for name, paths in checkpoints.items()
         for k, path in enumerate(paths)
     ]
-    failed = run_stages(root, stages, config.lanes, keep_going=True)
+    failed = run_stages(root, stages, config.lanes, keep_going=True, engine=stages_engine(config.engine, root))
     whole = {
         name: len(paths)
         for name, paths in checkpoints.items()

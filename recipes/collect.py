@@ -12,7 +12,7 @@ from pathlib import Path
 from recipes.demonstrators import policy_attempt, policy_directory
 from recipes.schema import CollectConfig
 from recipes.worlds import recorded_size, spec_of, tasks_in, world_of
-from toolkit.base.engine import parallel_feed
+from toolkit.base.engine import open_engine
 from toolkit.base.errors import UserError
 from toolkit.base.files import scratch_folder
 from toolkit.base.progress import progress
@@ -32,6 +32,7 @@ def run(config: CollectConfig, run: Run) -> CollectResult:
     record, source = record_attempt, "teleoperation"
     if checkpoint is not None:
         record, source = partial(policy_attempt, checkpoint, config.seed), "policy"
+    engine = open_engine(config.engine, run.directory, config.workers)
     env = world.shared(tasks[0], recorded_size(config.image_size), config.hide_robot)
     names = list(env.state_names), list(env.action_names)
     started, frames = time.perf_counter(), 0
@@ -57,7 +58,7 @@ def run(config: CollectConfig, run: Run) -> CollectResult:
     # Tasks in turn, so that any prefix is balanced; the order does not depend on who finishes first.
     order = iter([(task, k) for k in range(wanted) for task in tasks])
     bar = progress(description="collect", total=wanted * len(tasks), unit="ep")
-    outcomes = parallel_feed(record, next_attempt, workers=config.workers, description="collect")
+    outcomes = engine.feed(record, next_attempt, description="collect")
     with (
         scratch_folder(run.directory / "spool", kept=True) as spool,
         EpisodeWriter(run.directory / "dataset", env.fps, *names, robot_type=world.robot_type) as writer,

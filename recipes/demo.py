@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.compose import options_of
+from recipes.engine_options import stages_engine
 from recipes.stages import EVERY_EPISODE, Stage, entry, in_turn, make_stage, needed_result, run_stage, run_stages
 from recipes.study_schema import DemoConfig
 from recipes.worlds import world_values
@@ -44,6 +45,7 @@ def run(config: DemoConfig, run: Run) -> DemoResult:
         raise UserError("demo: policies, and tasks or a source, must each name at least one")
     root = run.directory
     data, trained = data_stages(config, root), policy_stages(config, root)
+    engine = stages_engine(config.engine, root)
     for stage in data:
         run_stage(root, stage, RESULTS[stage.command])
     made, systems = needed_result(root / data[-1].name, SynthesizeResult), list[GeneratedSystem]()
@@ -55,7 +57,7 @@ def run(config: DemoConfig, run: Run) -> DemoResult:
     for i, (system, stage) in enumerate(replays.items()):
         rates = run_stage(root, stage, ReplayResult).systems
         systems[i] = replace(systems[i], replay_success=entry(root / stage.name, "systems", rates, system).alone)
-    run_stages(root, trained)
+    run_stages(root, trained, engine=engine)
     done = [stage.name for stage in [*data, *replays.values(), *trained]]
 
     policies: list[PolicyRate | PolicyDistance] = []

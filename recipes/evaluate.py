@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 from policies.checkpoint_config import Loading
 from policies.checkpoints import checkpoint_directory
 from policies.factory import PolicyObjective
-from policies.generator_kinds import acts_as_generator
-from policies.stock import StockPolicy, load_policy
-from policies.vag_policy.objective import GeneratorObjective, load_generator_policy
+from policies.stock import StockPolicy
+from policies.vag_policy.objective import GeneratorObjective
 from recipes.common import Pictures, check_unseen, load_clips, pick_device, weights_id
-from recipes.generator_policy_schema import chosen
 from recipes.policy_schema import EvaluateConfig
-from recipes.pretrain import expected_sizes, picture_sizes
-from recipes.worlds import cameras_for, check_simulated, check_suites, tasks_in, world_of
-from toolkit.base.errors import UserError
+from recipes.pretrain import picture_sizes
+from recipes.rollouts import RETUNE, Roller, load, roll_out_all
+from recipes.sharding import gpus_of, process_count
+from recipes.worlds import check_suites, tasks_in, world_of
+from toolkit.base.engine import open_engine
 from toolkit.base.run import Run
 from toolkit.data.conventions import Conventions
 from toolkit.data.images import as_size
@@ -26,7 +24,6 @@ from toolkit.data.seen_scenes import merge
 from toolkit.envs.base import World
 from toolkit.envs.shifts import Suite
 from toolkit.evaluation.open_loop import open_loop_error
-from toolkit.evaluation.rollout import rollout
 from toolkit.evaluation.statistics import rollout_rates
 from toolkit.reporting.generator_results import Media
 from toolkit.reporting.media import grid, write_video
@@ -34,8 +31,7 @@ from toolkit.reporting.results import OpenLoop, OpenLoopResult, RolloutResult
 from toolkit.training.out_of_memory import one_line_if_full, sampling_advice
 from toolkit.training.runtime import seed_everything, set_threads
 
-NUM_SCENES, NUM_STEPS = 20, 32  # that share a prediction, of rollouts and of a dataset
-RETUNE = "fine-tune the policy on such data"
+NUM_STEPS = 32  # of a dataset that share a prediction
 
 
 def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
@@ -47,40 +43,19 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     check_suites("evaluate", config.suites, world, config.new_tasks)
     asked = {suite: world.suites[suite] for suite in config.suites}
     new = tasks_in("evaluate", config.new_tasks, world, "new_tasks") if any(s.new_tasks for s in asked.values()) else []
-    set_threads(config.runtime)
-    seed_everything(config.seed)
-    checkpoint = checkpoint_directory(config.checkpoint, Loading.of(config))
-    device = pick_device(config.runtime)
-    policy = load(config, checkpoint, device)
-    at_once = 1 if isinstance(policy, StockPolicy) else config.batch_size or NUM_SCENES
-    identity = weights_id(checkpoint)
+    roller = Roller(config)
+    policy, identity = roller.policy, weights_id(roller.checkpoint)
     run.add_data(config.checkpoint, identity)
-    env = world.shared(tasks[0])
-    check_simulated(checkpoint, env, world.name, remedy=RETUNE)
-    cameras = cameras_for(policy.cameras, env, config.rename, world.name, checkpoint)
-    sizes = expected_sizes(policy, checkpoint)
-    if config.image_size is not None:
-        sizes = as_size(config.image_size, "image_size")
     if isinstance(policy, PolicyObjective):
         policy.check_instructions([world.instruction(task) for task in [*tasks, *new]])
     scenes = {name: scenes_in(config, world, suite, new if suite.new_tasks else tasks) for name, suite in asked.items()}
     named = [{world.scene_name(task): seeds for task, seeds in part.items()} for part in scenes.values()]
-    seen = check_unseen("evaluate", str(checkpoint), merge(*named), config.allow_seen)
+    seen = check_unseen("evaluate", str(roller.checkpoint), merge(*named), config.allow_seen)
+    engine = open_engine(
+        config.engine, run.directory, process_count(config.workers, config.runtime), gpus_of(config.runtime)
+    )
     media, suites = [], {}
-    for suite in config.suites:
-        with one_line_if_full(device, partial(sampling_advice, size=at_once)):
-            rollouts = rollout(
-                policy,
-                scenes[suite],
-                max_steps=config.max_steps,
-                image_size=sizes,
-                suite=asked[suite],
-                record_first=3,
-                num_envs=at_once,
-                seed=config.seed,
-                world=world,
-                cameras=cameras,
-            )
+    for suite, rollouts in roll_out_all(roller, scenes, engine).items():
         suites[suite] = rollout_rates([(r.task, r.seed, bool(r.success)) for r in rollouts])
         videos = [r.frames for r in rollouts if r.frames is not None]
         if videos:
@@ -96,17 +71,6 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
         suites=suites,
         media=media,
     )
-
-
-def load(config: EvaluateConfig, checkpoint: Path, device: str) -> Any:
-    """The policy of a checkpoint, which may be a generator."""
-    loading, (settings, base) = Loading.of(config), chosen(config.generator_policy)
-    if acts_as_generator(checkpoint):
-        return load_generator_policy(checkpoint, device, loading, settings, base)
-    if settings or base is not None:
-        name = next(iter(settings), "base")
-        raise UserError(f"generator_policy.{name}: {checkpoint} is no generator; leave it out")
-    return load_policy(checkpoint, device, loading)
 
 
 def imagines(policy: PolicyObjective | StockPolicy) -> bool:

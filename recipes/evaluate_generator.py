@@ -28,6 +28,7 @@ from recipes.start_scenes import scene_seeds
 from recipes.svd_video import SvdVideos
 from recipes.video_model import prepare_text, sampling, text_reader
 from recipes.worlds import noted_world
+from toolkit.base.engine import LocalEngine
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
 from toolkit.base.progress import progress
@@ -94,7 +95,7 @@ def run(config: EvaluateGeneratorConfig, run: Run) -> EvaluateGeneratorResult:
     if config.replay and "actions" in streams and all(task and seed is not None for task, seed in known):
         items = [(task, int(seed or 0), actions) for (task, seed), actions in zip(known, made["actions"], strict=True)]
         world = noted_world(config, store.metadata, config.dataset)
-        outcomes = [bool(r["success"]) for r in replay_episodes(items, config.workers, world=world)]
+        outcomes = [bool(r["success"]) for r in replay_episodes(items, LocalEngine(config.workers), world=world)]
         replay = success_table([item[0] for item in items], outcomes)
     tasks, seeds = [task for task, _ in known], [seed for _, seed in known]
     if config.keep_samples:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from recipes.common import Pictures, load_clips
+from recipes.engine_options import stages_engine
 from recipes.stages import Stage, in_turn, make_stage, needed_result, run_stages
 from recipes.study_schema import GateConfig
 from toolkit.base.errors import UserError
@@ -32,7 +33,7 @@ def run(config: GateConfig, run: Run) -> GateResult:
     if not config.seeds:
         raise UserError("gate: seeds=[] is empty; give one or more")
     stages = stages_of(config, run)
-    run_stages(run.directory, stages, config.lanes)
+    run_stages(run.directory, stages, config.lanes, engine=stages_engine(config.engine, run.directory))
     score = needed_result(run.directory / "score", ScoreResult)
     errors = {
         arm: [needed_result(run.directory / f"evaluate_{arm}_{s}", OpenLoopResult).open_loop for s in config.seeds]

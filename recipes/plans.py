@@ -13,6 +13,7 @@ from recipes.common import user_errors
 from recipes.schema import SynthesizeConfig
 from recipes.start_scenes import Scenes, scene_seeds
 from recipes.worlds import spec_of
+from toolkit.base.engine import open_engine
 from toolkit.base.errors import UserError
 from toolkit.base.files import atomic_file
 from toolkit.data.images import moved
@@ -106,7 +107,8 @@ def solved_plans(
         actions, states = planned(todo, draw)
         where = [scenes.rows[index].metadata for index in todo]
         items = [(at["task_name"], at["seed"], tried) for at, tried in zip(where, actions, strict=True)]
-        outcomes = replay_episodes(items, config.workers, f"draw {draw + 1} of {config.draws}", spec_of(config))
+        engine = open_engine(config.engine, path.parent, config.workers)
+        outcomes = replay_episodes(items, engine, f"draw {draw + 1} of {config.draws}", spec_of(config))
         solved = np.array([result["success"] for result in outcomes])
         taken = solved if draw else np.ones_like(solved)
         plans.actions[todo[taken]], plans.states[todo[taken]] = actions[taken], states[taken]

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from recipes.engine_options import EngineOptions
 from recipes.generator_policy_schema import GeneratorPolicyConfig
 from recipes.gpus import GPUS
 from recipes.parallel_options import ParallelConfig
@@ -31,6 +32,7 @@ from recipes.schema import (
     CommonConfig,
     LoadingConfig,
 )
+from recipes.shard_options import MOST_WORKERS
 from recipes.world_options import POSITIONS, SUITES, WHICH_SUITES, WorldConfig
 from toolkit.base.options import option, part
 from toolkit.training.config import OptimConfig, RuntimeConfig
@@ -115,7 +117,7 @@ class FinetuneConfig(PolicyTrainingConfig, LoadingConfig):
 
 
 @dataclass
-class EvaluateConfig(CommonConfig, LoadingConfig, WorldConfig):
+class EvaluateConfig(CommonConfig, LoadingConfig, WorldConfig, EngineOptions):
     checkpoint: str = option(
         MISSING, "pretrained_model directory, owner/name of a LeRobot policy on the hub, or a generator's directory"
     )
@@ -143,4 +145,11 @@ class EvaluateConfig(CommonConfig, LoadingConfig, WorldConfig):
     )
     max_steps: int = option(100, "steps after which a rollout has failed", least=1, most=MOST_LENGTH)
     image_size: Any = option(None, PICTURES, least=4, most=MOST_PIXELS, numbers=True)
+    workers: int | None = option(
+        None,
+        "processes that roll out parts of the suites side by side; null = one for each GPU, and on CPUs one with all "
+        "threads",
+        least=1,
+        most=MOST_WORKERS,
+    )
     runtime: RuntimeConfig = part(RuntimeConfig, "where and how to compute")

@@ -9,6 +9,7 @@ import numpy as np
 from recipes.common import load_notes
 from recipes.schema import ReplayConfig
 from recipes.worlds import noted_world
+from toolkit.base.engine import open_engine
 from toolkit.base.errors import UserError
 from toolkit.base.run import Run
 from toolkit.data.episode_notes import FILE, add_notes, check_used, write_notes
@@ -42,8 +43,9 @@ def run(config: ReplayConfig, run: Run) -> ReplayResult:
     run.add_data(dataset, dataset_id(dataset), len(scenes))
     episodes = np.split(recorded.actions, np.cumsum(recorded.lengths)[:-1])
     items = [(*scene, actions[: config.max_steps]) for scene, actions in zip(scenes, episodes, strict=True)]
+    engine = open_engine(config.engine, run.directory, config.workers)
     try:
-        outcomes = [result["success"] for result in replay_episodes(items, config.workers, world=world)]
+        outcomes = [result["success"] for result in replay_episodes(items, engine, world=world)]
     except UserError as error:  # a task that does not exist, actions of another width, a world that does not repeat
         raise UserError(f"{dataset}: {error}") from error
     write_notes(run.directory / FILE, recorded.ids, [{"replay_success": success} for success in outcomes])

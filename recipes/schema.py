@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from recipes.action_options import ABSOLUTE_DIMENSIONS, REPRESENTATION
 from recipes.gpus import DryRunConfig
 from recipes.parallel_options import ParallelConfig
-from recipes.shard_options import ShardConfig
+from recipes.shard_options import EngineOptions, ShardConfig
 from recipes.world_options import PICTURE_SIZE, POSITIONS, WorldConfig
 from toolkit.base.options import option, part
 from toolkit.training.config import MOST_BATCH, MOST_STEPS, OptimConfig, RuntimeConfig
@@ -89,7 +89,7 @@ class LoadingConfig:
 
 
 @dataclass
-class CollectConfig(CommonConfig, WorldConfig):
+class CollectConfig(CommonConfig, WorldConfig, EngineOptions):
     tasks: list[str] = option(MISSING, "names of the simulator's tasks, such as push")
     episodes_per_task: int = option(50, "successful episodes recorded of each task", least=1, most=MOST_EPISODES)
     num_steps: int = option(100, "steps of an episode", least=1, most=MOST_LENGTH)
@@ -387,7 +387,7 @@ class ScoreConfig(CommonConfig, ShardConfig):
 
 
 @dataclass
-class ReplayConfig(CommonConfig, WorldConfig):
+class ReplayConfig(CommonConfig, WorldConfig, EngineOptions):
     dataset: str = option(MISSING, "LeRobotDataset directory")
     notes: list[str] = option([], NOTES)
     system: str = option("vag", "the name in tables")

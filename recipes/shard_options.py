@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from recipes.engine_options import EngineOptions
 from toolkit.base.options import option
 
 MOST_WORKERS = 512
 
 
 @dataclass
-class ShardConfig:
+class ShardConfig(EngineOptions):
     """See docs/scale.md."""
 
     shard: str | None = option(

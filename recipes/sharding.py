@@ -23,13 +23,14 @@ import torch
 
 from recipes.terminal import say
 from toolkit.base import manifest
-from toolkit.base.engine import parallel_feed, worker_number
+from toolkit.base.engine import Engine, open_engine, worker_number
 from toolkit.base.errors import InUseError, UserError
 from toolkit.base.files import atomic_directory, kept_folder, remove_empty_folders
 from toolkit.base.progress import progress
 from toolkit.base.record import RECORD
 from toolkit.base.run import Run
-from toolkit.base.shared_run import PartOfRun, SharedRun, in_turn
+from toolkit.base.shared_run import PATIENCE, PartOfRun, SharedRun, in_turn
+from toolkit.training.runtime import RuntimeConfig, name_gpu
 
 FOLDER = "shards"
 PIECES = 100  # of the whole work, about: a killed command loses one of them, or a batch
@@ -94,11 +95,11 @@ def shards_of(batches: int, count: int) -> list[Shard]:
     return [Shard(number, count, part) for number, part in enumerate(parted(range(batches), count), 1)]
 
 
-def make_shard(work: Work, root: Path, shard: Shard, advance: Callable[[int], Any]) -> None:
-    """Make the pieces of a shard that are not there. Raises InUseError if another process makes it now."""
+def make_shard(work: Work, root: Path, shard: Shard, advance: Callable[[int], Any], patience: float = 0.0) -> None:
+    """Make the pieces of a shard that are not there. Raises InUseError if another process makes it for so long [s]."""
     folder = shard.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
-    with manifest.locked(folder):
+    with in_turn(lambda: manifest.locked(folder), patience):
         for path, batches in shard.pieces(root).items():
             if not path.is_dir():
                 with atomic_directory(path) as temporary:
@@ -116,9 +117,11 @@ def run_in_shards(prepare: Prepare, config: Any, run: Run) -> Any:
     try:
         begin(work, root)
         with progress_of(work, shards, root) as bar:
-            if (workers := min(process_count(config), len(missing))) > 1:
+            workers = max(1, min(process_count(config.shard_workers, config.runtime), len(missing)))
+            engine = open_engine(config.engine, run.directory, workers, gpus_of(config.runtime))
+            if missing and (engine.remote or workers > 1):
                 work.free()
-                for made in made_elsewhere(prepare, config, run, missing, workers):
+                for made in made_elsewhere(prepare, config, run, missing, engine):
                     bar.update(made)
             else:
                 for shard in missing:
@@ -161,21 +164,25 @@ def progress_of(work: Work, shards: Sequence[Shard], root: Path) -> Any:
 # ----------------------------------------------------------------------------------------------- in several processes
 
 
-def process_count(config: Any) -> int:
-    """Processes that make shards side by side: as many as the config says, else one for each GPU."""
-    if config.shard_workers is not None:
-        return int(config.shard_workers)
-    return 1 if config.runtime.device == "cpu" else max(1, torch.cuda.device_count())
+def process_count(asked: int | None, runtime: RuntimeConfig) -> int:
+    """Processes that work side by side on this machine: as many as are asked for, else one for each GPU."""
+    if asked is not None:
+        return asked
+    return 1 if runtime.device == "cpu" else max(1, torch.cuda.device_count())
 
 
-def made_elsewhere(prepare: Prepare, config: Any, run: Run, missing: Sequence[Shard], workers: int) -> Any:
-    """Make shards in worker processes, which share the cores; yields the episodes that were made, shard by shard."""
-    cores = len(os.sched_getaffinity(0))
-    threads = config.runtime.threads or max(1, cores // workers)
+def gpus_of(runtime: RuntimeConfig) -> float | None:
+    """Of each process on a cluster, where nothing is said: None, one where there are any, if it computes on a GPU."""
+    return 0.0 if runtime.device == "cpu" else None
+
+
+def made_elsewhere(prepare: Prepare, config: Any, run: Run, missing: Sequence[Shard], engine: Engine) -> Any:
+    """Make shards in the processes of an engine; yields the episodes that were made, shard by shard."""
+    threads = config.runtime.threads or engine.threads
     own = replace(config, runtime=replace(config.runtime, threads=threads))
     root, queue = manifest.partial_name(run.directory / FOLDER), iter(missing)
     work = partial(make_in_worker, prepare, own, run.directory, list(run.record["data"]), root)
-    results = parallel_feed(work, lambda: next(queue, None), workers=workers, description="shards")
+    results = engine.feed(work, lambda: next(queue, None), description="shards")
     return (made for _, made in results)
 
 
@@ -189,16 +196,15 @@ def make_in_worker(
 
     directory, data: of the run, and what it has read; other content is an error.
     """
-    key = repr((prepare, directory, config))
+    key = repr((prepare, directory, config, worker_number()))
     if not _prepared or _prepared[0][0] != key:
-        if torch.cuda.is_available():
-            os.environ["LOCAL_RANK"] = str(worker_number() % torch.cuda.device_count())
+        name_gpu(worker_number())
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             work = prepare(config, PartOfRun(directory, data))  # what it says has been said
             begin(work, root)
         _prepared[:] = [(key, work)]
     made = list[int]()
-    make_shard(_prepared[0][1], root, shard, made.append)
+    make_shard(_prepared[0][1], root, shard, made.append, PATIENCE)  # a process whose node is lost may still be at it
     return sum(made)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,13 +19,15 @@ from recipes import cli, terminal
 from recipes.common import user_errors
 from recipes.compose import check_config, compose_config, options_of
 from recipes.worlds import tasks_in, world_of
-from toolkit.base.engine import run_graph
-from toolkit.base.errors import UserError, nearest
+from toolkit.base.engine import Engine, LocalEngine
+from toolkit.base.errors import InUseError, UserError, nearest
 from toolkit.base.manifest import note
 from toolkit.base.record import RECORD, leaves, read_record
-from toolkit.base.run import NOT_COMPARED
+from toolkit.base.run import is_compared
+from toolkit.base.shared_run import PATIENCE
 from toolkit.base.typed_json import from_json
 from toolkit.reporting.results import RESULTS
+from toolkit.training.runtime import take_gpu
 
 INTERRUPTED = 130
 # Of commands that bring held-out scenes of their own: their generators learn from all episodes, as in old records.
@@ -169,7 +172,7 @@ def check_begun(root: Path, stage: Stage) -> dict[str, Any]:
     default = _defaults(stage.command)
     for key, now in leaves(asdict(stage.config)):
         begun = earlier.get(key, default.get(key))  # a setting that is newer than the run was at its default
-        if key not in NOT_COMPARED and begun != now:
+        if is_compared(key) and begun != now:
             raise UserError(
                 f"{directory}: begun with {key}={begun}; now it is {now}. "
                 "Delete it and what was made from it to have them made again, or choose another out"
@@ -216,10 +219,17 @@ def chains_of(stages: Sequence[Stage], names: set[str]) -> list[Chain]:
     return chains
 
 
-def run_stages(root: Path, stages: Sequence[Stage], limit: int | None = None, keep_going: bool = False) -> list[str]:
+def run_stages(
+    root: Path,
+    stages: Sequence[Stage],
+    limit: int | None = None,
+    keep_going: bool = False,
+    engine: Engine | None = None,
+) -> list[str]:
     """Run stages in several processes, `limit` at a time; each begins once those that it needs have finished.
 
     With a limit of 0 all run in this process, one after the other: small ones are done before a process has started.
+    engine: a cluster instead, which itself decides how many; None = this machine.
     Stages that have finished before are only checked, here, and wait for none: a study that grows starts no process
     for them.
     Returns the stages that failed or stood behind one in its process, and those that waited for them, if it is to
@@ -232,10 +242,11 @@ def run_stages(root: Path, stages: Sequence[Stage], limit: int | None = None, ke
     done = {chain.stages[0].name for chain in finished if chain not in refused}
     begin = [stage for stage in stages if not is_finished(root / stage.name)]
     chains = chains_of(begin, {stage.name for stage in stages})
-    if limit == 0:
+    if engine is None and limit == 0:
         failed = _run_here(root, chains, done, keep_going)
     else:
-        failed, left = run_graph(partial(_run_chain, root), chains, done, limit or len(chains), keep_going)
+        here = LocalEngine(limit or len(chains))
+        failed, left = (engine or here).graph(partial(_run_chain, root, engine is None), chains, done, keep_going)
         if failed and not keep_going:
             raise _failure(root, failed)
         failed = [*failed, *left]
@@ -268,18 +279,29 @@ def _failure(root: Path, chains: list[Chain]) -> UserError:
     return UserError(f"{', '.join(names)} failed; the messages stand above")
 
 
-def _run_all(root: Path, chain: Chain) -> int:
+def _run_all(root: Path, chain: Chain, patience: float = 0.0) -> int:
+    """patience: seconds that a stage waits for a process that was lost with its node, and has not ended yet."""
     for stage in chain.stages:
-        run_stage(root, stage, RESULTS[stage.command])
+        ended = time.monotonic() + patience
+        while True:
+            try:
+                run_stage(root, stage, RESULTS[stage.command])
+                break
+            except InUseError:
+                if time.monotonic() > ended:
+                    raise
+                time.sleep(1)
     return 0
 
 
-def _run_chain(root: Path, chain: Chain, position: int) -> None:
-    """In a process of its own. position: the line of its progress bar."""
+def _run_chain(root: Path, here: bool, chain: Chain, position: int) -> None:
+    """In a process of its own. here: on this machine, of whose GPUs it takes one; position: of its progress bar."""
     os.environ["VAG_PROGRESS_POSITION"] = str(position)
+    if here:
+        take_gpu(position)
     with terminal.terminable(), terminal.quiet_libraries():
         try:
-            code = terminal.mendable(partial(_run_all, root, chain))
+            code = terminal.mendable(partial(_run_all, root, chain, 0.0 if here else PATIENCE))
         except KeyboardInterrupt:
             code = INTERRUPTED  # the command that all stages belong to says so
     raise SystemExit(code)

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from recipes.engine_options import StageEngineOptions
 from recipes.exchange_schema import MixConfig, PushConfig
 from recipes.generator_policy_schema import GeneratorPolicyCommandConfig
 from recipes.policy_schema import EvaluateConfig, FinetuneConfig, PretrainConfig
@@ -85,7 +86,7 @@ class VariantConfig:
 
 
 @dataclass
-class BenchmarkGeneratorsConfig(CommonConfig, WorldConfig):
+class BenchmarkGeneratorsConfig(CommonConfig, WorldConfig, StageEngineOptions):
     suites: list[str] = option(MISSING, "ways of looking at the tasks, of `conditions`")
     conditions: dict[str, SuiteConfig] = option({}, "what each suite is")
     systems: list[str] = option(MISSING, "configs of the group `generator`")
@@ -125,7 +126,7 @@ class BenchmarkGeneratorsConfig(CommonConfig, WorldConfig):
 
 
 @dataclass
-class DemoConfig(CommonConfig, WorldConfig):
+class DemoConfig(CommonConfig, WorldConfig, StageEngineOptions):
     """Overrides handed to each command of the story."""
 
     source: str | None = option(None, "recorded data to import, instead of tasks to collect in the simulator")
@@ -145,7 +146,7 @@ class DemoConfig(CommonConfig, WorldConfig):
 
 
 @dataclass
-class GateConfig(CommonConfig):
+class GateConfig(CommonConfig, StageEngineOptions):
     dataset: str = option(MISSING, "episodes written by synthesize: LeRobotDataset v3 directory")
     checkpoint: str | None = option(None, "the generator behind them, for the cycle error")
     real: list[str] = option(MISSING, "recorded episodes that policies learn from")
@@ -161,7 +162,7 @@ class GateConfig(CommonConfig):
 
 
 @dataclass
-class BenchmarkPoliciesConfig(CommonConfig, WorldConfig):
+class BenchmarkPoliciesConfig(CommonConfig, WorldConfig, StageEngineOptions):
     checkpoints: dict[str, Any] = option(
         {}, "name: directory of a policy or generator, or one for each training seed", paths=True
     )
@@ -182,7 +183,7 @@ class BenchmarkPoliciesConfig(CommonConfig, WorldConfig):
 
 
 @dataclass
-class AblateConfig(CommonConfig, WorldConfig):
+class AblateConfig(CommonConfig, WorldConfig, StageEngineOptions):
     """The study: see `recipes/study.py` for arms, axes and how a line of the grid is read."""
 
     grid: list[str] = option(MISSING, "Hydra multirun lines: 'arm=real_few,cotrain policy=diffusion seed=0,1,2'")

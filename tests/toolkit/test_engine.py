@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from toolkit.base.engine import AHEAD, parallel_feed, parallel_map, worker_number
+from toolkit.base.engine import AHEAD, LocalEngine, worker_number
 from toolkit.base.errors import UserError
 
 HERE = Path(__file__).parent
@@ -25,9 +25,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_order(work: ModuleType, workers: int) -> None:
-    results = parallel_map(work.slow_square, range(20), workers=workers, description="squares")
+    results = LocalEngine(workers).map(work.slow_square, range(20), description="squares")
     assert list(results) == [number**2 for number in range(20)]
-    assert list(parallel_map(work.slow_square, [], workers=workers, description="none")) == []
+    assert list(LocalEngine(workers).map(work.slow_square, [], description="none")) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -38,7 +38,7 @@ def test_the_feed_may_depend_on_results(work: ModuleType, workers: int) -> None:
         return missing.pop(0) if missing else None
 
     seen = []
-    for number, square in parallel_feed(work.slow_square, feed, workers=workers, description="even"):
+    for number, square in LocalEngine(workers).feed(work.slow_square, feed, description="even"):
         seen.append((number, square))
         if square % 2:
             missing.append(number + 1)
@@ -47,7 +47,7 @@ def test_the_feed_may_depend_on_results(work: ModuleType, workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_reaches_the_caller_as_it_was(work: ModuleType, workers: int) -> None:
-    results = parallel_map(work.refuse, range(8), workers=workers, description="spoilt")
+    results = LocalEngine(workers).map(work.refuse, range(8), description="spoilt")
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError, match="item 3 is spoilt"):
         next(results)
@@ -57,24 +57,24 @@ def test_workers_use_one_thread_and_the_parent_keeps_its_setting(
     work: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert set(parallel_map(work.threads, range(4), workers=2, description="threads")) == {("1", False)}
+    assert set(LocalEngine(2).map(work.threads, range(4), description="threads")) == {("1", False)}
     assert os.environ["OMP_NUM_THREADS"] == "7"
 
 
 def test_each_worker_has_a_number_of_its_own(work: ModuleType) -> None:
     """By which it takes a GPU of its own."""
-    assert set(parallel_map(work.number, range(40), workers=2, description="numbers")) == {0, 1}
+    assert set(LocalEngine(2).map(work.number, range(40), description="numbers")) == {0, 1}
     assert worker_number() == 0
 
 
 def test_a_dead_worker_is_reported(work: ModuleType) -> None:
     with pytest.raises(UserError, match="a worker process died"):
-        list(parallel_map(work.die, range(4), workers=2, description="deadly"))
+        list(LocalEngine(2).map(work.die, range(4), description="deadly"))
 
 
 def test_unread_results_stop_the_work(work: ModuleType, tmp_path: Path) -> None:
     paths = [tmp_path / str(k) for k in range(60)]
-    results = parallel_map(work.mark, paths, workers=2, description="unread")
+    results = LocalEngine(2).map(work.mark, paths, description="unread")
     next(results)
     time.sleep(1)
     assert len(list(tmp_path.iterdir())) <= 2 * AHEAD + 1  # and the one that was read
@@ -87,10 +87,10 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, stop: signal.Signals) -> 
     script.write_text(
         "from pathlib import Path\n"
         "from engine_work import note_and_sleep\n"
-        "from toolkit.base.engine import parallel_map\n"
+        "from toolkit.base.engine import LocalEngine\n"
         "if __name__ == '__main__':\n"
         f"    paths = [Path({str(tmp_path)!r}) / name for name in 'ab']\n"
-        "    list(parallel_map(note_and_sleep, paths, workers=2, description=''))\n"
+        "    list(LocalEngine(2).map(note_and_sleep, paths, description=''))\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parents[1])))}
     parent = subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE)

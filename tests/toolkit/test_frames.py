@@ -119,7 +119,7 @@ def test_a_failed_build_leaves_no_parts(cameras: Path, monkeypatch: pytest.Monke
 
 def test_no_room_is_told_before_decoding(cameras: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    monkeypatch.setattr(cache, "parallel_feed", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(cache.LocalEngine, "feed", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(OSError, match="No space left"):
         open_clips(cameras, 48, storage="jpeg")
 

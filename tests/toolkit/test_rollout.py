@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from toolkit.base.engine import LocalEngine
 from toolkit.base.errors import UserError
 from toolkit.data.episode import IMAGE, STATE, TASK
 from toolkit.envs import metaworld
@@ -139,7 +140,9 @@ def test_replay_of_many_equals_replay_of_one() -> None:
     assert 0 < one["steps_to_success"] <= 80
     assert one["states"].shape == (81, 4)
     still = np.zeros((80, 4))
-    results = list(replay_episodes([("button-press", 6, np.stack(actions)), ("button-press", 6, still)], workers=2))
+    results = list(
+        replay_episodes([("button-press", 6, np.stack(actions)), ("button-press", 6, still)], LocalEngine(2))
+    )
     np.testing.assert_array_equal(results[0]["states"], one["states"])
     assert [r["success"] for r in results] == [True, False]
     assert results[1]["steps_to_success"] is None

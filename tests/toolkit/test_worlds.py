@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.toy_world import CAMERAS
+from toolkit.base.engine import LocalEngine
 from toolkit.base.errors import UserError
 from toolkit.data.episode import STATE, TASK
 from toolkit.data.seen_scenes import scene_of
@@ -155,7 +156,7 @@ def test_a_world_that_never_says_if_it_is_solved_is_an_error_after_the_first_epi
     env.finish()
     spec = WorldSpec.of(REACH, {"key": "done"})
     with pytest.raises(UserError, match="success_key=KEY"):
-        list(replay_episodes([(TASK_NAME, 0, np.zeros((2, 2)))], 1, world=spec))
+        list(replay_episodes([(TASK_NAME, 0, np.zeros((2, 2)))], LocalEngine(), world=spec))
 
 
 def test_replay_is_refused_where_a_reset_does_not_repeat(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +164,7 @@ def test_replay_is_refused_where_a_reset_does_not_repeat(capsys: pytest.CaptureF
     assert not capsys.readouterr().err
     spec = WorldSpec.of(REACH, {"forgetful": True})
     with pytest.raises(UserError, match=r"does not repeat: .* differ by up to 0\.\d+"):
-        list(replay_episodes([(TASK_NAME, 0, np.zeros((2, 2)))], 1, world=spec))
+        list(replay_episodes([(TASK_NAME, 0, np.zeros((2, 2)))], LocalEngine(), world=spec))
     reach(fixed=True).check_repeats(TASK_NAME)
     assert "give the same scene" in capsys.readouterr().err
 
@@ -179,7 +180,7 @@ def test_demonstrations_are_recorded_and_replayed_as_they_were(tmp_path: Path) -
     }
     assert episode.task == "move the green square onto the red one"
     assert episode.metadata["world"] == REACH
-    (result,) = replay_episodes([(TASK_NAME, 5, episode.actions)], 1, world=spec)
+    (result,) = replay_episodes([(TASK_NAME, 5, episode.actions)], LocalEngine(), world=spec)
     assert result["success"]
     np.testing.assert_array_equal(result["states"][:-1], episode.states)
 

@@ -32,6 +32,13 @@ NOT_COMPARED = (
     *("out", "overwrite", "resume", "strict", "runtime.threads", "runtime.tracker", "workers", "shard"),
     "shard_workers",
 )
+
+
+def is_compared(key: str) -> bool:
+    """Whether a run can go on only with the same value of a setting."""
+    return key not in NOT_COMPARED and not key.startswith("engine.")
+
+
 REPLACED = ".vag-replaced"  # folder inside of `out`: the run that is overwritten, until the new one is complete
 OWN = {RECORD, manifest.MANIFEST, manifest.LOCK, REPLACED, f".{RECORD}{manifest.PARTIAL}"}
 
@@ -163,7 +170,7 @@ class Run:
         self._check_same_command(earlier)
         if not extended:
             before, now = (dict(leaves(record.get("config") or {})) for record in (earlier, self.record))
-            for key in [key for key in {**before, **now} if key not in NOT_COMPARED]:
+            for key in filter(is_compared, {**before, **now}):
                 if before.get(key) != now.get(key):
                     raise UserError(
                         f"out={self.directory}: was begun with {key}={before.get(key)}, not {now.get(key)}; "

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base.engine import parallel_feed
+from toolkit.base.engine import LocalEngine
 from toolkit.base.errors import UserError
 from toolkit.base.progress import progress
 from toolkit.data.cached_files import GIGABYTE, cache_directory, cache_limit, cached_file, fingerprint, remembered_id
@@ -311,9 +311,8 @@ def _decode(
     description, queue = f"decode {groups[0].directory.name}", iter(groups)
     bar = progress(description=description, total=len(table.states), unit="frame")
     try:
-        for group, lengths in parallel_feed(
-            function, lambda: next(queue, None), workers=min(workers, len(groups)), description=description
-        ):
+        engine = LocalEngine(min(workers, len(groups)))
+        for group, lengths in engine.feed(function, lambda: next(queue, None), description=description):
             yield group, lengths
             bar.update(len(lengths))
     finally:

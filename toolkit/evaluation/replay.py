@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.base.engine import parallel_map
+from toolkit.base.engine import Engine
 from toolkit.envs.base import Env
 from toolkit.envs.worlds import WorldSpec, open_world
 
@@ -33,7 +33,7 @@ def replay_actions(env: Env, seed: int, actions: np.ndarray) -> dict[str, Any]:
 
 def replay_episodes(
     items: Sequence[tuple[str, int, np.ndarray]],
-    workers: int,
+    engine: Engine,
     description: str = "replay",
     world: WorldSpec | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -45,7 +45,7 @@ def replay_episodes(
     for task in dict.fromkeys(task for task, _, _ in items):
         open_world(spec).check_repeats(task)
     work = partial(_replay, spec)
-    return parallel_map(work, items, workers=workers, description=description)
+    return engine.map(work, items, description=description)
 
 
 def _replay(world: WorldSpec, item: tuple[str, int, np.ndarray]) -> dict[str, Any]:

@@ -78,6 +78,20 @@ def check_plugins() -> None:
             )
 
 
+def take_gpu(number: int) -> None:
+    """Let this process, which has used no GPU yet, see one alone: the number-th, in turn, of those that it sees now."""
+    if count := torch.cuda.device_count():
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        names = visible if len(visible) == count else list(map(str, range(count)))
+        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % count]
+
+
+def name_gpu(number: int) -> None:
+    """The GPU that this process, a worker without a group, computes on from now on; all stay visible."""
+    if torch.cuda.is_available():
+        os.environ["LOCAL_RANK"] = str(number % torch.cuda.device_count())
+
+
 def precision(config: RuntimeConfig) -> str:
     """no or bf16."""
     if config.mixed_precision == "auto":
