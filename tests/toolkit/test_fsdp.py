@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from toolkit.base.errors import UserError
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint
-from toolkit.training.config import OptimConfig, ParallelismConfig, RuntimeConfig
+from toolkit.training.config import OptimConfig, ParallelismConfig
 from toolkit.training.fsdp import (
     called_as_units,
     check_sharding,
@@ -27,7 +27,6 @@ from toolkit.training.fsdp import (
     wrap_units,
 )
 from toolkit.training.optim import ExponentialMovingAverage, make_optimizer, trained_state
-from toolkit.training.runtime import make_accelerator
 
 
 class Block(nn.Module):
@@ -135,7 +134,7 @@ def test_numbers_that_make_other_processes_are_refused(monkeypatch: pytest.Monke
 def test_a_plugin_that_is_not_applied_is_an_error(plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{plugin.upper()}", "true")
     with pytest.raises(UserError, match=f"--use_{plugin} does, and is not applied here.*parallelism.dp_shard=N"):
-        make_accelerator(RuntimeConfig(device="cpu"))
+        group_sizes(ParallelismConfig())
 
 
 def test_a_network_that_does_not_call_its_blocks_is_one_line(two: None) -> None:

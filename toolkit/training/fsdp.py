@@ -10,6 +10,7 @@ one that this process holds. torch's modules for this are imported where they ar
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ NAMED_BY = (
     "_no_split_modules",
     "_fsdp_wrap_modules",
 )  # lists of class names, of transformers and diffusers, and LeRobot
+PLUGINS = ("fsdp", "deepspeed", "megatron_lm", "parallelism_config")  # of `accelerate launch --use_...`
 ENTRANCES = ("loss", "sample")  # methods through which an objective is run
 
 
@@ -65,7 +67,9 @@ def like_parameter(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 
 def group_sizes(config: ParallelismConfig) -> tuple[int, int]:
-    """Groups that hold the model side by side, and processes of each. Raises UserError unless they make all."""
+    """Groups that hold the model side by side, and processes of each. Raises UserError unless they make all, and as
+    `check_plugins`."""
+    check_plugins()
     size, count = processes().size, config.dp_shard
     groups = max(1, size // count) if config.dp_replicate is None else config.dp_replicate
     if groups * count != size:
@@ -77,6 +81,20 @@ def group_sizes(config: ParallelismConfig) -> tuple[int, int]:
             f"--nproc_per_node {groups * count}, or give numbers whose product is {size}"
         )
     return groups, count
+
+
+def check_plugins() -> None:
+    """Raise UserError for a plugin that `accelerate launch` was asked for and that is not applied here.
+
+    accelerate itself says nothing: on CPUs it takes its FSDP plugin and trains without it.
+    """
+    for plugin in PLUGINS:
+        name = f"ACCELERATE_USE_{plugin.upper()}"
+        if os.environ.get(name, "").lower() in ("true", "1", "yes"):
+            raise UserError(
+                f"${name} is set, as accelerate launch --use_{plugin} does, and is not applied here; leave it out: "
+                "parallelism.dp_shard=N divides a pretrained network among N processes"
+            )
 
 
 def wrap_units(module: nn.Module) -> list[nn.Module]:

@@ -22,7 +22,6 @@ from toolkit.base.processes import processes
 from toolkit.training.config import DEVICES, MOST_THREADS, PRECISIONS, TRACKERS
 from toolkit.training.config import RuntimeConfig as RuntimeConfig
 
-PLUGINS = ("fsdp", "deepspeed", "megatron_lm", "parallelism_config")  # of `accelerate launch --use_...`
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -47,7 +46,6 @@ def check_runtime(config: RuntimeConfig) -> None:
 def make_accelerator(config: RuntimeConfig, directory: Path | None = None) -> Accelerator:
     """An Accelerator on the device asked for, whose tracker writes into `directory`. Raises UserError."""
     check_runtime(config)
-    check_plugins()
     set_threads(config)
     accelerator = Accelerator(
         # Without this word it takes no part in a group of processes on a machine without a GPU.
@@ -62,20 +60,6 @@ def make_accelerator(config: RuntimeConfig, directory: Path | None = None) -> Ac
             "with torchrun or accelerate launch"
         )
     return accelerator
-
-
-def check_plugins() -> None:
-    """Raise UserError for a plugin that `accelerate launch` was asked for and that is not applied here.
-
-    accelerate itself says nothing: on CPUs it takes its FSDP plugin and trains without it.
-    """
-    for plugin in PLUGINS:
-        name = f"ACCELERATE_USE_{plugin.upper()}"
-        if os.environ.get(name, "").lower() in ("true", "1", "yes"):
-            raise UserError(
-                f"${name} is set, as accelerate launch --use_{plugin} does, and is not applied here; leave it out: "
-                "parallelism.dp_shard=N divides a pretrained network among N processes"
-            )
 
 
 def take_gpu(number: int) -> None:
