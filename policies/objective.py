@@ -191,6 +191,16 @@ class PolicyObjective(nn.Module):
         """As the training loop asks: see `policies.optimizer.own_groups`."""
         return own_groups(self.policy)
 
+    @property
+    def block_classes(self) -> Sequence[str]:
+        """As `parallelism.dp_shard` asks: see `PolicyTraits.blocks`."""
+        return traits_of(self.policy_type).blocks
+
+    @property
+    def calls_layers(self) -> bool:
+        """As `parallelism.dp_shard` asks: see `PolicyTraits`."""
+        return traits_of(self.policy_type).calls_layers
+
     def freeze_vision_encoder(self) -> None:
         """See `freeze_vision`."""
         freeze_vision(self.policy)

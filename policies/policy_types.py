@@ -24,7 +24,8 @@ class PolicyTraits:
     """extra: of LeRobot, whose packages the type needs. words: it reads the instruction. vision: modules that turn
     pictures into features. downloads: files that building a new one reads, as (field of the config or repository,
     file). resizes: it brings pictures to its own size, which its features name. chunks: it predicts a chunk from one
-    observation, so that scenes can share a prediction.
+    observation, so that scenes can share a prediction. blocks: classes of its large blocks, where LeRobot's code does
+    not name them; calls_layers: it calls the layers of its blocks one by one.
     """
 
     extra: str = ""
@@ -33,6 +34,8 @@ class PolicyTraits:
     downloads: Sequence[tuple[str, str]] = ()
     resizes: bool = False
     chunks: bool = False
+    blocks: Sequence[str] = ()
+    calls_layers: bool = False
 
 
 _PI: dict[str, Any] = {
@@ -41,6 +44,7 @@ _PI: dict[str, Any] = {
     "vision": ("model.paligemma_with_expert.paligemma.model.vision_tower",),
     "downloads": ((PALIGEMMA, "tokenizer.json"),),
     "chunks": True,
+    "blocks": ("_PiGemmaDecoderLayerBase",),
 }
 _WAN = ("vae/config.json", "text_encoder/config.json")
 TRAITS: Mapping[str, PolicyTraits] = MappingProxyType(
@@ -56,9 +60,10 @@ TRAITS: Mapping[str, PolicyTraits] = MappingProxyType(
             vision=("model.vlm_with_expert.vlm.model.vision_model",),
             downloads=(("vlm_model_name", "config.json"), ("vlm_model_name", "tokenizer.json")),
             chunks=True,
+            calls_layers=True,
         ),
-        "pi0": PolicyTraits(**_PI),
-        "pi05": PolicyTraits(**_PI),
+        "pi0": PolicyTraits(**_PI, calls_layers=True),
+        "pi05": PolicyTraits(**_PI, calls_layers=True),
         "pi0_fast": PolicyTraits(**_PI),
         "xvla": PolicyTraits(
             extra="xvla",
@@ -78,6 +83,7 @@ TRAITS: Mapping[str, PolicyTraits] = MappingProxyType(
             ),
             resizes=True,
             chunks=True,
+            blocks=("MoTLayer",),
         ),
         "lingbot_va": PolicyTraits(
             extra="lingbot-va",

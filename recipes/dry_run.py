@@ -22,6 +22,7 @@ from recipes.dry_run_text import block
 from recipes.fit_to_data import fit_pictures, fit_window
 from recipes.generator_batches import reads_latents
 from recipes.gpus import GPUS, Gpu
+from recipes.parallel_options import warn_of_dry_run
 from recipes.schema import TrainGeneratorConfig
 from recipes.video_model import cell_size, check_reader, fit_rate, is_pretrained
 from toolkit.base.errors import UserError
@@ -61,6 +62,7 @@ class Facts:
 
 def dry_run(config: TrainGeneratorConfig) -> TrainGeneratorResult:
     """Say what a step takes; nothing is trained or written. Raises UserError as the training itself would."""
+    warn_of_dry_run(config.parallelism)
     sizes = fit_model(config)
     facts = read_facts(config)
     with user_errors():

@@ -25,10 +25,12 @@ from toolkit.data.batches import RNG, GeneratorClips, Part, to_tensors
 from toolkit.data.clips import ClipStore
 from toolkit.data.held_out import LEAST_EPISODES, FixedWindows, hold_out, part_of, spread_windows
 from toolkit.reporting.generator_results import HeldOutLoss
+from toolkit.training.fsdp import is_sharded, whole_state
 from toolkit.training.logging import ScalarLog
 from toolkit.training.loop import on_device
 from toolkit.training.loss_curve import LossCurve
 from toolkit.training.out_of_memory import one_line_if_full, training_advice
+from toolkit.training.parallel import mean_over_processes
 from vag_core import Generator
 from vag_core.clocks import clocks_of
 
@@ -142,7 +144,7 @@ class GeneratorWatch:
                 f"{self.config.dataset}? held_out_fraction=0 does not measure it"
             )
         if self.curve.is_lowest(loss):
-            with user_errors():
+            with user_errors(), whole_state(self.generator):
                 self.run.make(BEST, self.write)
         self.curve.add(step, loss)
         if self.curve.begins_to_rise:
@@ -160,7 +162,10 @@ class GeneratorWatch:
             with torch.no_grad(), isolated_randomness(seed), log.accelerator.autocast():
                 loss, metrics = self.generator.loss(batch)
             totals.update({key: float(value) for key, value in {"loss": loss, **metrics}.items()})
-        return {key: value / len(places) for key, value in totals.items()}
+        means: dict[str, Any] = {key: value / len(places) for key, value in totals.items()}
+        # All processes have measured the same where the generator is divided among them: one number decides for all.
+        divided = any(map(is_sharded, self.generator.parameters()))
+        return mean_over_processes(means, device) if divided else means
 
     def _show(self, log: ScalarLog, step: int) -> None:
         if not self.config.generator.action.makes_video:

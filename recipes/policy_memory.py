@@ -14,6 +14,7 @@ from torch import nn
 from policies.checkpoint_config import Loading
 from policies.factory import Wanted, check_options, plan_policy
 from recipes.gpus import GPUS
+from recipes.parallel_options import warn_of_dry_run
 from recipes.policy_schema import PretrainConfig
 from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
@@ -28,6 +29,7 @@ ASSUMED = {"observation.images.image": (224, 224)}, 8, 7  # a camera, widths of 
 
 def policy_memory(config: PretrainConfig) -> PretrainResult:
     """Weights, gradients, moments of AdamW and average of a training. Raises UserError as the training would."""
+    warn_of_dry_run(config.parallelism)
     policy, path = config.policy, config.policy.path
     local = Path(path) if path is not None and Path(path).is_dir() else None
     if path is not None and local is None and processes().is_main:

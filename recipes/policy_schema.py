@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from recipes.engine_options import EngineOptions
 from recipes.generator_policy_schema import GeneratorPolicyConfig
 from recipes.gpus import GPUS
+from recipes.parallel_options import ParallelConfig
 from recipes.schema import (
     ABSOLUTE_DIMENSIONS,
     ACTION_KINDS,
@@ -56,7 +57,7 @@ class PolicyConfig(AdaptersConfig):
 
 
 @dataclass
-class PolicyTrainingConfig(CommonConfig):
+class PolicyTrainingConfig(CommonConfig, ParallelConfig):
     real: list[str] = option([], "recorded datasets")
     synthetic: list[str] = option([], "datasets written by synthesize")
     notes: list[str] = option([], NOTES)

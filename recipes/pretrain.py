@@ -36,6 +36,7 @@ from toolkit.data.selection import first_of_each, subset, with_shuffled_actions
 from toolkit.data.text import split_words
 from toolkit.reporting.generator_results import Throughput
 from toolkit.reporting.results import PretrainResult
+from toolkit.training.fsdp import check_sharding, group_sizes
 from toolkit.training.loop import train
 from toolkit.training.optim import make_optimizer
 from toolkit.training.runtime import seed_everything, set_threads
@@ -151,6 +152,7 @@ def load_mixture(
     Raises UserError if the fraction does not fit the datasets, or these not each other.
     """
     set_threads(config.runtime)
+    group_sizes(config.parallelism)
     check_sides(config.synthetic_fraction, bool(config.real), bool(config.synthetic))
     notes = load_notes(run, config.notes)
     chosen = size if config.image_size is None else as_size(config.image_size, "image_size")
@@ -225,6 +227,7 @@ def train_policy(
 
     seen_before, before, pretrained_id: scenes, conventions and weights of the checkpoint that training goes on from.
     """
+    check_sharding(objective, config.parallelism)
     objective.check_instructions([task for source in sources for task in source.store.tasks])
     warn_of_rate(objective, config.optim.learning_rate)
     drop_last = int(getattr(objective.config, "drop_n_last_frames", 0) or 0)
@@ -234,9 +237,8 @@ def train_policy(
     name = objective.policy_type
     settled = make_optimizer(objective, config.optim)[1]
     description = f"{run.record['command']} {name}"
-    metrics, throughput = train(
-        objective, data, config.optim, config.runtime, run.directory, description, seed=config.seed
-    )
+    where = config.runtime, run.directory, description
+    metrics, throughput = train(objective, data, config.optim, *where, seed=config.seed, parallelism=config.parallelism)
     realised = mixture.fractions(config.optim.steps, config.optim.gradient_accumulation * processes().size)
     losses = {k: round(v, 4) for k, v in metrics.items() if k != "synthetic_fraction"}  # that of one batch
     parameters = sum(p.numel() for p in objective.parameters())

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from recipes.action_options import ABSOLUTE_DIMENSIONS, REPRESENTATION
 from recipes.gpus import DryRunConfig
+from recipes.parallel_options import ParallelConfig
 from recipes.shard_options import EngineOptions, ShardConfig
 from recipes.world_options import PICTURE_SIZE, POSITIONS, WorldConfig
 from toolkit.base.options import option, part
@@ -26,8 +27,7 @@ MOST_PROCESSES = 512
 METHODS = ("euler", "heun", "adams_bashforth", "unipc")
 ORDERS = ("synchronised", "video_first", "actions_once", "actions_first")
 GIVEN = ("nothing", "video", "actions")
-NORMALIZATIONS = ("shared", "per_source")
-COLOUR_ORDERS = ("rgb", "bgr")
+NORMALIZATIONS, COLOUR_ORDERS = ("shared", "per_source"), ("rgb", "bgr")
 CODECS = ("h264", "hevc", "av1")
 CUTS = ("jumps", "instructions")
 ACTION_KINDS = ("absolute", "delta")
@@ -169,7 +169,7 @@ class TokenizerTraining(OptimConfig):
 
 
 @dataclass
-class TrainGeneratorConfig(CommonConfig, DryRunConfig):
+class TrainGeneratorConfig(CommonConfig, DryRunConfig, ParallelConfig):
     dataset: Any = option(MISSING, "LeRobotDataset v3 directory or clip file, or several: [a,b]", paths=True)
     synthetic: list[str] = option([], "episodes of an earlier generator beside them")
     notes: list[str] = option([], NOTES)

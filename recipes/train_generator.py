@@ -49,6 +49,7 @@ from toolkit.data.selection import select, subset
 from toolkit.data.text import instruction_encoder
 from toolkit.data.windows import Windows
 from toolkit.reporting.generator_results import StreamsTraining, Throughput, TokenizerTraining, TrainGeneratorResult
+from toolkit.training.fsdp import check_sharding, group_sizes
 from toolkit.training.loop import train
 from toolkit.training.parallel import share_weights
 from toolkit.training.runtime import seed_everything, set_threads
@@ -66,6 +67,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     set_threads(config.runtime)
     if config.dry_run:
         return dry_run(config)
+    group_sizes(config.parallelism)
     model, data = fit_video(config, run), gather(config, run)
     config.generator.state_dim, config.generator.action_dim = data.store.states.shape[1], data.store.actions.shape[1]
     if (taken := config.video_from or config.tokenizer_from) is not None:
@@ -85,6 +87,7 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
         generator = Generator(config.generator)
         # One that is too long is said now, not after minutes; a video model's encoder takes any.
         generator.check_instruction(encode(data.store.tasks if model is None else data.store.tasks[:1]))
+    check_sharding(generator, config.parallelism)
     generator.trajectory.set_reference(data.reference)
     generator.trajectory.set_statistics(*data.ranges())
     tokenized = tokenizer_stage(config, run, generator, data)
@@ -106,14 +109,10 @@ def run(config: TrainGeneratorConfig, run: Run) -> TrainGeneratorResult:
     for stage in ("tokenizer", "streams"):  # the optimiser state has served
         run.remove_when_finished(run.directory / stage / "checkpoints")
     losses = {k: round(v, 4) for k, v in metrics.items()}
+    trained: Any = {"steps": config.optim.steps, "parameters": sum(p.numel() for p in generator.parameters())}
     return TrainGeneratorResult(
         tokenizer=tokenized,
-        generator=StreamsTraining(
-            steps=config.optim.steps,
-            loss=losses.pop("loss", None),
-            losses=losses,
-            parameters=sum(p.numel() for p in generator.parameters()),
-        ),
+        generator=StreamsTraining(**trained, loss=losses.pop("loss", None), losses=losses),
         throughput=Throughput(**throughput),
         episodes=data.episodes,
         checkpoint="generator",
@@ -278,9 +277,8 @@ def streams_stage(
     """Train both streams; returns the last metrics and the throughput."""
     source = prepared(config, data.labelled_clips(), generator, encode)
     directory = run.directory / "streams"
-    metrics, throughput = train(
-        generator, source, config.optim, config.runtime, directory, "generator", watch, seed=config.seed
-    )
+    settings = config.optim, config.runtime, directory, "generator", watch
+    metrics, throughput = train(generator, source, *settings, seed=config.seed, parallelism=config.parallelism)
     if throughput and (tokens := generator.tokens_of(config.optim.batch_size)):
         rate = tokens / config.optim.batch_size
         throughput["tokens_per_second"] = rate * throughput["samples_per_second"]

@@ -51,6 +51,7 @@ class Branches(nn.Module):
         self.action = build_action_branch(config)
         self.trajectory = Trajectory(config.action_dim, config.state_dim, config.action_representation)
         self.video_is_taken = False  # from another generator: it is not trained
+        self.in_step = False  # other processes hold parts of the video network: each pass of one runs it in all
         self.base: Any = None  # `backbones.directory.ModelDirectory` of the pretrained video model
         if attach and isinstance(config.video, PretrainedConfig) and self.video is not None:
             from vag_core.backbones.models import load_model, weights_type

@@ -94,10 +94,19 @@ def training_loss(branches: Branches, batch: dict[str, Any]) -> tuple[Float[Tens
     t_action = F.pad(t_action, (0, whole.size - joint), value=1)
     if labelled is None:
         labelled = torch.ones_like(t_action, dtype=torch.bool)
+    if branches.in_step and not own:
+        video = torch.cat([video, idle_loss(branches, clips)])
     video_loss = whole.parts * video.sum() / (t_video > 0).sum().clamp(min=1)
     action_loss = whole.parts * (action * whole.own(labelled)).sum() / ((t_action > 0) & labelled).sum().clamp(min=1)
     metrics = {"video_loss": video_loss.detach(), "action_loss": action_loss.detach()}
     return video_loss + branches.config.action.loss_weight * action_loss, metrics
+
+
+def idle_loss(branches: Branches, clips: Clips) -> Float[Tensor, " 1"]:
+    """0, as are its gradients: of the video network, run on the first clip because other processes run theirs."""
+    clip, one = clips.part(slice(1)), torch.ones(1, device=clips.image.device)
+    video, action = joint_loss(branches, clip, one > 0, one, one, WholeBatch(1, range(1)))
+    return 0 * (video + action)
 
 
 def joint_loss(

@@ -2,6 +2,9 @@
 
 import importlib
 import multiprocessing
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -48,6 +51,48 @@ def start() -> Callable[..., BaseProcess]:
         return process
 
     return start_command
+
+
+@pytest.fixture(scope="session")
+def together(start: Callable[..., BaseProcess]) -> Callable[..., list[str]]:
+    """together(words, folder, size=2, **environment): a command in some processes without torchrun; the complaints of
+    each. Their exit codes must agree."""
+
+    def run_together(words: str, folder: Path, size: int = 2, **environment: str) -> list[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **environment}
+        files = [folder / f"complaints_{rank}" for rank in range(size)]
+        running = [
+            start(words.split(), file, None, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+            for rank, file in enumerate(files)
+        ]
+        for process in running:
+            process.join(200)
+        complaints = [file.read_text() for file in files]
+        assert [process.exitcode for process in running] == [running[0].exitcode] * size, complaints
+        return complaints
+
+    return run_together
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Callable[..., subprocess.Popen[str]]:
+    """torchrun(words, **environment): a command in two processes, as a user starts it; no GPU is shown."""
+
+    def run_torchrun(words: str, **environment: str) -> subprocess.Popen[str]:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        root = str(Path(__file__).parents[2])
+        return subprocess.Popen(
+            [*launcher, "-m", "recipes.cli", *words.split()],
+            env={**os.environ, "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": "", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return run_torchrun
 
 
 @pytest.fixture(scope="session")

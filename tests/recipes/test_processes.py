@@ -1,14 +1,10 @@
 """Trainings in two processes: what one of twice the batch learns, one writer, one line for an error, exact resume."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -28,36 +24,6 @@ POLICY = (
     "image_size=32 policy.options.width=32 policy.options.depth=1 optim.steps=3 optim.log_every=1 optim.warmup_steps=1 "
     "runtime.device=cpu runtime.threads=1"
 )
-
-
-def torchrun(words: str) -> subprocess.Popen[str]:
-    """A command in two processes, as a user starts it; no GPU is shown."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.Popen(
-        [*launcher, "-m", "recipes.cli", *words.split()],
-        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent), "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def together(start: Callable[..., BaseProcess], words: str, folder: Path) -> list[str]:
-    """A command in two processes without torchrun; the complaints of each. Their exit codes must agree."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    files = [folder / f"complaints_{rank}" for rank in range(2)]
-    running = [
-        start(words.split(), file, None, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank, file in enumerate(files)
-    ]
-    for process in running:
-        process.join(200)
-    complaints = [file.read_text() for file in files]
-    assert [process.exitcode for process in running] == [running[0].exitcode] * 2, complaints
-    return complaints
 
 
 def curves(out: Path, *stages: str) -> dict[str, list[float]]:
@@ -85,7 +51,9 @@ def same_curves(one: Path, two: Path, *stages: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does_of_twice_the_batch(dataset: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_does_of_twice_the_batch(
+    dataset: Path, torchrun: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     words = (
         f"train-generator dataset={dataset} {SMALL} tokenizer_optim.steps=3 optim.steps=4 generator.action.dropout=0 "
         "labelled_fraction=0.4"
@@ -106,27 +74,30 @@ def test_two_processes_learn_what_one_does_of_twice_the_batch(dataset: Path, tmp
 
 @pytest.mark.slow
 def test_policies_learn_the_same_in_two_processes(
-    dataset: Path, start: Callable[..., BaseProcess], tmp_path: Path
+    dataset: Path, together: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     """Pretraining on sources that two processes share, then fine-tuning: the masks of both count as a whole."""
     words = f"pretrain real=[{dataset},{dataset}] real_shares=[3,1] {POLICY}"
     assert cli.main([*words.split(), "optim.batch_size=10", f"out={tmp_path / 'one'}"]) == 0
-    together(start, f"{words} optim.batch_size=5 out={tmp_path / 'two'}", tmp_path)
+    together(f"{words} optim.batch_size=5 out={tmp_path / 'two'}", tmp_path)
     same_curves(tmp_path / "one", tmp_path / "two", "")
     kept = " ".join(word for word in POLICY.split() if not word.startswith("policy"))
     words = (
         f"finetune checkpoint={tmp_path / 'two/pretrained_model'} real=[{dataset}] freeze_vision_encoder=true {kept}"
     )
-    together(start, f"{words} optim.batch_size=2 out={tmp_path / 'tuned'}", tmp_path)
+    together(f"{words} optim.batch_size=2 out={tmp_path / 'tuned'}", tmp_path)
     assert json.loads((tmp_path / "tuned/run.json").read_text())["status"] == "finished"
-    said = together(start, f"{words} optim.batch_size=2 out={tmp_path / 'tuned'}", tmp_path)
+    said = together(f"{words} optim.batch_size=2 out={tmp_path / 'tuned'}", tmp_path)
     assert ["holds a finished run" in text for text in said].count(True) == 1
     assert sum(text.count("vag: error") for text in said) == 1
 
 
 @pytest.mark.slow
 def test_a_killed_training_of_two_goes_on_bit_for_bit(
-    moving_square: Callable[..., Episode], start: Callable[..., BaseProcess], tmp_path: Path
+    moving_square: Callable[..., Episode],
+    together: Callable[..., list[str]],
+    torchrun: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
 ) -> None:
     """At the shipped dropout: noise, times and dropout after the resume are those of the undisturbed run.
 
@@ -149,8 +120,8 @@ def test_a_killed_training_of_two_goes_on_bit_for_bit(
     assert json.loads((cut / "run.json").read_text())["status"] == "running"
     assert len(group) > 2
     assert cli.main(f"{words} out={cut} resume=true".split()) == 2  # one process alone would learn from other batches
-    together(start, f"{words} out={cut} resume=true", tmp_path)
-    together(start, f"{words} out={tmp_path / 'whole'}", tmp_path)
+    together(f"{words} out={cut} resume=true", tmp_path)
+    together(f"{words} out={tmp_path / 'whole'}", tmp_path)
     for made in ("generator", "best"):
         weights, expected = (load_file(path / made / "model.safetensors") for path in (cut, tmp_path / "whole"))
         assert weights.keys() == expected.keys()
@@ -163,7 +134,9 @@ def test_a_killed_training_of_two_goes_on_bit_for_bit(
     assert not list(cut.rglob("*.vag-*"))[1:]  # the manifest
 
 
-def test_an_error_of_the_user_is_one_line_of_one_process(tmp_path: Path) -> None:
+def test_an_error_of_the_user_is_one_line_of_one_process(
+    torchrun: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     started = torchrun(f"train-generator dataset={tmp_path / 'nothing'} out={tmp_path / 'out'}")
     _, complaints = started.communicate(timeout=200)
     assert complaints.count("vag: error:") == 1, complaints[-3000:]
@@ -174,11 +147,11 @@ def test_an_error_of_the_user_is_one_line_of_one_process(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("words", ["inspect {}", "pretrain real=[{}] optim.steps=x"])
 def test_both_processes_refuse_in_one_line(
-    words: str, dataset: Path, start: Callable[..., BaseProcess], tmp_path: Path
+    words: str, dataset: Path, together: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     """What runs in one process is not run twice; what is wrong before a run begins is said once."""
     out = tmp_path / "out"
-    said = together(start, f"{words.format(dataset)} out={out}", tmp_path)
+    said = together(f"{words.format(dataset)} out={out}", tmp_path)
     assert sum(text.count("vag: error") for text in said) == 1
     assert "WORLD_SIZE=2" in "".join(said) or "optim.steps" in "".join(said)
     assert not out.exists()

@@ -2,6 +2,9 @@
 
 No random state: what a step draws depends on the seed and the step alone. Nothing is pickled. A checkpoint exists under
 its final name only when it is complete and on the disk.
+
+Of a network that is divided among processes (`fsdp`) each process of one group writes its parts into files of its own,
+`model-shard-1-of-8.safetensors`; what is not divided is in `model.safetensors`, as always.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from torch import Tensor, nn
 
 from toolkit.base.errors import UserError, first_line
 from toolkit.base.files import atomic_directory, discard
+from toolkit.base.processes import processes
 from toolkit.base.reading import read_json
+from toolkit.training.fsdp import FullySharded, is_sharded, like_parameter, local
 from toolkit.training.optim import ExponentialMovingAverage, load_trained_state, trained_state
 
 NAME = re.compile(r"step_(\d{6,9})")
@@ -33,25 +38,55 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     average: ExponentialMovingAverage,
     metrics: dict[str, float],
+    shards: FullySharded | None = None,
 ) -> None:
-    """Write `directory/step_XXXXXX`, then remove older ones. Raises UserError if a number in it is not finite."""
+    """Write `directory/step_XXXXXX`, then remove older ones. Raises UserError if a number in it is not finite.
+
+    The main process alone calls it, or with `shards` all of them.
+    """
     state = optimizer.state_dict()["state"]
     moments = {f"{i}.{k}": torch.as_tensor(v) for i, values in state.items() for k, v in values.items()}
+    divided = {name for name, tensor in [*module.state_dict().items(), *moments.items()] if is_sharded(tensor)}
     parts = {"model": trained_state(module), "ema": average.shadow, "optimizer": moments}
+    parts = {part: {name: local(tensor) for name, tensor in tensors.items()} for part, tensors in parts.items()}
     for name in PARTS:
         if bad := not_finite(parts[name].items()):
             raise UserError(f"{name}: '{bad}' holds NaN or infinity at step {step}")
+    if shards is not None and not processes().is_main:
+        _write_shard(Path(processes().from_main(None)), parts, divided, shards)
+        processes().wait()
+        return
     target = directory / f"step_{step:06d}"
+    told: dict[str, Any] = {"step": step, "metrics": metrics}
     with atomic_directory(target) as temporary:
+        if shards is not None:
+            processes().from_main(str(temporary.resolve()))
+            _write_shard(temporary, parts, divided, shards)
+            told["parallelism"] = shards.sizes
         for name, tensors in parts.items():
-            save_file(
-                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-                temporary / f"{name}.safetensors",
-            )
-        (temporary / "state.json").write_text(json.dumps({"step": step, "metrics": metrics}))
+            _write(temporary / f"{name}.safetensors", {k: v for k, v in tensors.items() if k not in divided})
+        if shards is not None:
+            processes().wait()  # all have written
+        (temporary / "state.json").write_text(json.dumps(told))
     for old in saved_steps(directory).values():
         if old != target:
             discard(old)
+
+
+def _write_shard(folder: Path, parts: dict[str, dict[str, Tensor]], divided: set[str], shards: FullySharded) -> None:
+    """What this process holds of what is divided; one group of processes writes. Raises UserError without the folder,
+    which the main process has made."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: not found; parallelism.dp_shard on several machines needs an out= that all of them see"
+        )
+    for name in PARTS if shards.group == 0 else ():
+        own = {key: tensor for key, tensor in parts[name].items() if key in divided}
+        _write(folder / shards.file(name), own)
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
@@ -74,10 +109,12 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     average: ExponentialMovingAverage,
     last: int | None = None,
+    shards: FullySharded | None = None,
 ) -> tuple[int, dict[str, float]]:
     """Restore the newest checkpoint in `directory`, strictly; returns its step and metrics, (0, {}) if none.
 
-    Raises UserError for one that is damaged, does not fit, or lies beyond the `last` step of the training.
+    shards: how the module is divided; each process reads its own parts. Raises UserError for a checkpoint that is
+    damaged, does not fit, was divided otherwise, or lies beyond the `last` step of the training.
     """
     saved = saved_steps(directory)
     if not saved:
@@ -90,7 +127,12 @@ def load_checkpoint(
             raise ValueError(f"state.json says step {str(step)[:40]}, of {last}")
         if not isinstance(metrics, dict) or not all(isinstance(v, int | float) for v in metrics.values()):
             raise ValueError("state.json: 'metrics' is no table of numbers")
+        if (sizes := state.get("parallelism")) != (None if shards is None else shards.sizes):
+            told = " ".join(f"parallelism.{key}={number}" for key, number in dict(sizes or {"dp_shard": 1}).items())
+            raise ValueError(f"made with {told}, go on with that")
         tensors = {name: load_file(path / f"{name}.safetensors") for name in PARTS}
+        if shards is not None:
+            tensors = {name: {**whole, **load_file(path / shards.file(name))} for name, whole in tensors.items()}
         moments = _moments(tensors["optimizer"], optimizer)
         if shapes(tensors["ema"]) != shapes(average.shadow):
             raise ValueError("ema.safetensors holds other tensors")
@@ -122,9 +164,9 @@ def _moments(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> di
         place = int(index)
         if not 0 <= place < len(parameters) or not key:
             raise ValueError(f"optimizer.safetensors: '{name[:60]}' is of no parameter")
-        if tensor.ndim and tensor.shape != parameters[place].shape:
+        if tensor.ndim and tensor.shape != local(parameters[place]).shape:
             raise ValueError(f"optimizer.safetensors: '{name[:60]}' has shape {tuple(tensor.shape)}")
-        moments.setdefault(place, {})[key] = tensor
+        moments.setdefault(place, {})[key] = like_parameter(tensor, parameters[place]) if tensor.ndim else tensor
     expected = {"step", "exp_avg", "exp_avg_sq"}
     for place, values in moments.items():
         if values.keys() != expected:

@@ -9,6 +9,7 @@ from toolkit.base.options import option
 MOST_STEPS = 1_000_000_000
 MOST_BATCH = 65_536
 MOST_THREADS = 1024
+MOST_PROCESSES = 65_536
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("no", "bf16", "auto")
 TRACKERS = (
@@ -64,3 +65,21 @@ class RuntimeConfig:
     threads: int = option(0, "CPU threads of torch; 0 = torch's default", least=0, most=MOST_THREADS)
     compile: bool = option(False, "torch.compile the blocks that repeat: a minute at the start, for long trainings")
     tracker: str = option("tensorboard", "where scalars go, if its package is installed", choices=TRACKERS)
+
+
+@dataclass
+class ParallelismConfig:
+    """How the processes of a training share a pretrained network; the names are those of LeRobot's settings."""
+
+    dp_replicate: int | None = option(
+        None,
+        "groups of processes that hold the network side by side; null = all processes / dp_shard",
+        least=1,
+        most=MOST_PROCESSES,
+    )
+    dp_shard: int = option(
+        1,
+        "processes that the blocks of a pretrained network are divided among (FSDP2); 1 = each holds all of it",
+        least=1,
+        most=MOST_PROCESSES,
+    )

@@ -42,7 +42,7 @@ class ScalarLog:
         Written as TensorBoard's own image summary, since torch's `add_video` needs an old moviepy. Other trackers get
         none.
         """
-        if not _board(self.accelerator):
+        if not self.accelerator.is_main_process or not _board(self.accelerator):
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
 

@@ -27,20 +27,24 @@ from toolkit.base.progress import progress
 from toolkit.data.batches import RNG, BatchSource, Part
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint, saved_steps
 from toolkit.training.config import OptimConfig as OptimConfig
+from toolkit.training.config import ParallelismConfig as ParallelismConfig
+from toolkit.training.fsdp import FullySharded, called_as_units, shard
 from toolkit.training.logging import ScalarLog
 from toolkit.training.optim import ExponentialMovingAverage, load_trained_state, make_optimizer, warmup_cosine
 from toolkit.training.out_of_memory import ELSE, Memory, one_line_if_full, training_advice
-from toolkit.training.parallel import average_gradients, mean_over_processes, mixed_seed, share_weights
+from toolkit.training.parallel import average_gradients, clip_gradients, mean_over_processes, mixed_seed, share_weights
 from toolkit.training.runtime import (
     RuntimeConfig,
     bf16_peak,
     forwards,
     make_accelerator,
+    precision,
     repeated_blocks,
     seed_everything,
 )
 from toolkit.training.watch import Watch, let_look
 
+WHOLE = ParallelismConfig()  # each process holds the whole objective
 THROUGHPUT = ("samples_per_second", "flop_per_second", "flop_per_sample", "bf16_peak_share")
 
 
@@ -54,27 +58,31 @@ def train(
     watch: Watch | None = None,
     *,
     seed: int = 0,
+    parallelism: ParallelismConfig = WHOLE,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Train `objective` in place and leave its averaged weights in it.
+    """Train `objective`, which is on the CPU, in place and leave its averaged weights in it.
 
     Returns the last metrics and the values of `Throughput`, of all processes. Continues from `directory/checkpoints`
     where one is found; the result is then bit for bit that of an uninterrupted run, since what is drawn for a step
     depends on `seed`, `description`, the step and the part of its batch alone. `watch` looks on. The main process
-    writes. Raises UserError for a loss, gradient, weight or average that is not finite: no such number is ever saved.
+    writes. `parallelism` may divide the objective among processes (`fsdp`); the main one alone then has its weights in
+    the end. Raises UserError for a loss, gradient, weight or average that is not finite: no such number is ever saved.
     """
     accelerator = make_accelerator(runtime, directory)
-    objective.train().to(accelerator.device)
-    share_weights(objective)
+    share_weights(objective.train())
+    shards = shard(objective, parallelism, accelerator.device, precision(runtime))
+    objective.to(accelerator.device)
     optimizer, config = make_optimizer(objective, config)
     average = ExponentialMovingAverage(objective, config.ema_decay)
     checkpoints = directory / "checkpoints"
-    first, metrics = load_checkpoint(checkpoints, objective, optimizer, average, config.steps)
+    first, metrics = load_checkpoint(checkpoints, objective, optimizer, average, config.steps, shards)
     accelerator.wait_for_everyone()  # all have read it, and the main process may write the next one
     advance = GradientSteps(accelerator, objective, optimizer, config, runtime.compile, f"{seed} {description}")
+    advance.parallelism = parallelism
     speed = Throughput(accelerator.device, metrics, accelerator.num_processes)
     log = ScalarLog(accelerator, directory, first)
     batches = on_device(data, advance.places_from(first), accelerator.device)
-    let_look(watch, log, objective, average, first, resumed=True)
+    let_look(watch, log, objective, average, first, resumed=True, everywhere=shards is not None)
     bar = progress(description=description, total=config.steps, initial=first, unit="step")
     for done in range(first + 1, config.steps + 1):
         with one_line_if_full(accelerator.device, advance.advice, optimizer, lambda: f". {last_good(checkpoints)}"):
@@ -86,24 +94,31 @@ def train(
         if done % config.log_every == 0 or saving:
             metrics = mean_over_processes(values, accelerator.device)
             last = {"gradient_norm": float(norm), "learning_rate": advance.learning_rate(done - 1)}
-            for name, number in {"loss": metrics["loss"], "gradient norm": last["gradient_norm"]}.items():
-                if not math.isfinite(number):
-                    raise diverged(description, f"the {name} is {number}", done, checkpoints)
+            check_finite({"loss": metrics["loss"], "gradient norm": norm}, description, done, checkpoints)
             bar.set_postfix(loss=f"{metrics['loss']:.4f}")
             metrics |= speed.measure()
             log.scalars(done, metrics | last)
-        if saving and accelerator.is_main_process:
+        if saving and (accelerator.is_main_process or shards is not None):
             try:
-                save_checkpoint(checkpoints, done, objective, optimizer, average, metrics)
+                save_checkpoint(checkpoints, done, objective, optimizer, average, metrics, shards)
             except UserError as error:
                 raise diverged(description, str(error), done, checkpoints) from error
-        speed.leave_out(let_look(watch, log, objective, average, done))
+        speed.leave_out(let_look(watch, log, objective, average, done, everywhere=shards is not None))
     for opened in (bar, batches, log):
         opened.close()
+    finish(objective, average, shards)
+    return {key: value for key, value in metrics.items() if key not in THROUGHPUT}, speed.values
+
+
+def finish(objective: nn.Module, average: ExponentialMovingAverage, shards: FullySharded | None) -> None:
+    """Leave the averaged weights in the objective, on the CPU; of one that is divided in the main process alone."""
     load_trained_state(objective, average.shadow)
     share_weights(objective)  # what is measured in a forward pass differs: running statistics of normalisation
-    objective.to("cpu").eval()
-    return {key: value for key, value in metrics.items() if key not in THROUGHPUT}, speed.values
+    if shards is None:
+        objective.to("cpu")
+    else:
+        shards.make_whole()
+    objective.eval()
 
 
 class GradientSteps:
@@ -123,6 +138,7 @@ class GradientSteps:
         blocks = repeated_blocks(objective) if compiles else []
         self.compiled = [(block, torch.compile(block.forward)) for block in blocks]
         self.seed = seed
+        self.parallelism = WHOLE
 
     def parts(self) -> list[Part]:
         """The parts of a step's batch that this process takes, in order."""
@@ -159,7 +175,7 @@ class GradientSteps:
             # Counting changes the last bit of sums: never at a step that depends on when training was interrupted.
             # It would also switch compilation off for good. A block that is computed again must be the same one.
             with count_flop() if first else nullcontext() as counter, forwards([] if first else self.compiled):
-                with self.accelerator.autocast():
+                with self.accelerator.autocast(), called_as_units(self.parallelism):
                     loss, metrics = cast(Any, self.objective).loss(batch)
                 (loss.float() / len(parts)).backward()
             if counter is not None:
@@ -169,7 +185,7 @@ class GradientSteps:
         trained = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
         average_gradients(trained)
         assert self.config.gradient_clip is not None  # `make_optimizer` has settled it
-        norm = nn.utils.clip_grad_norm_(trained, self.config.gradient_clip)
+        norm = clip_gradients(trained, self.config.gradient_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return values, norm
@@ -205,6 +221,13 @@ class Throughput:
         if not self._warm:
             self._started, self._samples, self._warm = time.perf_counter(), 0, True
         return self.values
+
+
+def check_finite(numbers: dict[str, float | Tensor], description: str, step: int, checkpoints: Path) -> None:
+    """Raise UserError, see `diverged`, for one that is not."""
+    for name, number in numbers.items():
+        if not math.isfinite(number):
+            raise diverged(description, f"the {name} is {float(number)}", step, checkpoints)
 
 
 def diverged(description: str, reason: str, step: int, checkpoints: Path) -> UserError:

@@ -10,6 +10,7 @@ from typing import Any
 
 from toolkit.base.errors import UserError
 from toolkit.base.files import write_json
+from toolkit.base.processes import processes
 from toolkit.base.reading import read_json
 
 RISE = 1.02  # times the lowest loss: less is no rise
@@ -47,11 +48,12 @@ class LossCurve:
         return loss < min(self.losses, default=math.inf)
 
     def add(self, step: int, loss: float) -> None:
-        """Take in a point, and write the file."""
+        """Take in a point, and write the file, in the main process."""
         self.steps.append(step)
         self.losses.append(loss)
         points = [{"step": step, "loss": loss} for step, loss in zip(self.steps, self.losses, strict=True)]
-        write_json(self.path, {"points": points})
+        if processes().is_main:
+            write_json(self.path, {"points": points})
 
     @property
     def best(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from toolkit.base.errors import UserError, warn
 from toolkit.training.config import OptimConfig
+from toolkit.training.fsdp import is_sharded, local
 
 # Of an objective that asks for nothing.
 DEFAULTS: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.01, "lr_scale": 1.0}
@@ -64,11 +65,16 @@ def make_optimizer(objective: nn.Module, config: OptimConfig) -> tuple[torch.opt
 
 
 def split_group(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """Matrices, which decay, and biases, norms and other vectors, which do not; what is frozen is left out."""
+    """Matrices, which decay, and biases, norms and other vectors, which do not; what is frozen is left out.
+
+    Matrices that are divided among processes are a group of their own: one step of AdamW has one kind of tensors.
+    """
     trained = [p for p in group["params"] if p.requires_grad]
+    divided = [p for p in trained if is_sharded(p)]
     return [
-        {**group, "params": [p for p in trained if p.ndim > 1]},
+        {**group, "params": [p for p in trained if p.ndim > 1 and not is_sharded(p)]},
         {**group, "params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        *([{**group, "params": divided}] if divided else []),
     ]
 
 
@@ -82,22 +88,32 @@ def warmup_cosine(step: int, steps: int, warmup_steps: int, floor: float = LOWES
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
     """The state dict of a module but for frozen parameters, which stay what they are: what averages and checkpoints
-    hold."""
+    hold. Of what is divided among processes, the part of this one."""
+    return {name: local(tensor.detach()) for name, tensor in _trained(module).items()}
+
+
+def undivided_state(module: nn.Module) -> dict[str, Tensor]:
+    """The same without what is divided among processes."""
+    return {name: tensor.detach() for name, tensor in _trained(module).items() if not is_sharded(tensor)}
+
+
+def _trained(module: nn.Module) -> dict[str, Tensor]:
     state = module.state_dict(keep_vars=True)
-    return {
-        name: tensor.detach()
-        for name, tensor in state.items()
-        if tensor.requires_grad or not isinstance(tensor, nn.Parameter)
-    }
+    return {n: tensor for n, tensor in state.items() if tensor.requires_grad or not isinstance(tensor, nn.Parameter)}
 
 
 def load_trained_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Inverse of `trained_state`. Raises ValueError that names a weight that is missing or unexpected."""
-    own = trained_state(module).keys()
-    for fault, names in (("missing", own - state.keys()), ("unexpected", state.keys() - own)):
+    own = trained_state(module)
+    for fault, names in (("missing", own.keys() - state.keys()), ("unexpected", state.keys() - own.keys())):
         if names:
             raise ValueError(f"{fault} weight '{min(names)[:100]}'")
-    module.load_state_dict(state, strict=False)
+    whole = undivided_state(module).keys()
+    for name in own.keys() - whole:
+        if own[name].shape != state[name].shape:
+            raise ValueError(f"weight '{name[:100]}' is divided otherwise")
+        own[name].copy_(state[name])
+    module.load_state_dict({name: state[name] for name in state if name in whole}, strict=False)
 
 
 class ExponentialMovingAverage:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from toolkit.base.errors import UserError
+from toolkit.training.fsdp import local
 
 SPARE = 0.95  # of what is free: gaps between blocks of memory take the rest
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -103,5 +104,5 @@ def measured(device: torch.device, before: int, pending: int, error: str) -> Mem
 
 def pending_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Of gradients, and of the moments of AdamW before its first step."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    weights = [local(weight) for group in optimizer.param_groups for weight in group["params"]]
     return sum(weight.numel() * weight.element_size() for weight in weights) * (1 if optimizer.state else 3)

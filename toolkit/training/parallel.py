@@ -2,18 +2,21 @@
 
 Not DistributedDataParallel: what a step learns is normalised by the counts of its whole batch, parts of it may leave
 weights without a gradient, and several of them may be accumulated; one sum at the end of the step is right for all.
+Weights that are divided among the processes are exchanged by FSDP, see `fsdp`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-from toolkit.training.optim import trained_state
+from toolkit.training.fsdp import is_sharded
+from toolkit.training.optim import undivided_state
 
 MOST_VALUES = 1 << 24  # that are sent at once
 
@@ -31,17 +34,20 @@ def several_processes() -> bool:
 def share_weights(module: nn.Module) -> None:
     """Give all processes the trained weights and the buffers that the main one has; frozen ones all have."""
     if several_processes():
-        for tensor in trained_state(module).values():
+        for tensor in undivided_state(module).values():
             sent = tensor.detach().to(_device(), copy=True).contiguous()
             distributed.broadcast(sent, 0)
             tensor.copy_(sent)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes; None counts as 0, unless it is None everywhere."""
+    """Replace each gradient by its mean over the processes; None counts as 0, unless it is None everywhere.
+
+    FSDP has done so with those of what is divided.
+    """
     if not several_processes():
         return
-    parameters = list(parameters)
+    parameters = [parameter for parameter in parameters if not is_sharded(parameter)]
     reached = torch.tensor([float(p.grad is not None) for p in parameters], device=_device())
     distributed.all_reduce(reached)
     used = [parameter for parameter, count in zip(parameters, reached.tolist(), strict=True) if count]
@@ -51,6 +57,25 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         sent /= distributed.get_world_size()
         for parameter, gradient in zip(bucket, sent.split([p.numel() for p in bucket]), strict=True):
             parameter.grad = gradient.view_as(parameter)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """Shorten the gradient of all parameters to the norm `most`; returns what its norm was, the same in all processes.
+
+    Each process knows the norm of its own parts of what is divided; the squares of all are added up.
+    """
+    parameters = list(parameters)
+    divided = [parameter for parameter in parameters if is_sharded(parameter)]
+    if not divided:
+        return nn.utils.clip_grad_norm_(parameters, most)
+    whole = [parameter for parameter in parameters if not is_sharded(parameter)]
+    parts: list[Any] = [
+        nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in (whole, divided)
+    ]
+    norm = torch.linalg.vector_norm(torch.stack([part.full_tensor() if is_sharded(part) else part for part in parts]))
+    for kind in (whole, divided):
+        nn.utils.clip_grads_with_norm_(kind, most, norm)
+    return norm
 
 
 def mean_over_processes(values: dict[str, Tensor | float], device: torch.device) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from toolkit.base.processes import processes
 from toolkit.base.randomness import isolated_randomness
 from toolkit.training.logging import ScalarLog
-from toolkit.training.optim import ExponentialMovingAverage
+from toolkit.training.optim import ExponentialMovingAverage, trained_state
 
 
 class Watch(Protocol):
@@ -27,7 +27,10 @@ class Watch(Protocol):
         """Forget what was seen after this step, from which training goes on; True if it is itself still to be seen."""
 
     def look(self, log: ScalarLog, step: int) -> None:
-        """See the objective, which holds the averaged weights and is in evaluation mode; in the main process alone."""
+        """See the objective, which holds the averaged weights and is in evaluation mode.
+
+        In the main process alone, unless weights are divided among processes: then in all, which must run the same.
+        """
 
 
 def let_look(
@@ -37,10 +40,12 @@ def let_look(
     average: ExponentialMovingAverage,
     step: int,
     resumed: bool = False,
+    everywhere: bool = False,
 ) -> float:
     """Show the averaged weights of a step where they are asked for; the other processes wait, however long it takes.
 
-    resumed: training goes on from here, and they may have been seen before. Returns the seconds that it took.
+    resumed: training goes on from here, and they may have been seen before. everywhere: all processes look. Returns the
+    seconds that it took.
     """
     started = time.perf_counter()
     if watch is None:
@@ -48,8 +53,10 @@ def let_look(
     missing = watch.resume(step) if resumed else True
     if step == 0 or not watch.due(step):
         return 0.0
-    if missing and log.accelerator.is_main_process:
-        with averaged(objective, average), isolated_randomness():
+    if missing and (everywhere or log.accelerator.is_main_process):
+        # Blocks that are divided are put together in the precision of training.
+        precision = log.accelerator.autocast() if everywhere else nullcontext()
+        with averaged(objective, average), isolated_randomness(), precision:
             watch.look(log, step)
     processes().wait()
     return time.perf_counter() - started
@@ -74,8 +81,8 @@ def averaged(objective: nn.Module, average: ExponentialMovingAverage) -> Iterato
 
 @torch.no_grad()
 def _exchange(objective: nn.Module, average: ExponentialMovingAverage, names: list[str]) -> None:
-    weights = objective.state_dict()
+    weights = trained_state(objective)
     for name in names:
-        kept = weights[name].detach().clone()
+        kept = weights[name].clone()
         weights[name].copy_(average.shadow[name])
         average.shadow[name].copy_(kept)
