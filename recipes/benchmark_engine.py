@@ -41,7 +41,7 @@ NOTES = {
     "start_up_seconds": "of Ray on this machine: from importing it to the first result of each of its workers",
     "intervals": "quartiles of the turns",
     "peak_mib": "largest sum of the resident memory of the command and its children, of looks "
-    f"{POLL} s apart; of the first quarter of the episodes, and of all. Each episode ends on the disk",
+    f"{POLL} s apart; in the first quarter of the time, and ever. Each episode ends on the disk",
 }
 
 

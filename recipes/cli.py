@@ -293,7 +293,10 @@ def run_recipe(command: str, config: Any, stage: bool = False) -> Any:
         return run_alone(command, module.prepare, config, lambda whole: run_recipe(command, whole, stage))
     extendable = getattr(module, "EXTENDABLE", False)
     again = {key: getattr(config, key) for key in ("overwrite", "resume", "strict")}
-    with open_run(command, config.out, asdict(config), extendable=extendable, stage=stage, **again) as run:
+    defaults = asdict(type(config)())
+    with open_run(
+        command, config.out, asdict(config), extendable=extendable, stage=stage, defaults=defaults, **again
+    ) as run:
         try:
             if not run.complete:
                 result = module.run(config, run)

@@ -100,8 +100,20 @@ def check_config(command: str, config: DictConfig) -> DictConfig:
 def command_words(command: str, config: dict[str, Any]) -> list[str]:
     """The overrides that make a config what it is, as they are typed; not where it writes to."""
     default: Any = OmegaConf.to_container(compose_config(command, []))
-    told = [key for key in config if key not in ("out", "overwrite", "resume") and config[key] != default.get(key)]
-    return [shlex.quote(f"{key}={typed(config[key])}") for key in told]
+    return [
+        shlex.quote(word)
+        for key in config
+        if key not in ("out", "overwrite", "resume") and config[key] != default.get(key)
+        for word in _words_of(key, config[key], default.get(key))
+    ]
+
+
+def _words_of(key: str, value: Any, default: Any) -> list[str]:
+    """Of a part with options of its own, those that differ."""
+    if isinstance(value, dict) and isinstance(default, dict) and default and value.keys() == default.keys():
+        differing = [name for name in value if value[name] != default[name]]
+        return [word for name in differing for word in _words_of(f"{key}.{name}", value[name], default[name])]
+    return [f"{key}={typed(value)}"]
 
 
 def typed(value: Any) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from toolkit.base.engine import MOST_CPUS, MOST_GPUS, Engine, EngineConfig, Resources, open_engine
+from toolkit.base.engine import MOST_CPUS, MOST_GPUS, Engine, EngineConfig, Resources, check_local, open_engine
 from toolkit.base.errors import UserError, nearest
 from toolkit.base.options import option, part
 
@@ -47,6 +47,7 @@ def stages_engine(config: StageEngineConfig, root: Path) -> Engine | None:
         for command in getattr(config, key):
             if command not in SCHEMAS:
                 raise UserError(f"engine.{key}: '{command}' is no command. {nearest(command, SCHEMAS)}")
+    check_local(config)
     if config.kind == "local":
         return None
     return open_engine(config, root, gpus=None, resources=partial(chain_resources, config))

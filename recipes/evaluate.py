@@ -17,6 +17,7 @@ from recipes.rollouts import RETUNE, Roller, load, roll_out_all
 from recipes.sharding import gpus_of, process_count
 from recipes.worlds import check_suites, tasks_in, world_of
 from toolkit.base.engine import open_engine
+from toolkit.base.errors import UserError
 from toolkit.base.run import Run
 from toolkit.data.conventions import Conventions
 from toolkit.data.images import as_size
@@ -43,6 +44,9 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     check_suites("evaluate", config.suites, world, config.new_tasks)
     asked = {suite: world.suites[suite] for suite in config.suites}
     new = tasks_in("evaluate", config.new_tasks, world, "new_tasks") if any(s.new_tasks for s in asked.values()) else []
+    engine = open_engine(
+        config.engine, run.directory, process_count(config.workers, config.runtime), gpus_of(config.runtime)
+    )
     roller = Roller(config)
     policy, identity = roller.policy, weights_id(roller.checkpoint)
     run.add_data(config.checkpoint, identity)
@@ -51,11 +55,8 @@ def run(config: EvaluateConfig, run: Run) -> RolloutResult | OpenLoopResult:
     scenes = {name: scenes_in(config, world, suite, new if suite.new_tasks else tasks) for name, suite in asked.items()}
     named = [{world.scene_name(task): seeds for task, seeds in part.items()} for part in scenes.values()]
     seen = check_unseen("evaluate", str(roller.checkpoint), merge(*named), config.allow_seen)
-    engine = open_engine(
-        config.engine, run.directory, process_count(config.workers, config.runtime), gpus_of(config.runtime)
-    )
     media, suites = [], {}
-    for suite, rollouts in roll_out_all(roller, scenes, engine).items():
+    for suite, rollouts in roll_out_all(roller, scenes, engine):
         suites[suite] = rollout_rates([(r.task, r.seed, bool(r.success)) for r in rollouts])
         videos = [r.frames for r in rollouts if r.frames is not None]
         if videos:
@@ -87,6 +88,10 @@ def scenes_in(config: EvaluateConfig, world: World, suite: Suite, tasks: list[st
 
 def evaluate_open_loop(config: EvaluateConfig, dataset: str, run: Run) -> OpenLoopResult:
     """Compare predicted with recorded actions: for robots that have no simulator."""
+    if config.engine.kind != "local":
+        raise UserError(
+            f"engine.kind={config.engine.kind}: errors on dataset= are measured by this process; leave it out"
+        )
     set_threads(config.runtime)
     seed_everything(config.seed)
     checkpoint = checkpoint_directory(config.checkpoint, Loading.of(config))

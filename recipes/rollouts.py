@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from policies.checkpoint_config import Loading
 from policies.checkpoints import checkpoint_directory
@@ -61,6 +65,12 @@ class Roller:
         if config.image_size is not None:
             self.sizes = as_size(config.image_size, "image_size")
 
+    def free(self) -> None:
+        """Leave the GPU to other processes."""
+        if torch.cuda.is_available() and isinstance(self.policy, nn.Module):
+            self.policy.to("cpu")
+            torch.cuda.empty_cache()
+
     def roll_out(self, part: Part) -> list[Rollout]:
         """In the order of tasks and seeds."""
         with one_line_if_full(self.device, partial(sampling_advice, size=self.at_once)):
@@ -89,21 +99,23 @@ def load(config: EvaluateConfig, checkpoint: Path, device: str) -> Any:
     return load_policy(checkpoint, device, loading)
 
 
-def roll_out_all(roller: Roller, suites: Mapping[str, Scenes], engine: Engine) -> dict[str, list[Rollout]]:
-    """Rollouts of each suite, in the order of its tasks and seeds.
+def roll_out_all(roller: Roller, suites: Mapping[str, Scenes], engine: Engine) -> Iterator[tuple[str, list[Rollout]]]:
+    """Each suite with its rollouts, in the order of its tasks and seeds.
 
     In this process all scenes of a suite go in step. Several processes take parts of one task each: then another number
     of scenes shares a prediction, which rounds otherwise; the noise of a scene is the same.
     """
     if not engine.remote and engine.workers == 1:
-        return {suite: roller.roll_out(Part(suite, scenes)) for suite, scenes in suites.items()}
+        for suite, scenes in suites.items():
+            yield suite, roller.roll_out(Part(suite, scenes))
+        return
+    roller.free()
     parts = [part for suite, scenes in suites.items() for part in parts_of(suite, scenes, roller.at_once)]
     runtime = replace(roller.config.runtime, threads=roller.config.runtime.threads or engine.threads)
     work = partial(roll_out_part, replace(roller.config, runtime=runtime))
-    found: dict[str, list[Rollout]] = {suite: [] for suite in suites}
-    for part, rollouts in zip(parts, engine.map(work, parts, description="evaluate, parts"), strict=True):
-        found[part.suite] += rollouts
-    return found
+    results = zip(parts, engine.map(work, parts, description="evaluate, parts"), strict=True)
+    for suite, group in groupby(results, key=lambda pair: pair[0].suite):
+        yield suite, [rollout for _, rollouts in group for rollout in rollouts]
 
 
 def parts_of(suite: str, scenes: Scenes, at_once: int) -> list[Part]:
@@ -124,6 +136,7 @@ def roll_out_part(config: EvaluateConfig, part: Part) -> list[Rollout]:
     key = repr((config, worker_number()))
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # all has been said
         if not _rollers or _rollers[0][0] != key:
+            _rollers.clear()  # and give its memory back, before the next one takes some
             name_gpu(worker_number())
-            _rollers[:] = [(key, Roller(config))]
+            _rollers.append((key, Roller(config)))
         return _rollers[0][1].roll_out(part)

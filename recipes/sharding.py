@@ -23,7 +23,7 @@ import torch
 
 from recipes.terminal import say
 from toolkit.base import manifest
-from toolkit.base.engine import Engine, open_engine, worker_number
+from toolkit.base.engine import Engine, LocalEngine, open_engine, worker_number
 from toolkit.base.errors import InUseError, UserError
 from toolkit.base.files import atomic_directory, kept_folder, remove_empty_folders
 from toolkit.base.progress import progress
@@ -108,6 +108,9 @@ def make_shard(work: Work, root: Path, shard: Shard, advance: Callable[[int], An
 
 def run_in_shards(prepare: Prepare, config: Any, run: Run) -> Any:
     """The recipe of a command: make all shards that are missing, and put them together."""
+    # Before anything is loaded: what does not fit is refused at once.
+    processes = process_count(config.shard_workers, config.runtime)
+    engine = open_engine(config.engine, run.directory, processes, gpus_of(config.runtime))
     work = prepare(config, run)
     root = kept_folder(run.directory / FOLDER)
     run.remove_when_finished(root)
@@ -117,9 +120,9 @@ def run_in_shards(prepare: Prepare, config: Any, run: Run) -> Any:
     try:
         begin(work, root)
         with progress_of(work, shards, root) as bar:
-            workers = max(1, min(process_count(config.shard_workers, config.runtime), len(missing)))
-            engine = open_engine(config.engine, run.directory, workers, gpus_of(config.runtime))
-            if missing and (engine.remote or workers > 1):
+            if not engine.remote:
+                engine = LocalEngine(max(1, min(processes, len(missing))))
+            if missing and (engine.remote or engine.workers > 1):
                 work.free()
                 for made in made_elsewhere(prepare, config, run, missing, engine):
                     bar.update(made)
@@ -198,6 +201,7 @@ def make_in_worker(
     """
     key = repr((prepare, directory, config, worker_number()))
     if not _prepared or _prepared[0][0] != key:
+        _prepared.clear()  # and give its memory back, before the next one takes some
         name_gpu(worker_number())
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
             work = prepare(config, PartOfRun(directory, data))  # what it says has been said
@@ -233,6 +237,11 @@ def run_alone(command: str, prepare: Prepare, config: Any, run_whole: Callable[[
         raise UserError(f"shard={config.shard}: give out=DIR, the same for all shards")
     if config.overwrite:
         raise UserError(f"shard={config.shard}: overwrite=true begins all shards anew; give it without shard=")
+    if config.engine.kind != "local":
+        raise UserError(
+            f"shard={config.shard}: one shard is made by this process alone; leave out shard=, "
+            "and a cluster makes all, or engine.kind="
+        )
     whole = replace(config, shard=None, resume=True)
     out = Path(config.out)
     root = manifest.partial_name(out / FOLDER)
@@ -274,5 +283,5 @@ def note(command: str, config: Any, data: Sequence[dict[str, Any]], count: int) 
             )
         Shard(0, count, range(0)).folder(root).mkdir(exist_ok=True)  # says how many, and stands for none
 
-    given = {"overwrite": False, "resume": True, "strict": config.strict}
+    given = {"overwrite": False, "resume": True, "strict": config.strict, "defaults": asdict(type(config)())}
     SharedRun(command, config.out, asdict(config), **given).note(data, claim)

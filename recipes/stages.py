@@ -27,7 +27,7 @@ from toolkit.base.run import is_compared
 from toolkit.base.shared_run import PATIENCE
 from toolkit.base.typed_json import from_json
 from toolkit.reporting.results import RESULTS
-from toolkit.training.runtime import take_gpu
+from toolkit.training.runtime import take_gpus
 
 INTERRUPTED = 130
 # Of commands that bring held-out scenes of their own: their generators learn from all episodes, as in old records.
@@ -245,8 +245,9 @@ def run_stages(
     if engine is None and limit == 0:
         failed = _run_here(root, chains, done, keep_going)
     else:
-        here = LocalEngine(limit or len(chains))
-        failed, left = (engine or here).graph(partial(_run_chain, root, engine is None), chains, done, keep_going)
+        lanes = min(limit or len(chains), max(1, len(chains)))
+        work = partial(_run_chain, root, lanes if engine is None else None)
+        failed, left = (engine or LocalEngine(lanes)).graph(work, chains, done, keep_going)
         if failed and not keep_going:
             raise _failure(root, failed)
         failed = [*failed, *left]
@@ -294,14 +295,15 @@ def _run_all(root: Path, chain: Chain, patience: float = 0.0) -> int:
     return 0
 
 
-def _run_chain(root: Path, here: bool, chain: Chain, position: int) -> None:
-    """In a process of its own. here: on this machine, of whose GPUs it takes one; position: of its progress bar."""
+def _run_chain(root: Path, lanes: int | None, chain: Chain, position: int) -> None:
+    """In a process of its own. lanes: of this machine, which share its GPUs, None on a cluster; position: of this one,
+    and of its progress bar."""
     os.environ["VAG_PROGRESS_POSITION"] = str(position)
-    if here:
-        take_gpu(position)
+    if lanes is not None:
+        take_gpus(position, lanes)
     with terminal.terminable(), terminal.quiet_libraries():
         try:
-            code = terminal.mendable(partial(_run_all, root, chain, 0.0 if here else PATIENCE))
+            code = terminal.mendable(partial(_run_all, root, chain, PATIENCE if lanes is None else 0.0))
         except KeyboardInterrupt:
             code = INTERRUPTED  # the command that all stages belong to says so
     raise SystemExit(code)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 LONG = "VAG_LONG" in os.environ
-COUNT = 5000 if LONG else 150
+COUNT = 5000 if LONG else 100
 MOST_MEGABYTES = 2048
 WORKER = Path(__file__).parent / "fuzz/worker.py"
 ENVIRONMENT = {

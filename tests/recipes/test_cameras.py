@@ -94,7 +94,8 @@ def test_synthetic_episodes_have_the_keys_sizes_rate_and_names_of_their_source(
 
 
 @pytest.mark.parametrize(
-    "policy", ["pi05_compact", pytest.param("diffusion_compact", marks=pytest.mark.long), "diffusion"]
+    "policy",
+    ["pi05_compact", *(pytest.param(name, marks=pytest.mark.long) for name in ("diffusion_compact", "diffusion"))],
 )
 def test_policies_see_all_cameras(policy: str, recorded: Path, made: dict[str, Path], tmp_path: Path) -> None:
     data = [f"real=[{recorded}]", f"synthetic=[{made['synthetic']}]", "synthetic_fraction=0.5"]

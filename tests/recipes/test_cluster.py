@@ -1,9 +1,15 @@
 """Commands on a Ray of two nodes: what the processes of this machine make, also where a node is lost."""
 
 import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +17,13 @@ import pandas as pd
 import pytest
 
 from recipes.cli import main
-from tests.clusters import Nodes, two_nodes
+from tests.clusters import STORE, Nodes, two_nodes
 from tests.shard_checks import found, same_dataset, small_generator, vag
+from toolkit.base.ray_engine import QUIET
 from toolkit.data.formats.lerobot_read import read_table
 
 LONG = pytest.mark.long
+PAGE = Path(__file__).parents[2] / "docs/scale.md"
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,14 @@ def test_mistakes_are_one_line(nodes: Nodes, dataset: Path, tmp_path: Path, caps
         ([*replay, *on(nodes), "engine.gpus=2"], "engine.gpus=2: the largest node of this cluster has 0 GPUs"),
         ([*replay, "engine.kind=dask"], "engine.kind=dask: expected one of local, ray"),
         ([*replay, "engine.cpus=0"], "engine.cpus=0"),
+        (
+            ["synthesize", "checkpoint=x", "shard=1/2", "engine.kind=ray", f"out={tmp_path / 'out'}"],
+            "shard=1/2: one shard is made by this process alone; leave out shard=",
+        ),
+        (
+            ["evaluate", "checkpoint=x", "dataset=x", "engine.kind=ray", f"out={tmp_path / 'out'}"],
+            "engine.kind=ray: errors on dataset= are measured by this process",
+        ),
         (
             ["ablate", "experiment=ablate_smoke", *on(nodes), "engine.stage_gpus={train:1}", f"out={tmp_path / 'out'}"],
             "engine.stage_gpus: 'train' is no command. Did you mean 'pretrain'?",
@@ -170,3 +186,37 @@ def test_a_study_and_a_lost_node(doomed: Nodes, tmp_path: Path) -> None:
 
 def _comparable(record: dict[str, Any]) -> Any:
     return record["rows"], record["comparisons"]
+
+
+@LONG
+@pytest.mark.timeout(600)
+def test_the_job_of_the_page_holds_a_cluster(tmp_path: Path) -> None:
+    """By stand-ins for srun and scontrol, on this machine alone, with another command in place of the study."""
+    pytest.importorskip("ray")
+    vag("collect", "tasks=[plate-slide]", "episodes_per_task=2", "image_size=32", out=tmp_path / "real")
+    scripts = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", PAGE.read_text(), re.DOTALL)
+    (script,) = (script for script in scripts if "ray start" in script)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        script = script.replace("6379", str(free.getsockname()[1]))
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    stand_ins = {
+        "scontrol": "echo 127.0.0.1; echo other",
+        "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+        "ray": f'exec "{Path(sys.executable).with_name("ray")}" "$@" --num-cpus=1 --object-store-memory={STORE}',
+        "vag": f'exec "{sys.executable}" -m recipes.cli replay "dataset={tmp_path}/real/dataset" "$3" "$4" "$5"',
+    }
+    for name, line in stand_ins.items():
+        (bin_ / name).write_text(f"#!/bin/sh\n{line}\n")
+        (bin_ / name).chmod(0o755)
+    environment = {**os.environ, **QUIET, "PATH": f"{bin_}:{os.environ['PATH']}", "SLURM_NNODES": "2"}
+    environment |= {"SLURM_JOB_NODELIST": "two", "PYTHONPATH": str(PAGE.parents[1])}
+    job = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=environment, start_new_session=True)
+    try:
+        assert job.wait(500) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGTERM)  # as Slurm ends what a job leaves
+    record = json.loads((tmp_path / "outputs/study/run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["config"]["engine"]["kind"] == "ray"

@@ -93,6 +93,7 @@ if LONG:
         ),
     }
 SHARDED = ("synthesize", "score")
+SLOWEST = ("collect",)  # which test_signals ends too
 SHARD_KILLS = 20 if LONG else 2
 SOME_WINDOWS = ("export", "pretrain")  # of which a few are tried in CI
 WITHOUT_WINDOWS = ("evaluate", "rollout")  # they write their record alone
@@ -176,7 +177,9 @@ def undisturbed(words: list[str], out: Path, start: Callable[..., BaseProcess]) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in SLOWEST else name for name in COMMANDS]
+)
 def test_killed_commands_resume_to_the_same_artefact(
     name: str, inputs: dict[str, Path], tmp_path: Path, start: Callable[..., BaseProcess]
 ) -> None:

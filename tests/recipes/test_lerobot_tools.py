@@ -163,7 +163,8 @@ def test_lerobot_dataset_viz_writes_a_recording(origin: str, dataset_of: Callabl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("origin", SOME)
+@pytest.mark.long  # starts LeRobot three times
+@pytest.mark.parametrize("origin", ORIGINS)
 def test_lerobot_edit_dataset_keeps_what_we_need(
     origin: str, dataset_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_two_processes_learn_what_one_does_of_twice_the_batch(
     same_curves(tmp_path / "one", tmp_path / "parts", "tokenizer", "streams")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_policies_learn_the_same_in_two_processes(
     dataset: Path, together: Callable[..., list[str]], tmp_path: Path

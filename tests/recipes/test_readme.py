@@ -110,8 +110,15 @@ def lay_out(robot: str) -> None:
     [
         ("bridge", [(64, 64)], "h264", ["taken as 5 steps a second", "past the end"]),
         ("aloha", [(48, 64), (64, 48), (64, 64)], "h264", ["taken as 50 steps a second", "past the end"]),
-        ("bridge_sample", [(64, 64)], "h264", ["taken as 5 steps a second", "past the end"]),
-        ("droid", [(192, 320)] * 3, "h264", ["taken as 50 steps a second", "do not tell the order of their colours"]),
+        pytest.param(
+            *("bridge_sample", [(64, 64)], "h264", ["taken as 5 steps a second", "past the end"]),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            *("droid", [(192, 320)] * 3, "h264"),
+            ["taken as 50 steps a second", "do not tell the order of their colours"],
+            marks=pytest.mark.long,
+        ),
         ("g1", [(480, 640)], "av1", ["of an episode"]),
     ],
 )

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -74,6 +75,16 @@ def test_fractions_of_gpus(nodes: Nodes, work: ModuleType, tmp_path: Path) -> No
     assert gpu_number([5], None) == 5
 
 
+def test_secrets_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray writes what is passed on into its logs."""
+    for name in ("HF_TOKEN", "HF_HOME", "VAG_API_KEY", "OTHER"):
+        monkeypatch.setenv(name, "x")
+    passed = ray_engine._passed()
+    assert "HF_HOME" in passed
+    assert not {"HF_TOKEN", "VAG_API_KEY", "OTHER"} & set(passed)
+
+
+@pytest.mark.long
 def test_a_dead_worker_is_tried_again_and_then_reported(nodes: Nodes, work: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"deadly: .* Tries: 1; see engine\.retries"):
         list(opened(nodes, tmp_path, retries=0).map(work.die, range(2), description="deadly"))
@@ -105,6 +116,28 @@ def test_a_graph_is_that_of_the_local_engine(
     if keep_going:
         assert found["ray"] == found["local"] == (["bad"], ["after_bad", "lost"])
     assert "bad is spoilt" in capfd.readouterr().err
+
+
+def test_what_needs_a_lost_node_never_begins(nodes: Nodes, work: ModuleType, tmp_path: Path) -> None:
+    """Where it is given up, that is a failure, and the others go on."""
+    steps = [work.Step("dies"), work.Step("after", {"dies"}), work.Step("last", {"after"}), work.Step("a")]
+    failed, left = opened(nodes, tmp_path, retries=0).graph(work.Mark(tmp_path), steps, set(), True)
+    assert [step.name for step in failed] == ["dies"]
+    assert sorted(step.name for step in left) == ["after", "last"]
+    assert (tmp_path / "a").exists()
+
+
+def test_signals_stay_ours(nodes: Nodes, tmp_path: Path) -> None:
+    """Ray puts a handler of its own in place of that by which commands clean up."""
+    import ray
+
+    ray.shutdown()
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        opened(nodes, tmp_path)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_each_node_of_a_graph_has_what_it_asks_for(nodes: Nodes, work: ModuleType, tmp_path: Path) -> None:

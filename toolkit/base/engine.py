@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -145,12 +145,21 @@ def open_engine(
     graph on a cluster; None = those of the config.
     Raises UserError for a cluster that does not answer, lacks what is asked for, or does not share the directory.
     """
+    check_local(config)
     if config.kind == "local":
         return LocalEngine(workers)
     from toolkit.base.ray_engine import RayEngine
 
     own = Resources(config.cpus, gpus if config.gpus is None else config.gpus)
     return RayEngine(config.address, own, config.retries, shared, resources)
+
+
+def check_local(config: EngineConfig) -> None:
+    """Raise UserError for an option that the processes of this machine would not heed."""
+    default = type(config)()
+    for field in fields(config) if config.kind == "local" else ():
+        if getattr(config, field.name) != getattr(default, field.name):
+            raise UserError(f"engine.{field.name}: is for a cluster; give engine.kind=ray too, or leave it out")
 
 
 def worker_number() -> int:

@@ -11,6 +11,10 @@ class UserError(Exception):
     """A mistake in the input, not in the code. The command line prints it as one line and exits with 2."""
 
 
+class NotFiniteError(UserError):
+    """NaN or infinity where there must be a number."""
+
+
 class InUseError(UserError):
     """Another process holds a directory, which it gives free when it is done."""
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import traceback
 import uuid
 from collections import deque
@@ -21,7 +23,7 @@ from typing import Any
 
 from toolkit.base import engine
 from toolkit.base.engine import AHEAD, THREADS, Engine, Node, Resources
-from toolkit.base.errors import UserError, first_line, warn
+from toolkit.base.errors import UserError, first_line, one_line, warn
 from toolkit.base.files import discard, write_text
 from toolkit.base.progress import progress
 from toolkit.base.provenance import git_sha
@@ -32,7 +34,15 @@ CHECK_EVERY = 10.0  # seconds of waiting, after which is asked if there still is
 # Settings of this process that its workers have too.
 PASSED = ("RAY_ACCEL_", "HF_", "MUJOCO_", "PYOPENGL_", "VAG_", "PYTHONPATH", "TOKENIZERS_")
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")  # which Ray would write into its logs; a machine has its own
+PROBE = 180.0  # seconds that a node has to say what it sees
 KEEP_GPUS = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"  # a worker takes a GPU by its number
+
+_asked: list[str] = []  # the address that this process is connected by, as the user wrote it
+
+
+class NeverBegunError(UserError):
+    """A node of a graph that could not begin, since one that it needs was lost."""
 
 
 class RayEngine(Engine):
@@ -48,7 +58,7 @@ class RayEngine(Engine):
         shared: Path,
         resources: Callable[[Any], Resources] | None = None,
     ) -> None:
-        self._ray, self._retries, self._resources = connected(address), retries, resources
+        self._ray, self._retries, self._resources = connected(address, retries), retries, resources
         self._where = f"engine.address={address}" if address else "engine.kind=ray"
         self._own = self._checked(own)
         self._check_nodes(shared)
@@ -134,6 +144,8 @@ class RayEngine(Engine):
         try:
             return self._ray.get(reference)
         except exceptions.RayTaskError as error:
+            if isinstance(error.cause, exceptions.RayError):  # of an item that this one needs
+                raise NeverBegunError(f"{description}: what it needs was lost") from error
             raise error.cause from None
         except exceptions.RayError as error:
             raise UserError(
@@ -144,8 +156,10 @@ class RayEngine(Engine):
         """Print what a node of a graph said; its exit code, None if it did not begin."""
         try:
             code, said = self._result(reference, own, name)
-        except UserError as error:
-            code, said = 1, f"vag: error: {error}"
+        except NeverBegunError:
+            code, said = None, ""
+        except Exception as error:
+            code, said = 1, f"vag: error: {one_line(str(error))}"
         if said:
             print(said, file=sys.stderr if code else sys.stdout, flush=True)
         return code
@@ -205,7 +219,7 @@ class RayEngine(Engine):
             for node, reference in [(node, one.remote(str(path), os.getcwd())) for node, one in asked]:
                 name = f"{self._where}: node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
                 try:
-                    found, folder, commit = self._ray.get(reference)
+                    found, folder, commit = self._ray.get(reference, timeout=PROBE)
                 except Exception as error:
                     raise UserError(
                         f"{name} cannot run this project: {first_line(error)}; install it there as here"
@@ -214,30 +228,34 @@ class RayEngine(Engine):
                     raise UserError(f"{name} does not see {shared}; give an out= on a disk that all nodes share")
                 if not folder:
                     raise UserError(f"{name} has no directory {os.getcwd()}; start the command in one that all share")
-                if commit != git_sha():
-                    raise UserError(f"{name} runs commit {commit}, this machine {git_sha()}; bring both to the same")
+                if commit != (own := _commit()):
+                    raise UserError(f"{name} runs commit {commit}, this machine {own}; bring both to the same")
         finally:
             discard(path)
 
 
-def connected(address: str | None) -> Any:
+def connected(address: str | None, retries: int) -> Any:
     """The module ray, connected. Raises UserError where it is not installed, or no cluster answers."""
-    for name, value in QUIET.items():
+    for name, value in {**QUIET, "RAY_task_oom_retries": str(retries)}.items():
         os.environ.setdefault(name, value)
     try:
         import ray
     except ModuleNotFoundError:
         raise UserError(f"engine.kind=ray: the package ray is not installed; {EXTRA}") from None
     if ray.is_initialized():  # by a map before, or by who calls this as a library
-        if address not in (None, "auto", here := ray.get_runtime_context().gcs_address):
+        if address not in (None, "auto", *_asked, here := ray.get_runtime_context().gcs_address):
             raise UserError(f"engine.address={address}: this process is connected to the cluster at {here}")
         return ray
     _check_answers(address)
     _say_less()
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"engine.address={address}: {first_line(error)}") from error
+        raise UserError(f"engine.address={address}: {one_line(str(error))[:300]}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in its place
+    _asked[:] = [address] if address else []
     return ray
 
 
@@ -248,7 +266,7 @@ def _say_less() -> None:
 
     said = set[str]()
 
-    def one_line(data: Any, ignore_prefix: bool) -> None:
+    def first_sentences(data: Any, ignore_prefix: bool) -> None:
         for text in data["lines"]:
             sentence = text.strip().partition(". ")[0]
             if sentence not in said:
@@ -256,7 +274,7 @@ def _say_less() -> None:
                 warn(f"Ray: {sentence}")
 
     if hasattr(worker, "print_to_stdstream"):  # no public door leads there
-        worker.print_to_stdstream = one_line
+        worker.print_to_stdstream = first_sentences
 
 
 def _check_answers(address: str | None) -> None:
@@ -291,7 +309,11 @@ def sorted_by_needs[N: Node](
 
 
 def _passed() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(PASSED) and not any(word in name for word in SECRETS)
+    }
 
 
 def _process_state() -> tuple[str, list[str]]:
@@ -304,7 +326,12 @@ def _process_state() -> tuple[str, list[str]]:
 def _enter(state: tuple[str, list[str]]) -> None:
     """Be where the process is that asks, and import from where it does."""
     folder, paths = state
-    os.chdir(folder)
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UserError(
+            f"{socket.gethostname()}: no directory {folder}; start the command in one that all share"
+        ) from error
     sys.path.extend(path for path in paths if path not in sys.path)
 
 
@@ -337,10 +364,10 @@ def _run(state: tuple[str, list[str]], sent: bytes, *before: tuple[int | None, s
 
     if any(code != 0 for code, _ in before):
         return None, ""
-    _enter(state)
     code: Any = 0
     with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
         try:
+            _enter(state)
             work, node = cloudpickle.loads(sent)
             work(node, 0)
         except SystemExit as exit:
@@ -355,4 +382,9 @@ def _run(state: tuple[str, list[str]], sent: bytes, *before: tuple[int | None, s
 def _look(path: str, folder: str) -> tuple[str | None, bool, str]:
     """What a token file holds here, whether a directory is here, and the commit of the project."""
     token = Path(path)
-    return token.read_text() if token.is_file() else None, Path(folder).is_dir(), git_sha()
+    return token.read_text() if token.is_file() else None, Path(folder).is_dir(), _commit()
+
+
+def _commit() -> str:
+    """Of the project; edits on a disk that all share come while others look, so they do not count."""
+    return git_sha().removesuffix("-dirty")

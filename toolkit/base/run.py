@@ -48,6 +48,7 @@ class Run:
 
     Refuses a finished directory unless `overwrite`, and an unfinished one unless `resume` or `overwrite`.
     An `extendable` run is made of others that check themselves: with `resume` it goes on with other settings too.
+    defaults: of settings that are newer than an unfinished run that goes on.
     `overwrite` asks for a readable record of the same command; what its manifest lists is kept in `.vag-replaced`
     until the new run is finished, and comes back if that ends before it has made anything.
     `run.json` says "running" inside the block, "finished" after it, "failed" or "interrupted" after an exception; a
@@ -67,11 +68,12 @@ class Run:
         strict: bool = False,
         extendable: bool = False,
         stage: bool = False,
+        defaults: dict[str, Any] | None = None,
     ) -> None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         self.directory = Path(out) if out else Path("outputs") / command.replace(" ", "-") / stamp
         self.overwrite, self.resume, self.strict, self.extendable = overwrite, resume, strict, extendable
-        self.stage = stage
+        self.stage, self.defaults = stage, dict(leaves(defaults or {}))
         self.record: dict[str, Any] = {
             "command": command,
             "status": "running",
@@ -171,9 +173,10 @@ class Run:
         if not extended:
             before, now = (dict(leaves(record.get("config") or {})) for record in (earlier, self.record))
             for key in filter(is_compared, {**before, **now}):
-                if before.get(key) != now.get(key):
+                begun = before[key] if key in before else self.defaults.get(key)  # a setting that is newer than the run
+                if begun != now.get(key):
                     raise UserError(
-                        f"out={self.directory}: was begun with {key}={before.get(key)}, not {now.get(key)}; "
+                        f"out={self.directory}: was begun with {key}={begun}, not {now.get(key)}; "
                         "resume with the same settings, or use overwrite=true"
                     )
         if earlier["processes"] != self.record["processes"]:  # which make the batch of a step

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toolkit.base.errors import UserError, first_line
+from toolkit.base.errors import NotFiniteError, UserError, first_line
 from toolkit.base.files import atomic_directory, discard
 from toolkit.base.processes import processes
 from toolkit.base.reading import read_json
@@ -51,7 +51,7 @@ def save_checkpoint(
     parts = {part: {name: local(tensor) for name, tensor in tensors.items()} for part, tensors in parts.items()}
     for name in PARTS:
         if bad := not_finite(parts[name].items()):
-            raise UserError(f"{name}: '{bad}' holds NaN or infinity at step {step}")
+            raise NotFiniteError(f"{name}: '{bad}' holds NaN or infinity at step {step}")
     if shards is not None and not processes().is_main:
         _write_shard(Path(processes().from_main(None)), parts, divided, shards)
         processes().wait()

@@ -24,10 +24,7 @@ from toolkit.base.errors import UserError
 from toolkit.base.processes import processes
 from toolkit.training.config import ParallelismConfig
 
-NAMED_BY = (
-    "_no_split_modules",
-    "_fsdp_wrap_modules",
-)  # lists of class names, of transformers and diffusers, and LeRobot
+NAMED_BY = ("_no_split_modules", "_fsdp_wrap_modules")  # class names, in transformers and diffusers, and in LeRobot
 PLUGINS = ("fsdp", "deepspeed", "megatron_lm", "parallelism_config")  # of `accelerate launch --use_...`
 ENTRANCES = ("loss", "sample")  # methods through which an objective is run
 

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from toolkit.base.errors import UserError
+from toolkit.base.errors import NotFiniteError, UserError
 from toolkit.base.progress import progress
 from toolkit.data.batches import RNG, BatchSource, Part
 from toolkit.training.checkpoint import load_checkpoint, save_checkpoint, saved_steps
@@ -101,7 +101,7 @@ def train(
         if saving and (accelerator.is_main_process or shards is not None):
             try:
                 save_checkpoint(checkpoints, done, objective, optimizer, average, metrics, shards)
-            except UserError as error:
+            except NotFiniteError as error:
                 raise diverged(description, str(error), done, checkpoints) from error
         speed.leave_out(let_look(watch, log, objective, average, done, everywhere=shards is not None))
     for opened in (bar, batches, log):

@@ -72,7 +72,9 @@ def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
     parts: list[Any] = [
         nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in (whole, divided)
     ]
-    norm = torch.linalg.vector_norm(torch.stack([part.full_tensor() if is_sharded(part) else part for part in parts]))
+    device = parameters[0].device  # the norm of no gradients is a number on the CPU
+    norms = [(part.full_tensor() if is_sharded(part) else part).to(device) for part in parts]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
     for kind in (whole, divided):
         nn.utils.clip_grads_with_norm_(kind, most, norm)
     return norm

@@ -62,12 +62,16 @@ def make_accelerator(config: RuntimeConfig, directory: Path | None = None) -> Ac
     return accelerator
 
 
-def take_gpu(number: int) -> None:
-    """Let this process, which has used no GPU yet, see one alone: the number-th, in turn, of those that it sees now."""
+def take_gpus(number: int, sharers: int) -> None:
+    """Let this process, which has used no GPU yet, see its share alone of those that it sees now.
+
+    number: from 0 on, among the processes that share them; where there are fewer GPUs, one each, in turn.
+    """
     if count := torch.cuda.device_count():
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         names = visible if len(visible) == count else list(map(str, range(count)))
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[number % count]
+        own = names[number % sharers :: sharers] if sharers < count else [names[number % count]]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
 
 
 def name_gpu(number: int) -> None:
