@@ -95,6 +95,16 @@ def test_resume_needs_the_same_settings(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- overwrite
 
 
+def test_settings_that_are_newer_than_a_run_count_as_their_defaults(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), start(tmp_path / "run", config={"seed": 0}) as begun:
+        fail(begun, "part")
+    options: dict[str, Any] = {"overwrite": False, "resume": True, "defaults": {"seed": 0, "new": {"size": 1}}}
+    with pytest.raises(UserError, match=r"was begun with new\.size=1, not 2"):
+        Run("collect", tmp_path / "run", {"seed": 0, "new": {"size": 2}}, **options).__enter__()
+    with Run("collect", tmp_path / "run", {"seed": 0, "new": {"size": 1}}, **options) as run:
+        make(run, "rest")
+
+
 def test_overwriting_removes_what_vag_wrote_and_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "run"
     finish(out, "dataset/a", "b", text="old")
