@@ -210,7 +210,9 @@ def test_the_job_of_the_page_holds_a_cluster(tmp_path: Path) -> None:
         (bin_ / name).write_text(f"#!/bin/sh\n{line}\n")
         (bin_ / name).chmod(0o755)
     environment = {**os.environ, **QUIET, "PATH": f"{bin_}:{os.environ['PATH']}", "SLURM_NNODES": "2"}
-    environment |= {"SLURM_JOB_NODELIST": "two", "PYTHONPATH": str(PAGE.parents[1])}
+    environment |= {"SLURM_JOB_NODELIST": "two", "PYTHONPATH": str(PAGE.parents[1]), "HOME": str(tmp_path)}
+    ray = [str(Path(sys.executable).with_name("ray")), "get-auth-token", "--generate"]
+    subprocess.run(ray, env={**environment, "RAY_AUTH_MODE": "token"}, check=True, capture_output=True)
     job = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=environment, start_new_session=True)
     try:
         assert job.wait(500) == 0
