@@ -36,6 +36,7 @@ def two_nodes(gpus: int = 0) -> Iterator[Nodes]:
     ray.shutdown()  # of another cluster
     before = dict(os.environ)
     os.environ.update(QUIET)
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # which Ray compares with the GPUs that a node says to have
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 1, "num_gpus": 0, "object_store_memory": STORE, "include_dashboard": False},

@@ -113,6 +113,7 @@ def test_mistakes_are_one_line(nodes: Nodes, dataset: Path, tmp_path: Path, caps
         assert not (tmp_path / "out").exists()
 
 
+@LONG
 def test_a_policy_is_rolled_out_in_parts(nodes: Nodes, tmp_path: Path) -> None:
     """By two processes of this machine and by the cluster the same; every scene once, in order."""
     words = ["tasks=[plate-slide]", "episodes_per_task=2", "image_size=64", "num_steps=60"]

@@ -73,7 +73,8 @@ def test_lanes_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         *((1, "GPU-a", 5, 9, "GPU-a"), (8, None, 0, 1, "0,1,2,3,4,5,6,7"), (8, None, 1, 3, "1,4,7")),
     ):
         monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that what is set below is taken back in the end
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
         if before is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
         take_gpus(number, lanes)
@@ -81,7 +82,8 @@ def test_lanes_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_workers_compute_on_the_gpu_of_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "")
+    monkeypatch.delenv("LOCAL_RANK")
     name_gpu(3)
     assert "LOCAL_RANK" not in os.environ  # no GPU here
     monkeypatch.setattr(torch, "cuda", SimpleNamespace(is_available=lambda: True, device_count=lambda: 2))

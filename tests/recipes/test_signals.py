@@ -95,7 +95,7 @@ def test_each_process_of_a_command_keeps_libraries_quiet(tmp_path: Path, monkeyp
     levels = []
     monkeypatch.setattr(stages, "_run_all", lambda *_: levels.append(logging.getLogger("lerobot").level) or 0)
     with pytest.raises(SystemExit):
-        stages._run_chain(tmp_path, stages.Chain([], set()), 0)
+        stages._run_chain(tmp_path, 1, stages.Chain([], set()), 0)
     assert levels == [logging.ERROR]
 
 
