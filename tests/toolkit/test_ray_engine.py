@@ -220,6 +220,7 @@ def test_a_lost_node_loses_nothing(work: ModuleType, tmp_path: Path) -> None:
             if len(found) == 4:
                 nodes.kill_one()
         assert found == paths
+        assert list(opened(nodes, tmp_path).map(work.slow_square, [3], description="at once")) == [9]
         assert all(path.exists() for path in paths)
         ended = time.monotonic() + 60
         while engine.workers > 1:  # the head has not heard of it yet

@@ -205,6 +205,7 @@ class RayEngine(Engine):
 
     def _check_nodes(self, shared: Path) -> None:
         """Raise UserError unless all nodes see a file that this one writes, and run the same commit."""
+        from ray import exceptions
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         token = uuid.uuid4().hex
@@ -220,6 +221,9 @@ class RayEngine(Engine):
                 name = f"{self._where}: node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
                 try:
                     found, folder, commit = self._ray.get(reference, timeout=PROBE)
+                except (exceptions.TaskUnschedulableError, exceptions.NodeDiedError, exceptions.WorkerCrashedError):
+                    warn(f"{name} was lost; the others do the work")  # the cluster has only now heard of it
+                    continue
                 except Exception as error:
                     raise UserError(
                         f"{name} cannot run this project: {first_line(error)}; install it there as here"
