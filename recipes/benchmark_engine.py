@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -118,28 +117,27 @@ class Turns:
         return out, 60 * self.config.episodes / float(read_json(out / "run.json")["wall_seconds"])
 
     def _run(self, root: Path, words: Sequence[str]) -> list[int]:
-        """Run a command of a checkout to its end; peaks of memory [byte], of a quarter of its time and of all.
+        """Run a command of a checkout to its end; the memory [byte] that it took, at each look.
 
         Raises UserError with its last line if it fails.
         """
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "policies/plugin")])}
         command = [sys.executable, "-m", "recipes.cli", *words]
-        with subprocess.Popen(
-            command, cwd=self.scratch, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            said = list[bytes]()
-            reader = threading.Thread(target=lambda: said.append(process.stdout.read()))  # type: ignore[union-attr]
-            reader.start()
+        said, sizes = self.scratch / "said.txt", list[int]()
+        with (
+            said.open("wb") as file,
+            subprocess.Popen(
+                command, cwd=self.scratch, env=environment, stdout=file, stderr=subprocess.STDOUT
+            ) as process,
+        ):
             try:
-                sizes = list[int]()
                 while process.poll() is None:
                     sizes.append(tree_memory(process.pid))
                     time.sleep(POLL)
             finally:
                 process.terminate()
-            reader.join()
         if process.returncode:
-            last = (b"".join(said).decode(errors="replace").strip().splitlines() or ["it printed nothing"])[-1]
+            last = (said.read_text(errors="replace").strip().splitlines() or ["it printed nothing"])[-1]
             raise UserError(f"benchmark engine: vag {words[0]} of {root} failed: {last[-300:]}")
         return sizes
 
@@ -150,7 +148,6 @@ class Turns:
         script = (
             "import time, pathlib; began = time.perf_counter()\n"
             "from toolkit.base.engine import EngineConfig, open_engine\n"
-            "from toolkit.base.provenance import git_sha\n"
             f"engine = open_engine(EngineConfig(kind='ray'), pathlib.Path({str(out)!r}))\n"
             "list(engine.map(str, range(2 * engine.workers), description='start'))\n"
             "print(time.perf_counter() - began)\n"

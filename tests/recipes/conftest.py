@@ -3,15 +3,18 @@
 import importlib
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from omegaconf import OmegaConf
 
@@ -93,6 +96,22 @@ def torchrun() -> Callable[..., subprocess.Popen[str]]:
         )
 
     return run_torchrun
+
+
+@pytest.fixture(scope="session")
+def killed() -> Callable[[subprocess.Popen[str], Path], str]:
+    """killed(process of torchrun, checkpoints): all its processes end at the first checkpoint; what it said."""
+
+    def kill(started: subprocess.Popen[str], checkpoints: Path) -> str:
+        while not any(checkpoints.glob("step_*")) and started.poll() is None:
+            time.sleep(0.02)
+        group = [*psutil.Process(started.pid).children(recursive=True), psutil.Process(started.pid)]
+        for process in group:
+            process.send_signal(signal.SIGKILL)
+        assert len(group) > 2
+        return started.communicate()[0]
+
+    return kill
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,11 @@
 loads, exact resume. On gloo, with a tiny model of the real classes."""
 
 import json
-import signal
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -121,17 +118,17 @@ def sampled(out: Path) -> GeneratedBatch:
 
 @pytest.mark.slow
 def test_a_killed_divided_training_goes_on_bit_for_bit(
-    clips: Path, runs: Callable[[str, str], Path], together: Together, torchrun: Torchrun, tmp_path: Path
+    clips: Path,
+    runs: Callable[[str, str], Path],
+    together: Together,
+    torchrun: Torchrun,
+    killed: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     """Its checkpoint holds halves of the blocks, in a file of each process."""
     words, cut = f"{TRAIN} dataset={clips} {WAYS['full']} {DIVIDED}", tmp_path / "cut"
     started = torchrun(f"{words} out={cut}")
-    while not any((cut / "streams/checkpoints").glob("step_*")) and started.poll() is None:
-        time.sleep(0.02)
-    group = [*psutil.Process(started.pid).children(recursive=True), psutil.Process(started.pid)]
-    for process in group:
-        process.send_signal(signal.SIGKILL)
-    said = started.communicate()[0]
+    said = killed(started, cut / "streams/checkpoints")
     assert "FSDP2: 3 units" in said
     assert json.loads((cut / "run.json").read_text())["status"] == "running"
     saved = next((cut / "streams/checkpoints").glob("step_*"))

@@ -1,13 +1,10 @@
 """Trainings in two processes: what one of twice the batch learns, one writer, one line for an error, exact resume."""
 
 import json
-import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -98,6 +95,7 @@ def test_a_killed_training_of_two_goes_on_bit_for_bit(
     moving_square: Callable[..., Episode],
     together: Callable[..., list[str]],
     torchrun: Callable[..., subprocess.Popen[str]],
+    killed: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     """At the shipped dropout: noise, times and dropout after the resume are those of the undisturbed run.
@@ -112,14 +110,8 @@ def test_a_killed_training_of_two_goes_on_bit_for_bit(
     )
     cut = tmp_path / "cut"
     started = torchrun(f"{words} out={cut}")
-    while not any((cut / "streams/checkpoints").glob("step_*")) and started.poll() is None:
-        time.sleep(0.02)
-    group = [*psutil.Process(started.pid).children(recursive=True), psutil.Process(started.pid)]
-    for process in group:
-        process.send_signal(signal.SIGKILL)
-    started.communicate()
+    killed(started, cut / "streams/checkpoints")
     assert json.loads((cut / "run.json").read_text())["status"] == "running"
-    assert len(group) > 2
     assert cli.main(f"{words} out={cut} resume=true".split()) == 2  # one process alone would learn from other batches
     together(f"{words} out={cut} resume=true", tmp_path)
     together(f"{words} out={tmp_path / 'whole'}", tmp_path)
